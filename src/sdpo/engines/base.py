@@ -1,0 +1,94 @@
+"""What every engine offers: sample completions, score given tokens, take new weights.
+
+An engine sees token ids only. It does not know tasks, chat templates, environments or losses. Randomness comes in as one
+integer seed per completion, so that an attempt is the same whatever batch it is sampled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How completions are drawn.
+
+    Example:
+        Sampling(max_new_tokens=128, stop_ids=(2,), temperature=1.0)
+    """
+
+    max_new_tokens: int
+    """Upper bound of sampled tokens per completion, the stop token included."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end a completion; the sampled one is kept as its last token."""
+    temperature: float = 1.0
+    """Divides the logits; 0 means the most likely token (ties: lowest id)."""
+    top_p: float = 1.0
+    """Nucleus mass in (0, 1]; 1 samples the whole distribution. Log-probs are those of the truncated distribution."""
+    ignore_eos: bool = False
+    """Sample to `max_new_tokens` whatever comes; for benchmarks only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and as many completions as there are seeds; the prompt is computed once.
+
+    Example:
+        GenerationRequest(prompt_ids=(1, 5, 9), seeds=(11, 12, 13))
+    """
+
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+    """One 64-bit non-negative integer per completion; fixes its random numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """Sampled tokens with the log-probabilities they were drawn with.
+
+    Example:
+        Completion(token_ids=(7, 2), logprobs=(-0.3, -0.1), truncated=False)
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Nats, of the distribution sampled from (temperature and top_p applied)."""
+    truncated: bool
+    """True when `max_new_tokens` ended it and not a stop token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """Given tokens whose log-probabilities are wanted.
+
+    Example:
+        ScoreRequest(prompt_ids=(1, 5, 9), completion_ids=(7, 2))
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """Samples and scores with one set of policy weights."""
+
+    policy_version: int
+    """Counter of the weights in use; stamped into every rollout."""
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """Completions per request, in the order of its seeds. Equal seeds give equal completions in any batch."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
+        """Log-probability of each completion token given prompt and earlier tokens, nats."""
+        ...
+
+    def load_weights(self, model: torch.nn.Module, version: int) -> None:
+        """Take the weights of `model`; in process this keeps a reference instead of a copy."""
+        ...
