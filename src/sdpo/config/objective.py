@@ -1,0 +1,199 @@
+"""What can be optimised: divergences, policy-gradient surrogates, token weightings and the named objectives.
+
+A named objective is a class that lists the parts it combines; `training/assemble.py` turns it into the specs of
+`sdpo.losses`. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from sdpo.config.base import Config
+
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Support(Config):
+    top_k: PositiveInt | Literal["all"] = 100
+    """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole vocabulary. Paper: 100
+    without rich feedback, 20 with it."""
+    tail: bool = True
+    """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K. Paper: true."""
+
+
+class ReverseKL(_Support):
+    type: Literal["reverse_kl"] = "reverse_kl"
+    """KL(student | teacher). Paper: with rich feedback and at test time."""
+
+
+class ForwardKL(_Support):
+    type: Literal["forward_kl"] = "forward_kl"
+    """KL(teacher | student)."""
+
+
+class ForwardCE(_Support):
+    type: Literal["forward_ce"] = "forward_ce"
+    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another value."""
+
+
+class JSD(_Support):
+    type: Literal["jsd"] = "jsd"
+    """Jensen-Shannon divergence. Paper: without rich feedback."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
+
+
+Divergence = Annotated[ReverseKL | ForwardKL | ForwardCE | JSD, Field(discriminator="type")]
+
+
+class NoWeighting(Config):
+    type: Literal["none"] = "none"
+    """Every token counts the same."""
+
+
+class PositionWeighting(Config):
+    type: Literal["position"] = "position"
+    """w_t = w_min + (1-w_min) sigmoid((t/T - tau)/s) (2605.21606)."""
+    w_min: Fraction = 0.25
+    """Weight of the earliest tokens, relative to the last."""
+    tau: Fraction = 0.30
+    """Relative position where the weight has risen half way."""
+    s: PositiveFloat = 0.10
+    """Width of the rise, in relative positions."""
+
+
+class EntropyWeighting(Config):
+    type: Literal["entropy"] = "entropy"
+    """w = exp(-beta H(teacher)) over its mean in the whole batch (SRPO, 2604.02288)."""
+    beta: NonNegative = 1.0
+    """Strength per nat of the teacher's entropy. SRPO: 1."""
+
+
+Weighting = Annotated[
+    NoWeighting | PositionWeighting | EntropyWeighting, Field(discriminator="type")
+]
+
+
+class PolicyGradient(Config):
+    """The reward component, Eq. 12."""
+
+    kind: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """Surrogate: clipped token ratios, clipped sequence ratios, or clipped stop-gradient ratios."""
+    eps_low: NonNegative = 0.2
+    """Ratios below 1 - eps_low are clipped."""
+    eps_high: NonNegative = 0.28
+    """Ratios above 1 + eps_high are clipped. Paper: 0.28."""
+    ratio_cap: PositiveFloat = 2.0
+    """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
+    normalization: Literal["token", "sequence", "fixed"] = "token"
+    """Denominator: trained tokens of the whole batch, mean per rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
+    std: bool = False
+    """Whether advantages are divided by the group's standard deviation. Paper: false."""
+
+
+class _Objective(Config):
+    kl_coefficient: NonNegative = 0.0
+    """Weight of KL(student | initial model) per trained token, over the whole vocabulary. Paper: 0."""
+
+
+class _Distilling(_Objective):
+    divergence: Divergence = JSD()
+    """Distance between student and self-teacher."""
+    granularity: Literal["logit", "token", "sequence"] = "logit"
+    """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
+    advantage_clip: PositiveFloat | Literal["off"] = "off"
+    """Bound on |log teacher - log student| before it becomes credit. Paper: 5 at test time."""
+    ratio_cap: PositiveFloat = 2.0
+    """Cap of the importance weight of a token sampled by older weights. Paper: 2."""
+    importance: Literal["token", "logit"] = "token"
+    """Off-policy correction per sampled token, or per logit with a clipped surrogate (Eq. 13). Paper: token."""
+    sequence_estimator: NonNegative = 0.0
+    """Weight of the sequence-level term of Eq. 8. Paper: 0, no gain measured."""
+    weighting: Weighting = NoWeighting()
+    """How strongly each distilled token counts."""
+
+
+class Sdpo(_Distilling):
+    type: Literal["sdpo"] = "sdpo"
+    """Self-distillation alone (Eq. 1)."""
+
+
+class Grpo(_Objective):
+    type: Literal["grpo"] = "grpo"
+    """Rewards alone: the paper's baseline (Eq. 12)."""
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class Hybrid(_Distilling):
+    type: Literal["hybrid"] = "hybrid"
+    """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
+    mix: Fraction = 0.9
+    """Weight of the reward component. Paper: 0.9 in Fig. 11."""
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class Srpo(_Distilling):
+    type: Literal["srpo"] = "srpo"
+    """Failed rollouts with a solved sibling are distilled, all others get the policy gradient (2604.02288)."""
+    weighting: Weighting = EntropyWeighting()
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class ScSdpo(_Distilling):
+    type: Literal["sc_sdpo"] = "sc_sdpo"
+    """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
+
+
+class Rlsd(_Objective):
+    type: Literal["rlsd"] = "rlsd"
+    """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
+    mix: Fraction = 0.5
+    """lambda: share of the advantage that the teacher modulates; decays to 0."""
+    decay_steps: PositiveInt = 50
+    """Steps over which `mix` falls linearly to 0."""
+    clip: Fraction = 0.2
+    """The teacher's factor stays within 1 +- clip."""
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class Rlcsd(_Objective):
+    type: Literal["rlcsd"] = "rlcsd"
+    """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
+    scale: PositiveFloat = 1.0
+    """beta: size of the contrast term."""
+    mix: Fraction = 0.5
+    """lambda: share of the contrast term."""
+    tau: PositiveFloat = 0.02
+    """Temperature of the tanh, nats."""
+    num_negatives: PositiveInt = 4
+    """Wrong demonstrations averaged per rollout."""
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class Sdpg(_Distilling):
+    type: Literal["sdpg"] = "sdpg"
+    """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model (2606.04036)."""
+    divergence: Divergence = ReverseKL(top_k="all")
+    coefficient: NonNegative = 1e-3
+    """Weight of the distillation component."""
+    kl_coefficient: NonNegative = 1e-3
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
+class Sft(_Objective):
+    type: Literal["sft"] = "sft"
+    """Likelihood of solved attempts sampled from the self-teacher in its contexts (Table 5's baseline)."""
+
+
+Objective = Annotated[
+    Sdpo | Grpo | Hybrid | Srpo | ScSdpo | Rlsd | Rlcsd | Sdpg | Sft, Field(discriminator="type")
+]

@@ -1,0 +1,315 @@
+"""Every setting of a run. One class per section; the class default is the only default.
+
+Loads no torch. `sdpo config show RECIPE` prints resolved values with their origin; `load.py` reads files and overrides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sdpo.config.base import Config
+from sdpo.config.objective import Fraction, NonNegative, Objective, Sdpo
+
+
+class FullWeights(Config):
+    type: Literal["full"] = "full"
+    """Every weight trains, as in the paper."""
+
+
+class Lora(Config):
+    type: Literal["lora"] = "lora"
+    """Low-rank adapters (PEFT); the initial model stays available for free as the adapter-less model."""
+    rank: PositiveInt = 16
+    """Rank of each adapter."""
+    alpha: PositiveFloat = 32.0
+    """Scale; the update is alpha / rank times the product."""
+
+
+Adapter = Annotated[FullWeights | Lora, Field(discriminator="type")]
+
+
+class Model(Config):
+    name: str = "smollm2-135m-instruct"
+    """Hub id, folder, GGUF file, or the demo model. Paper: Qwen/Qwen3-8B, allenai/Olmo-3-7B-Instruct."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type; auto takes bfloat16 where the hardware multiplies it natively. Optimizer state is float32 always."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    adapter: Adapter = FullWeights()
+    """Which weights train."""
+    chat_template_kwargs: dict[str, bool | int | str] = {}
+    """Passed to the chat template, for instance `{enable_thinking = false}`. Paper: thinking off."""
+
+
+class CodeEnv(Config):
+    type: Literal["code"] = "code"
+    """Python programs judged by tests."""
+    tasks: str = "python-basics"
+    """Built-in set, or the path of a .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
+    sandbox: Literal["auto", "none"] = "auto"
+    """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into the run."""
+    reward: Literal["solved", "fraction"] = "solved"
+    """1 when every test passes, or the share of passed tests. Paper: solved."""
+    stop_after_failures: PositiveInt = 2
+    """Failed tests after which the rest of an attempt's tests are not run (only with reward `solved`)."""
+    max_feedback_chars: PositiveInt = 2000
+    """Upper bound of one feedback text."""
+
+
+class ChoiceEnv(Config):
+    type: Literal["choice"] = "choice"
+    """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
+    tasks: str
+    """Path of a .json or .jsonl file."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation when the file has no split of its own; chosen by the row's id."""
+
+
+class ToolsEnv(Config):
+    type: Literal["tools"] = "tools"
+    """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
+    tasks: str
+    """Path of a .json or .jsonl file."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation; chosen by the row's id."""
+
+
+class MathEnv(Config):
+    type: Literal["math"] = "math"
+    """Final answers in \\boxed{} compared symbolically (math-verify)."""
+    tasks: str
+    """Path of a .jsonl file of {"problem", "answer"}."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation; chosen by the row's id."""
+
+
+class CustomEnv(Config):
+    type: Literal["custom"] = "custom"
+    """An environment of the user's."""
+    path: str
+    """`package.module:Name` of an `Env` instance, or of a callable that returns one."""
+
+
+Env = Annotated[
+    CodeEnv | ChoiceEnv | ToolsEnv | MathEnv | CustomEnv, Field(discriminator="type")
+]
+
+
+class LocalEngine(Config):
+    type: Literal["local"] = "local"
+    """In process, sharing the trained weights."""
+    max_sequences: PositiveInt = 64
+    """Completions decoded at once; more wait. Bounds the key-value cache."""
+
+
+class VllmEngine(Config):
+    type: Literal["vllm"] = "vllm"
+    """vLLM in process; needs the extra `vllm`."""
+    memory_fraction: Fraction = 0.4
+    """Share of the device's memory for vLLM."""
+
+
+Engine = Annotated[LocalEngine | VllmEngine, Field(discriminator="type")]
+
+
+class Rollout(Config):
+    tasks_per_step: PositiveInt = 8
+    """Tasks sampled each step, without replacement until all were seen. Paper: 32."""
+    group_size: PositiveInt = 8
+    """Attempts per task. Paper: 8."""
+    max_prompt_tokens: PositiveInt = 512
+    """A longer prompt is an error. Paper: 2048."""
+    max_completion_tokens: PositiveInt = 128
+    """Attempts end here at the latest and count as truncated. Paper: 8192."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; student and teacher are compared at it. Paper: 1."""
+    ignore_eos: bool = False
+    """Sample to the limit whatever comes; for benchmarks only."""
+    max_turns: PositiveInt = 1
+    """Completions per attempt in environments that reply."""
+    engine: Engine = LocalEngine()
+    """Who samples."""
+
+
+class Context(Config):
+    demonstration: Literal["random", "none", "other_task"] = "random"
+    """Solved sibling shown to the teacher. `other_task` is a control: another question's solution."""
+    own_demonstration: bool = False
+    """Whether a solved attempt may be its own demonstration when no sibling solved. Released code of the paper: false."""
+    feedback: Literal["always", "without_demonstration", "never"] = "without_demonstration"
+    """When the attempt's own feedback is shown. Paper: without_demonstration."""
+    attempt: bool = False
+    """Whether the attempt itself is shown next to its feedback (Table 6: lowers entropy and accuracy). Paper: false."""
+    plain: bool = False
+    """Control: every attempt gets the bare task as its teacher context (`no_context`)."""
+    layout: Literal["single_turn", "turns"] = "single_turn"
+    """One user turn (the paper), or the demonstration as an earlier answer in the chat."""
+    max_tokens: PositiveInt = 1024
+    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the frame never."""
+
+
+class Live(Config):
+    type: Literal["live"] = "live"
+    """The student's own current weights. No extra memory."""
+
+
+class Frozen(Config):
+    type: Literal["frozen"] = "frozen"
+    """The initial weights. One copy of the weights."""
+
+
+class Ema(Config):
+    type: Literal["ema"] = "ema"
+    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in the compute type if
+    that is not float32."""
+    rate: Fraction = 0.05
+    """Paper: 0.05 without rich feedback, 0.01 with it."""
+
+
+class Snapshot(Config):
+    type: Literal["snapshot"] = "snapshot"
+    """The student as it was at the last multiple of `every` steps. One copy of the weights."""
+    every: PositiveInt = 10
+    """Steps between refreshes. RLCSD: 10."""
+
+
+class Gated(Config):
+    type: Literal["gated"] = "gated"
+    """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe (2606.03532). One copy."""
+    every: PositiveInt = 10
+    """Steps between the decisions, and the window both averages are taken over."""
+    min_gain: NonNegative = 0.0
+    """Rise of the mean reward that a refresh needs."""
+    max_tail_growth: PositiveFloat = 1.2
+    """A refresh needs the p90 of completion lengths below this factor times that of the last refresh."""
+
+
+class TrustRegion(Config):
+    type: Literal["trust_region"] = "trust_region"
+    """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy, two teacher passes."""
+    mix: Fraction = 0.01
+    """Share of the current student in the geometric mean. Paper: 0.01."""
+
+
+Schedule = Annotated[
+    Live | Frozen | Ema | Snapshot | Gated | TrustRegion, Field(discriminator="type")
+]
+
+
+class Teacher(Config):
+    context: Context = Context()
+    """What the teacher sees."""
+    schedule: Schedule = Ema()
+    """Whose weights it has."""
+
+
+class Optim(Config):
+    lr: PositiveFloat = 1e-5
+    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with it."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay. Paper: 0.01."""
+    grad_clip: PositiveFloat = 1.0
+    """Bound of the global gradient norm. Paper: 1."""
+    updates_per_step: PositiveInt = 1
+    """Optimizer updates a step, each on its own share of the step's tasks; more than 1 is off-policy. Paper: 1 without
+    rich feedback, 32 (one task each) with it."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Packed tokens per forward pass; changes memory and speed, never the result."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class Eval(Config):
+    every: NonNegativeInt = 10
+    """Steps between evaluations; also before the first and after the last step. 0: only before and after."""
+    samples: PositiveInt = 4
+    """Attempts per task. Paper: 16 without rich feedback, 4 with it."""
+    max_tasks: NonNegativeInt = 0
+    """Evaluate the first so many tasks; 0 means all."""
+    temperature: PositiveFloat = 0.6
+    """Paper: 0.6."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Paper: 0.95."""
+
+
+class Checkpoint(Config):
+    every: NonNegativeInt = 10
+    """Steps between checkpoints; also after the last step. 0: only after the last."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+class Credit(Config):
+    rollouts: NonNegativeInt = 2
+    """Rollouts per step whose token credit is kept for the report; 0 keeps none."""
+
+
+class Canaries(Config):
+    action: Literal["warn", "stop", "rollback"] = "warn"
+    """What happens when a canary fires: a line, the end of the run, or the last good checkpoint with half the rate."""
+    patience: PositiveInt = 3
+    """Consecutive bad steps before a canary fires."""
+
+
+class Log(Config):
+    backends: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Services that receive the metrics besides metrics.jsonl."""
+
+
+class Select(Config):
+    pass_at: PositiveInt = 64
+    """k of the pass@k that decides."""
+    below: Fraction = 0.5
+    """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard."""
+
+
+class Discover(Config):
+    methods: tuple[Literal["self_distillation", "best_of_k", "multi_turn"], ...] = (
+        "self_distillation",
+        "best_of_k",
+        "multi_turn",
+    )
+    """Methods to run on each task."""
+    tasks: tuple[str, ...] = ()
+    """Task ids; empty means all, or those that `select` keeps."""
+    split: Literal["train", "eval"] = "eval"
+    """Split the tasks come from."""
+    budget: PositiveInt = 256
+    """Attempts per task, method and seed. Paper: 2750."""
+    batch: PositiveInt = 16
+    """Attempts per step. Paper: 16."""
+    seeds: PositiveInt = 3
+    """Independent repetitions. Paper: 5."""
+    select: Select | Literal["off"] = "off"
+    """Measure pass@k first and keep the hard tasks only."""
+    window_tokens: PositiveInt = 1024
+    """Multi-turn: budget of the accumulated prompt, first in first out. Paper: 32k."""
+    show_attempts: bool = False
+    """Multi-turn: keep earlier attempts next to their feedback. Paper: worse."""
+
+
+class RunConfig(Config):
+    """A whole run; `sdpo config show` prints one."""
+
+    seed: NonNegativeInt = 0
+    """Decides task order, sampling, demonstrations and everything else that is random."""
+    steps: PositiveInt = 40
+    """Rounds of collect and update."""
+    run: str = "runs/sdpo"
+    """Directory the run writes to."""
+    model: Model = Model()
+    env: Env = CodeEnv()
+    rollout: Rollout = Rollout()
+    teacher: Teacher = Teacher()
+    objective: Objective = Sdpo()
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    credit: Credit = Credit()
+    canaries: Canaries = Canaries()
+    log: Log = Log()
+    discover: Discover = Discover()

@@ -1,0 +1,138 @@
+"""The environment contract: load tasks, judge rollouts, optionally reply and prove that gold references pass.
+
+An environment is plain Python over records; it knows no model, tokenizer or tensor. `env(tasks, judge)` makes one from a
+list and a function.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sdpo.errors import ConfigError, TaskError
+from sdpo.records import Rollout, Task, Turn, Verdict
+
+
+@runtime_checkable
+class Env(Protocol):
+    """What training, evaluation and discovery need of an environment.
+
+    `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must not depend on call
+    order; what it raises stops the run. Two optional methods: `reply(task, turns) -> Message | None` continues a
+    conversation (None ends it), `check() -> CheckReport` proves that references pass and a trivial answer fails. An
+    optional `close()` frees processes.
+    """
+
+    def load(self, split: str) -> Sequence[Task]:
+        """Tasks of a split, in a fixed order."""
+        ...
+
+    def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
+        """The verdict on one rollout of `task`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """Outcome of an environment's self-check.
+
+    Example:
+        CheckReport(num_tasks=160, failures={"clamp": "reference fails test 2"}, skipped=0)
+    """
+
+    num_tasks: int
+    failures: Mapping[str, str]
+    """Task id to what is wrong with it."""
+    skipped: int
+    """Tasks without a reference to check."""
+
+
+Judge = Callable[[Task, Rollout], "Verdict | float | Awaitable[Verdict | float]"]
+
+
+class FunctionEnv:
+    """An environment made of a list of tasks and a judging function."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        judge: Judge,
+        *,
+        eval_tasks: Sequence[Task] | None = None,
+        reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+    ) -> None:
+        if not tasks:
+            raise TaskError("env(tasks=[]): at least one task is needed")
+        seen: set[str] = set()
+        for task in tasks:
+            if task.id in seen:
+                raise TaskError(f"task id {task.id!r} occurs twice; ids must be unique")
+            seen.add(task.id)
+        self._splits = {"train": tuple(tasks), "eval": tuple(eval_tasks or tasks)}
+        self._judge = judge
+        if reply is not None:
+            self.reply = reply
+
+    def load(self, split: str) -> Sequence[Task]:
+        """Tasks of `train` or `eval`; `eval` is `train` again when no evaluation tasks were given."""
+        if split not in self._splits:
+            raise ConfigError(f"split {split!r} does not exist; this environment has train and eval")
+        return self._splits[split]
+
+    async def judge(self, task: Task, rollout: Rollout) -> Verdict:
+        """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""
+        verdict = self._judge(task, rollout)
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
+        if isinstance(verdict, (int, float)):
+            verdict = Verdict(reward=float(verdict), solved=verdict >= 1)
+        if not isinstance(verdict, Verdict):
+            raise TypeError(
+                f"judge returned {type(verdict).__name__} for task {task.id!r}; return a Verdict or a number"
+            )
+        return verdict
+
+
+def env(
+    tasks: Sequence[Task | Mapping[str, object] | str],
+    judge: Judge,
+    *,
+    eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
+    reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+) -> FunctionEnv:
+    """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
+
+    A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a bare prompt, whose id is
+    then `task-N`. Raises `TaskError` for an empty list, a repeated id or an unknown field.
+    """
+    return FunctionEnv(
+        [as_task(task, index) for index, task in enumerate(tasks)],
+        judge,
+        eval_tasks=None
+        if eval_tasks is None
+        else [as_task(task, index) for index, task in enumerate(eval_tasks)],
+        reply=reply,
+    )
+
+
+def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
+    """The `Task` that a mapping or a bare prompt stands for."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str):
+        task = {"prompt": task}
+    fields = dict(task)
+    if "prompt" in fields:
+        fields["messages"] = ({"role": "user", "content": fields.pop("prompt")},)
+    fields.setdefault("id", f"task-{index}")
+    unknown = set(fields) - {"id", "messages", "reference", "metadata"}
+    if unknown or "messages" not in fields:
+        raise TaskError(
+            f"task {fields['id']!r}: "
+            + (f"unknown fields {sorted(unknown)}" if unknown else "no prompt")
+            + "; a task has id, prompt or messages, reference, metadata"
+        )
+    fields["messages"] = tuple(fields["messages"])  # ty: ignore[invalid-argument-type]
+    return Task(**fields)  # ty: ignore[invalid-argument-type]
