@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 THINKING_MARKERS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"))
 """Opening and closing texts of hidden reasoning in templates of the supported families."""
 
+_MARK = "\u241eanswer\u241e"
+"""Stands for an assistant's message when the template is asked what it puts around one."""
+
 
 class Chat:
     """A tokenizer's chat template with its generation boundary."""
@@ -68,6 +71,15 @@ class Chat:
         """Token ids of already rendered text; special tokens in it are read as such, none are added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def reply_ids(self, reply: Message, *, ended: bool) -> tuple[int, ...]:
+        """Tokens between a completion and the next one: end of turn (unless `ended` with it), `reply`, generation prompt.
+
+        Sampled tokens are kept as they were; only what the template puts around the reply is added.
+        """
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}, dict(reply)]
+        ids = self.text_ids(self.render(turns).rpartition(_MARK)[2])
+        return ids[1:] if ended and ids[0] in self.stop_ids else ids
+
     def decode(self, completion_ids: Sequence[int]) -> str:
         """Text of a completion without its end-of-turn token; other special tokens stay visible."""
         ids = list(completion_ids)
@@ -79,13 +91,25 @@ class Chat:
         assert isinstance(text, str)
         return text
 
+    def as_content(self, text: str) -> str:
+        """An attempt's text made safe to show in another prompt: no hidden reasoning, no live special tokens.
+
+        Reasoning is removed by the markers the template itself knows. A special token inside is broken up, so that what the
+        model wrote cannot end a turn.
+        """
+        template = str(self.tokenizer.chat_template)
+        known = [pair for pair in THINKING_MARKERS if pair[1] in template]
+        text = strip_thinking(text, known or THINKING_MARKERS[:1])
+        for token in self.tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
     def _probe_end_of_turn(self) -> str:
         """Text the template puts right after an assistant's message, found by rendering one."""
-        mark = "\u241eanswer\u241e"
-        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": mark}]
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}]
         rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._kwargs)
         assert isinstance(rendered, str)
-        return rendered.rpartition(mark)[2]
+        return rendered.rpartition(_MARK)[2]
 
 
 def _stop_ids(
@@ -107,9 +131,11 @@ def _stop_ids(
     return tuple(dict.fromkeys(found))
 
 
-def strip_thinking(text: str) -> str:
+def strip_thinking(
+    text: str, markers: Sequence[tuple[str, str]] = THINKING_MARKERS
+) -> str:
     """`text` without hidden reasoning: everything up to the last closing marker, and an unclosed opening to the end."""
-    for opening, closing in THINKING_MARKERS:
+    for opening, closing in markers:
         if closing in text:
             text = text.rpartition(closing)[2]
         elif opening in text:

@@ -1,0 +1,230 @@
+"""Recipes and overrides to a `RunConfig`, with the origin of every value and errors that name the cure.
+
+Precedence: class default < files left to right < `key=value` overrides. Literals in overrides are TOML's; a bare word that is
+not a TOML literal is taken as a string.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sdpo.config.schema import RunConfig
+from sdpo.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+ENV_FIELD = "versions"
+"""Key of a run's config.json that holds facts about the machine instead of settings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A resolved config and where each explicitly set key came from.
+
+    Example:
+        Loaded(config=RunConfig(), origins={"optim.lr": "quickstart.toml"})
+    """
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """Recipes that ship with the package, by name."""
+    return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+
+
+def load_config(arguments: Sequence[str]) -> RunConfig:
+    """The config that recipes and overrides in `arguments` resolve to; see `load`."""
+    return load(arguments).config
+
+
+def load(arguments: Sequence[str]) -> Loaded:
+    """Read recipes (built-in names, .toml files, a run's config.json) and `key=value` overrides, left to right.
+
+    Raises `ConfigError` for a missing file, bad TOML, an unknown key (with a suggestion and the section's keys) or a bad value.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    overrides: dict[str, Any] = {}
+    for argument in arguments:
+        if "=" in argument:
+            key, _, literal = argument.partition("=")
+            _set(overrides, key.strip(), _literal(literal.strip()), argument)
+            origins[key.strip()] = "command line"
+        else:
+            values = _read(argument)
+            _merge(merged, values)
+            origins |= dict.fromkeys(_leaves(values), argument)
+    _merge(merged, overrides)
+    return Loaded(config=resolve(merged), origins=origins)
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """A `RunConfig` from nested plain values. Raises `ConfigError` naming every wrong key and its fix."""
+    try:
+        return RunConfig.model_validate(_complete(RunConfig, values))
+    except ValidationError as error:
+        # A wrong key inside `X | "off"` is also reported as not being "off"; that line would only confuse.
+        relevant = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
+        raise ConfigError("\n".join(_explain(e) for e in relevant or error.errors())) from None
+
+
+def dump(config: BaseModel) -> dict[str, Any]:
+    """Nested plain values that `resolve` turns back into an equal config."""
+    return json.loads(config.model_dump_json())
+
+
+def _read(name: str) -> dict[str, Any]:
+    recipes = builtin_recipes()
+    path = recipes.get(name, Path(name))
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        close = difflib.get_close_matches(name, recipes, n=1)
+        raise ConfigError(
+            f"recipe {name!r} is neither a built-in recipe nor a file"
+            + (f"; did you mean {close[0]!r}?" if close else "")
+            + f" Built-in: {', '.join(recipes)}"
+        )
+    try:
+        text = path.read_text()
+        if path.suffix != ".json":
+            return tomllib.loads(text)
+        values = json.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return values["config"] if "config" in values else values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
+    *parents, leaf = key.split(".")
+    if not leaf or not all(parents):
+        raise ConfigError(f"override {argument!r}: write section.key=value, for instance optim.lr=1e-5")
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"override {argument!r}: {parent!r} already has a plain value")
+    target[leaf] = value
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    """Merge sections deeply; a section whose `type` changes starts anew, since the old keys belong to another variant."""
+    for key, value in source.items():
+        old = target.get(key)
+        if isinstance(old, dict) and isinstance(value, Mapping):
+            if "type" in value and value["type"] != old.get("type"):
+                old = target[key] = {}
+            _merge(old, value)
+        elif isinstance(value, Mapping):
+            target[key] = {}
+            _merge(target[key], value)
+        else:
+            target[key] = value
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    leaves = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            leaves.extend(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves.append(prefix + key)
+    return leaves
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line for one pydantic error: the key as the user wrote it, the value, the fix."""
+    cls, path = _walk(error["loc"])
+    key = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        known = list(cls.model_fields)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        section = ".".join(path[:-1]) or "the top level"
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {key!r}.{hint} Keys of {section}: {', '.join(known)}"
+    if error["type"] == "union_tag_invalid":
+        tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "")
+        close = difflib.get_close_matches(str(tag), expected.split(", "), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"{key}.type = {tag!r} is not known.{hint} Choose one of: {expected}"
+    if error["type"] == "union_tag_not_found":
+        return f"{key} needs a type; write {key}.type = ..."
+    if error["type"] == "missing":
+        return f"{key} is required: add it to the recipe or pass {key}=..."
+    return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with the default variant's `type` (and its own settings) wherever a section leaves its type out.
+
+    So `objective.divergence.top_k = 20` changes the default divergence instead of asking which one is meant.
+    """
+    completed = dict(values)
+    for name, value in values.items():
+        field = cls.model_fields.get(name)
+        if field is None or not isinstance(value, Mapping):
+            continue
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel) and value.get("type", _tag(type(default))) == _tag(type(default)):
+            value = {**default.model_dump(exclude_defaults=True), **value}
+            if "type" in type(default).model_fields:
+                value["type"] = _tag(type(default))
+        inner = _section(cls, name, value.get("type"))
+        completed[name] = value if inner is None else _complete(inner, value)
+    return completed
+
+
+def _section(cls: type[BaseModel], name: str, tag: object = None) -> type[BaseModel] | None:
+    """Class of the section `name` of `cls`; in a union the member whose `type` (or class name) is `tag`."""
+    annotation = cls.model_fields[name].annotation
+    members = [m for m in (annotation, *get_args(annotation)) if _is_config(m)]
+    if len(members) == 1:
+        return members[0]
+    named = [m for m in members if tag in (m.model_fields["type"].default, m.__name__)]
+    return named[0] if named else None
+
+
+def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
+    """The innermost config class of an error location, and the location without the union tags pydantic adds."""
+    cls: type[BaseModel] = RunConfig
+    path: list[str] = []
+    parts = [str(part) for part in location]
+    while parts:
+        name = parts.pop(0)
+        path.append(name)
+        if name not in cls.model_fields:
+            continue
+        tag = parts[0] if parts else None
+        inner = _section(cls, name, tag)
+        if inner is None:
+            continue
+        cls = inner
+        if tag in (cls.__name__, _tag(cls)):
+            parts.pop(0)
+    return cls, path
+
+
+def _tag(cls: type[BaseModel]) -> str | None:
+    field = cls.model_fields.get("type")
+    return None if field is None else field.default
+
+
+def _is_config(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,200 @@
+"""env x engine -> groups with verdicts: sample every attempt of a step, then judge all of them concurrently.
+
+Batch-first and turn-synchronous. This is the only file that would change for asynchronous rollouts. It computes no advantage
+and knows no teacher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from sdpo.chat import Chat
+from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
+from sdpo.envs.base import Env
+from sdpo.errors import JudgeError
+from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
+from sdpo.seeds import derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collected:
+    """The groups of one step and how long each part took.
+
+    Example:
+        Collected(groups=[group], generate_s=3.1, judge_s=0.2)
+    """
+
+    groups: list[Group]
+    generate_s: float
+    judge_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """What collecting needs and what stays the same over a run."""
+
+    env: Env
+    engine: Engine
+    chat: Chat
+    max_prompt_tokens: int
+    max_turns: int = 1
+
+    def collect(
+        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
+    ) -> Collected:
+        """`group_size` judged attempts at each task.
+
+        Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other tasks, their order and
+        the batch split do not matter. Raises `PromptTooLongError` and, when a judge raises, `JudgeError`.
+        """
+        start = time.perf_counter()
+        rollouts = self._sample(tasks, group_size, sampling, seed)
+        sampled = time.perf_counter()
+        attempts = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
+        verdicts = judge_all(self.env, attempts)
+        groups = [
+            Group(
+                task=task,
+                rollouts=tuple(group),
+                verdicts=tuple(verdicts[i * group_size : (i + 1) * group_size]),
+            )
+            for i, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+        ]
+        return Collected(
+            groups=groups, generate_s=sampled - start, judge_s=time.perf_counter() - sampled
+        )
+
+    def _sample(
+        self, tasks: Sequence[Task], group_size: int, sampling: Sampling, seed: int
+    ) -> list[list[Rollout]]:
+        prompts = [
+            self.chat.prompt_ids(
+                task.messages, max_tokens=self.max_prompt_tokens, what=f"task {task.id!r}: prompt"
+            )
+            for task in tasks
+        ]
+        requests = [
+            GenerationRequest(
+                prompt_ids=prompt,
+                seeds=tuple(derive(seed, task.id, index, 0) for index in range(group_size)),
+            )
+            for task, prompt in zip(tasks, prompts, strict=True)
+        ]
+        completions = self.engine.generate(requests, sampling)
+        rollouts = [
+            [self._rollout(task, index, prompt, completion) for index, completion in enumerate(group)]
+            for task, prompt, group in zip(tasks, prompts, completions, strict=True)
+        ]
+        if self.max_turns > 1 and hasattr(self.env, "reply"):
+            rollouts = self._continue(tasks, rollouts, sampling, seed)
+        return rollouts
+
+    def _rollout(
+        self, task: Task, index: int, prompt_ids: tuple[int, ...], completion: Completion
+    ) -> Rollout:
+        return Rollout(
+            task_id=task.id,
+            index=index,
+            prompt_ids=prompt_ids,
+            completion_ids=completion.token_ids,
+            sampler_logprobs=completion.logprobs,
+            text=self.chat.decode(completion.token_ids),
+            truncated=completion.truncated,
+            policy_version=self.engine.policy_version,
+        )
+
+    def _continue(
+        self, tasks: Sequence[Task], rollouts: list[list[Rollout]], sampling: Sampling, seed: int
+    ) -> list[list[Rollout]]:
+        """Play further turns of every attempt whose environment replies, all attempts one turn at a time."""
+        attempts = {
+            (row, rollout.index): (rollout, (_turn_of(rollout),))
+            for row, group in enumerate(rollouts)
+            for rollout in group
+        }
+        active = list(attempts)
+        for number in range(1, self.max_turns):
+            requests, playing = [], []
+            for key in active:
+                rollout, turns = attempts[key]
+                task = tasks[key[0]]
+                reply = None if turns[-1].truncated else self.env.reply(task, turns)  # ty: ignore[unresolved-attribute]
+                if reply is None:
+                    continue
+                turns = (*turns[:-1], replace(turns[-1], reply=reply))
+                attempts[key] = (rollout, turns)
+                prompt = turns[-1].prompt_ids + turns[-1].completion_ids + self._reply_ids(turns[-1], reply)
+                requests.append(
+                    GenerationRequest(
+                        prompt_ids=prompt, seeds=(derive(seed, task.id, key[1], number),)
+                    )
+                )
+                playing.append(key)
+            for key, request, group in zip(
+                playing, requests, self.engine.generate(requests, sampling), strict=True
+            ):
+                rollout, turns = attempts[key]
+                rollout = self._rollout(tasks[key[0]], key[1], request.prompt_ids, group[0])
+                attempts[key] = (rollout, (*turns, _turn_of(rollout)))
+            active = playing
+        return [
+            [
+                replace(attempts[row, rollout.index][0], turns=attempts[row, rollout.index][1])
+                for rollout in group
+            ]
+            for row, group in enumerate(rollouts)
+        ]
+
+    def _reply_ids(self, turn: Turn, reply: Message) -> tuple[int, ...]:
+        """Tokens between a completion and the next one: end of turn if missing, the reply, the generation prompt."""
+        return self.chat.reply_ids(reply, ended=turn.completion_ids[-1] in self.chat.stop_ids)
+
+
+def _turn_of(rollout: Rollout) -> Turn:
+    return Turn(
+        prompt_ids=rollout.prompt_ids,
+        completion_ids=rollout.completion_ids,
+        sampler_logprobs=rollout.sampler_logprobs,
+        text=rollout.text,
+        truncated=rollout.truncated,
+    )
+
+
+def judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdict]:
+    """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event loop for async ones.
+
+    What a judge raises is a bug of the environment: it becomes a `JudgeError` with the task's id and the traceback.
+    """
+    return asyncio.run(_judge_all(env, attempts))
+
+
+async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdict]:
+    loop = asyncio.get_running_loop()
+    is_async = inspect.iscoroutinefunction(env.judge)
+
+    async def judge(task: Task, rollout: Rollout) -> Verdict:
+        try:
+            if is_async:
+                verdict = await env.judge(task, rollout)  # ty: ignore[invalid-await]
+            else:
+                verdict = await loop.run_in_executor(pool, env.judge, task, rollout)
+        except Exception as error:
+            raise JudgeError(
+                f"judging task {task.id!r}, attempt {rollout.index} raised {type(error).__name__}: {error}\n"
+                + "".join(traceback.format_exception(error))
+            ) from error
+        if not isinstance(verdict, Verdict):
+            raise JudgeError(
+                f"judging task {task.id!r} returned {type(verdict).__name__}; an Env's judge returns a Verdict"
+            )
+        return verdict
+
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge") as pool:
+        return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))

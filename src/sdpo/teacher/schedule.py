@@ -1,0 +1,171 @@
+"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2 and field.md).
+
+A schedule keeps tensors for the *trainable* parameters only and lends them to the one module by swapping storage pointers
+(`applied`), so a teacher costs its weights and never a second module; with LoRA that is megabytes. It reads no batch and
+computes no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from sdpo.config.schema import Ema, Frozen, Gated, Live, Schedule, Snapshot, TrustRegion
+from sdpo.errors import CheckpointError
+
+Weights = Mapping[str, torch.Tensor]
+"""Trainable parameters by name, in the module's compute type."""
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Parameters that train, by name; tied ones once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def applied(module: torch.nn.Module, weights: Weights | None) -> Iterator[None]:
+    """`module` computing with `weights` inside the block; None leaves it as it is.
+
+    Swaps `Parameter.data`; nothing is copied. Use only without autograd: a graph built inside would see other storage.
+    """
+    if weights is None:
+        yield
+        return
+    parameters = trainable(module)
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
+
+
+def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A detached copy of the trainable weights in their own dtype."""
+    return {name: p.detach().clone() for name, p in trainable(module).items()}
+
+
+class TeacherSchedule:
+    """The teacher's weights and how they follow the student.
+
+    `weights` is None for a live teacher. `initial` are the starting weights, kept only when something needs them (frozen,
+    trust region, KL to the initial model).
+    """
+
+    def __init__(
+        self, config: Schedule, student: torch.nn.Module, *, keep_initial: bool = False
+    ) -> None:
+        """Reads `student` as the initial model."""
+        self.config = config
+        needs_initial = keep_initial or isinstance(config, (Frozen, TrustRegion))
+        self.initial: Weights | None = copy_weights(student) if needs_initial else None
+        self._average: dict[str, torch.Tensor] | None = None
+        self._weights: Weights | None = None
+        match config:
+            case Live() | TrustRegion():
+                pass
+            case Frozen():
+                self._weights = self.initial
+            case Snapshot() | Gated():
+                self._weights = copy_weights(student)
+            case Ema():
+                self._weights = copy_weights(student)
+                self._average = {
+                    name: w if w.dtype == torch.float32 else w.float()
+                    for name, w in self._weights.items()
+                }
+        self._window: list[tuple[float, float]] = []
+        self._last_refresh: tuple[float, float] | None = None
+        self.refreshes = 0
+        self.is_frozen = False
+        """Set by a canary's rollback: from then on the teacher stays as it is."""
+
+    @property
+    def weights(self) -> Weights | None:
+        """What the teacher computes with; None means the student's own current weights."""
+        return self._weights
+
+    @property
+    def trust(self) -> float | None:
+        """Share of the student in the trust-region target, None without a trust region."""
+        return self.config.mix if isinstance(self.config, TrustRegion) else None
+
+    @torch.no_grad()
+    def after_update(self, student: torch.nn.Module) -> None:
+        """Follow one optimizer update: theta' <- (1 - rate) theta' + rate theta, in float32 and in place."""
+        if not isinstance(self.config, Ema) or self.is_frozen:
+            return
+        assert self._average is not None
+        assert self._weights is not None
+        for name, parameter in trainable(student).items():
+            average = self._average[name]
+            average.lerp_(parameter.detach().float(), self.config.rate)
+            if self._weights[name] is not average:
+                self._weights[name].copy_(average)
+
+    def after_step(
+        self, step: int, student: torch.nn.Module, *, mean_reward: float, length_p90: float
+    ) -> bool:
+        """Follow one whole step (0-based); true when the teacher was refreshed from the student."""
+        if self.is_frozen or not isinstance(self.config, (Snapshot, Gated)):
+            return False
+        self._window.append((mean_reward, length_p90))
+        if (step + 1) % self.config.every:
+            return False
+        if isinstance(self.config, Gated) and not self._gate_opens(self.config):
+            self._window.clear()
+            return False
+        self._window.clear()
+        self._weights = copy_weights(student)
+        self.refreshes += 1
+        return True
+
+    def _gate_opens(self, config: Gated) -> bool:
+        """Reward rose since the last refresh and the length tail is safe; the first window sets the standard."""
+        reward = sum(r for r, _ in self._window) / len(self._window)
+        tail = sum(length for _, length in self._window) / len(self._window)
+        if self._last_refresh is None:
+            self._last_refresh = (reward, tail)
+            return False
+        last_reward, last_tail = self._last_refresh
+        opens = reward > last_reward + config.min_gain and tail <= last_tail * config.max_tail_growth
+        if opens:
+            self._last_refresh = (reward, tail)
+        return opens
+
+    def state(self) -> dict[str, object]:
+        """Everything exact resume needs; the student's own weights are the checkpoint's business."""
+        return {
+            "type": self.config.type,
+            "initial": None if self.initial is None else dict(self.initial),
+            "weights": None if self._weights is None else dict(self._weights),
+            "average": self._average,
+            "window": self._window,
+            "last_refresh": self._last_refresh,
+            "refreshes": self.refreshes,
+            "is_frozen": self.is_frozen,
+        }
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Continue from `state()`. Raises `CheckpointError` when it belongs to another kind of schedule."""
+        if state["type"] != self.config.type:
+            raise CheckpointError(
+                f"checkpoint has teacher.schedule.type = {state['type']!r}, the run has {self.config.type!r}"
+            )
+        self.initial = state["initial"]  # ty: ignore[invalid-assignment]
+        self._weights = state["weights"]  # ty: ignore[invalid-assignment]
+        self._average = state["average"]  # ty: ignore[invalid-assignment]
+        if self._average is not None and self._weights is not None:
+            # In float32 the average *is* the teacher; restore the sharing so that one update moves both.
+            self._weights = {
+                name: self._average[name] if w.dtype == torch.float32 else w
+                for name, w in self._weights.items()
+            }
+        self._window = list(state["window"])  # ty: ignore[invalid-argument-type]
+        self._last_refresh = state["last_refresh"]  # ty: ignore[invalid-assignment]
+        self.refreshes = int(state["refreshes"])  # ty: ignore[invalid-argument-type]
+        self.is_frozen = bool(state["is_frozen"])

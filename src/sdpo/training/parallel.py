@@ -1,0 +1,77 @@
+"""Processes of one run: plain data parallel over `torchrun`, nothing at all for a single process.
+
+Every rank samples and judges its own tasks; counts are summed before the first forward, gradients after the last backward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parallel:
+    """This process's place among `world_size` equal ones.
+
+    Example:
+        Parallel(rank=0, world_size=1)
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This rank's items: every `world_size`-th, starting at `rank`."""
+        return list(items[self.rank :: self.world_size])
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sums over all ranks, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        if dist.get_backend() == "nccl":
+            total = total.cuda()
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_gradients(self, gradients: Iterable[torch.Tensor]) -> None:
+        """Sum each tensor over all ranks in place; losses are already divided by global counts."""
+        if self.world_size > 1:
+            for gradient in gradients:
+                dist.all_reduce(gradient)
+
+    def gather(self, item: T) -> list[T]:
+        """`item` of every rank in rank order, on every rank."""
+        if self.world_size == 1:
+            return [item]
+        items: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(items, item)
+        return items  # ty: ignore[invalid-return-type]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start_parallel() -> Parallel:
+    """The process group that `torchrun` describes in the environment (nccl with CUDA, else gloo), or a single process."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Parallel()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Parallel(rank=dist.get_rank(), world_size=world_size)
