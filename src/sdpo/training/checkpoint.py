@@ -1,0 +1,202 @@
+"""Checkpoints that appear whole or not at all, and what a run directory says about how it was made.
+
+`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. It is written next to its place and
+renamed; an interrupted or failed write leaves the older ones alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sdpo.config.load import dump
+from sdpo.config.schema import RunConfig
+from sdpo.errors import CheckpointError, ConfigError
+from sdpo.teacher.schedule import trainable
+
+STATE = "state.pt"
+WEIGHTS = "trainable.safetensors"
+"""Trained weights in their own dtype, kept apart from the Hugging Face files only with adapters."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory."""
+
+    def __init__(self, run_dir: Path, *, keep: int) -> None:
+        self.folder = run_dir / "checkpoints"
+        self._keep = keep
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        found = []
+        for path in self.folder.glob("step-*"):
+            number = path.name.removeprefix("step-")
+            if number.isdigit() and (path / STATE).is_file():
+                found.append(int(number))
+        return sorted(found)
+
+    def save(
+        self,
+        step: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        state: Mapping[str, Any],
+        *,
+        protect: int | None = None,
+    ) -> Path:
+        """Write `step-N`, then delete all but the newest `keep` (and `protect`).
+
+        Raises `CheckpointError` when the disk is full or read-only; nothing older is lost and no partial folder remains.
+        """
+        final = self.folder / f"step-{step}"
+        partial = self.folder / f".partial-{step}"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            if hasattr(model, "peft_config"):
+                weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+                save_file(weights, partial / WEIGHTS)
+            torch.save(dict(state), partial / STATE)
+            _sync(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"cannot write checkpoint {final}: {error}; free space or choose another `run` directory. "
+                f"Complete checkpoints: {self.steps() or 'none'}"
+            ) from error
+        for old in self.steps()[: -self._keep]:
+            if old not in (protect, step):
+                shutil.rmtree(self.folder / f"step-{old}", ignore_errors=True)
+        return final
+
+    def load(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
+        """Put the weights of `step` into `model` and return the saved state. Raises `CheckpointError` when damaged."""
+        folder = self.folder / f"step-{step}"
+        try:
+            state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
+            weights = _read_weights(folder)
+        except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder} is damaged: {error}; delete it to resume from an older one"
+            ) from error
+        with torch.no_grad():
+            for name, parameter in trainable(model).items():
+                if name not in weights:
+                    raise CheckpointError(f"checkpoint {folder} lacks the weight {name}")
+                parameter.copy_(weights[name])
+        return state
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return load_file(folder / WEIGHTS)
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        weights |= load_file(path)
+    return weights
+
+
+def _sync(folder: Path) -> None:
+    """Ask the disk to hold every file before the rename makes them visible."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
+    """The run's directory with its config.json; an existing one must hold the same config.
+
+    Raises `ConfigError` when the directory belongs to another config or cannot be written.
+    """
+    run_dir = Path(config.run)
+    path = run_dir / "config.json"
+    try:
+        if path.exists():
+            check_same_run(config, path)
+            return run_dir
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = {"config": dump(config), **facts}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=2) + "\n")
+        partial.rename(path)
+    except OSError as error:
+        raise ConfigError(
+            f"run = {config.run!r}: cannot write there ({error.strerror}); choose another directory with run=..."
+        ) from error
+    return run_dir
+
+
+def check_same_run(config: RunConfig, path: Path) -> None:
+    """Raises `ConfigError` naming the differing keys when `path` records another config than `config`."""
+    try:
+        recorded = json.loads(path.read_text())["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a run's config.json ({error}); choose another run=...") from None
+    different = sorted(_differences(recorded, dump(config)))
+    if different:
+        raise ConfigError(
+            f"run = {config.run!r} already holds a run with other settings ({', '.join(different)}); "
+            "choose another directory with run=..., or delete that one"
+        )
+
+
+def _differences(left: Any, right: Any, key: str = "") -> list[str]:
+    if isinstance(left, dict) and isinstance(right, dict):
+        found = []
+        for name in left.keys() | right.keys():
+            found += _differences(left.get(name), right.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if left == right else [key]
+
+
+def run_facts() -> dict[str, Any]:
+    """Versions, git commit and diff, command and host: what a repeat of the run needs to know."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("sdpo", "torch", "transformers", "numpy", "tokenizers")
+            },
+        },
+        "git": _git_state(),
+        "host": {
+            "name": platform.node(),
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        },
+        "command": sys.argv,
+    }
+
+
+def _git_state() -> dict[str, str]:
+    """Commit and uncommitted diff of the code that runs; empty outside a checkout or without git."""
+    source = Path(__file__).parent
+    found = {}
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        for key, command in (("commit", ["rev-parse", "HEAD"]), ("diff", ["diff", "HEAD"])):
+            result = subprocess.run(
+                ["git", *command], cwd=source, capture_output=True, text=True, timeout=10, check=True
+            )
+            found[key] = result.stdout.strip()
+    return found
