@@ -1,0 +1,44 @@
+"""Reinforcement learning from rich feedback: the model rereads its own attempt knowing what the environment said about it.
+
+`sdpo.train`, `sdpo.evaluate`, `sdpo.discover`, `sdpo.credit` and `sdpo.env` do what the commands do; the records are what
+environments are written with. Importing this loads no torch; the functions do when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sdpo.envs.base import env
+from sdpo.errors import SdpoError
+from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
+
+if TYPE_CHECKING:
+    from sdpo.api import check, credit, discover, evaluate, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Group",
+    "Rollout",
+    "SdpoError",
+    "Task",
+    "TeacherContext",
+    "Turn",
+    "Verdict",
+    "check",
+    "credit",
+    "discover",
+    "env",
+    "evaluate",
+    "train",
+]
+
+_LAZY = ("check", "credit", "discover", "evaluate", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from sdpo import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'sdpo' has no attribute {name!r}")

@@ -158,6 +158,8 @@ class Sample:
     sampler_logprobs: tuple[float, ...]
     teacher_prompt_ids: tuple[int, ...] | None
     """The teacher's context as tokens; None when nothing is distilled into this rollout."""
+    negative_prompt_ids: tuple[tuple[int, ...], ...] = ()
+    """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
     """Group-relative credit from rewards, 0 for a flat group."""
     component_weights: Mapping[str, float]

@@ -22,9 +22,6 @@ from sdpo.errors import ConfigError
 
 RECIPES = Path(__file__).parent / "recipes"
 
-ENV_FIELD = "versions"
-"""Key of a run's config.json that holds facts about the machine instead of settings."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
@@ -56,17 +53,18 @@ def load(arguments: Sequence[str]) -> Loaded:
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     overrides: dict[str, Any] = {}
+    overridden: dict[str, str] = {}
     for argument in arguments:
         if "=" in argument:
             key, _, literal = argument.partition("=")
             _set(overrides, key.strip(), _literal(literal.strip()), argument)
-            origins[key.strip()] = "command line"
+            overridden[key.strip()] = "command line"
         else:
             values = _read(argument)
             _merge(merged, values)
             origins |= dict.fromkeys(_leaves(values), argument)
     _merge(merged, overrides)
-    return Loaded(config=resolve(merged), origins=origins)
+    return Loaded(config=resolve(merged), origins=origins | overridden)
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -228,3 +226,18 @@ def _tag(cls: type[BaseModel]) -> str | None:
 
 def _is_config(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def flatten(config: BaseModel) -> dict[str, Any]:
+    """Leaf values by dotted key, in the order of the classes."""
+    return _flat(dump(config))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

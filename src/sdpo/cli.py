@@ -1,0 +1,190 @@
+"""The `sdpo` command. Each command reads its arguments, calls one public function and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from sdpo.errors import ConfigError, SdpoError
+
+ARGUMENTS = click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]")
+
+
+class _Errors(click.Group):
+    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SdpoError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+            ctx.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sdpo")
+def main() -> None:
+    """Self-distillation policy optimization: learn from what the environment says about each attempt."""
+
+
+@main.command()
+@ARGUMENTS
+def train(arguments: tuple[str, ...]) -> None:
+    """Train on rich feedback; the same command on an interrupted run continues it."""
+    from sdpo import api
+
+    result = api.train(*arguments)
+    console = Console()
+    state = "finished" if result.finished else "stopped"
+    console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
+    if not result.finished:
+        sys.exit(130)
+
+
+@main.command(name="eval")
+@ARGUMENTS
+@click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
+def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
+    """mean@k and pass@k with bootstrap intervals; `model.name` may be a checkpoint folder."""
+    from sdpo import api
+
+    evaluation = api.evaluate(*arguments, split=split)
+    table = Table(title=f"{len(evaluation.num_solved)} tasks x {evaluation.samples} attempts ({split})")
+    for column in ("measure", "value", "90% interval"):
+        table.add_column(column)
+    mean = evaluation.mean_at_k()
+    table.add_row(f"mean@{evaluation.samples}", f"{mean.mean:.3f}", f"{mean.low:.3f} - {mean.high:.3f}")
+    k = 1
+    while k <= evaluation.samples:
+        estimate = evaluation.pass_at_k(k)
+        table.add_row(f"pass@{k}", f"{estimate.mean:.3f}", f"{estimate.low:.3f} - {estimate.high:.3f}")
+        k *= 2
+    Console().print(table)
+    if out is not None:
+        rows = (
+            json.dumps({"id": task, "samples": evaluation.samples, "solved": solved})
+            for task, solved in evaluation.num_solved.items()
+        )
+        out.write_text("".join(row + "\n" for row in rows))
+
+
+@main.command()
+@click.option("--tasks", required=True, help="Built-in set or task file.")
+@click.option("--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.')
+@click.option("--split", type=click.Choice(["public", "private"]), default="private", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output.")
+@click.option("--sandbox", type=click.Choice(["auto", "none"]), default="auto", show_default=True)
+def judge(tasks: str, responses: Path, split: str, out: Path | None, sandbox: str) -> None:
+    """Judge a file of responses; one verdict line each, in their order."""
+    from sdpo.envs import code
+
+    code.judge_file(tasks, responses, split=split, out=out, sandbox=sandbox)
+
+
+@main.command()
+@ARGUMENTS
+@click.option("--probe", is_flag=True, help="Also measure what the self-teacher solves by kind of context.")
+def check(arguments: tuple[str, ...], probe: bool) -> None:
+    """References pass, the chat template round-trips, memory fits; with --probe whether the teacher helps."""
+    from sdpo import api
+
+    report = api.check(*arguments, probe=probe)
+    console = Console()
+    for line in report.lines:
+        console.print(line, highlight=False, markup=False)
+    if not report.passed:
+        sys.exit(1)
+
+
+@main.group()
+def config() -> None:
+    """Look at settings without running anything."""
+
+
+@config.command(name="show")
+@ARGUMENTS
+def config_show(arguments: tuple[str, ...]) -> None:
+    """Resolved values, and where each that is not a default came from."""
+    from sdpo.config.load import flatten, load
+
+    loaded = load(arguments)
+    table = Table(box=None)
+    for column in ("key", "value", "from"):
+        table.add_column(column, overflow="fold")
+    for key, value in flatten(loaded.config).items():
+        table.add_row(key, _escape(json.dumps(value)), loaded.origins.get(key, "default"))
+    Console().print(table)
+
+
+@config.command(name="list")
+def config_list() -> None:
+    """Built-in recipes and what each is for (the first comment line of its file)."""
+    from sdpo.config.load import builtin_recipes
+
+    table = Table(box=None, show_header=False)
+    for name, path in builtin_recipes().items():
+        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+    Console().print(table)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Default: report.html in the first run.")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """One self-contained HTML file; several runs are compared."""
+    from sdpo.report import write_report
+
+    Console().print(str(write_report(list(runs), out)), highlight=False, soft_wrap=True)
+
+
+@main.command()
+@ARGUMENTS
+def discover(arguments: tuple[str, ...]) -> None:
+    """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
+    from sdpo import api
+
+    api.discover_command(arguments)
+
+
+@main.command()
+@ARGUMENTS
+@click.option("--task", required=True, help="Task id in the recipe's environment, or a prompt.")
+@click.option("--completion", required=True, help="The attempt, or @FILE.")
+@click.option("--feedback", help="What was said about it; default: the environment's own verdict.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page instead of colours here.")
+def credit(
+    arguments: tuple[str, ...], task: str, completion: str, feedback: str | None, html: Path | None
+) -> None:
+    """Token credit log q - log p of one attempt under feedback."""
+    from sdpo import api
+
+    if completion.startswith("@"):
+        completion = _read_text(Path(completion[1:]))
+    api.credit_command(arguments, task=task, completion=completion, feedback=feedback, html=html)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit status of `sdpo` with `arguments`, for tests and notebooks."""
+    try:
+        main(list(arguments), standalone_mode=True)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0

@@ -1,0 +1,76 @@
+"""Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read this file first.
+
+Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py, `update` training/step.py. No
+tensors here. What a run is made of is put together in training/assemble.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdpo.config.schema import RunConfig
+from sdpo.envs.base import Env
+from sdpo.errors import CanaryStop
+from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.training.assemble import Run, assemble
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Example:
+        TrainResult(run_dir=Path("runs/quickstart"), step=40, metrics={"eval/solved": 0.41}, finished=True)
+    """
+
+    run_dir: Path
+    step: int
+    """Steps completed."""
+    metrics: dict[str, float]
+    """The last row of metrics.jsonl."""
+    finished: bool
+    """False when interrupted; the same call continues."""
+
+
+def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
+    """Train as `config` says and return where it ended; an existing run directory of the same config is resumed exactly.
+
+    `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a checkpoint and returns.
+    """
+    with assemble(config, env) as run:
+        try:
+            return _train(run)
+        except KeyboardInterrupt:
+            run.save()
+            run.say(f"interrupted: saved step {run.step}; the same command continues")
+            return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=False)
+
+
+def _train(run: Run) -> TrainResult:
+    config = run.config
+    tasks = run.env.load("train")
+    if run.is_fresh:
+        run.record({**run.evaluate()})
+    while run.step < config.steps:
+        start = time.perf_counter()
+        step_tasks = tasks_of_step(
+            tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
+        )
+        collected = run.collect(step_tasks)
+        contexts = run.contexts(collected.groups)
+        metrics = run.update(collected.groups, contexts)
+        run.step += 1
+        metrics |= run.after_step(collected, contexts)
+        metrics["time/generate_s"] = collected.generate_s
+        metrics["time/judge_s"] = collected.judge_s
+        metrics["time/step_s"] = time.perf_counter() - start
+        if run.is_due(config.eval.every):
+            metrics |= run.evaluate()
+        alerts = run.watch(metrics)
+        run.record(metrics, alerts)
+        if run.is_due(config.checkpoint.every):
+            run.save()
+        run.act(alerts)
+    return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=True)

@@ -1,0 +1,114 @@
+"""Recipes, overrides and the errors a user meets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sdpo.config import RunConfig
+from sdpo.config.load import builtin_recipes, dump, flatten, load, load_config, resolve
+from sdpo.errors import ConfigError
+
+
+def test_precedence_is_default_then_files_then_overrides(tmp_path):
+    first = tmp_path / "a.toml"
+    first.write_text("steps = 7\n[optim]\nlr = 2e-5\nwarmup_steps = 3\n")
+    second = tmp_path / "b.toml"
+    second.write_text("[optim]\nlr = 3e-5\n")
+    loaded = load([str(first), "optim.lr=4e-5", str(second)])
+    assert loaded.config.optim.lr == 4e-5
+    assert loaded.config.optim.warmup_steps == 3
+    assert loaded.config.steps == 7
+    assert loaded.config.optim.grad_clip == RunConfig().optim.grad_clip
+    assert loaded.origins == {
+        "steps": str(first),
+        "optim.warmup_steps": str(first),
+        "optim.lr": "command line",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["optim.lrr=1"], ["'optim.lrr'", "Did you mean 'lr'", "warmup_steps"]),
+        (["objective.type=grp"], ["objective.type = 'grp'", "Did you mean 'grpo'"]),
+        (["objective.divergence.betta=0.1"], ["objective.divergence.betta", "'beta'"]),
+        (["teacher.schedule.every=3"], ["teacher.schedule.every", "rate"]),
+        (["env.type=choice"], ["env.tasks is required"]),
+        (["optim.lr=-1"], ["optim.lr = -1", "greater than 0"]),
+        (["nope"], ["'nope'", "neither a built-in recipe nor a file"]),
+        (["discover.select.pass_att=3"], ["discover.select.pass_att", "pass_at"]),
+        (["objective.type=sdpo", "objective.mix=0.5"], ["objective.mix", "granularity"]),
+    ],
+)
+def test_wrong_input_names_key_and_cure(arguments, parts):
+    with pytest.raises(ConfigError) as error:
+        load(arguments)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_section_without_type_changes_the_default_variant():
+    config = load_config(["objective.divergence.top_k=20"])
+    assert config.objective.divergence.type == "jsd"
+    assert config.objective.divergence.top_k == 20
+
+
+def test_partial_section_keeps_the_variants_own_settings():
+    config = load_config(["objective.type=sdpg", "objective.divergence.tail=false"])
+    assert config.objective.divergence.type == "reverse_kl"
+    assert config.objective.divergence.top_k == "all"
+
+
+def test_changing_type_drops_keys_of_the_other_variant(tmp_path):
+    recipe = tmp_path / "a.toml"
+    recipe.write_text('[teacher.schedule]\ntype = "ema"\nrate = 0.5\n')
+    config = load_config([str(recipe), "teacher.schedule.type=frozen"])
+    assert config.teacher.schedule.type == "frozen"
+
+
+def test_resolved_config_round_trips_through_json():
+    config = load_config(["objective.type=hybrid", "objective.mix=0.3", "model.adapter.type=lora"])
+    assert resolve(json.loads(json.dumps(dump(config)))) == config
+
+
+def test_number_of_keys_stays_small():
+    assert len(flatten(RunConfig())) <= 80
+
+
+def test_every_builtin_recipe_parses():
+    recipes = builtin_recipes()
+    assert "quickstart" in recipes
+    for name in recipes:
+        load_config([name])
+
+
+def test_every_field_is_documented():
+    def walk(cls):
+        for child in cls.__subclasses__():
+            yield child
+            yield from walk(child)
+
+    from sdpo.config.base import Config
+
+    sections = {"model", "env", "rollout", "teacher", "objective", "optim", "eval", "checkpoint"}
+    sections |= {"credit", "canaries", "log", "discover"}
+    for cls in walk(Config):
+        for name, field in cls.model_fields.items():
+            if cls is RunConfig and name in sections:
+                continue
+            inherited = any(
+                name in base.model_fields and base.model_fields[name].description
+                for base in cls.__mro__[1:]
+                if hasattr(base, "model_fields")
+            )
+            assert field.description or inherited, f"{cls.__name__}.{name}"
+
+
+def test_importing_config_loads_no_torch():
+    code = "import sdpo, sdpo.config, sdpo.config.load, sys; print('torch' in sys.modules or 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

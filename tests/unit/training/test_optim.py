@@ -1,0 +1,96 @@
+"""The optimizer against torch's own, in float32 and with master weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdpo.config.schema import Optim
+from sdpo.errors import NonFiniteLossError
+from sdpo.training.optim import Optimizer
+from sdpo.training.parallel import Parallel
+
+
+def module(dtype=torch.float32):
+    torch.manual_seed(0)
+    return torch.nn.Linear(8, 4).to(dtype)
+
+
+def backward(model, scale=1.0):
+    torch.manual_seed(1)
+    inputs = torch.randn(5, 8, dtype=model.weight.dtype)
+    (model(inputs).square().mean() * scale).backward()
+
+
+def test_matches_torch_adamw_with_clipping():
+    ours, theirs = module(), module()
+    optimizer = Optimizer(Optim(lr=1e-2, grad_clip=0.05), ours)
+    groups = [
+        {"params": [theirs.weight], "weight_decay": 0.01},
+        {"params": [theirs.bias], "weight_decay": 0.0},
+    ]
+    reference = torch.optim.AdamW(groups, lr=1e-2)
+    for _ in range(5):
+        backward(ours)
+        optimizer.accumulate()
+        norm = optimizer.update(Parallel(), where="test")
+        backward(theirs)
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
+        reference.step()
+        reference.zero_grad()
+        assert norm == pytest.approx(float(expected), rel=1e-5)
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_weights_move_by_less_than_their_resolution():
+    model = module(torch.bfloat16)
+    optimizer = Optimizer(Optim(lr=1e-5, weight_decay=0.0), model)
+    start = model.weight.detach().float().clone()
+    for _ in range(300):
+        backward(model)
+        optimizer.accumulate()
+        optimizer.update(Parallel(), where="test")
+    moved = (model.weight.float() - start).abs()
+    assert moved.max() > 1.5e-3, "300 steps of 1e-5 add up in the master weights"
+
+
+def test_warmup_is_linear_then_constant():
+    model = module()
+    optimizer = Optimizer(Optim(lr=1.0, warmup_steps=4), model)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.lr)
+        backward(model)
+        optimizer.accumulate()
+        optimizer.update(Parallel(), where="test")
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_non_finite_gradient_changes_nothing_and_names_the_place():
+    model = module()
+    before = model.weight.detach().clone()
+    optimizer = Optimizer(Optim(), model)
+    backward(model, scale=float("nan"))
+    optimizer.accumulate()
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        optimizer.update(Parallel(), where="step 3, tasks a, b")
+    assert torch.equal(model.weight, before)
+    assert model.weight.grad is None
+
+
+def test_resumed_optimizer_continues_exactly():
+    straight, first = module(), module()
+    one, two = Optimizer(Optim(lr=1e-2), straight), Optimizer(Optim(lr=1e-2), first)
+    for optimizer, model in ((one, straight), (two, first)):
+        backward(model)
+        optimizer.accumulate()
+        optimizer.update(Parallel(), where="")
+    resumed = module()
+    resumed.load_state_dict(first.state_dict())
+    three = Optimizer(Optim(lr=1e-2), resumed)
+    three.load_state(two.state())
+    for optimizer, model in ((one, straight), (three, resumed)):
+        backward(model)
+        optimizer.accumulate()
+        optimizer.update(Parallel(), where="")
+    assert torch.equal(straight.weight, resumed.weight)
