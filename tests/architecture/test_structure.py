@@ -1,0 +1,65 @@
+"""Sizes, imports and the public surface."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "src" / "sdpo").rglob("*.py"))
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_modules_say_what_they_are(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree) or not tree.body
+
+
+def test_public_names():
+    import sdpo
+
+    assert set(sdpo.__all__) == {
+        "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Verdict",
+        "check", "credit", "discover", "env", "evaluate", "train",
+    }  # fmt: skip
+    for name in sdpo.__all__:
+        assert getattr(sdpo, name) is not None
+
+
+def test_public_functions_do_not_shadow_modules():
+    modules = {p.stem if p.is_file() else p.name for p in (ROOT / "src" / "sdpo").iterdir()}
+    assert not modules & {"train", "evaluate", "discover", "credit", "env", "check"}
+
+
+def test_import_is_cheap():
+    code = (
+        "import sys, sdpo, sdpo.config.load, sdpo.cli\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'vllm', 'wandb', 'plotly', 'peft'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_imports_follow_the_layers():
+    result = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout
