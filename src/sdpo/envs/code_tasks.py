@@ -1,0 +1,333 @@
+"""Code tasks: the JSON-lines format, one task a line, checked down to the key.
+
+A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or defaulted silently. Other
+people's formats are read by `code_files.py`; the tests of either kind are run by `code_judge.py`.
+
+    {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind": "function", "entry_point": "clamp",
+     "tests": {"public": [{"input": [5, 0, 3], "output": 3}], "private": [{"input": [-1, 0, 3], "output": 0}]},
+     "time_limit_s": 1.0, "memory_mb": 512, "tolerance": 1e-6, "split": "train"}
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from sdpo.envs.compare import TOLERANCE
+from sdpo.errors import TaskError
+from sdpo.records import Task
+
+Kind = Literal["function", "stdio", "asserts"]
+TestSplit = Literal["public", "private"]
+
+TIME_LIMIT_S = 1.0
+MEMORY_MB = 512
+
+KEYS = (
+    "id",
+    "prompt",
+    "kind",
+    "entry_point",
+    "tests",
+    "setup",
+    "time_limit_s",
+    "memory_mb",
+    "tolerance",
+    "split",
+    "reference_solution",
+)
+SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
+"""Values of `split` to the split they mean; `test` is the usual name of held-out rows elsewhere."""
+
+REQUEST = "Put your code in a ```python block."
+"""Ends every prompt. Short, because the demo model is tiny."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeTest:
+    """One test of a code task.
+
+    Example:
+        CodeTest(input=[5, 0, 3], output=3)
+    """
+
+    input: Any
+    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source with an assert."""
+    output: Any = None
+    """`function`: the expected value; `stdio`: the expected text; `asserts`: nothing, the source says it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeReference:
+    """What the judge needs of a code task; `Task.reference`.
+
+    Example:
+        CodeReference(kind="function", entry_point="clamp", public=(test,), private=(test,))
+    """
+
+    kind: Kind
+    entry_point: str | None = None
+    """Function (or class) the tests call. `asserts` tasks may leave it out."""
+    public: tuple[CodeTest, ...]
+    """Tests whose inputs and outputs feedback may show."""
+    private: tuple[CodeTest, ...]
+    """Tests that evaluation uses and nothing reveals."""
+    judged: TestSplit = "private"
+    """Which of the two `judge` runs: training tasks carry `public`, evaluation tasks `private`."""
+    setup: str = ""
+    """`asserts`: source run after the program and before each test, in the program's namespace."""
+    prelude: str = ""
+    """Source run before the program: helpers that the prompt shows and an answer need not repeat."""
+    time_limit_s: float = TIME_LIMIT_S
+    """CPU seconds of one test."""
+    memory_mb: int = MEMORY_MB
+    tolerance: float = TOLERANCE
+    """Absolute or relative error allowed where a float is expected."""
+    solution: str | None = None
+    """A program that passes; `sdpo check` proves it."""
+
+    def tests(self, split: TestSplit) -> tuple[CodeTest, ...]:
+        return self.public if split == "public" else self.private
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One JSON object of a file and where it stands.
+
+    Example:
+        Line(path="tasks.jsonl", number=3, row={"id": "clamp"})
+    """
+
+    path: str
+    number: int
+    row: Mapping[str, Any]
+
+    def error(self, key: str, problem: str) -> TaskError:
+        """`file:line: key: what is wrong and how to repair it`."""
+        return TaskError(f"{self.path}:{self.number}: {key}: {problem}")
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Every JSON object of a `.jsonl` file; blank lines are passed over."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TaskError(f"cannot read the task file {path}: {error.strerror}") from error
+    return parse_lines(data, str(path))
+
+
+def parse_lines(data: bytes, name: str) -> list[Line]:
+    """The JSON objects in `data`; errors name `name` and the line."""
+    lines = []
+    for number, raw in enumerate(data.split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
+        except UnicodeDecodeError as error:
+            raise TaskError(f"{name}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            raise TaskError(f"{name}:{number}: not a JSON object on one line: {error}") from error
+        if not isinstance(row, dict):
+            raise TaskError(f"{name}:{number}: expected a JSON object {{...}}, got {_kind_of(row)}")
+        lines.append(Line(path=name, number=number, row=row))
+    if not lines:
+        raise TaskError(f"{name}: no task in the file; write one JSON object a line")
+    return lines
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return row
+
+
+def parse_tasks(lines: Sequence[Line]) -> list[tuple[str, Task]]:
+    """(split, task) of every line in our own format."""
+    return unique_ids((parse_task(line), line) for line in lines)
+
+
+def unique_ids(tasks: Iterator[tuple[tuple[str, Task], Line]]) -> list[tuple[str, Task]]:
+    """The tasks as a list; raises `TaskError` for an id that occurs twice."""
+    found: dict[str, Line] = {}
+    result = []
+    for (split, task), line in tasks:
+        if task.id in found:
+            first = found[task.id]
+            raise line.error("id", f"{task.id!r} is already the id of {first.path}:{first.number}; ids are unique")
+        found[task.id] = line
+        result.append((split, task))
+    return result
+
+
+def parse_task(line: Line) -> tuple[str, Task]:
+    """(split, task) of one line in our own format; raises `TaskError` naming file, line and key."""
+    for key in line.row:
+        if key not in KEYS:
+            raise line.error(key, f"unknown key; a code task has {', '.join(KEYS)}")
+    kind = cast("Kind", _choice(line, "kind", ("function", "stdio", "asserts")))
+    entry_point = _entry_point(line, kind)
+    setup = _text(line, "setup", default="")
+    if "setup" in line.row and kind != "asserts":
+        raise line.error("setup", f"only tasks of kind 'asserts' have it; remove it from this {kind!r} task")
+    _compiles(line, "setup", setup)
+    public, private = _tests(line, kind)
+    split = SPLITS[_choice(line, "split", tuple(SPLITS), default="train")]
+    solution = _text(line, "reference_solution") if "reference_solution" in line.row else None
+    reference = CodeReference(
+        kind=kind,
+        entry_point=entry_point,
+        public=public,
+        private=private,
+        setup=setup,
+        time_limit_s=_positive(line, "time_limit_s", TIME_LIMIT_S),
+        memory_mb=int(_positive(line, "memory_mb", MEMORY_MB, whole=True)),
+        tolerance=_positive(line, "tolerance", TOLERANCE, zero=True),
+        solution=solution,
+    )
+    return split, make_task(_text(line, "id"), _text(line, "prompt"), reference)
+
+
+def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
+    """A code task whose user turn is `prompt` and the request for a block."""
+    content = f"{prompt.strip()}\n\n{REQUEST}"
+    return Task(
+        id=task_id,
+        messages=({"role": "user", "content": content},),
+        reference=reference,
+        metadata={"kind": reference.kind},
+    )
+
+
+def with_tests(task: Task, judged: TestSplit) -> Task:
+    """`task` judged on its public or its private tests."""
+    return replace(task, reference=replace(task.reference, judged=judged))
+
+
+def _entry_point(line: Line, kind: Kind) -> str | None:
+    if kind == "stdio":
+        if "entry_point" in line.row:
+            raise line.error("entry_point", "a 'stdio' task is a whole program; remove it or use kind 'function'")
+        return None
+    if kind == "asserts" and "entry_point" not in line.row:
+        return None
+    name = _text(line, "entry_point")
+    if not name.isidentifier():
+        raise line.error("entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'")
+    return name
+
+
+def _tests(line: Line, kind: Kind) -> tuple[tuple[CodeTest, ...], tuple[CodeTest, ...]]:
+    """Public and private tests; each falls back to the other when its key is missing."""
+    example = '{"public": [...], "private": [...]}'
+    tests = line.row.get("tests")
+    if not isinstance(tests, dict):
+        problem = "missing" if tests is None else f"expected {example}, got {_kind_of(tests)}"
+        raise line.error("tests", f"{problem}; write {example}, one of the two may be left out")
+    for key in tests:
+        if key not in ("public", "private"):
+            raise line.error(f"tests.{key}", "unknown key; tests has public and private")
+    lists = {key: _test_list(line, kind, f"tests.{key}", value) for key, value in tests.items()}
+    if not lists:
+        raise line.error("tests", f"no tests; write {example}, one of the two may be left out")
+    one = next(iter(lists.values()))
+    return lists.get("public", one), lists.get("private", one)
+
+
+def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, ...]:
+    if not isinstance(value, list):
+        raise line.error(key, f"expected a list of tests, got {_kind_of(value)}")
+    if not value:
+        raise line.error(key, "an empty list; add a test or leave the key out to use the other list")
+    parse: Callable[[Line, str, Any], CodeTest] = {
+        "function": _function_test,
+        "stdio": _stdio_test,
+        "asserts": _assert_test,
+    }[kind]
+    return tuple(parse(line, f"{key}[{index}]", test) for index, test in enumerate(value))
+
+
+def _pair(line: Line, key: str, test: Any) -> tuple[Any, Any]:
+    if not isinstance(test, dict):
+        raise line.error(key, f'expected {{"input": ..., "output": ...}}, got {_kind_of(test)}')
+    for name in test:
+        if name not in ("input", "output"):
+            raise line.error(f"{key}.{name}", "unknown key; a test has input and output")
+    for name in ("input", "output"):
+        if name not in test:
+            raise line.error(f"{key}.{name}", "missing; a test has input and output")
+    return test["input"], test["output"]
+
+
+def _function_test(line: Line, key: str, test: Any) -> CodeTest:
+    arguments, expected = _pair(line, key, test)
+    if not isinstance(arguments, list):
+        raise line.error(
+            f"{key}.input", f"expected the list of arguments, got {_kind_of(arguments)}; write [x] for one argument x"
+        )
+    return CodeTest(input=arguments, output=expected)
+
+
+def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
+    given, expected = _pair(line, key, test)
+    for name, text in (("input", given), ("output", expected)):
+        if not isinstance(text, str):
+            raise line.error(f"{key}.{name}", f"expected the text as a string, got {_kind_of(text)}")
+    return CodeTest(input=given, output=expected)
+
+
+def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
+    if not isinstance(test, str):
+        raise line.error(key, f'expected a line like "assert f(1) == 2", got {_kind_of(test)}')
+    tree = _compiles(line, key, test)
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        raise line.error(key, 'no assert statement; write a line like "assert f(1) == 2"')
+    return CodeTest(input=test)
+
+
+def _compiles(line: Line, key: str, source: str) -> ast.Module:
+    try:
+        return ast.parse(source.strip())
+    except (SyntaxError, ValueError) as error:
+        raise line.error(key, f"not Python: {error}") from error
+
+
+def _text(line: Line, key: str, default: str | None = None) -> str:
+    value = line.row.get(key, default)
+    if value is None and key not in line.row:
+        raise line.error(key, "missing; give a non-empty string")
+    if not isinstance(value, str):
+        raise line.error(key, f"expected a string, got {_kind_of(value)}")
+    if not value.strip() and default is None:
+        raise line.error(key, "empty; give a non-empty string")
+    return value
+
+
+def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = None) -> str:
+    value = line.row.get(key, default)
+    if value not in choices or not isinstance(value, str):
+        got = "missing" if key not in line.row else f"{json.dumps(value)} is not allowed"
+        raise line.error(key, f"{got}; choose one of {', '.join(choices)}")
+    return value
+
+
+def _positive(line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False) -> float:
+    value = line.row.get(key, default)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        what = "a whole number" if whole else "a number"
+        bound = "of at least 0" if zero else "above 0"
+        raise line.error(key, f"expected {what} {bound}, got {json.dumps(value)[:80]}")
+    return value
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
