@@ -1,11 +1,13 @@
 """Code tasks: the JSON-lines format, one task a line, checked down to the key.
 
-A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or defaulted silently. Other
-people's formats are read by `code_files.py`; the tests of either kind are run by `code_judge.py`.
+A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or
+defaulted silently. Other people's formats are read by `code_files.py`; the tests of either kind are
+run by `code_judge.py`.
 
-    {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind": "function", "entry_point": "clamp",
-     "tests": {"public": [{"input": [5, 0, 3], "output": 3}], "private": [{"input": [-1, 0, 3], "output": 0}]},
-     "time_limit_s": 1.0, "memory_mb": 512, "tolerance": 1e-6, "split": "train"}
+    {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind":
+    "function", "entry_point": "clamp",
+     "tests": {"public": [{"input": [5, 0, 3], "output": 3}], "private": [{"input": [-1, 0, 3],
+     "output": 0}]}, "time_limit_s": 1.0, "memory_mb": 512, "tolerance": 1e-6, "split": "train"}
 """
 
 from __future__ import annotations
@@ -57,9 +59,10 @@ class CodeTest:
     """
 
     input: Any
-    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source with an assert."""
+    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source
+    with an assert."""
     output: Any = None
-    """`function`: the expected value; `stdio`: the expected text; `asserts`: nothing, the source says it."""
+    """`function`: the expected value; `stdio`: the expected text; `asserts`: None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,7 @@ class CodeReference:
     setup: str = ""
     """`asserts`: source run after the program and before each test, in the program's namespace."""
     prelude: str = ""
-    """Source run before the program: helpers that the prompt shows and an answer need not repeat."""
+    """Source run before the program: helpers the prompt shows and an answer need not repeat."""
     time_limit_s: float = TIME_LIMIT_S
     """CPU seconds of one test."""
     memory_mb: int = MEMORY_MB
@@ -130,7 +133,9 @@ def parse_lines(data: bytes, name: str) -> list[Line]:
         try:
             row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
         except UnicodeDecodeError as error:
-            raise TaskError(f"{name}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+            raise TaskError(
+                f"{name}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8"
+            ) from error
         except (ValueError, RecursionError) as error:
             raise TaskError(f"{name}:{number}: not a JSON object on one line: {error}") from error
         if not isinstance(row, dict):
@@ -161,7 +166,10 @@ def unique_ids(tasks: Iterator[tuple[tuple[str, Task], Line]]) -> list[tuple[str
     for (split, task), line in tasks:
         if task.id in found:
             first = found[task.id]
-            raise line.error("id", f"{task.id!r} is already the id of {first.path}:{first.number}; ids are unique")
+            raise line.error(
+                "id",
+                f"{task.id!r} is already the id of {first.path}:{first.number}; ids are unique",
+            )
         found[task.id] = line
         result.append((split, task))
     return result
@@ -176,7 +184,9 @@ def parse_task(line: Line) -> tuple[str, Task]:
     entry_point = _entry_point(line, kind)
     setup = _text(line, "setup", default="")
     if "setup" in line.row and kind != "asserts":
-        raise line.error("setup", f"only tasks of kind 'asserts' have it; remove it from this {kind!r} task")
+        raise line.error(
+            "setup", f"only tasks of kind 'asserts' have it; remove it from this {kind!r} task"
+        )
     _compiles(line, "setup", setup)
     public, private = _tests(line, kind)
     split = SPLITS[_choice(line, "split", tuple(SPLITS), default="train")]
@@ -214,13 +224,17 @@ def with_tests(task: Task, judged: TestSplit) -> Task:
 def _entry_point(line: Line, kind: Kind) -> str | None:
     if kind == "stdio":
         if "entry_point" in line.row:
-            raise line.error("entry_point", "a 'stdio' task is a whole program; remove it or use kind 'function'")
+            raise line.error(
+                "entry_point", "a 'stdio' task is a whole program; remove it or use kind 'function'"
+            )
         return None
     if kind == "asserts" and "entry_point" not in line.row:
         return None
     name = _text(line, "entry_point")
     if not name.isidentifier():
-        raise line.error("entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'")
+        raise line.error(
+            "entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'"
+        )
     return name
 
 
@@ -245,7 +259,9 @@ def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, 
     if not isinstance(value, list):
         raise line.error(key, f"expected a list of tests, got {_kind_of(value)}")
     if not value:
-        raise line.error(key, "an empty list; add a test or leave the key out to use the other list")
+        raise line.error(
+            key, "an empty list; add a test or leave the key out to use the other list"
+        )
     parse: Callable[[Line, str, Any], CodeTest] = {
         "function": _function_test,
         "stdio": _stdio_test,
@@ -270,7 +286,8 @@ def _function_test(line: Line, key: str, test: Any) -> CodeTest:
     arguments, expected = _pair(line, key, test)
     if not isinstance(arguments, list):
         raise line.error(
-            f"{key}.input", f"expected the list of arguments, got {_kind_of(arguments)}; write [x] for one argument x"
+            f"{key}.input",
+            f"expected the list of arguments, got {_kind_of(arguments)}; write [x] for one x",
         )
     return CodeTest(input=arguments, output=expected)
 
@@ -279,7 +296,9 @@ def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
     given, expected = _pair(line, key, test)
     for name, text in (("input", given), ("output", expected)):
         if not isinstance(text, str):
-            raise line.error(f"{key}.{name}", f"expected the text as a string, got {_kind_of(text)}")
+            raise line.error(
+                f"{key}.{name}", f"expected the text as a string, got {_kind_of(text)}"
+            )
     return CodeTest(input=given, output=expected)
 
 
@@ -318,7 +337,9 @@ def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = 
     return value
 
 
-def _positive(line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False) -> float:
+def _positive(
+    line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False
+) -> float:
     value = line.row.get(key, default)
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
@@ -329,5 +350,11 @@ def _positive(line: Line, key: str, default: float, *, whole: bool = False, zero
 
 
 def _kind_of(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
     return names.get(type(value), "a number")

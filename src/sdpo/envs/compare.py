@@ -1,14 +1,17 @@
 """Whether an answer is right: plain values and printed text compared with what a test expects.
 
-Pure functions of plain data: the program that made the answer is gone, so no method of its objects can run here. Rules
-(`docs/code-tasks.md` repeats them for users):
+Pure functions of plain data: the program that made the answer is gone, so no method of its objects
+can run here. Rules (`docs/code-tasks.md` repeats them for users):
 
 * list and tuple are equal as sequences, at every depth;
-* numbers compare as in Python; where a float (or complex) is expected, an absolute or relative error up to the tolerance
+* numbers compare as in Python; where a float (or complex) is expected, an absolute or relative
+  error up to the tolerance
   is right; an expected int is exact, but 2.0 is 2 and True is 1;
 * NaN equals NaN, infinities go by sign, -0.0 is 0.0;
-* a dict whose expected keys are all strings (JSON) takes keys spelled as JSON would: 1 is "1", True is "true";
-* a set is right only where a set is expected; text is exact and never a number; anything opaque equals nothing.
+* a dict whose expected keys are all strings (JSON) takes keys spelled as JSON would: 1 is "1", True
+  is "true";
+* a set is right only where a set is expected; text is exact and never a number; anything opaque
+  equals nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +56,9 @@ def values_match(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> bo
 def _numbers_match(actual: complex, expected: complex, tolerance: float) -> bool:
     if isinstance(expected, complex) or isinstance(actual, complex):
         a, e = complex(actual), complex(expected)
-        return _numbers_match(a.real, e.real, tolerance) and _numbers_match(a.imag, e.imag, tolerance)
+        return _numbers_match(a.real, e.real, tolerance) and _numbers_match(
+            a.imag, e.imag, tolerance
+        )
     if actual == expected:
         return True
     if not isinstance(expected, float):
@@ -64,8 +69,13 @@ def _numbers_match(actual: complex, expected: complex, tolerance: float) -> bool
         error = abs(float(actual) - expected)
     except OverflowError:  # an int beyond the floats; equality was tried above
         return False
-    # An infinity on either side makes the error or the bound infinite or NaN; equal ones were accepted above.
-    return math.isfinite(error) and math.isfinite(expected) and error <= tolerance * max(1.0, abs(expected))
+    # An infinity on either side makes the error or the bound infinite or NaN; equal ones were
+    # accepted above.
+    return (
+        math.isfinite(error)
+        and math.isfinite(expected)
+        and error <= tolerance * max(1.0, abs(expected))
+    )
 
 
 def _sets_match(actual: AbstractSet[Any], expected: AbstractSet[Any], tolerance: float) -> bool:
@@ -73,7 +83,8 @@ def _sets_match(actual: AbstractSet[Any], expected: AbstractSet[Any], tolerance:
         return False
     if actual == expected:
         return True
-    # Floats in a set differ in their last digit like any other; pair them in order. NaN hashes by identity, so it comes here.
+    # Floats in a set differ in their last digit like any other; pair them in order. NaN hashes by
+    # identity, so it comes here.
     if not all(isinstance(x, (int, float)) for x in (*actual, *expected)):
         return False
     pairs = zip(sorted(actual, key=_nan_last), sorted(expected, key=_nan_last), strict=True)
@@ -85,7 +96,9 @@ def _nan_last(number: float) -> tuple[bool, float]:
     return is_nan, 0.0 if is_nan else number
 
 
-def _mappings_match(actual: Mapping[Any, Any], expected: Mapping[Any, Any], tolerance: float) -> bool:
+def _mappings_match(
+    actual: Mapping[Any, Any], expected: Mapping[Any, Any], tolerance: float
+) -> bool:
     if len(actual) != len(expected):
         return False
     if all(isinstance(key, str) for key in expected):
@@ -93,12 +106,14 @@ def _mappings_match(actual: Mapping[Any, Any], expected: Mapping[Any, Any], tole
         if len(actual) != len(expected):  # 1 and "1" became one key
             return False
     return all(
-        key in actual and values_match(actual[key], value, tolerance) for key, value in expected.items()
+        key in actual and values_match(actual[key], value, tolerance)
+        for key, value in expected.items()
     )
 
 
 def _json_key(key: Any) -> Any:
-    """The key as `json.dumps` would spell it; a key that JSON cannot hold stays and so equals no string."""
+    """The key as `json.dumps` would spell it; a key that JSON cannot hold stays and so equals no
+    string."""
     if key is None or isinstance(key, (bool, float)):
         return json.dumps(key)
     if isinstance(key, int) and key.bit_length() <= 64:
@@ -109,8 +124,9 @@ def _json_key(key: Any) -> Any:
 def outputs_match(actual: str, expected: str, tolerance: float = TOLERANCE) -> bool:
     """Whether printed text `actual` is right where `expected` is on file.
 
-    Trailing spaces and blank lines at either end do not count, CRLF is LF. Lines are compared one by one, token by token:
-    equal text, or equal decimals, or decimals within the tolerance where the expected token has a point or an exponent.
+    Trailing spaces and blank lines at either end do not count, CRLF is LF. Lines are compared one
+    by one, token by token: equal text, or equal decimals, or decimals within the tolerance where
+    the expected token has a point or an exponent.
     """
     lines, right = _lines(actual), _lines(expected)
     return lines == right or (

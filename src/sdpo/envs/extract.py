@@ -1,7 +1,9 @@
-"""The program inside a chat answer: the last complete Python block, found line by line as CommonMark does.
+"""The program inside a chat answer: the last complete Python block, found line by line as
+CommonMark does.
 
-A fence is a line; a non-greedy pattern over backticks breaks on docstrings and strings that contain them. Hidden reasoning is
-dropped first, so that a draft in it is never judged. Nothing here looks at whether the code parses.
+A fence is a line; a non-greedy pattern over backticks breaks on docstrings and strings that contain
+them. Hidden reasoning is dropped first, so that a draft in it is never judged. Nothing here looks
+at whether the code parses.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ import re
 from dataclasses import dataclass
 
 PYTHON_TAGS = frozenset({"py", "python", "python3"})
-"""Language words of a Python block, compared without case. A block without any word is taken when there is none of these."""
+"""Language words of a Python block, compared without case.
+
+A block without any word is taken when there is none of these.
+"""
 
 _OPEN = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
 _THINK = re.compile(r"^[ \t]*<think(?:ing)?>", re.MULTILINE)
@@ -39,13 +44,16 @@ class _Block:
 
 
 def extract_program(text: str) -> Extracted:
-    """The last block tagged as Python, or else the last untagged one; other languages are passed over.
+    """The last block tagged as Python, or else the last untagged one; other languages are passed
+    over.
 
-    A last block that is never closed gives no program: what follows a cut is unknown. An unclosed fence with nothing after
-    it is a stray line and is ignored.
+    A last block that is never closed gives no program: what follows a cut is unknown. An unclosed
+    fence with nothing after it is a stray line and is ignored.
     """
     blocks = [
-        block for block in _blocks(strip_thinking(text)) if block.closed or any(map(str.strip, block.lines))
+        block
+        for block in _blocks(strip_thinking(text))
+        if block.closed or any(map(str.strip, block.lines))
     ]
     chosen = [block for block in blocks if block.tagged] or blocks
     if not chosen:
@@ -59,13 +67,15 @@ def extract_program(text: str) -> Extracted:
 def strip_thinking(text: str) -> str:
     """`text` without `<think>` sections; a section never closed reaches to the end.
 
-    Tags count only where a reasoning model writes them, at the start of a line or (closing) at its end, so that a program
-    with the tag in a string survives. A closing tag without an opening one ends a section opened by the chat template.
+    Tags count only where a reasoning model writes them, at the start of a line or (closing) at its
+    end, so that a program with the tag in a string survives. A closing tag without an opening one
+    ends a section opened by the chat template.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     kept = []
     start = 0
-    # One pass: a pattern with both tags would try every opening tag of an answer that never closes one.
+    # One pass: a pattern with both tags would try every opening tag of an answer that never closes
+    # one.
     while opening := _THINK.search(text, start):
         kept.append(text[start : opening.start()])
         closing = re.search(r"</think(?:ing)?>", text[opening.end() :])
@@ -109,7 +119,8 @@ def _blocks(text: str) -> list[_Block]:
 
 
 def _closes(match: re.Match[str], fence: str, indent: int) -> bool:
-    """A closing fence is bare, of the same character, at least as long, and at most three columns deeper."""
+    """A closing fence is bare, of the same character, at least as long, and at most three columns
+    deeper."""
     return (
         match[2][0] == fence[0]
         and len(match[2]) >= len(fence)
@@ -119,5 +130,6 @@ def _closes(match: re.Match[str], fence: str, indent: int) -> bool:
 
 
 def _dedent(line: str, indent: int) -> str:
-    """`line` without up to `indent` leading spaces: a block inside a list item is shifted as a whole."""
+    """`line` without up to `indent` leading spaces: a block inside a list item is shifted as a
+    whole."""
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]

@@ -1,8 +1,9 @@
-"""The wording of code feedback: one text per failure, in the manner of a competitive-programming site.
+"""The wording of code feedback: one text per failure, in the manner of a competitive-programming
+site.
 
-Program text is data: it ends up in the teacher's prompt, so control characters, chat-template tokens and lines that look
-like a header are made harmless here. Long values are cut in the middle and say so. Which failure is reported, and on which
-tests, is decided by `code_judge.py`.
+Program text is data: it ends up in the teacher's prompt, so control characters, chat-template
+tokens and lines that look like a header are made harmless here. Long values are cut in the middle
+and say so. Which failure is reported, and on which tests, is decided by `code_judge.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
 TRUNCATED = (
-    "Truncated Attempt: Your previous response was too long and truncated because it reached the maximum "
-    "response length. Try again with a shorter response."
+    "Truncated Attempt: Your previous response was too long and truncated because it reached the "
+    "maximum response length. Try again with a shorter response."
 )
 RUNTIME_ERROR = "Runtime Error"
 TIME_LIMIT = "Time Limit Exceeded"
@@ -44,23 +45,26 @@ MAX_FRAMES = 3
 MAX_WRONG_ANSWERS = 2
 
 _HEADER_LINE = re.compile(
-    r"^(?=[ \t]*(?:Runtime Error|Time Limit Exceeded|Memory Limit Exceeded|Output Limit Exceeded|Last Executed Input"
-    r"|Test Case \S+:.*|Wrong Answer|Incorrect Format.*|Truncated Attempt.*|Input|Stdout|Output|Expected)[ \t]*$)",
+    r"^(?=[ \t]*(?:Runtime Error|(?:Time|Memory|Output) Limit Exceeded|Last Executed Input"
+    r"|Test Case \S+:.*|Wrong Answer|Incorrect Format.*|Truncated Attempt.*"
+    r"|Input|Stdout|Output|Expected)[ \t]*$)",
     re.MULTILINE | re.IGNORECASE,
 )
 _TOKEN = re.compile(
     r"<(?=[|｜])|(?<=[|｜])>"  # <|im_end|> and DeepSeek's full-width bars
-    r"|<(?=/?(?:think|thinking|reasoning|answer|s|bos|eos|pad|unk|mask|sep|cls|tool_call|tool_response|tool_calls"
-    r"|function_calls|start_of_turn|end_of_turn|start_of_image|begin_of_text|end_of_text|eot_id|endoftext|fim_\w+"
+    r"|<(?=/?(?:think|thinking|reasoning|answer|s|bos|eos|pad|unk|mask|sep|cls|tool_calls?"
+    r"|tool_response|function_calls|start_of_turn|end_of_turn|start_of_image|begin_of_text"
+    r"|end_of_text|eot_id|endoftext|fim_\w+"
     r"|unused\d+|extra_id_\d+|end_of_sentence|im_start|im_end)>)"
     r"|<(?=<SYS>>|</SYS>>)|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])",
     re.IGNORECASE,
 )
-"""The character after which a space breaks a chat-template or reasoning token (before `>` for a closing bar)."""
+"""Where a space breaks a chat-template or reasoning token: after the match, before a final `>`."""
 
 
 def escape(text: str) -> str:
-    """`text` with invisible and direction-changing characters spelled out, special tokens and header lines broken up."""
+    """`text` with invisible and direction-changing characters spelled out, special tokens and
+    header lines broken up."""
     text = text.replace("\r\n", "\n")
     if not text.isascii() or not text.isprintable():
         text = "".join(map(_visible, text))
@@ -69,15 +73,26 @@ def escape(text: str) -> str:
 
 
 def _visible(character: str) -> str:
-    """The character itself, or its escape when it is a control, format, surrogate or line-separating character."""
-    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp"):
+    """The character itself, or its escape when it is a control, format, surrogate or
+    line-separating character."""
+    if character in "\n\t" or unicodedata.category(character) not in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Co",
+        "Zl",
+        "Zp",
+    ):
         return character
     code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+    )
 
 
 def cut_middle(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters; what is left out of the middle is counted in its place."""
+    """`text` in at most `limit` characters; what is left out of the middle is counted in its
+    place."""
     if len(text) <= limit:
         return text
     # The count's own width changes what fits; its digits for the whole text are an upper bound.
@@ -86,7 +101,9 @@ def cut_middle(text: str, limit: int) -> str:
         return text[:limit]
     head = (room + 1) // 2
     tail = room - head
-    return f"{text[:head]} ... ({len(text) - room} characters left out) ... {text[len(text) - tail :]}"
+    return (
+        f"{text[:head]} ... ({len(text) - room} characters left out) ... {text[len(text) - tail :]}"
+    )
 
 
 def cut_lines(text: str, limit: int) -> str:
@@ -100,7 +117,8 @@ def cut_lines(text: str, limit: int) -> str:
 
 def safe(text: str) -> str:
     """One value ready to be shown: escaped, cut to `MAX_VALUE_CHARS` and `MAX_INPUT_LINES`."""
-    # Escaping looks at every character, so a value of megabytes is thinned first; what is shown comes from both its ends.
+    # Escaping looks at every character, so a value of megabytes is thinned first; what is shown
+    # comes from both its ends.
     if len(text) > 8 * MAX_VALUE_CHARS:
         ends = 3 * MAX_VALUE_CHARS
         head, tail = escape(text[:ends]), escape(text[-ends:])
@@ -136,7 +154,8 @@ def show(value: Any) -> str:
 def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> list[str]:
     """Source line and place of the last `MAX_FRAMES` frames, outermost first.
 
-    Only the line *number* comes from the program's process; the text is the judge's copy, so a program cannot write here.
+    Only the line *number* comes from the program's process; the text is the judge's copy, so a
+    program cannot write here.
     """
     lines = []
     for number, function in frames[-MAX_FRAMES:]:
@@ -160,7 +179,8 @@ def wrong_answer(number: int, given: str, stdout: str, output: str, expected: st
 
 
 def fit(parts: Sequence[str], limit: int) -> str:
-    """The parts one after the other in at most `limit` characters: later parts go first, then the middle of the first."""
+    """The parts one after the other in at most `limit` characters: later parts go first, then the
+    middle of the first."""
     kept = list(parts)
     while len(kept) > 1 and len("\n\n".join(kept)) > limit:
         kept.pop()
