@@ -1,0 +1,125 @@
+"""Append-only files of JSON objects, one a line, each with its `step`; cut back to a step when a
+run is resumed.
+
+A line is complete or absent for every reader: a last line without its newline (a killed process, a
+full disk) is ignored when reading and removed when resuming.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from sdpo.errors import SdpoError
+
+
+class JsonLines:
+    """One such file, opened on the first append.
+
+    Example:
+        file = JsonLines(run_dir / "metrics.jsonl")
+        file.resume_at(12)
+        file.append([{"step": 13, "loss/total": 0.02}])
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: FileIO | None = None
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write `rows` at once. NaN and infinities become null: they are not JSON and break every
+        other reader.
+
+        Raises `SdpoError` when the disk is full or read-only; earlier lines stay intact.
+        """
+        data = memoryview("".join(dumps(row) + "\n" for row in rows).encode())
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("ab", buffering=0)
+            size = self._file.tell()
+            try:
+                while data:
+                    data = data[self._file.write(data) :]
+            except OSError:
+                # Half a line would be glued to the next one.
+                with contextlib.suppress(OSError):
+                    self._file.truncate(size)
+                raise
+        except OSError as error:
+            self.close()
+            raise SdpoError(
+                f"cannot write {self.path}: {error.strerror}; free space or choose another `run` "
+                "directory"
+            ) from error
+
+    def resume_at(self, step: int) -> None:
+        """Remove every line of a later step than `step`, and a torn last line. Steps never decrease
+        within a file."""
+        self.close()
+        if not self.path.exists():
+            return
+        keep = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+                keep += len(line)
+        if keep < self.path.stat().st_size:
+            os.truncate(self.path, keep)
+
+    def close(self) -> None:
+        """Close the file; a later append opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of `path`; nothing when it does not exist. Raises `SdpoError` naming a
+    line that is not JSON."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON with sorted keys, so that equal rows are equal bytes."""
+    plain = _finite(value)
+    text = _encode(plain, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair (a judge that read bytes with `surrogateescape`) has no UTF-8 form;
+        # its escape has.
+        return _encode(plain, ensure_ascii=True)
+    return text
+
+
+def _encode(value: Any, *, ensure_ascii: bool) -> str:
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=ensure_ascii, allow_nan=False
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,113 @@
+"""Groups and teacher contexts of a step to the metrics that need no model: outcomes, lengths,
+repetition, form, contexts.
+
+Pure. Results are mergeable `Metrics`, so every process of a run reports its own groups and the
+merge is the whole step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from sdpo.metrics.values import Mean, Metrics, Percentile
+from sdpo.records import Group, Rollout, TeacherContext, Verdict
+
+NGRAM = 6
+"""Tokens. Shorter n-grams repeat in any code (`for i in range(`); longer ones miss loops over a few
+words."""
+HEDGES = (
+    "wait", "hmm", "maybe", "perhaps", "actually", "alternatively", "not sure", "i think",
+    "probably", "let me",
+)  # fmt: skip
+"""Words of doubt: their count rises when a model learns to ramble instead of to answer."""
+FORMAT_ERROR = "incorrect_format"
+"""Verdict category of an attempt that could not be judged."""
+
+_HEDGE = re.compile(r"\b(?:" + "|".join(HEDGES) + r")\b", re.IGNORECASE)
+
+
+def rollout_metrics(
+    groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
+) -> Metrics:
+    """`train/*`, `rollouts/*`, `teacher/*` and `env/*` of a step; `contexts` has one context per
+    rollout of each group."""
+    metrics = Metrics()
+    for group, group_contexts in zip(groups, contexts, strict=True):
+        is_flat = len(set(group.rewards)) == 1
+        metrics.add("rollouts/flat_groups", float(is_flat))
+        metrics.add("rollouts/flat_failed", float(is_flat and group.solved_rate == 0))
+        metrics.add("rollouts/groups_solved", float(group.solved_rate > 0))
+        for rollout, verdict, context in zip(
+            group.rollouts, group.verdicts, group_contexts, strict=True
+        ):
+            _add_outcome(metrics, rollout, verdict)
+            _add_lengths(metrics, rollout, verdict, context)
+            _add_context(metrics, context)
+    return metrics
+
+
+def _add_outcome(metrics: Metrics, rollout: Rollout, verdict: Verdict) -> None:
+    texts = [turn.text for turn in rollout.turns] or [rollout.text]
+    metrics.add("train/solved", float(verdict.solved))
+    metrics.add("train/reward", verdict.reward)
+    metrics.add("train/truncated", float(rollout.truncated))
+    metrics.add("rollouts/format_errors", float(verdict.info.get("category") == FORMAT_ERROR))
+    metrics.add("rollouts/repeated_ngrams", repeated_ngrams(rollout))
+    metrics.add("rollouts/hedging_words", float(sum(count_hedges(text) for text in texts)))
+    for name, value in verdict.metrics.items():
+        metrics.add(f"env/{name}", float(value))
+
+
+def _add_lengths(
+    metrics: Metrics, rollout: Rollout, verdict: Verdict, context: TeacherContext
+) -> None:
+    length = float(num_completion_tokens(rollout))
+    metrics.add("train/completion_tokens", length)
+    demonstrated = context.demonstration is not None
+    # Every key is present in every step; a split without attempts is NaN instead of missing.
+    for suffix, belongs in (
+        ("", True),
+        ("_solved", verdict.solved),
+        ("_failed", not verdict.solved),
+        ("_demonstration", demonstrated),
+    ):
+        pool = (length,) if belongs else ()
+        metrics.add(f"rollouts/length_p50{suffix}", Percentile(50.0, pool))
+        metrics.add(f"rollouts/length_p90{suffix}", Percentile(90.0, pool))
+
+
+def _add_context(metrics: Metrics, context: TeacherContext) -> None:
+    exists = context.messages is not None
+    metrics.add("teacher/context_fraction", float(exists))
+    metrics.add(
+        "teacher/demonstration_fraction", float(exists and context.demonstration is not None)
+    )
+    metrics.add("teacher/feedback_fraction", float(exists and context.feedback_used))
+    was_cut = exists and context.reason is not None and context.reason.startswith("cut")
+    metrics.add("teacher/cut_fraction", Mean(float(was_cut), float(exists)))
+
+
+def num_completion_tokens(rollout: Rollout) -> int:
+    """Tokens the policy sampled over all turns."""
+    if rollout.turns:
+        return sum(len(turn.completion_ids) for turn in rollout.turns)
+    return len(rollout.completion_ids)
+
+
+def repeated_ngrams(rollout: Rollout, size: int = NGRAM) -> float:
+    """Share of token n-grams that occurred before in the attempt; 0 for attempts shorter than two
+    n-grams."""
+    ids: Sequence[int] = rollout.completion_ids
+    if rollout.turns:
+        ids = [token for turn in rollout.turns for token in turn.completion_ids]
+    total = len(ids) - size + 1
+    if total < 2:
+        return 0.0
+    distinct = len({tuple(ids[i : i + size]) for i in range(total)})
+    return 1.0 - distinct / total
+
+
+def count_hedges(text: str) -> int:
+    """Words of doubt in `text`."""
+    return len(_HEDGE.findall(text))

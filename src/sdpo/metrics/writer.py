@@ -1,0 +1,97 @@
+"""metrics.jsonl and alerts.jsonl of a run, and the services that receive the same numbers when
+asked.
+
+metrics.jsonl holds one object a step with sorted keys and flushed at once: equal runs write equal
+bytes apart from `time/*`. alerts.jsonl holds one object per fired canary. Services only mirror; no
+part of the system reads them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.metrics.backends import Backend, check_installed, open_backend
+from sdpo.metrics.canaries import Alert
+from sdpo.metrics.jsonl import JsonLines, read_rows
+
+METRICS = "metrics.jsonl"
+ALERTS = "alerts.jsonl"
+
+
+class MetricsWriter:
+    """Writes the numbers of a run; one process of a run has one.
+
+    Example:
+        with MetricsWriter(run_dir, config.log.backends, dump(config)) as writer:
+            writer.resume_at(0)
+            writer.write(1, {"loss/total": 0.02})
+    """
+
+    def __init__(
+        self, run_dir: Path, backends: Sequence[str] = (), config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raises `ConfigError` naming the extra to install when a backend's package is missing."""
+        check_installed(backends)
+        self.run_dir = run_dir
+        self._metrics = JsonLines(run_dir / METRICS)
+        self._alerts = JsonLines(run_dir / ALERTS)
+        self._names = tuple(backends)
+        self._config = dict(config or {})
+        self._backends: list[Backend] | None = None
+        self._resumed_at: int | None = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def resume_at(self, step: int) -> None:
+        """Forget every row of a later step than `step`; -1 forgets all. Call before the first
+        write."""
+        self._metrics.resume_at(step)
+        self._alerts.resume_at(step)
+        self._resumed_at = step if step >= 0 else None
+
+    def last(self) -> dict[str, float]:
+        """The newest row of metrics.jsonl, empty before the first."""
+        row: dict[str, float] = {}
+        for row in read_rows(self._metrics.path):  # noqa: B007
+            pass
+        return row
+
+    def write(self, step: int, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
+        """Append one step. Raises `SdpoError` when it cannot be written."""
+        self._metrics.append([{**metrics, "step": step}])
+        if alerts:
+            self._alerts.append(alert.row() for alert in alerts)
+        for backend in self._open():
+            backend.log(step, metrics)
+            for alert in alerts:
+                backend.alert(step, f"canary {alert.canary}", alert.message)
+
+    def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show rollouts in the services that have tables; `rows` are those of
+        rollouts/record.py."""
+        for backend in self._open():
+            backend.table(step, "rollouts", rows)
+
+    def close(self) -> None:
+        """Flush and end everything."""
+        self._metrics.close()
+        self._alerts.close()
+        for backend in self._backends or ():
+            backend.close()
+        self._backends = None
+
+    def _open(self) -> list[Backend]:
+        """The services, started at the first write: only then is it known at which step a run
+        resumes."""
+        if self._backends is None:
+            self._backends = [
+                open_backend(name, self.run_dir, self._config, self._resumed_at)
+                for name in self._names
+            ]
+        return self._backends

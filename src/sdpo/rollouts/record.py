@@ -1,0 +1,182 @@
+"""rollouts.jsonl: every rollout of a run with its verdict and what its teacher read, one a line.
+
+    step, split       step it was sampled for; "train" or "eval"
+    task, index       task id and place in the group
+    prompt            messages the policy saw; on later rollouts of a group the index that has them
+    text              the completion; also `turns` [{text, reply}] when there was more than one
+    reward, solved, category, feedback, metrics     the verdict
+    teacher           messages the teacher reads; the index of an earlier rollout of the group that
+                      has the same ones; null without a teacher
+    demonstration, feedback_used, reason            how that context came about
+    prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
+
+(step, split, task, index) is unique. Prompts and contexts repeat within a group and would be most
+of the file; an index costs nothing and `read_rollouts` resolves it. Token ids and log-probs are not
+here; credit.py has those of a few rollouts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.metrics.rollout_stats import num_completion_tokens
+from sdpo.records import Group, Message, Rollout, TeacherContext, Verdict
+from sdpo.rollouts.credit import CREDIT, TokenCredit
+
+ROLLOUTS = "rollouts.jsonl"
+
+Row = dict[str, Any]
+
+
+class RolloutRecorder:
+    """Writes rollouts.jsonl and credit.jsonl of a run; one process of a run has one.
+
+    Example:
+        recorder = RolloutRecorder(run_dir)
+        recorder.resume_at(12)
+        recorder.write(rollout_rows(13, groups, contexts))
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._rollouts = JsonLines(run_dir / ROLLOUTS)
+        self._credit = JsonLines(run_dir / CREDIT)
+
+    def __enter__(self) -> RolloutRecorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def resume_at(self, step: int) -> None:
+        """Forget every rollout and credit of a later step than `step`; -1 forgets all."""
+        self._rollouts.resume_at(step)
+        self._credit.resume_at(step)
+
+    def record(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        contexts: Sequence[Sequence[TeacherContext]] | None = None,
+        *,
+        split: str = "train",
+        teacher_prompt_tokens: Mapping[tuple[str, int], int] | None = None,
+    ) -> list[Row]:
+        """Append the rollouts of `groups` and return their rows; the arguments are those of
+        `rollout_rows`."""
+        rows = rollout_rows(
+            step, groups, contexts, split=split, teacher_prompt_tokens=teacher_prompt_tokens
+        )
+        self.write(rows)
+        return rows
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Append rows, for instance gathered from other processes. Raises `SdpoError` when that
+        fails."""
+        self._rollouts.append(rows)
+
+    def record_credit(self, credits: Iterable[TokenCredit]) -> None:
+        """Append token credit. Raises `SdpoError` when that fails."""
+        self._credit.append(credit.row() for credit in credits)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._rollouts.close()
+        self._credit.close()
+
+
+def rollout_rows(
+    step: int,
+    groups: Sequence[Group],
+    contexts: Sequence[Sequence[TeacherContext]] | None = None,
+    *,
+    split: str = "train",
+    teacher_prompt_tokens: Mapping[tuple[str, int], int] | None = None,
+) -> list[Row]:
+    """The lines of `groups`: plain data that can be sent to the process that writes.
+
+    `contexts` has one context per rollout of each group, None when nobody teaches (evaluation).
+    `teacher_prompt_tokens` are lengths by (task id, index).
+    """
+    lengths = teacher_prompt_tokens or {}
+    none = TeacherContext(messages=None)
+    rows = []
+    of_groups = contexts if contexts is not None else [[none] * len(g.rollouts) for g in groups]
+    for group, of_group in zip(groups, of_groups, strict=True):
+        seen: dict[str, int] = {}
+        for rollout, verdict, context in zip(group.rollouts, group.verdicts, of_group, strict=True):
+            row: Row = {"step": step, "split": split, "task": group.task.id}
+            row["index"] = rollout.index
+            first = group.rollouts[0].index
+            row["prompt"] = _plain(group.task.messages) if rollout.index == first else first
+            row |= _attempt(rollout) | _judgement(verdict) | _teacher(context, rollout.index, seen)
+            row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
+            rows.append(row)
+    return rows
+
+
+def _attempt(rollout: Rollout) -> Row:
+    row: Row = {
+        "text": rollout.text,
+        "truncated": rollout.truncated,
+        "policy_version": rollout.policy_version,
+        "prompt_tokens": len((rollout.turns or (rollout,))[0].prompt_ids),
+        "completion_tokens": num_completion_tokens(rollout),
+    }
+    if len(rollout.turns) > 1:
+        row["turns"] = [
+            {"text": turn.text, "reply": None if turn.reply is None else dict(turn.reply)}
+            for turn in rollout.turns
+        ]
+    return row
+
+
+def _judgement(verdict: Verdict) -> Row:
+    return {
+        "reward": verdict.reward,
+        "solved": verdict.solved,
+        "category": verdict.info.get("category"),
+        "feedback": verdict.feedback,
+        "metrics": dict(verdict.metrics),
+    }
+
+
+def _teacher(context: TeacherContext, index: int, seen: dict[str, int]) -> Row:
+    """The context's columns; `seen` maps the contexts of the group so far to the index that has
+    them."""
+    messages: list[Row] | int | None = None
+    if context.messages is not None:
+        plain = _plain(context.messages)
+        first = seen.setdefault(repr(plain), index)
+        messages = plain if first == index else first
+    return {
+        "teacher": messages,
+        "demonstration": context.demonstration,
+        "feedback_used": context.feedback_used,
+        "reason": context.reason,
+    }
+
+
+def _plain(messages: Sequence[Message]) -> list[Row]:
+    return [dict(message) for message in messages]
+
+
+def read_rollouts(run_dir: Path) -> Iterator[Row]:
+    """The rows of rollouts.jsonl in order, with `prompt` and `teacher` always as messages (or
+    null)."""
+    rows = read_rows(run_dir / ROLLOUTS)
+    for _, group in itertools.groupby(
+        rows, key=lambda row: (row["step"], row["split"], row["task"])
+    ):
+        prompts: dict[int, list[Row]] = {}
+        teachers: dict[int, list[Row]] = {}
+        for row in group:
+            for known, column in ((prompts, "prompt"), (teachers, "teacher")):
+                if isinstance(row[column], int):
+                    row[column] = known[row[column]]
+                elif row[column] is not None:
+                    known[row["index"]] = row[column]
+            yield row

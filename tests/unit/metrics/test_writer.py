@@ -1,0 +1,111 @@
+import json
+import math
+
+import pytest
+
+from sdpo.errors import ConfigError, SdpoError
+from sdpo.metrics.backends import check_installed
+from sdpo.metrics.canaries import Alert
+from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
+from sdpo.metrics.writer import MetricsWriter
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def alert(step):
+    return Alert(
+        canary="truncation", step=step, since=step, value=1, baseline=0, action="warn", message="m"
+    )
+
+
+def test_one_sorted_object_a_step(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"z": 1.0, "a/b": 2.0})
+        assert (tmp_path / "metrics.jsonl").read_text() == '{"a/b":2.0,"step":1,"z":1.0}\n'
+        writer.write(2, {"z": math.nan, "a/b": math.inf})
+        assert rows(tmp_path / "metrics.jsonl")[1] == {"a/b": None, "step": 2, "z": None}
+        assert writer.last() == {"a/b": None, "step": 2, "z": None}
+
+
+def test_resuming_forgets_later_steps_and_a_torn_line(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        for step in range(5):
+            writer.write(step, {"x": float(step)}, [alert(step)])
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step":5,"x"')
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
+    with MetricsWriter(tmp_path) as writer:
+        writer.resume_at(2)
+        for step in (3, 4):
+            writer.write(step, {"x": float(step)}, [alert(step)])
+    assert path.read_bytes() == whole
+    assert [row["step"] for row in rows(tmp_path / "alerts.jsonl")] == [0, 1, 2, 3, 4]
+
+
+def test_resuming_before_the_first_step_starts_over(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(0, {"x": 1.0})
+        writer.resume_at(-1)
+        assert writer.last() == {}
+        writer.write(0, {"x": 2.0})
+        assert writer.last() == {"step": 0, "x": 2.0}
+
+
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    path = tmp_path / "full"
+    path.symlink_to("/dev/full")
+    with pytest.raises(SdpoError, match=r"cannot write .*full: No space left"):
+        JsonLines(path).append([{"step": 1}])
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step":1}\nnonsense\n{"step":3}\n')
+    with pytest.raises(SdpoError, match=r"metrics.jsonl, line 2"):
+        list(read_rows(path))
+
+
+def test_lone_surrogates_are_written_as_escapes():
+    assert json.loads(dumps({"x": "\udc80é"}).encode()) == {"x": "\udc80é"}
+
+
+def test_a_missing_service_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'sdpo\[wandb\]'"):
+        check_installed(["wandb"])
+    with pytest.raises(ConfigError, match="unknown 'comet'"):
+        check_installed(["comet"])
+
+
+@pytest.mark.slow
+def test_tensorboard_receives_and_purges_on_resume(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsWriter(tmp_path, ["tensorboard"]) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss/total": float(step), "nan": math.nan}, [alert(step)])
+        writer.write_rollouts(3, [{"task": "t", "index": 0, "text": "# x\ny", "feedback": None}])
+    with MetricsWriter(tmp_path, ["tensorboard"]) as writer:
+        writer.resume_at(1)
+        writer.write(2, {"loss/total": 20.0})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/total")] == [(1, 1.0), (2, 20.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_services_take_rows_tables_and_alerts_offline(name, tmp_path, monkeypatch):
+    pytest.importorskip(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    with MetricsWriter(tmp_path / "run", [name], {"seed": 0}) as writer:
+        writer.write(1, {"loss/total": 1.0}, [alert(1)])
+        writer.write_rollouts(1, [{"task": "t", "index": 0, "text": "x", "feedback": None}])
+    with MetricsWriter(tmp_path / "run", [name], {"seed": 0}) as writer:
+        writer.resume_at(0)
+        writer.write(1, {"loss/total": 1.0})
+    assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 1

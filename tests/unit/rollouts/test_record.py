@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
+from sdpo.rollouts.credit import TokenCredit, read_credit
+from sdpo.rollouts.record import RolloutRecorder, read_rollouts, rollout_rows
+
+ASK = ({"role": "user", "content": "q"},)
+SHOWN = TeacherContext(messages=({"role": "user", "content": "q + demo"},), demonstration=1)
+TOLD = TeacherContext(messages=({"role": "user", "content": "q + no"},), feedback_used=True)
+
+
+def attempt(index, turns=()):
+    return Rollout(
+        task_id="t",
+        index=index,
+        prompt_ids=(1, 2),
+        completion_ids=(3, 4, 5),
+        sampler_logprobs=(-0.1,) * 3,
+        text="a\ud800b",
+        truncated=index == 2,
+        policy_version=7,
+        turns=turns,
+    )
+
+
+def group():
+    return Group(
+        task=Task(id="t", messages=ASK),
+        rollouts=tuple(attempt(i) for i in range(3)),
+        verdicts=tuple(
+            Verdict(
+                reward=float(i == 1),
+                solved=i == 1,
+                feedback=None if i == 1 else "Wrong Answer",
+                info={"category": "accepted" if i == 1 else "wrong_answer", "x": object()},
+            )
+            for i in range(3)
+        ),
+    )
+
+
+CONTEXTS = [[SHOWN, TOLD, SHOWN]]
+
+
+def test_a_line_per_rollout_with_what_the_teacher_read(tmp_path):
+    with RolloutRecorder(tmp_path) as recorder:
+        recorder.record(3, [group()], CONTEXTS, teacher_prompt_tokens={("t", 0): 9})
+    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert [line["prompt"] for line in lines] == [list(ASK), 0, 0]
+    assert lines[2]["teacher"] == 0
+    rows = list(read_rollouts(tmp_path))
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    assert all(row["prompt"] == list(ASK) for row in rows)
+    assert [row["teacher"][0]["content"] for row in rows] == ["q + demo", "q + no", "q + demo"]
+    first = rows[0]
+    assert (first["step"], first["split"], first["category"]) == (3, "train", "wrong_answer")
+    assert (first["completion_tokens"], first["teacher_prompt_tokens"]) == (3, 9)
+    assert (rows[2]["truncated"], rows[2]["policy_version"]) == (True, 7)
+
+
+def test_evaluation_has_no_teacher():
+    rows = rollout_rows(0, [group()], split="eval")
+    assert [row["teacher"] for row in rows] == [None] * 3
+
+
+def test_resuming_forgets_later_steps(tmp_path):
+    recorder = RolloutRecorder(tmp_path)
+    for step in (1, 2):
+        recorder.record(step, [group()], CONTEXTS)
+        recorder.record_credit([credit(step)])
+    recorder.resume_at(1)
+    assert {row["step"] for row in read_rollouts(tmp_path)} == {1}
+    assert [item.step for item in read_credit(tmp_path)] == [1]
+
+
+def test_turns_are_kept():
+    turns = tuple(
+        Turn(
+            prompt_ids=(1,),
+            completion_ids=(2,),
+            sampler_logprobs=(0.0,),
+            text=text,
+            truncated=False,
+            reply=reply,
+        )
+        for text, reply in (("call", {"role": "tool", "content": "42"}), ("42", None))
+    )
+    one = Group(
+        task=Task(id="t", messages=ASK),
+        rollouts=(attempt(0, turns),),
+        verdicts=(Verdict(reward=1.0, solved=True),),
+    )
+    (row,) = rollout_rows(1, [one])
+    assert row["turns"][0]["reply"]["content"] == "42"
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (1, 2)
+
+
+def credit(step=1):
+    return TokenCredit(
+        task_id="t",
+        index=1,
+        step=step,
+        token_ids=(9, 2),
+        student_logprobs=(-0.1, -2.0),
+        teacher_logprobs=(-0.12345, -6.0),
+        student_entropies=(0.2, 1.1),
+        teacher_entropies=(0.1, 0.4),
+        student_top=(((9, -0.1), (8, -9.0)), ((4, -0.6), (2, -2.0))),
+        teacher_top=(((9, -0.1),), ((4, -0.1),)),
+        texts={9: "return", 2: " x", 4: " y", 8: "never"},
+        advantage=-0.25,
+        trained=(True, False),
+    )
+
+
+def test_credit_round_trips_up_to_rounding(tmp_path):
+    with RolloutRecorder(tmp_path) as recorder:
+        recorder.record_credit([credit()])
+    (back,) = read_credit(tmp_path)
+    assert back.gaps == pytest.approx((-0.023, -4.0), abs=1e-9)
+    assert back.student_top == (((9, -0.1),), ((4, -0.6), (2, -2.0)))
+    assert back.texts == {9: "return", 2: " x", 4: " y"}
+    assert back.trained == (True, False)
+    assert back.advantage == -0.25
