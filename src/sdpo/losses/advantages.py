@@ -1,0 +1,106 @@
+"""Credit from rewards: group-relative advantages, and how a teacher may modulate them per token.
+
+`group_advantages` works on plain numbers (a group is small and lives outside tensors); the token credits work on tensors, are
+constants for the gradient and never turn a sign. Legend: T tokens, K wrong demonstrations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_STD_FLOOR = 1e-6
+"""Added to the group's standard deviation: smaller differences of reward are not amplified further."""
+
+
+def group_advantages(rewards: Sequence[float], *, divide_by_std: bool = False) -> list[float]:
+    """r_i - mean(r), without std as in the paper; optionally over the group's (biased) standard deviation.
+
+    A flat group gives exactly 0.0 for everyone: a mean of equal floats may differ from them by rounding, and an advantage of
+    1e-17 would still count as credit.
+    """
+    if not rewards:
+        return []
+    if any(not math.isfinite(reward) for reward in rewards):
+        raise ValueError(f"rewards must be finite, got {list(rewards)}")
+    if max(rewards) == min(rewards):
+        return [0.0] * len(rewards)
+    mean = math.fsum(rewards) / len(rewards)
+    centred = [reward - mean for reward in rewards]
+    if not divide_by_std:
+        return centred
+    std = math.sqrt(math.fsum(c * c for c in centred) / len(centred))
+    return [c / (std + _STD_FLOOR) for c in centred]
+
+
+def linear_decay(start: float, step: int, steps: int) -> float:
+    """`start` at step 0, falling linearly to 0 at `steps` and staying there (RLSD's mix)."""
+    return start * max(0.0, 1.0 - step / steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlsdCredit:
+    """RLSD (2604.03128): A_t = A [(1-mix) + mix clip(exp(sign(A) gap_t), 1 +- clip)]; size follows the teacher, never sign.
+
+    Example:
+        RlsdCredit(mix=0.5, clip=0.2)
+    """
+
+    mix: float = 0.5
+    """lambda of the current step; it decays over training (`linear_decay`)."""
+    clip: float = 0.2
+    """The teacher's factor stays within 1 +- clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlcsdCredit:
+    """RLCSD (2606.11709): A_t = A + r_t, r from the contrast of a right against wrong demonstrations; A's sign is kept.
+
+    Example:
+        RlcsdCredit(scale=1.0, mix=0.5, tau=0.02)
+    """
+
+    scale: float = 1.0
+    """beta: size of the contrast term."""
+    mix: float = 0.5
+    """lambda: share of the contrast term."""
+    tau: float = 0.02
+    """Temperature of the tanh, nats."""
+    bound: float = 2.0
+    """|r| is held below this."""
+    threshold: float = 0.02
+    """Smaller |r| count as nothing."""
+
+
+def rlsd_advantages(advantages_T: Tensor, gap_T: Tensor, credit: RlsdCredit) -> Tensor:
+    """Advantages [T] scaled by the clipped exponential gap log q(y_t) - log p(y_t); rows with a NaN gap keep theirs."""
+    factor_T = (advantages_T.sign() * gap_T).exp().clamp(1.0 - credit.clip, 1.0 + credit.clip)
+    factor_T = torch.where(gap_T.isnan(), 1.0, factor_T)
+    return advantages_T * ((1.0 - credit.mix) + credit.mix * factor_T)
+
+
+def rlcsd_advantages(
+    advantages_T: Tensor,
+    teacher_logprob_T: Tensor,
+    negative_logprobs_TK: Tensor,
+    credit: RlcsdCredit,
+) -> Tensor:
+    """Advantages [T] plus the contrast r_t with e = log q+(y_t) - log mean_k q-_k(y_t).
+
+    NaN in `negative_logprobs` marks a missing demonstration; without any, or without a teacher (NaN), r is 0. Where A + r
+    would turn A's sign it is 0, and an advantage of 0 stays 0.
+    """
+    is_missing_TK = negative_logprobs_TK.isnan()
+    count_T = (~is_missing_TK).sum(-1)
+    total_T = negative_logprobs_TK.masked_fill(is_missing_TK, -torch.inf).logsumexp(-1)
+    contrast_T = teacher_logprob_T - (total_T - count_T.clamp_min(1).log())
+    bonus_T = (credit.scale * credit.mix * (contrast_T / credit.tau).tanh()).clamp(
+        -credit.bound, credit.bound
+    )
+    is_void_T = (count_T == 0) | contrast_T.isnan() | (bonus_T.abs() <= credit.threshold)
+    moved_T = advantages_T + bonus_T.masked_fill(is_void_T, 0.0)
+    return torch.where(moved_T * advantages_T > 0, moved_T, torch.zeros_like(moved_T))

@@ -1,0 +1,185 @@
+"""LM heads applied in chunks of rows: logits, their softmax statistics, and nothing kept.
+
+Memory: a whole [T, V] matrix of logits is never made. With the default chunk, one float32 buffer is 64 MiB on a CPU and
+512 MiB on an accelerator, whatever T is. Matrix products run in the dtype of the hidden states; everything after them runs in
+float32 (float64 for float64 inputs).
+
+Legend: T rows (completion tokens), C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = {"cpu": 1 << 24}
+"""Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and written once a chunk) is
+small against the matrix product that fills it."""
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+_BLOCK_ELEMENTS = {"cpu": 1 << 20}
+"""Elements of a block: softmax and divergence go over a chunk in blocks of rows whose temporaries stay in cache (CPU) or keep
+every kernel full (accelerator)."""
+_BLOCK_ELEMENTS_ACCELERATOR = 1 << 25
+
+
+class Side(NamedTuple):
+    """Hidden states and the head that turns them into logits."""
+
+    hidden_TD: Tensor
+    head_VD: Tensor
+
+    def detached(self) -> Side:
+        return Side(self.hidden_TD.detach(), self.head_VD.detach())
+
+
+def math_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64 inputs (finite differences), float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def chunk_rows(rows: int, vocabulary: int, device: torch.device, wanted: int | None) -> int:
+    """Rows per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly equal."""
+    if wanted is not None:
+        if wanted < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {wanted}")
+        return wanted
+    elements = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS_ACCELERATOR)
+    most = max(1, elements // vocabulary)
+    return max(1, -(-rows // max(1, -(-rows // most))))
+
+
+def block_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows per block."""
+    elements = _BLOCK_ELEMENTS.get(device.type, _BLOCK_ELEMENTS_ACCELERATOR)
+    return max(1, elements // vocabulary)
+
+
+def spans(start: int, stop: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` from `start` to `stop`."""
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+def logits_into(out_CV: Tensor, side: Side, rows: slice, scale: float, *, add: bool = False) -> None:
+    """out <- scale * hidden[rows] @ head.T, or out += the same; `out` is in the math dtype."""
+    hidden_CD, head_VD = side.hidden_TD[rows], side.head_VD
+    if head_VD.dtype != hidden_CD.dtype:
+        head_VD = head_VD.to(hidden_CD.dtype)
+    if hidden_CD.dtype == out_CV.dtype:
+        torch.addmm(out_CV, hidden_CD, head_VD.t(), beta=float(add), alpha=scale, out=out_CV)
+        return
+    product_CV = wide_product(hidden_CD, head_VD.t(), out_CV.dtype)
+    if add:
+        out_CV.add_(product_CV, alpha=scale)
+    else:
+        torch.mul(product_CV, scale, out=out_CV)
+
+
+def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b of low-precision matrices. CUDA hands out its float32 accumulator: a logit of 20 in bfloat16 has a step of 0.125."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=dtype)
+    return a @ b
+
+
+def log_softmax_(logits_RV: Tensor) -> Tensor:
+    """Log-softmax over the vocabulary, in place."""
+    return torch.log_softmax(logits_RV, -1, out=logits_RV)
+
+
+@torch.no_grad()
+def token_statistics(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    reference_hidden: Tensor | None = None,
+    reference_head: Tensor | None = None,
+    trust: float | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of the targets [T] and entropy [T] over the whole vocabulary; no graph.
+
+    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the trust-region target
+    ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
+    """
+    side = Side(hidden, head)
+    reference = None
+    if reference_hidden is not None and reference_head is not None:
+        reference = Side(reference_hidden, reference_head)
+    logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
+    entropy_T = torch.empty_like(logprob_T)
+    for rows, log_p_RV in _log_probs(side, temperature, chunk_tokens, reference, trust):
+        logprob_T[rows] = log_p_RV.gather(1, targets[rows, None])[:, 0]
+        entropy_T[rows] = log_p_RV.exp().mul_(log_p_RV).sum(-1).neg_()
+    return logprob_T, entropy_T
+
+
+@torch.no_grad()
+def token_support(
+    hidden: Tensor,
+    head: Tensor,
+    top_k: int,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ids [T, K] and log-probs [T, K] of the most likely tokens: what Eq. 13 remembers of the old policy."""
+    ids, logprobs = [], []
+    for _, log_p_RV in _log_probs(Side(hidden, head), temperature, chunk_tokens, None, None):
+        top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
+        ids.append(top.indices)
+        logprobs.append(top.values)
+    if not ids:
+        shape = (0, min(top_k, len(head)))
+        return hidden.new_empty(shape, dtype=torch.long), hidden.new_empty(shape)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def mixed_logits_into(
+    out_CV: Tensor, side: Side, reference: Side | None, trust: float | None, rows: slice, scale: float
+) -> None:
+    """Logits of `side`, or of the trust-region mixture with `reference`: a geometric mean of distributions is an arithmetic
+    mean of logits, since normalisers are constant per row (Eq. 10, 16)."""
+    if trust is None or reference is None:
+        assert trust is None and reference is None, "trust and its reference go together"
+        logits_into(out_CV, side, rows, scale)
+        return
+    logits_into(out_CV, side, rows, scale * trust)
+    logits_into(out_CV, reference, rows, scale * (1.0 - trust), add=True)
+
+
+def _log_probs(
+    side: Side,
+    temperature: float,
+    chunk_tokens: int | None,
+    reference: Side | None,
+    trust: float | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their log-probabilities [R, V] in a buffer that the next pair overwrites."""
+    count, vocabulary = len(side.hidden_TD), len(side.head_VD)
+    device = side.hidden_TD.device
+    size = chunk_rows(count, vocabulary, device, chunk_tokens)
+    buffer_CV = side.hidden_TD.new_empty(
+        (min(size, count), vocabulary), dtype=math_dtype(side.hidden_TD.dtype)
+    )
+    for chunk in spans(0, count, size):
+        logits_CV = buffer_CV[: chunk.stop - chunk.start]
+        mixed_logits_into(logits_CV, side, reference, trust, chunk, 1.0 / temperature)
+        for block in spans(chunk.start, chunk.stop, block_rows(vocabulary, device)):
+            local = slice(block.start - chunk.start, block.stop - chunk.start)
+            yield block, log_softmax_(logits_CV[local])
+
+
+def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
+    """out <- a @ b, or out += a @ b; `out` in the math dtype whatever the factors' dtype."""
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, beta=float(add), out=out)
+    elif add:
+        out.add_(wide_product(a, b, out.dtype))
+    else:
+        out.copy_(wide_product(a, b, out.dtype))

@@ -1,0 +1,120 @@
+"""What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here computes.
+
+`training/assemble.py` builds them from the config; impossible combinations raise here and say what to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
+from sdpo.losses.divergence import Divergence, DivergenceKind
+from sdpo.losses.policy_gradient import PolicyGradientSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillSpec:
+    """The distillation component: towards what, over which support, with which credit.
+
+    Example:
+        DistillSpec(divergence="reverse_kl", top_k=20, advantage_clip=5.0)
+    """
+
+    divergence: DivergenceKind = "jsd"
+    beta: float = 0.5
+    """Weight of the teacher in the Jensen-Shannon mixture."""
+    top_k: int | None = 100
+    """Size of the support, chosen by the student (with `importance="logit"` by the old policy); None: whole vocabulary."""
+    tail: bool = True
+    """Whether the mass outside the support is one more bucket (Eq. 11); False renormalises the support."""
+    granularity: Literal["logit", "token", "sequence"] = "logit"
+    """Credit per logit (Eq. 1), log q - log p at the sampled token, or its mean over the completion (Fig. 10)."""
+    advantage_clip: float | None = None
+    """Bound on |log q - log p| before it becomes credit (Table 12, test time: 5). None: off."""
+    trust: float | None = None
+    """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher alone."""
+    ratio_cap: float | None = 2.0
+    """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
+    importance: Literal["token", "logit"] = "token"
+    """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit (Eq. 13)."""
+    eps_low: float = 0.2
+    """Clip range of Eq. 13, used with `importance="logit"` only."""
+    eps_high: float = 0.28
+    sequence_estimator: float = 0.0
+    """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form with `forward_ce`."""
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1 or None, got {self.top_k}")
+        if self.granularity not in ("logit", "token", "sequence"):
+            raise ValueError(f"granularity {self.granularity!r} is none of logit, token, sequence")
+        if self.trust is not None and not 0.0 <= self.trust <= 1.0:
+            raise ValueError(f"trust must lie in [0, 1], got {self.trust}")
+        if self.importance == "logit":
+            if self.top_k is None:
+                raise ValueError(
+                    "importance 'logit' keeps the old policy's log-probs of a support: "
+                    "give top_k a number"
+                )
+            if self.granularity != "logit" or self.divergence != "reverse_kl":
+                raise ValueError(
+                    "importance 'logit' (Eq. 13) is defined for granularity 'logit' "
+                    "and divergence 'reverse_kl'"
+                )
+        _ = self.distance  # validates divergence, beta and clip
+
+    @property
+    def distance(self) -> Divergence:
+        """The divergence over buckets that these settings name."""
+        return Divergence(kind=self.divergence, beta=self.beta, clip=self.advantage_clip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KlSpec:
+    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, no estimator.
+
+    Example:
+        KlSpec(coefficient=1e-3)
+    """
+
+    coefficient: float
+    """Factor of the mean over every trained token of the batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveSpec:
+    """The components of a named method; a None component is absent.
+
+    Example:
+        ObjectiveSpec(distill=DistillSpec(), pg=PolicyGradientSpec())        # hybrid, Eq. 3
+    """
+
+    distill: DistillSpec | None = None
+    pg: PolicyGradientSpec | None = None
+    kl: KlSpec | None = None
+    credit: RlsdCredit | RlcsdCredit | None = None
+    """How the teacher modulates the policy gradient's advantage per token; None: not at all."""
+    temperature: float = 1.0
+    """Sampling temperature; student, teacher and initial model are all compared at it."""
+    joint_count: bool = False
+    """One denominator for both components, the tokens routed to either (SRPO); else each has its own."""
+
+    def __post_init__(self) -> None:
+        if self.distill is None and self.pg is None:
+            raise ValueError("an objective needs a distill or a pg component")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.credit is not None and self.pg is None:
+            raise ValueError("token credit modulates the policy gradient: give pg a spec")
+        if self.joint_count and self.pg is not None and self.pg.normalization != "token":
+            raise ValueError("joint_count counts tokens: pg.normalization must be 'token'")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.distill is not None or self.credit is not None
+
+    @property
+    def needs_initial(self) -> bool:
+        """Whether hidden states of the initial model in the student's prompt are needed."""
+        return self.kl is not None
