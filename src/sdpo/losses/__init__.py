@@ -1,7 +1,9 @@
-"""The objective: divergences, policy gradients, routing, weighting, and the fused head that evaluates them.
+"""The objective: divergences, policy gradients, routing, weighting, and the fused head that
+evaluates them.
 
-`distillation_loss` is the public entry for one divergence; `objective_loss` evaluates a whole objective for the trainer. Sees
-tensors, numbers and records, never a config tree or a model. Imported lazily, so that `import sdpo` loads no torch.
+`distillation_loss` is the public entry for one divergence; `objective_loss` evaluates a whole
+objective for the trainer. Sees tensors, numbers and records, never a config tree or a model.
+Imported lazily, so that `import sdpo` loads no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Credit from rewards: group-relative advantages, and how a teacher may modulate them per token.
 
-`group_advantages` works on plain numbers (a group is small and lives outside tensors); the token credits work on tensors, are
-constants for the gradient and never turn a sign. Legend: T tokens, K wrong demonstrations.
+`group_advantages` works on plain numbers (a group is small and lives outside tensors); the token
+credits work on tensors, are constants for the gradient and never turn a sign. Legend: T tokens, K
+wrong demonstrations.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor
 
 _STD_FLOOR = 1e-6
-"""Added to the group's standard deviation: smaller differences of reward are not amplified further."""
+"""Added to the group's standard deviation: smaller differences of reward are not amplified
+further."""
 
 
 def group_advantages(rewards: Sequence[float], *, divide_by_std: bool = False) -> list[float]:
-    """r_i - mean(r), without std as in the paper; optionally over the group's (biased) standard deviation.
+    """r_i - mean(r), without std as in the paper; optionally over the group's (biased) standard
+    deviation.
 
-    A flat group gives exactly 0.0 for everyone: a mean of equal floats may differ from them by rounding, and an advantage of
-    1e-17 would still count as credit.
+    A flat group gives exactly 0.0 for everyone: a mean of equal floats may differ from them by
+    rounding, and an advantage of 1e-17 would still count as credit.
     """
     if not rewards:
         return []
@@ -44,7 +47,8 @@ def linear_decay(start: float, step: int, steps: int) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RlsdCredit:
-    """RLSD (2604.03128): A_t = A [(1-mix) + mix clip(exp(sign(A) gap_t), 1 +- clip)]; size follows the teacher, never sign.
+    """RLSD (2604.03128): A_t = A [(1-mix) + mix clip(exp(sign(A) gap_t), 1 +- clip)]; size follows
+    the teacher, never sign.
 
     Example:
         RlsdCredit(mix=0.5, clip=0.2)
@@ -58,7 +62,8 @@ class RlsdCredit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RlcsdCredit:
-    """RLCSD (2606.11709): A_t = A + r_t, r from the contrast of a right against wrong demonstrations; A's sign is kept.
+    """RLCSD (2606.11709): A_t = A + r_t, r from the contrast of a right against wrong
+    demonstrations; A's sign is kept.
 
     Example:
         RlcsdCredit(scale=1.0, mix=0.5, tau=0.02)
@@ -77,7 +82,8 @@ class RlcsdCredit:
 
 
 def rlsd_advantages(advantages_T: Tensor, gap_T: Tensor, credit: RlsdCredit) -> Tensor:
-    """Advantages [T] scaled by the clipped exponential gap log q(y_t) - log p(y_t); rows with a NaN gap keep theirs."""
+    """Advantages [T] scaled by the clipped exponential gap log q(y_t) - log p(y_t); rows with a NaN
+    gap keep theirs."""
     factor_T = (advantages_T.sign() * gap_T).exp().clamp(1.0 - credit.clip, 1.0 + credit.clip)
     factor_T = torch.where(gap_T.isnan(), 1.0, factor_T)
     return advantages_T * ((1.0 - credit.mix) + credit.mix * factor_T)
@@ -91,8 +97,8 @@ def rlcsd_advantages(
 ) -> Tensor:
     """Advantages [T] plus the contrast r_t with e = log q+(y_t) - log mean_k q-_k(y_t).
 
-    NaN in `negative_logprobs` marks a missing demonstration; without any, or without a teacher (NaN), r is 0. Where A + r
-    would turn A's sign it is 0, and an advantage of 0 stays 0.
+    NaN in `negative_logprobs` marks a missing demonstration; without any, or without a teacher
+    (NaN), r is 0. Where A + r would turn A's sign it is 0, and an advantage of 0 stays 0.
     """
     is_missing_TK = negative_logprobs_TK.isnan()
     count_T = (~is_missing_TK).sum(-1)

@@ -1,8 +1,10 @@
-"""From log-probabilities over the vocabulary to buckets, and from a divergence over buckets back to logits.
+"""From log-probabilities over the vocabulary to buckets, and from a divergence over buckets back to
+logits.
 
-Three supports: the whole vocabulary, the top-K plus one tail bucket (Eq. 11), the top-K renormalised. For token j in bucket b the
-gradient of D with respect to its logit is p_j (g_b - sum_b p_b g_b) (DESIGN section 3); it is handed back as `LogitTerms`, in the
-cheapest form the support allows, and put together in `fused.py`.
+Three supports: the whole vocabulary, the top-K plus one tail bucket (Eq. 11), the top-K
+renormalised. For token j in bucket b the gradient of D with respect to its logit is p_j (g_b -
+sum_b p_b g_b) (DESIGN section 3); it is handed back as `LogitTerms`, in the cheapest form the
+support allows, and put together in `fused.py`.
 
 Legend: R rows of a block, V vocabulary, K support, B = K + 1 buckets.
 """
@@ -20,13 +22,15 @@ from sdpo.losses.importance import logit_surrogate
 from sdpo.losses.specs import DistillSpec
 
 _MASS_FLOOR = 1e-30
-"""Least mass of a bucket inside a logarithm or a quotient. Far below what float32 sums resolve next to 1, far above its
-smallest number, so that mass/floor and its products with weights stay finite."""
+"""Least mass of a bucket inside a logarithm or a quotient. Far below what float32 sums resolve next
+to 1, far above its smallest number, so that mass/floor and its products with weights stay
+finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Log-probabilities and probabilities [R, V] of student (p) and teacher (q) on one block; all may be overwritten.
+    """Log-probabilities and probabilities [R, V] of student (p) and teacher (q) on one block; all
+    may be overwritten.
 
     Example:
         Block(log_p=a, p=a.exp(), log_q=b, q=b.exp(), scratch=torch.empty_like(a))
@@ -65,8 +69,8 @@ class OldSupport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitTerms:
-    """dD/dlogit of a block at temperature 1: `base` x p_j for tokens outside the support, `support` for those inside;
-    with `ids` None there is no support and it is `base` x p_j + `weighted`.
+    """dD/dlogit of a block at temperature 1: `base` x p_j for tokens outside the support, `support`
+    for those inside; with `ids` None there is no support and it is `base` x p_j + `weighted`.
 
     Example:
         LogitTerms(base=base_R, ids=ids_RK, p_support=p_RK, support=gradient_RK)
@@ -87,7 +91,8 @@ class LogitTerms:
 def distill_block(
     spec: DistillSpec, block: Block, old: OldSupport | None
 ) -> tuple[Tensor, LogitTerms]:
-    """Divergence [R] and its gradient on one block, over the support that `spec` names. Overwrites `block`."""
+    """Divergence [R] and its gradient on one block, over the support that `spec` names. Overwrites
+    `block`."""
     if spec.top_k is None or (spec.top_k >= block.p.shape[1] and spec.importance == "token"):
         value_R, weighted_RV = bucket_divergence(
             spec.distance, block.log_p, block.p, block.log_q, block.q, block.scratch
@@ -102,7 +107,8 @@ def distill_block(
     log_q_RK = block.log_q.gather(1, ids_RK)
     p_RK, q_RK = block.p.gather(1, ids_RK), block.q.gather(1, ids_RK)
     if spec.tail:
-        # Summing what is left after the support is zeroed keeps the tail's relative accuracy; 1 - sum would leave rounding.
+        # Summing what is left after the support is zeroed keeps the tail's relative accuracy; 1 -
+        # sum would leave rounding.
         p_tail_R1 = block.p.scatter_(1, ids_RK, 0.0).sum(-1, keepdim=True)
         q_tail_R1 = block.q.scatter_(1, ids_RK, 0.0).sum(-1, keepdim=True)
         value_R, weighted_RB = _bucket_terms(
@@ -139,7 +145,8 @@ def _bucket_terms(
     teacher: tuple[Tensor, Tensor],
     old: OldSupport | None,
 ) -> tuple[Tensor, Tensor]:
-    """Value [R] and p_b g_b [R, B] of pairs (log-mass, mass), by the divergence or by Eq. 13's surrogate."""
+    """Value [R] and p_b g_b [R, B] of pairs (log-mass, mass), by the divergence or by Eq. 13's
+    surrogate."""
     if spec.importance == "token":
         return bucket_divergence(spec.distance, *student, *teacher)
     assert old is not None
@@ -166,7 +173,8 @@ def _renormalised(log_p_RK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _with_tail(old: OldSupport) -> OldSupport:
-    """`old` with its tail as one more bucket: all that is remembered of the rest of the vocabulary."""
+    """`old` with its tail as one more bucket: all that is remembered of the rest of the
+    vocabulary."""
 
     def extended(log_p_RK: Tensor) -> Tensor:
         tail_R1 = -torch.expm1(log_p_RK.logsumexp(-1, keepdim=True))

@@ -1,6 +1,7 @@
 """Divergences between student and teacher over buckets of probability mass, and their derivative.
 
-A bucket is one token (whole vocabulary, support) or the tail. With p_b the student's and q_b the teacher's mass of bucket b:
+A bucket is one token (whole vocabulary, support) or the tail. With p_b the student's and q_b the
+teacher's mass of bucket b:
 
     reverse_kl   KL(p|q) = sum p log(p/q)                            g = log(p/q) + 1
     forward_kl   KL(q|p) = sum q log(q/p)                            g = -q/p
@@ -8,9 +9,10 @@ A bucket is one token (whole vocabulary, support) or the tail. With p_b the stud
     jsd          (1-beta) KL(p|m) + beta KL(q|m)                     g = (1-beta) log(p/m)
                  with m = (1-beta) p + beta q
 
-where g_b = dD/dp_b. The chain through a softmax needs only p_b (g_b - sum p g) (DESIGN section 3), so the *product* p_b g_b is
-what is computed: it stays finite where g itself does not (p_b = 0), and a constant added to g drops out (the +1 above is left
-out). This file knows buckets only: where they come from is `buckets.py`, weights and denominators are `objective.py`.
+where g_b = dD/dp_b. The chain through a softmax needs only p_b (g_b - sum p g) (DESIGN section 3),
+so the *product* p_b g_b is what is computed: it stays finite where g itself does not (p_b = 0), and
+a constant added to g drops out (the +1 above is left out). This file knows buckets only: where they
+come from is `buckets.py`, weights and denominators are `objective.py`.
 
 Legend: R rows (tokens), B buckets.
 """
@@ -26,8 +28,8 @@ from torch import Tensor
 DivergenceKind = Literal["reverse_kl", "forward_kl", "jsd", "forward_ce"]
 
 _MAX_LOG_RATIO = 80.0
-"""exp(80) is near the end of float32. Beyond it the student's mass is below e^-80 and the Jensen-Shannon divergence no longer
-depends on how far."""
+"""exp(80) is near the end of float32. Beyond it the student's mass is below e^-80 and the
+Jensen-Shannon divergence no longer depends on how far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +42,11 @@ class Divergence:
 
     kind: DivergenceKind = "jsd"
     beta: float = 0.5
-    """Weight of the teacher in the Jensen-Shannon mixture, strictly between 0 and 1; unused otherwise."""
+    """Weight of the teacher in the Jensen-Shannon mixture, strictly between 0 and 1; unused
+    otherwise."""
     clip: float | None = None
-    """Bound on |log q_b - log p_b|, the advantage of a logit, before it becomes credit (Table 12, test time: 5). None: off."""
+    """Bound on |log q_b - log p_b|, the advantage of a logit, before it becomes credit (Table 12,
+    test time: 5). None: off."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("reverse_kl", "forward_kl", "jsd", "forward_ce"):
@@ -67,10 +71,11 @@ def bucket_divergence(
 ) -> tuple[Tensor, Tensor]:
     """Divergence per row [R] and p_b g_b per bucket [R, B]; both in the dtype of the inputs.
 
-    `p` and `q` are exp of the log-masses (the caller has them anyway) and sum to one per row. Log-masses are finite: a caller
-    with an empty bucket passes a floor. Overwrites `log_q`, `q` and `scratch` (allocated when None); the second result is one
-    of them. With `clip`, g is the clipped log-ratio as a constant, so that the gradient is the policy gradient of Prop. 2.1
-    with bounded advantages; the value is taken with the same clipped ratio.
+    `p` and `q` are exp of the log-masses (the caller has them anyway) and sum to one per row.
+    Log-masses are finite: a caller with an empty bucket passes a floor. Overwrites `log_q`, `q` and
+    `scratch` (allocated when None); the second result is one of them. With `clip`, g is the clipped
+    log-ratio as a constant, so that the gradient is the policy gradient of Prop. 2.1 with bounded
+    advantages; the value is taken with the same clipped ratio.
     """
     scratch_RB = torch.empty_like(q_RB) if scratch_RB is None else scratch_RB
     match spec.kind:
@@ -87,8 +92,8 @@ def bucket_divergence(
 def _reverse_kl(
     spec: Divergence, log_p_RB: Tensor, p_RB: Tensor, log_q_RB: Tensor, q_RB: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Value and p g. The masses' sums are added because p (log p - log q) + q - p is non-negative per bucket: an error in the
-    normaliser of one side then enters squared instead of linearly."""
+    """Value and p g. The masses' sums are added because p (log p - log q) + q - p is non-negative
+    per bucket: an error in the normaliser of one side then enters squared instead of linearly."""
     log_ratio_RB = _clipped(log_q_RB.sub_(log_p_RB), spec.clip)
     weighted_RB = log_ratio_RB.mul_(p_RB).neg_()
     value_R = weighted_RB.sum(-1)
@@ -105,7 +110,8 @@ def _forward(
     q_RB: Tensor,
     scratch_RB: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Value and p g of KL(q|p) or of the cross-entropy, which differ by the teacher's entropy only."""
+    """Value and p g of KL(q|p) or of the cross-entropy, which differ by the teacher's entropy
+    only."""
     log_ratio_RB = _clipped(log_q_RB.sub_(log_p_RB), spec.clip)
     if spec.kind == "forward_ce":
         value_R = torch.mul(q_RB, log_p_RB, out=scratch_RB).sum(-1).neg_()
@@ -126,8 +132,8 @@ def _jsd(
     q_RB: Tensor,
     scratch_RB: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Value and p g. Works on s = log(m/p) = log1p(beta expm1(log q - log p)), exact where teacher and student nearly agree;
-    the difference of three entropies would lose every digit there."""
+    """Value and p g. Works on s = log(m/p) = log1p(beta expm1(log q - log p)), exact where teacher
+    and student nearly agree; the difference of three entropies would lose every digit there."""
     bound = _MAX_LOG_RATIO if spec.clip is None else min(spec.clip, _MAX_LOG_RATIO)
     log_ratio_RB = _clipped(log_q_RB.sub_(log_p_RB), bound)
     shift_RB = torch.expm1(log_ratio_RB, out=scratch_RB).mul_(spec.beta).log1p_()

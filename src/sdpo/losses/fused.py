@@ -1,18 +1,20 @@
-"""The fused head: loss and closed-form gradient of every component in one walk over chunks of tokens.
+"""The fused head: loss and closed-form gradient of every component in one walk over chunks of
+tokens.
 
-A chunk's hidden states are multiplied by the heads of student and teacher (and initial model); softmax, divergence and gradient
-with respect to the logits are computed in place; two more products turn it into d/d(hidden) and d/d(head), which is all that
-is kept. Autograd never sees a logit, so the exact whole-vocabulary loss costs the memory of a top-K loss. The logit gradient of
-everything this project optimises has the form
+A chunk's hidden states are multiplied by the heads of student and teacher (and initial model);
+softmax, divergence and gradient with respect to the logits are computed in place; two more products
+turn it into d/d(hidden) and d/d(head), which is all that is kept. Autograd never sees a logit, so
+the exact whole-vocabulary loss costs the memory of a top-K loss. The logit gradient of everything
+this project optimises has the form
 
     [ w (p_j g_j - p_j sum p g) + k (p_j log(p_j/r_j) - p_j KL) + s (1[j = y] - p_j) ] / temperature
 
-distillation with weight w, KL to the initial model r with weight k, and any loss that depends on log p(y) alone with
-derivative s (policy gradient). What w, k and s are is `objective.py`.
+distillation with weight w, KL to the initial model r with weight k, and any loss that depends on
+log p(y) alone with derivative s (policy gradient). What w, k and s are is `objective.py`.
 
-Memory: at most one chunk of [C, V] logits per model (`heads.py` says how large), three blocks [R, V], the gradient [T, D],
-and, only if the head trains, its gradient [V, D] in float32.
-Legend: T rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N alternatives.
+Memory: at most one chunk of [C, V] logits per model (`heads.py` says how large), three blocks [R,
+V], the gradient [T, D], and, only if the head trains, its gradient [V, D] in float32. Legend: T
+rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N alternatives.
 """
 
 from __future__ import annotations
@@ -59,8 +61,9 @@ def head_pass(
 ) -> HeadPass:
     """Loss, component sums and token outputs of one micro-batch.
 
-    `distill` says which divergence is measured (and optimised where `weigh` gives it a weight); None measures none. No gradient
-    reaches teacher, reference or initial tensors. The graph holds d/d(hidden) and d/d(head) only and can be walked once.
+    `distill` says which divergence is measured (and optimised where `weigh` gives it a weight);
+    None measures none. No gradient reaches teacher, reference or initial tensors. The graph holds
+    d/d(hidden) and d/d(head) only and can be walked once.
     """
     walks: list[Walk] = []
 
@@ -78,7 +81,8 @@ def head_pass(
 
 
 class _FusedHead(torch.autograd.Function):
-    """Hands the gradients that the walk computed to autograd, scaled by the gradient that arrives."""
+    """Hands the gradients that the walk computed to autograd, scaled by the gradient that
+    arrives."""
 
     @staticmethod
     def forward(
@@ -142,13 +146,16 @@ def distillation_loss(
     trust: float | None = None,
     chunk_tokens: int | None = None,
 ) -> DistillationResult:
-    """Sum of weights x D(student, teacher) over T tokens (Eq. 1, Eq. 11), with gradients to the student's side only.
+    """Sum of weights x D(student, teacher) over T tokens (Eq. 1, Eq. 11), with gradients to the
+    student's side only.
 
-    `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and `teacher_head` [V, D'] may
-    have another width. `weights` [T] carry 1/(global count); None means the mean over the T tokens. `top_k` None is the whole
-    vocabulary; `tail` False renormalises the top-K. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q;
-    `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With `trust`, the target is
-    ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). `chunk_tokens` bounds the logits held at once.
+    `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and
+    `teacher_head` [V, D'] may have another width. `weights` [T] carry 1/(global count); None means
+    the mean over the T tokens. `top_k` None is the whole vocabulary; `tail` False renormalises the
+    top-K. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q; `reverse_kl` is
+    KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With `trust`, the target is
+    ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). `chunk_tokens` bounds the logits
+    held at once.
     """
     count = len(targets)
     if weights is None:

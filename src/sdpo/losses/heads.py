@@ -1,10 +1,11 @@
 """LM heads applied in chunks of rows: logits, their softmax statistics, and nothing kept.
 
-Memory: a whole [T, V] matrix of logits is never made. With the default chunk, one float32 buffer is 64 MiB on a CPU and
-512 MiB on an accelerator, whatever T is. Matrix products run in the dtype of the hidden states; everything after them runs in
-float32 (float64 for float64 inputs).
+Memory: a whole [T, V] matrix of logits is never made. With the default chunk, one float32 buffer is
+64 MiB on a CPU and 512 MiB on an accelerator, whatever T is. Matrix products run in the dtype of
+the hidden states; everything after them runs in float32 (float64 for float64 inputs).
 
-Legend: T rows (completion tokens), C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support.
+Legend: T rows (completion tokens), C rows of a chunk, R rows of a block, D hidden size, V
+vocabulary, K support.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 24}
-"""Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and written once a chunk) is
-small against the matrix product that fills it."""
+"""Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and
+written once a chunk) is small against the matrix product that fills it."""
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
 _BLOCK_ELEMENTS = {"cpu": 1 << 20}
-"""Elements of a block: softmax and divergence go over a chunk in blocks of rows whose temporaries stay in cache (CPU) or keep
-every kernel full (accelerator)."""
+"""Elements of a block: softmax and divergence go over a chunk in blocks of rows whose temporaries
+stay in cache (CPU) or keep every kernel full (accelerator)."""
 _BLOCK_ELEMENTS_ACCELERATOR = 1 << 25
 
 
@@ -41,7 +42,8 @@ def math_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def chunk_rows(rows: int, vocabulary: int, device: torch.device, wanted: int | None) -> int:
-    """Rows per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly equal."""
+    """Rows per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly
+    equal."""
     if wanted is not None:
         if wanted < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {wanted}")
@@ -63,7 +65,9 @@ def spans(start: int, stop: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, stop))
 
 
-def logits_into(out_CV: Tensor, side: Side, rows: slice, scale: float, *, add: bool = False) -> None:
+def logits_into(
+    out_CV: Tensor, side: Side, rows: slice, scale: float, *, add: bool = False
+) -> None:
     """out <- scale * hidden[rows] @ head.T, or out += the same; `out` is in the math dtype."""
     hidden_CD, head_VD = side.hidden_TD[rows], side.head_VD
     if head_VD.dtype != hidden_CD.dtype:
@@ -79,7 +83,8 @@ def logits_into(out_CV: Tensor, side: Side, rows: slice, scale: float, *, add: b
 
 
 def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b of low-precision matrices. CUDA hands out its float32 accumulator: a logit of 20 in bfloat16 has a step of 0.125."""
+    """a @ b of low-precision matrices. CUDA hands out its float32 accumulator: a logit of 20 in
+    bfloat16 has a step of 0.125."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=dtype)
     return a @ b
@@ -104,8 +109,9 @@ def token_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of the targets [T] and entropy [T] over the whole vocabulary; no graph.
 
-    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the trust-region target
-    ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
+    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the
+    trust-region target ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's.
+    Memory: one chunk of logits.
     """
     side = Side(hidden, head)
     reference = None
@@ -128,7 +134,8 @@ def token_support(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Ids [T, K] and log-probs [T, K] of the most likely tokens: what Eq. 13 remembers of the old policy."""
+    """Ids [T, K] and log-probs [T, K] of the most likely tokens: what Eq. 13 remembers of the old
+    policy."""
     ids, logprobs = [], []
     for _, log_p_RV in _log_probs(Side(hidden, head), temperature, chunk_tokens, None, None):
         top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
@@ -141,12 +148,18 @@ def token_support(
 
 
 def mixed_logits_into(
-    out_CV: Tensor, side: Side, reference: Side | None, trust: float | None, rows: slice, scale: float
+    out_CV: Tensor,
+    side: Side,
+    reference: Side | None,
+    trust: float | None,
+    rows: slice,
+    scale: float,
 ) -> None:
-    """Logits of `side`, or of the trust-region mixture with `reference`: a geometric mean of distributions is an arithmetic
-    mean of logits, since normalisers are constant per row (Eq. 10, 16)."""
+    """Logits of `side`, or of the trust-region mixture with `reference`: a geometric mean of
+    distributions is an arithmetic mean of logits, since normalisers are constant per row (Eq. 10,
+    16)."""
     if trust is None or reference is None:
-        assert trust is None and reference is None, "trust and its reference go together"
+        assert trust is reference, "trust and its reference go together"  # both None
         logits_into(out_CV, side, rows, scale)
         return
     logits_into(out_CV, side, rows, scale * trust)

@@ -1,14 +1,17 @@
-"""The reward component per token: loss and its derivative with respect to the sampled token's log-probability.
+"""The reward component per token: loss and its derivative with respect to the sampled token's
+log-probability.
 
-Pure functions of log-probs and advantages, undivided (`objective.py` divides). The derivative is returned in closed form
-because the fused head turns it into a gradient without holding logits.
+Pure functions of log-probs and advantages, undivided (`objective.py` divides). The derivative is
+returned in closed form because the fused head turns it into a gradient without holding logits.
 
-    grpo    -min(w A, clip(w, 1-eps_low, 1+eps_high) A), w = p / old per token (Eq. 12); on-policy w = 1: -A, derivative -A
+    grpo    -min(w A, clip(w, 1-eps_low, 1+eps_high) A), w = p / old per token (Eq. 12);
+            on-policy w = 1: loss -A, derivative -A
     gspo    the same with one w per sequence, the geometric mean of its tokens' ratios
     cispo   -stop_gradient(clip(w)) A log p: no token loses its gradient
     sft     -log p, whatever the advantage (likelihood of given completions)
 
-Dr.GRPO is `grpo` with `normalization="fixed"` and advantages without std. Legend: T tokens, S sequences.
+Dr.GRPO is `grpo` with `normalization="fixed"` and advantages without std. Legend: T tokens, S
+sequences.
 """
 
 from __future__ import annotations
@@ -38,15 +41,19 @@ class PolicyGradientSpec:
     ratio_cap: float | None = 2.0
     """Cap of the weight old / sampler (Eq. 12, Table 13); None: no importance weight."""
     normalization: Literal["token", "sequence", "fixed"] = "token"
-    """Denominator: routed tokens of the batch, mean per sequence then over sequences, or sequences x `fixed_length`."""
+    """Denominator: routed tokens of the batch, mean per sequence then over sequences, or sequences
+    x `fixed_length`."""
     fixed_length: int | None = None
-    """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal completion)."""
+    """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
+    completion)."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("grpo", "gspo", "cispo", "sft"):
             raise ValueError(f"policy gradient {self.kind!r} is none of grpo, gspo, cispo, sft")
         if self.normalization not in ("token", "sequence", "fixed"):
-            raise ValueError(f"normalization {self.normalization!r} is none of token, sequence, fixed")
+            raise ValueError(
+                f"normalization {self.normalization!r} is none of token, sequence, fixed"
+            )
         if (self.normalization == "fixed") != (self.fixed_length is not None):
             raise ValueError("fixed_length goes with normalization 'fixed', and only with it")
 
@@ -54,7 +61,8 @@ class PolicyGradientSpec:
 def token_loss(
     spec: PolicyGradientSpec, logprob_T: Tensor, old_logprob_T: Tensor | None, advantages_T: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Loss [T] and d loss / d log p [T] of a token-wise surrogate (`grpo`, `cispo`, `sft`, and on-policy `gspo`).
+    """Loss [T] and d loss / d log p [T] of a token-wise surrogate (`grpo`, `cispo`, `sft`, and
+    on-policy `gspo`).
 
     `old_logprob` None means on-policy: the ratio is 1 exactly, and clipping never acts.
     """
@@ -63,7 +71,9 @@ def token_loss(
     if spec.kind == "cispo":
         weight_T = torch.ones_like(logprob_T)
         if old_logprob_T is not None:
-            weight_T = ratio(logprob_T, old_logprob_T).clamp(1.0 - spec.eps_low, 1.0 + spec.eps_high)
+            weight_T = ratio(logprob_T, old_logprob_T).clamp(
+                1.0 - spec.eps_low, 1.0 + spec.eps_high
+            )
         slope_T = -weight_T * advantages_T
         return slope_T * logprob_T, slope_T
     if old_logprob_T is None:
@@ -82,10 +92,12 @@ def sequence_loss(
     sequences_T: Tensor,
     weights_T: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """GSPO: weighted loss [T] and derivative [T] with the ratio s = exp(mean_t log(p/old)) of each token's sequence.
+    """GSPO: weighted loss [T] and derivative [T] with the ratio s = exp(mean_t log(p/old)) of each
+    token's sequence.
 
-    `sequences` numbers the sequences 0..S-1. Every token of a sequence carries the sequence's surrogate times its own weight;
-    since s depends on all its tokens alike, the derivative spreads evenly over them.
+    `sequences` numbers the sequences 0..S-1. Every token of a sequence carries the sequence's
+    surrogate times its own weight; since s depends on all its tokens alike, the derivative spreads
+    evenly over them.
     """
     mean_T = sequence_mean(logprob_T - old_logprob_T, sequences_T)
     loss_T, slope_T = clipped_surrogate(

@@ -1,8 +1,8 @@
 """Which component each rollout of a group feeds, and with what factor.
 
-A rule looks at one rollout of a judged group and says {"distill": factor, "pg": factor}; absent means it does not feed it. A
-rule never sees tokens or other groups. Factors that need the whole batch (success-rate weights, entropy weights) are
-`weighting.py`. To add a method, write one rule.
+A rule looks at one rollout of a judged group and says {"distill": factor, "pg": factor}; absent
+means it does not feed it. A rule never sees tokens or other groups. Factors that need the whole
+batch (success-rate weights, entropy weights) are `weighting.py`. To add a method, write one rule.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ FAILED_BELOW = 0.5
 def route(
     group: Group, contexts: Sequence[TeacherContext], rule: Rule
 ) -> list[dict[Component, float]]:
-    """Factors per rollout, in index order; zero factors are dropped so that they do not count in a denominator.
+    """Factors per rollout, in index order; zero factors are dropped so that they do not count in a
+    denominator.
 
-    Raises `ValueError` when a rule names an unknown component, gives a negative or non-finite factor, or distils a rollout
-    that has no teacher context.
+    Raises `ValueError` when a rule names an unknown component, gives a negative or non-finite
+    factor, or distils a rollout that has no teacher context.
     """
     routes: list[dict[Component, float]] = []
     for index, (_, context) in enumerate(zip(group.rollouts, contexts, strict=True)):
@@ -44,7 +45,8 @@ def route(
 
 
 def sdpo(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
-    """Distillation wherever there is a teacher context (Eq. 1). SC-SDPO and SDPO differ in weighting only."""
+    """Distillation wherever there is a teacher context (Eq. 1). SC-SDPO and SDPO differ in
+    weighting only."""
     return {"distill": 1.0} if has_context else {}
 
 
@@ -72,7 +74,8 @@ def hybrid(mix: float) -> Rule:
 
 
 def srpo(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
-    """A failed rollout with a solved sibling is distilled, every other one gets the policy gradient (2604.02288)."""
+    """A failed rollout with a solved sibling is distilled, every other one gets the policy gradient
+    (2604.02288)."""
     sibling_solved = any(v.solved for i, v in enumerate(group.verdicts) if i != index)
     is_failed = group.verdicts[index].reward < FAILED_BELOW
     if is_failed and sibling_solved and has_context:
@@ -90,5 +93,6 @@ def sdpg(coefficient: float) -> Rule:
 
 
 def sft(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
-    """Solved rollouts only, for likelihood on the self-teacher's samples (Table 5): `PolicyGradientSpec(kind="sft")`."""
+    """Solved rollouts only, for likelihood on the self-teacher's samples (Table 5):
+    `PolicyGradientSpec(kind="sft")`."""
     return {"pg": 1.0} if group.verdicts[index].solved else {}

@@ -1,6 +1,8 @@
-"""What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here computes.
+"""What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
+computes.
 
-`training/assemble.py` builds them from the config; impossible combinations raise here and say what to change.
+`training/assemble.py` builds them from the config; impossible combinations raise here and say what
+to change.
 """
 
 from __future__ import annotations
@@ -25,24 +27,30 @@ class DistillSpec:
     beta: float = 0.5
     """Weight of the teacher in the Jensen-Shannon mixture."""
     top_k: int | None = 100
-    """Size of the support, chosen by the student (with `importance="logit"` by the old policy); None: whole vocabulary."""
+    """Size of the support, chosen by the student (with `importance="logit"` by the old policy);
+    None: whole vocabulary."""
     tail: bool = True
-    """Whether the mass outside the support is one more bucket (Eq. 11); False renormalises the support."""
+    """Whether the mass outside the support is one more bucket (Eq. 11); False renormalises the
+    support."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
-    """Credit per logit (Eq. 1), log q - log p at the sampled token, or its mean over the completion (Fig. 10)."""
+    """Credit per logit (Eq. 1), log q - log p at the sampled token, or its mean over the completion
+    (Fig. 10)."""
     advantage_clip: float | None = None
     """Bound on |log q - log p| before it becomes credit (Table 12, test time: 5). None: off."""
     trust: float | None = None
-    """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher alone."""
+    """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher
+    alone."""
     ratio_cap: float | None = 2.0
     """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
     importance: Literal["token", "logit"] = "token"
-    """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit (Eq. 13)."""
+    """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit
+    (Eq. 13)."""
     eps_low: float = 0.2
     """Clip range of Eq. 13, used with `importance="logit"` only."""
     eps_high: float = 0.28
     sequence_estimator: float = 0.0
-    """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form with `forward_ce`."""
+    """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form
+    with `forward_ce`."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -72,7 +80,8 @@ class DistillSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlSpec:
-    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, no estimator.
+    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, no
+    estimator.
 
     Example:
         KlSpec(coefficient=1e-3)
@@ -98,7 +107,8 @@ class ObjectiveSpec:
     temperature: float = 1.0
     """Sampling temperature; student, teacher and initial model are all compared at it."""
     joint_count: bool = False
-    """One denominator for both components, the tokens routed to either (SRPO); else each has its own."""
+    """One denominator for both components, the tokens routed to either (SRPO); else each has its
+    own."""
 
     def __post_init__(self) -> None:
         if self.distill is None and self.pg is None:

@@ -1,9 +1,12 @@
-"""One walk over the rows of a micro-batch: what `fused.py` promises, chunk by chunk and block by block.
+"""One walk over the rows of a micro-batch: what `fused.py` promises, chunk by chunk and block by
+block.
 
-A chunk is the unit of the matrix products, a block (some rows of a chunk) the unit of everything elementwise. A block's logits
-become log-probabilities, its outputs are written, and the logit gradient overwrites them; the formula is in `fused.py`.
+A chunk is the unit of the matrix products, a block (some rows of a chunk) the unit of everything
+elementwise. A block's logits become log-probabilities, its outputs are written, and the logit
+gradient overwrites them; the formula is in `fused.py`.
 
-Legend: T rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N alternatives.
+Legend: T rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N
+alternatives.
 """
 
 from __future__ import annotations
@@ -36,18 +39,21 @@ class RowTerms(NamedTuple):
     distill_weight_R: Tensor | None = None
     """Factor of the divergence."""
     distill_loss_R: Tensor | None = None
-    """Distillation loss that depends on log p(y) only (credit per token or sequence); its derivative is in `slope`."""
+    """Distillation loss that depends on log p(y) only (credit per token or sequence); its
+    derivative is in `slope`."""
     pg_loss_R: Tensor | None = None
     slope_R: Tensor | None = None
     """Derivative of all losses that depend on log p(y) only, with respect to log p(y)."""
 
 
 Weigh = Callable[[slice, Tensor, Tensor | None], RowTerms]
-"""(rows, log p(y) [R], log q(y) [R] or None for rows without a teacher) -> the terms of these rows."""
+"""(rows, log p(y) [R], log q(y) [R] or None for rows without a teacher) -> the terms of these
+rows."""
 
 
 class Alternatives(NamedTuple):
-    """The most likely tokens of one side at each position, with both sides' log-probabilities; [T, N] each."""
+    """The most likely tokens of one side at each position, with both sides' log-probabilities; [T,
+    N] each."""
 
     ids: Tensor
     student_logprobs: Tensor
@@ -57,10 +63,12 @@ class Alternatives(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInputs:
-    """One micro-batch of rows and the models it is compared with. Rows that have a teacher come first.
+    """One micro-batch of rows and the models it is compared with. Rows that have a teacher come
+    first.
 
     Example:
-        HeadInputs(student=Side(hidden_TD, head_VD), targets=targets_T, teacher=Side(teacher_hidden_TD, head_VD))
+        HeadInputs(student=Side(hidden_TD, head_VD), targets=targets_T,
+                   teacher=Side(teacher_hidden_TD, head_VD))
     """
 
     student: Side
@@ -82,7 +90,8 @@ class HeadInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutputs:
-    """What the pass knows about every token, detached [T], in the math dtype; NaN where there is no teacher (or initial model).
+    """What the pass knows about every token, detached [T], in the math dtype; NaN where there is no
+    teacher (or initial model).
 
     Example:
         outputs.divergence[outputs.has_teacher].mean()
@@ -103,6 +112,26 @@ class TokenOutputs:
     def has_teacher(self) -> Tensor:
         """[T] bool."""
         return ~self.teacher_logprob.isnan()
+
+    def scattered(self, order_T: Tensor) -> TokenOutputs:
+        """The same rows where row i becomes row `order[i]`."""
+
+        def put(column: Tensor) -> Tensor:
+            return torch.empty_like(column).index_copy_(0, order_T, column)
+
+        def put_top(top: Alternatives | None) -> Alternatives | None:
+            return None if top is None else Alternatives(*map(put, top))
+
+        return TokenOutputs(
+            divergence=put(self.divergence),
+            student_logprob=put(self.student_logprob),
+            teacher_logprob=put(self.teacher_logprob),
+            student_entropy=put(self.student_entropy),
+            teacher_entropy=put(self.teacher_entropy),
+            initial_kl=put(self.initial_kl),
+            student_top=put_top(self.student_top),
+            teacher_top=put_top(self.teacher_top),
+        )
 
 
 class Walk:
@@ -156,7 +185,8 @@ class Walk:
         del self._logits, self._scratch
 
     def _chunk(self, chunk: slice, *, has_teacher: bool) -> None:
-        """Logits of every model, the blocks' softmax and gradient in place, then d/d(hidden) and d/d(head)."""
+        """Logits of every model, the blocks' softmax and gradient in place, then d/d(hidden) and
+        d/d(head)."""
         inputs, count = self._inputs, chunk.stop - chunk.start
         free = iter(self._logits)
         scale = 1.0 / inputs.temperature
@@ -185,7 +215,8 @@ class Walk:
     def _block(
         self, rows: slice, log_p_RV: Tensor, log_q_RV: Tensor | None, log_r_RV: Tensor | None
     ) -> None:
-        """Outputs of `rows`, and their logit gradient written over `log_p`; all arguments arrive as logits."""
+        """Outputs of `rows`, and their logit gradient written over `log_p`; all arguments arrive as
+        logits."""
         out, targets_R1 = self.tokens, self._inputs.targets[rows, None]
         p_RV, q_RV, scratch_RV = (buffer[: len(log_p_RV)] for buffer in self._scratch)
         _softmax(log_p_RV, p_RV, scratch_RV, out.student_entropy[rows])
@@ -292,9 +323,7 @@ class Walk:
             torch.mm(narrow_CV, head_VD.to(hidden_CD.dtype), out=self.grad_hidden_TD[chunk])
         if self.grad_head_VD is None:
             return
-        accumulate_product(
-            self.grad_head_VD, narrow_CV.t(), hidden_CD, add=self._is_head_written
-        )
+        accumulate_product(self.grad_head_VD, narrow_CV.t(), hidden_CD, add=self._is_head_written)
         self._is_head_written = True
 
     def _empty_outputs(self) -> TokenOutputs:
