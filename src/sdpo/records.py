@@ -162,5 +162,7 @@ class Sample:
     """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
     """Group-relative credit from rewards, 0 for a flat group."""
+    solved_rate: float = 0.0
+    """Share of its group that solved the task."""
     component_weights: Mapping[str, float]
     """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not feed it."""

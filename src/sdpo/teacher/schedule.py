@@ -137,6 +137,12 @@ class TeacherSchedule:
             self._last_refresh = (reward, tail)
         return opens
 
+    def freeze(self, student: torch.nn.Module) -> None:
+        """Keep the teacher as it is from now on; a live one becomes a copy of the student."""
+        self.is_frozen = True
+        if self._weights is None and self.trust is None:
+            self._weights = copy_weights(student)
+
     def state(self) -> dict[str, object]:
         """Everything exact resume needs; the student's own weights are the checkpoint's business."""
         return {

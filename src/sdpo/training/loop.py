@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read this file first.
 
 Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py, `update` training/step.py. No
-tensors here. What a run is made of is put together in training/assemble.py.
+tensors here. What a run is made of is put together in training/run.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from pathlib import Path
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import CanaryStop
 from sdpo.rollouts.curriculum import tasks_of_step
-from sdpo.training.assemble import Run, assemble
+from sdpo.training.run import Run, open_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,38 +38,48 @@ def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
 
     `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a checkpoint and returns.
     """
-    with assemble(config, env) as run:
+    with open_run(config, env) as run:
         try:
             return _train(run)
         except KeyboardInterrupt:
-            run.save()
-            run.say(f"interrupted: saved step {run.step}; the same command continues")
-            return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=False)
+            run.save_interrupted()
+            return _result(run, finished=False)
 
 
 def _train(run: Run) -> TrainResult:
     config = run.config
     tasks = run.env.load("train")
-    if run.is_fresh:
-        run.record({**run.evaluate()})
+    if run.start():
+        run.record(run.evaluate())
     while run.step < config.steps:
         start = time.perf_counter()
         step_tasks = tasks_of_step(
             tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
         )
         collected = run.collect(step_tasks)
+        updated = time.perf_counter()
         contexts = run.contexts(collected.groups)
-        metrics = run.update(collected.groups, contexts)
-        run.step += 1
-        metrics |= run.after_step(collected, contexts)
-        metrics["time/generate_s"] = collected.generate_s
-        metrics["time/judge_s"] = collected.judge_s
-        metrics["time/step_s"] = time.perf_counter() - start
-        if run.is_due(config.eval.every):
-            metrics |= run.evaluate()
-        alerts = run.watch(metrics)
-        run.record(metrics, alerts)
+        with run.undivided():
+            losses = run.update(collected.groups, contexts)
+            finished = time.perf_counter()
+            metrics = run.finish_step(collected, contexts, losses)
+            metrics |= {
+                "time/generate_s": collected.generate_s,
+                "time/judge_s": collected.judge_s,
+                "time/update_s": finished - updated,
+                "time/step_s": time.perf_counter() - start,
+            }
+            if run.is_due(config.eval.every):
+                metrics |= run.evaluate()
+            alerts = run.watch(metrics)
+            run.record(metrics, alerts)
         if run.is_due(config.checkpoint.every):
             run.save()
         run.act(alerts)
-    return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=True)
+    return _result(run, finished=True)
+
+
+def _result(run: Run, *, finished: bool) -> TrainResult:
+    return TrainResult(
+        run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=finished
+    )

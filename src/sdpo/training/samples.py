@@ -4,36 +4,101 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import Objective, Rlcsd
+from sdpo.config.objective import Grpo, Objective, PolicyGradient, Rlcsd
 from sdpo.config.schema import Context
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
-from sdpo.records import Group, Rollout, Sample, TeacherContext
+from sdpo.records import Group, Message, Rollout, Sample, TeacherContext, Verdict
+from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
 
 
-def build_samples(
-    group: Group,
-    contexts: Sequence[TeacherContext],
-    chat: Chat,
-    rule: Rule,
-    *,
-    divide_by_std: bool = False,
-    negatives: Sequence[Sequence[TeacherContext]] | None = None,
-) -> list[Sample]:
-    """One `Sample` per rollout, in order. `negatives` are contexts with wrong demonstrations per rollout (RLCSD)."""
-    advantages = group_advantages(group.rewards, divide_by_std=divide_by_std)
-    routes = route(group, contexts, rule)
-    wrong = negatives or [()] * len(contexts)
-    return [
-        _sample(rollout, context, chat, advantage, weights, wrong_contexts)
-        for rollout, context, advantage, weights, wrong_contexts in zip(
-            group.rollouts, contexts, advantages, routes, wrong, strict=True
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleBuilder:
+    """How this run turns groups into contexts and samples.
+
+    Example:
+        SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective, rule=rule)
+    """
+
+    chat: Chat
+    rules: Context
+    objective: Objective
+    rule: Rule
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective looks at a teacher at all."""
+        return not isinstance(self.objective, Grpo)
+
+    def contexts(self, groups: Sequence[Group], *, seed: int) -> list[list[TeacherContext]]:
+        """The teacher's context of every rollout; without a teacher in the objective all are empty."""
+        if not self.needs_teacher:
+            empty = TeacherContext(messages=None, reason="no_teacher")
+            return [[empty] * len(group.rollouts) for group in groups]
+        return [
+            teacher_contexts(
+                group,
+                self.rules,
+                random.Random(derive(seed, group.task.id)),
+                self._count_tokens,
+                strip_thinking=self.chat.as_content,
+                others=groups,
+            )
+            for group in groups
+        ]
+
+    def samples(
+        self, group: Group, contexts: Sequence[TeacherContext], *, seed: int
+    ) -> list[Sample]:
+        """One `Sample` per rollout, in order."""
+        divide_by_std = getattr(self.objective, "policy_gradient", PolicyGradient()).std
+        advantages = group_advantages(group.rewards, divide_by_std=divide_by_std)
+        routes = route(group, contexts, self.rule)
+        rng = random.Random(derive(seed, group.task.id))
+        negatives = self._negative_contexts(group, rng)
+        return [
+            replace(
+                _sample(rollout, context, self.chat, advantage, weights, wrong),
+                solved_rate=group.solved_rate,
+            )
+            for rollout, context, advantage, weights, wrong in zip(
+                group.rollouts, contexts, advantages, routes, negatives, strict=True
+            )
+        ]
+
+    def _negative_contexts(self, group: Group, rng: random.Random) -> list[list[TeacherContext]]:
+        """For RLCSD: per rollout up to `num_negatives` contexts that show a failed sibling as if it were right."""
+        if not isinstance(self.objective, Rlcsd):
+            return [[] for _ in group.rollouts]
+        failed = [i for i, verdict in enumerate(group.verdicts) if not verdict.solved]
+        rng.shuffle(failed)
+        return [
+            [
+                self._pretend_solved(group, index, wrong)
+                for wrong in islice((i for i in failed if i != index), self.objective.num_negatives)
+            ]
+            for index in range(len(group.rollouts))
+        ]
+
+    def _pretend_solved(self, group: Group, index: int, wrong: int) -> TeacherContext:
+        """Context of rollout `index` with the failed rollout `wrong` in the place of a demonstration."""
+        pair = Group(
+            task=group.task,
+            rollouts=(group.rollouts[index], group.rollouts[wrong]),
+            verdicts=(Verdict(reward=0.0, solved=False), Verdict(reward=1.0, solved=True)),
         )
-    ]
+        rng = random.Random(0)
+        return teacher_contexts(
+            pair, self.rules, rng, self._count_tokens, strip_thinking=self.chat.as_content
+        )[0]
+
+    def _count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(self.chat.prompt_ids(messages))
 
 
 def _sample(
@@ -84,40 +149,3 @@ def flatten_turns(
         mask += [False] * len(between) + [True] * len(turn.completion_ids)
         logprobs += [0.0] * len(between) + list(turn.sampler_logprobs)
     return first.prompt_ids, tuple(ids), tuple(mask), tuple(logprobs)
-
-
-def negative_contexts(
-    group: Group, objective: Objective, rules: Context, rng: random.Random, chat: Chat
-) -> list[list[TeacherContext]] | None:
-    """For RLCSD: per rollout up to `num_negatives` contexts that show a failed sibling as if it were right; else None."""
-    if not isinstance(objective, Rlcsd):
-        return None
-    failed = [i for i, verdict in enumerate(group.verdicts) if not verdict.solved]
-    rng.shuffle(failed)
-    contexts: list[list[TeacherContext]] = []
-    for index in range(len(group.rollouts)):
-        chosen = islice((i for i in failed if i != index), objective.num_negatives)
-        contexts.append([_pretend_solved(group, index, wrong, rules, chat) for wrong in chosen])
-    return contexts
-
-
-def _pretend_solved(
-    group: Group, index: int, wrong: int, rules: Context, chat: Chat
-) -> TeacherContext:
-    """Context of rollout `index` with the failed rollout `wrong` in the place of a demonstration."""
-    verdict = group.verdicts[wrong]
-    pair = Group(
-        task=group.task,
-        rollouts=(group.rollouts[index], group.rollouts[wrong]),
-        verdicts=(
-            type(verdict)(reward=0.0, solved=False),
-            type(verdict)(reward=1.0, solved=True),
-        ),
-    )
-    return teacher_contexts(
-        pair,
-        rules,
-        random.Random(0),
-        lambda messages: len(chat.prompt_ids(messages)),
-        strip_thinking=chat.as_content,
-    )[0]

@@ -1,0 +1,102 @@
+"""Put a run together from its config: every `match` on a variant happens here, once.
+
+`open_sampler` is the half that evaluation and discovery need (policy, environment, engine); `objective_spec` turns a named
+objective into the specs of `sdpo.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sdpo.chat import Chat
+from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
+from sdpo.config.schema import Model as ModelConfig
+from sdpo.engines.base import Engine, Sampling
+from sdpo.envs import open_env
+from sdpo.envs.base import Env
+from sdpo.errors import ConfigError
+from sdpo.rollouts.collect import Collector
+from sdpo.training.model import Policy, load_policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """A policy that can be sampled and judged: what evaluation and discovery need, without any training state.
+
+    Example:
+        with open_sampler(config) as sampler: sampler.collector.collect(...)
+    """
+
+    policy: Policy
+    chat: Chat
+    env: Env
+    collector: Collector
+
+    def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
+        """How this run draws completions at `temperature`."""
+        return Sampling(
+            max_new_tokens=config.rollout.max_completion_tokens,
+            stop_ids=self.chat.stop_ids,
+            temperature=temperature,
+            top_p=top_p,
+            ignore_eos=config.rollout.ignore_eos,
+        )
+
+
+@contextmanager
+def open_sampler(config: RunConfig, env: Env | None = None) -> Iterator[Sampler]:
+    """Load model and environment and close what was opened here. `env` replaces `config.env` and stays open."""
+    policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    policy = with_adapter(policy, config.model)
+    stop_ids = policy.model.generation_config.eos_token_id
+    chat = Chat(
+        policy.tokenizer,
+        template_kwargs=config.model.chat_template_kwargs,
+        model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
+    )
+    own_env = open_env(config.env) if env is None else env
+    try:
+        collector = Collector(
+            env=own_env,
+            engine=open_engine(config, policy),
+            chat=chat,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            max_turns=config.rollout.max_turns,
+        )
+        yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
+    finally:
+        if env is None and hasattr(own_env, "close"):
+            own_env.close()
+
+
+def with_adapter(policy: Policy, config: ModelConfig) -> Policy:
+    """`policy` with the trainable weights that `config.adapter` names."""
+    match config.adapter:
+        case Lora(rank=rank, alpha=alpha):
+            try:
+                from peft import LoraConfig, get_peft_model
+            except ImportError as error:
+                raise ConfigError(
+                    "model.adapter.type = 'lora' needs PEFT: pip install 'sdpo[lora]'"
+                ) from error
+            lora = LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            return policy.replace_model(get_peft_model(policy.model, lora))
+        case _:
+            return policy
+
+
+def open_engine(config: RunConfig, policy: Policy) -> Engine:
+    """The engine `config.rollout.engine` names, sampling with the policy's weights."""
+    match config.rollout.engine:
+        case LocalEngine(max_sequences=max_sequences):
+            from sdpo.engines.local import LocalEngine as Local
+
+            return Local(policy.model, max_sequences=max_sequences)
+        case VllmEngine(memory_fraction=memory_fraction):
+            from sdpo.engines.vllm import VllmEngine as Vllm
+
+            return Vllm(policy.name, policy.model, memory_fraction=memory_fraction)

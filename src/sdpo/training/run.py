@@ -1,0 +1,364 @@
+"""A training run: the parts that `loop.py` drives, their state, and what is written where.
+
+Every rank holds all groups of a step (they are gathered after judging), so statistics and records need no further exchange;
+each rank trains on its own share of the tasks.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sdpo.config.schema import RunConfig
+from sdpo.envs.base import Env
+from sdpo.errors import CanaryStop
+from sdpo.evaluation import evaluate_tasks, summarise
+from sdpo.metrics.canaries import Alert, Canaries
+from sdpo.metrics.dashboard import Dashboard
+from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
+from sdpo.metrics.values import Mean, Metrics
+from sdpo.metrics.writer import MetricsWriter
+from sdpo.records import Group, Sample, Task, TeacherContext
+from sdpo.rollouts.collect import Collected
+from sdpo.rollouts.record import RolloutRecorder
+from sdpo.seeds import derive
+from sdpo.teacher.schedule import TeacherSchedule
+from sdpo.training.assemble import Sampler, open_sampler
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.optim import Optimizer
+from sdpo.training.parallel import Parallel, start_parallel
+from sdpo.training.samples import SampleBuilder
+from sdpo.training.step import Updater
+
+
+class Run:
+    """The state of one training run and its verbs. Built by `open_run`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        sampler: Sampler,
+        builder: SampleBuilder,
+        updater: Updater,
+        parallel: Parallel,
+    ) -> None:
+        self.config = config
+        self.dir = run_dir
+        self.env = sampler.env
+        self.step = 0
+        """Steps completed."""
+        self.last_metrics: dict[str, float] = {}
+        self._sampler = sampler
+        self._builder = builder
+        self._updater = updater
+        self._parallel = parallel
+        self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
+        self._canaries = Canaries(config.canaries.action, config.canaries.patience)
+        self._totals = {"rollouts_total": 0, "tokens_total": 0}
+        backends = config.log.backends if parallel.is_main else ()
+        self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
+        self._recorder = RolloutRecorder(run_dir)
+        self._dashboard = Dashboard(config.steps, run_dir, is_quiet=not parallel.is_main)
+
+    def __enter__(self) -> Run:
+        self._dashboard.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._dashboard.__exit__(*error)
+        self._writer.close()
+        self._recorder.close()
+
+    def start(self) -> bool:
+        """Continue from the newest checkpoint if there is one; true when the run starts from the beginning.
+
+        Rows after the checkpoint are dropped from every record, so a killed run's files end up like an uninterrupted one's.
+        """
+        steps = self._checkpoints.steps()
+        if steps:
+            self._load(steps[-1])
+            self.say(f"resuming {self.dir} after step {self.step}")
+        if self._parallel.is_main:
+            self._writer.resume_at(self.step if steps else -1)
+            self._recorder.resume_at(self.step if steps else -1)
+            self.last_metrics = self._writer.last()
+        return not steps
+
+    def collect(self, tasks: Sequence[Task]) -> Collected:
+        """Judged groups of all ranks for `tasks`, in their order."""
+        rollout = self.config.rollout
+        sampling = self._sampler.sampling(self.config, temperature=rollout.temperature)
+        collected = self._sampler.collector.collect(
+            self._parallel.share(tasks),
+            group_size=rollout.group_size,
+            sampling=sampling,
+            seed=derive(self.config.seed, "rollout", self.step),
+        )
+        return Collected(
+            groups=self._gather(collected.groups),
+            generate_s=collected.generate_s,
+            judge_s=collected.judge_s,
+        )
+
+    def contexts(self, groups: Sequence[Group]) -> list[list[TeacherContext]]:
+        """What the teacher reads for every rollout of every group."""
+        return self._builder.contexts(groups, seed=derive(self.config.seed, "context", self.step))
+
+    def update(
+        self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
+    ) -> Metrics:
+        """Train on this rank's share of the groups; metrics of all ranks."""
+        pairs = self._parallel.share(list(zip(groups, contexts, strict=True)))
+        seed = derive(self.config.seed, "samples", self.step)
+        samples = [self._builder.samples(group, of_group, seed=seed) for group, of_group in pairs]
+        spec = objective_spec(
+            self.config.objective,
+            step=self.step,
+            temperature=self.config.rollout.temperature,
+            max_completion_tokens=self.config.rollout.max_completion_tokens,
+            trust=self._updater.schedule.trust,
+        )
+        result = self._updater.step(
+            samples, spec, where=f"step {self.step + 1}", inspect=self._inspected(samples)
+        )
+        self._sampler.collector.engine.load_weights(
+            self._sampler.policy.model, self._updater.optimizer.num_updates
+        )
+        self._credit = [
+            part for parts in self._parallel.gather(result.credit) for part in parts
+        ]
+        self._teacher_lengths = {
+            key: length
+            for lengths in self._parallel.gather(_teacher_lengths(samples))
+            for key, length in lengths.items()
+        }
+        return Metrics.merged(self._parallel.gather(result.metrics.state()))
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second one breaks in."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        interrupted = []
+
+        def note(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGINT, previous)
+            interrupted.append(number)
+            self.say("interrupt noted; finishing the update first")
+
+        previous = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def finish_step(
+        self,
+        collected: Collected,
+        contexts: Sequence[Sequence[TeacherContext]],
+        update: Metrics,
+    ) -> dict[str, float]:
+        """Count the step, let the teacher follow it, record its rollouts; the step's metrics without times."""
+        self.step += 1
+        groups = collected.groups
+        metrics = rollout_metrics(groups, contexts)
+        metrics.merge(update)
+        logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
+        # An unbiased estimate over every sampled token, at no cost; multi-turn attempts count their last turn.
+        metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
+        row = metrics.reduce()
+        self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
+        self._totals["tokens_total"] += sum(
+            num_completion_tokens(r) for g in groups for r in g.rollouts
+        )
+        refreshed = self._updater.schedule.after_step(
+            self.step - 1,
+            self._updater.model,
+            mean_reward=row["train/reward"],
+            length_p90=row["rollouts/length_p90"],
+        )
+        if self._parallel.is_main:
+            rows = self._recorder.record(
+                self.step, groups, contexts, teacher_prompt_tokens=self._teacher_lengths
+            )
+            self._writer.write_rollouts(self.step, rows)
+            self._recorder.record_credit(replace(c, step=self.step) for c in self._credit)
+        self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
+        return row | self._totals | {"teacher/refreshed": float(refreshed)}
+
+    def evaluate(self) -> dict[str, float]:
+        """The `eval/*` metrics of the current weights on held-out tasks."""
+        evaluation = self.config.eval
+        tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
+        part = evaluate_tasks(
+            self._sampler.collector,
+            self._parallel.share(tasks),
+            samples=evaluation.samples,
+            sampling=self._sampler.sampling(
+                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
+            ),
+            seed=self.config.seed,
+        )
+        groups = self._gather(part.groups)
+        if self._parallel.is_main:
+            self._recorder.record(self.step, groups, split="eval")
+        return summarise(groups).metrics()
+
+    def is_due(self, every: int) -> bool:
+        """Whether something done `every` steps (0: never in between) and after the last step is due now."""
+        return self.step == self.config.steps or bool(every and self.step % every == 0)
+
+    def watch(self, metrics: Mapping[str, float]) -> list[Alert]:
+        """Canaries that fire on this step's metrics."""
+        return self._canaries.observe(self.step, metrics)
+
+    def record(self, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
+        """Write the row of this step and show it."""
+        self.last_metrics = {**metrics, "step": self.step}
+        if self._parallel.is_main:
+            self._writer.write(self.step, metrics, alerts)
+            self._dashboard.update(
+                self.step, metrics, last=getattr(self, "_last_rollout", None), alerts=alerts
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        if self._parallel.is_main:
+            self._checkpoints.save(
+                self.step, self._updater.model, self._sampler.policy.tokenizer, self._state()
+            )
+        self._parallel.barrier()
+
+    def save_interrupted(self) -> None:
+        """Save what an interrupt left, unless not even the first row is written: then there is nothing to keep."""
+        if self.last_metrics:
+            self.save()
+            self.say(f"interrupted: saved step {self.step}; the same command continues")
+
+    def act(self, alerts: Sequence[Alert]) -> None:
+        """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the last good checkpoint."""
+        if any(alert.action == "stop" for alert in alerts):
+            self.save()
+            said = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
+            raise CanaryStop(
+                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}. "
+                "Lower optim.lr or change the teacher, or continue with canaries.action='warn' in a new run"
+            )
+        rollbacks = [alert for alert in alerts if alert.action == "rollback"]
+        if rollbacks:
+            self._roll_back(before=min(alert.since for alert in rollbacks))
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        if self._parallel.is_main:
+            self._dashboard.say(text)
+
+    def _roll_back(self, *, before: int) -> None:
+        """Weights and optimizer of the newest checkpoint older than `before`, then half the rate and a frozen teacher.
+
+        Steps and records go on: a rollback is part of the run's history, not an undoing of it.
+        """
+        good = [step for step in self._checkpoints.steps() if step < before]
+        if not good:
+            raise CanaryStop(
+                f"canary at step {self.step}: no checkpoint older than step {before} to roll back to; "
+                "set checkpoint.every smaller"
+            )
+        state = self._checkpoints.load(good[-1], self._updater.model)
+        optimizer, schedule = self._updater.optimizer, self._updater.schedule
+        scale = optimizer.lr_scale
+        optimizer.load_state(state["optimizer"])
+        schedule.load_state(state["schedule"])
+        optimizer.lr_scale = scale / 2
+        schedule.freeze(self._updater.model)
+        self._canaries.restart()
+        self.say(
+            f"rolled back to step {good[-1]}; learning rate x {optimizer.lr_scale:g}, teacher frozen"
+        )
+        self.save()
+
+    def _inspected(self, samples: Sequence[Sequence[Sample]]) -> frozenset[tuple[str, int]]:
+        """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled ones."""
+        taught = [
+            (s.task_id, s.index) for group in samples for s in group if s.teacher_prompt_ids is not None
+        ]
+        rng = random.Random(derive(self.config.seed, "credit", self.step))
+        count = len(self._parallel.share(range(self.config.credit.rollouts)))
+        return frozenset(rng.sample(taught, min(count, len(taught))))
+
+    def _gather(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups of all ranks in the order of the tasks they were shared out from."""
+        parts = self._parallel.gather(list(groups))
+        return [
+            parts[i % len(parts)][i // len(parts)] for i in range(sum(len(part) for part in parts))
+        ]
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "totals": self._totals,
+            "optimizer": self._updater.optimizer.state(),
+            "schedule": self._updater.schedule.state(),
+            "canaries": self._canaries.state(),
+        }
+
+    def _load(self, step: int) -> None:
+        state = self._checkpoints.load(step, self._updater.model)
+        self.step = state["step"]
+        self._totals = dict(state["totals"])
+        self._updater.optimizer.load_state(state["optimizer"])
+        self._updater.schedule.load_state(state["schedule"])
+        self._canaries.load_state(state["canaries"])
+        self._sampler.collector.engine.load_weights(
+            self._sampler.policy.model, self._updater.optimizer.num_updates
+        )
+
+
+def _teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int], int]:
+    return {
+        (s.task_id, s.index): len(s.teacher_prompt_ids)
+        for group in samples
+        for s in group
+        if s.teacher_prompt_ids is not None
+    }
+
+
+@contextmanager
+def open_run(config: RunConfig, env: Env | None = None) -> Iterator[Run]:
+    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
+    parallel = start_parallel()
+    run_dir = open_run_dir(config, run_facts()) if parallel.is_main else Path(config.run)
+    parallel.barrier()
+    with open_sampler(config, env) as sampler:
+        model = sampler.policy.model
+        updater = Updater(
+            model,
+            sampler.policy.tokenizer,
+            Optimizer(config.optim, model),
+            TeacherSchedule(
+                config.teacher.schedule, model, keep_initial=config.objective.kl_coefficient > 0
+            ),
+            config=config.optim,
+            objective=config.objective,
+            parallel=parallel,
+        )
+        builder = SampleBuilder(
+            chat=sampler.chat,
+            rules=config.teacher.context,
+            objective=config.objective,
+            rule=routing_rule(config.objective),
+        )
+        with Run(config, run_dir, sampler, builder, updater, parallel) as run:
+            yield run

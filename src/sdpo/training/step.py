@@ -1,0 +1,269 @@
+"""One training step: samples in, weights changed, numbers out.
+
+Counts are taken over the whole optimizer batch before the first forward; then the teacher's pass, then the student's
+micro-batches, then one update. Splitting differently changes rounding only. Legend: T trained tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sdpo.config.objective import Objective, Sft
+from sdpo.config.schema import Optim
+from sdpo.errors import NonFiniteLossError
+from sdpo.losses.buckets import OldSupport
+from sdpo.losses.heads import token_statistics, token_support
+from sdpo.losses.objective import (
+    Denominators,
+    ObjectiveResult,
+    ObjectiveSpec,
+    count_denominators,
+    is_distill_fed,
+    objective_loss,
+)
+from sdpo.metrics.values import Last, Mean, Metrics, Sum
+from sdpo.records import Sample
+from sdpo.rollouts.credit import TokenCredit
+from sdpo.teacher.schedule import TeacherSchedule
+from sdpo.training.columns import OldPolicy, distill_weights, token_batch
+from sdpo.training.inspect import credit_of, teacher_js
+from sdpo.training.optim import Optimizer
+from sdpo.training.packing import MicroBatch, hidden_rows, pack
+from sdpo.training.parallel import Parallel
+from sdpo.training.targets import Key, Targets, key_of, pack_item, score_targets, trained_tokens
+
+CREDIT_ALTERNATIVES = 5
+"""Most likely tokens of student and teacher kept per position of an inspected rollout."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """Metrics of a step's updates and the credit of inspected rollouts.
+
+    Example:
+        StepResult(metrics=Metrics(), credit=[])
+    """
+
+    metrics: Metrics
+    credit: list[TokenCredit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """What every micro-batch of one optimizer update shares."""
+
+    targets: Targets
+    weights: Mapping[Key, torch.Tensor]
+    old: Mapping[Key, OldPolicy]
+    denominators: Denominators
+    spec: ObjectiveSpec
+    where: str
+    inspect: frozenset[Key]
+
+
+class Updater:
+    """Turns samples into optimizer updates."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        optimizer: Optimizer,
+        schedule: TeacherSchedule,
+        *,
+        config: Optim,
+        objective: Objective,
+        parallel: Parallel,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self._tokenizer = tokenizer
+        self._config = config
+        self._objective = objective
+        self._parallel = parallel
+
+    def step(
+        self,
+        groups: Sequence[Sequence[Sample]],
+        spec: ObjectiveSpec,
+        *,
+        where: str,
+        inspect: frozenset[Key] = frozenset(),
+    ) -> StepResult:
+        """All updates of a step. `groups` are this rank's samples per task; `inspect` names rollouts whose credit is kept.
+
+        Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
+        """
+        result = StepResult(metrics=Metrics())
+        count = self._config.updates_per_step
+        samples = [sample for group in groups for sample in group]
+        old = self._old_policy(samples, spec) if count > 1 else {}
+        for number in range(count):
+            part = [sample for group in groups[number::count] for sample in group]
+            self._update(part, spec, old, result, where, inspect)
+        return result
+
+    def _update(
+        self,
+        samples: Sequence[Sample],
+        spec: ObjectiveSpec,
+        old: Mapping[Key, OldPolicy],
+        result: StepResult,
+        where: str,
+        inspect: frozenset[Key],
+    ) -> None:
+        counts = count_denominators(samples, spec)
+        denominators = Denominators(*self._parallel.sum([counts.distill, counts.pg, counts.kl]))
+        active = [sample for sample in samples if self._trains(sample, spec)]
+        start = time.perf_counter()
+        targets = score_targets(
+            self.model,
+            self.schedule,
+            active,
+            budget_tokens=self._config.micro_batch_tokens,
+            temperature=spec.temperature,
+            needs_reference=spec.needs_initial,
+            wants_teacher=lambda sample: _wants_teacher(sample, spec),
+        )
+        result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
+        batch = _Batch(
+            targets=targets,
+            weights=distill_weights(active, targets, self._objective, spec, self._parallel),
+            old=old,
+            denominators=denominators,
+            spec=spec,
+            where=where,
+            inspect=inspect,
+        )
+        items = [pack_item(sample, sample.prompt_ids) for sample in active]
+        for micro_batch in pack(items, budget_tokens=self._config.micro_batch_tokens):
+            chosen = [active[i] for i in micro_batch.item_indices]
+            self._micro_batch(micro_batch, chosen, batch, result)
+        result.metrics.add("optim/lr", Last(self.optimizer.lr))
+        tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
+        norm = self.optimizer.update(self._parallel, where=f"{where}, tasks {tasks}")
+        # Equal on all ranks, so the merged mean is the mean over updates.
+        result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
+        self.schedule.after_update(self.model)
+
+    def _micro_batch(
+        self, micro_batch: MicroBatch, samples: Sequence[Sample], batch: _Batch, result: StepResult
+    ) -> None:
+        """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's sums."""
+        targets = batch.targets
+        columns = token_batch(samples, targets, batch.weights, batch.old, self.model.device)
+        hidden = hidden_rows(self.model, micro_batch)
+        inspected = [sample for sample in samples if key_of(sample) in batch.inspect]
+        loss = objective_loss(
+            hidden,
+            self.model.get_output_embeddings().weight,
+            _stack(samples, targets.teacher),
+            targets.teacher_head,
+            columns,
+            batch.spec,
+            batch.denominators,
+            reference_hidden=_stack(samples, targets.reference),
+            reference_head=targets.initial_head,
+            trust_hidden=_stack(samples, targets.trust),
+            top_n=CREDIT_ALTERNATIVES if inspected else 0,
+        )
+        value = float(loss.loss.detach())
+        if not math.isfinite(value):
+            self.optimizer.clear()
+            tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
+            raise NonFiniteLossError(
+                f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
+                "Lower optim.lr, or resume from the last checkpoint"
+            )
+        loss.loss.backward()
+        self.optimizer.accumulate()
+        self._observe(loss, samples, batch.spec, result.metrics)
+        result.credit += credit_of(loss.tokens, samples, set(map(key_of, inspected)), self._tokenizer)
+
+    def _observe(
+        self,
+        loss: ObjectiveResult,
+        samples: Sequence[Sample],
+        spec: ObjectiveSpec,
+        metrics: Metrics,
+    ) -> None:
+        """Add one micro-batch to the step's metrics; component losses are parts of a sum, averaged over the updates."""
+        share = 1.0 / self._config.updates_per_step
+        for name, part in (("distill", loss.distill), ("pg", loss.pg), ("kl", loss.kl)):
+            metrics.add(f"loss/{name}", Sum(float(part) * share))
+        metrics.add("loss/total", Sum(float(loss.loss.detach()) * share))
+        tokens = loss.tokens
+        metrics.add("policy/entropy_trained", _mean(tokens.student_entropy))
+        if spec.needs_initial:
+            metrics.add("policy/initial_kl", _mean(tokens.initial_kl))
+        taught = tokens.has_teacher
+        if not bool(taught.any()):
+            return
+        gap = (tokens.teacher_logprob - tokens.student_logprob)[taught]
+        solved = torch.tensor(
+            [s.advantage > 0 for s in samples for m in s.loss_mask if m], device=taught.device
+        )[taught]
+        metrics.add("policy/teacher_js", _mean(teacher_js(tokens, spec)[taught]))
+        metrics.add("teacher/entropy", _mean(tokens.teacher_entropy[taught]))
+        metrics.add("teacher/gap", _mean(gap))
+        metrics.add("teacher/gap_above_average", _mean(gap[solved]))
+
+    @torch.no_grad()
+    def _old_policy(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[Key, OldPolicy]:
+        """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of the step."""
+        head = self.model.get_output_embeddings().weight
+        found: dict[Key, OldPolicy] = {}
+        wants_support = spec.distill is not None and spec.distill.importance == "logit"
+        items = [pack_item(sample, sample.prompt_ids) for sample in samples]
+        for micro_batch in pack(items, budget_tokens=self._config.micro_batch_tokens):
+            rows = hidden_rows(self.model, micro_batch)
+            counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
+            for index, hidden in zip(micro_batch.item_indices, rows.split(counts), strict=True):
+                sample = samples[index]
+                tokens = trained_tokens(sample, hidden.device)
+                logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
+                support = None
+                if wants_support:
+                    assert spec.distill is not None
+                    assert spec.distill.top_k is not None
+                    support = OldSupport(
+                        *token_support(hidden, head, spec.distill.top_k, temperature=spec.temperature)
+                    )
+                found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
+        return found
+
+    def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
+        """Whether any component has a gradient for `sample`; others are counted but not computed."""
+        if not any(sample.loss_mask):
+            return False
+        rewarded = bool(sample.component_weights.get("pg")) and (
+            sample.advantage != 0 or isinstance(self._objective, Sft)
+        )
+        return rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))
+
+
+def _wants_teacher(sample: Sample, spec: ObjectiveSpec) -> bool:
+    if sample.teacher_prompt_ids is None:
+        return False
+    if spec.distill is not None and is_distill_fed(sample):
+        return True
+    return spec.credit is not None and bool(sample.component_weights.get("pg"))
+
+
+def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
+    """Rows of the samples that have any, in order; None when nobody has."""
+    if not parts:
+        return None
+    found = [parts[key_of(s)] for s in samples if key_of(s) in parts]
+    return torch.cat(found) if found else None
+
+
+def _mean(values: torch.Tensor) -> Mean:
+    return Mean(float(values.sum(dtype=torch.float64)), float(values.numel()))

@@ -1,0 +1,147 @@
+"""The teacher's side of an update: hidden states of every attempt under its teacher context, without a graph.
+
+Legend: R trained completion tokens of one sample, D hidden size. Kept per sample in the compute type until the update is over:
+R x D numbers each (for 256 attempts of 1,000 tokens at D = 4096 in bfloat16: 2 GB), so the student's micro-batches need not
+match the teacher's. Logits are never made here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from sdpo.losses.heads import token_statistics
+from sdpo.records import Sample
+from sdpo.teacher.schedule import TeacherSchedule, Weights, applied
+from sdpo.training.packing import PackItem, hidden_rows, pack
+
+Key = tuple[str, int]
+"""Task id and index of a sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Targets:
+    """Hidden states per sample and the heads they belong to.
+
+    Example:
+        Targets(teacher={("clamp", 0): hidden_RD}, teacher_head=head_VD, trust={}, reference={}, initial_head=None, negatives={})
+    """
+
+    teacher: dict[Key, torch.Tensor]
+    """Teacher's hidden states [R, D] of distilled samples."""
+    teacher_head: torch.Tensor
+    """[V, D]."""
+    trust: dict[Key, torch.Tensor]
+    """Initial model's hidden states in the teacher's context; empty without a trust region."""
+    reference: dict[Key, torch.Tensor]
+    """Initial model's hidden states in the student's own prompt; empty without a KL to it."""
+    initial_head: torch.Tensor | None
+    """[V, D] of the initial model when `trust` or `reference` need it."""
+    negatives: dict[Key, torch.Tensor]
+    """[R, K] log-probs of the sampled tokens under K wrong demonstrations; empty unless contrasted."""
+
+
+@torch.no_grad()
+def score_targets(
+    model: PreTrainedModel,
+    schedule: TeacherSchedule,
+    samples: Sequence[Sample],
+    *,
+    budget_tokens: int,
+    temperature: float,
+    needs_reference: bool,
+    wants_teacher: Callable[[Sample], bool],
+) -> Targets:
+    """Everything the loss compares the student with, for `samples`; those that want no teacher have no teacher entry."""
+    with_teacher = [s for s in samples if wants_teacher(s)]
+
+    def hidden(chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]) -> dict[Key, torch.Tensor]:
+        return _hidden_by_sample(model, chosen, prompt, budget_tokens)
+
+    with applied(model, schedule.weights):
+        teacher = hidden(with_teacher, lambda s: s.teacher_prompt_ids or ())
+        negatives = _negatives(model, samples, budget_tokens, temperature)
+    trust: dict[Key, torch.Tensor] = {}
+    reference: dict[Key, torch.Tensor] = {}
+    if schedule.trust is not None or needs_reference:
+        assert schedule.initial is not None
+        with applied(model, schedule.initial):
+            if schedule.trust is not None:
+                trust = hidden(with_teacher, lambda s: s.teacher_prompt_ids or ())
+            if needs_reference:
+                reference = hidden(samples, lambda s: s.prompt_ids)
+    return Targets(
+        teacher=teacher,
+        teacher_head=head_of(model, schedule.weights),
+        trust=trust,
+        reference=reference,
+        initial_head=head_of(model, schedule.initial) if trust or reference else None,
+        negatives=negatives,
+    )
+
+
+def head_of(model: PreTrainedModel, weights: Weights | None) -> torch.Tensor:
+    """The LM head [V, D] that belongs to `weights` (None: the module's own), found by identity so that tied heads work."""
+    head = model.get_output_embeddings().weight
+    if weights is not None:
+        for name, parameter in model.named_parameters():
+            if parameter is head and name in weights:
+                return weights[name]
+    return head.detach()
+
+
+def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:
+    """`sample` after another prompt, for packing."""
+    return PackItem(
+        prompt_ids=prompt_ids, completion_ids=sample.completion_ids, loss_mask=sample.loss_mask
+    )
+
+
+def _hidden_by_sample(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    prompt: Callable[[Sample], tuple[int, ...]],
+    budget_tokens: int,
+) -> dict[Key, torch.Tensor]:
+    found: dict[Key, torch.Tensor] = {}
+    items = [pack_item(sample, prompt(sample)) for sample in samples]
+    for micro_batch in pack(items, budget_tokens=budget_tokens):
+        rows = hidden_rows(model, micro_batch)
+        counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
+        for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
+            found[key_of(samples[index])] = part
+    return found
+
+
+def _negatives(
+    model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, temperature: float
+) -> dict[Key, torch.Tensor]:
+    """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has any."""
+    columns: dict[Key, list[torch.Tensor]] = {}
+    head = model.get_output_embeddings().weight
+    for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
+        chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
+        rows = _hidden_by_sample(model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens)
+        for sample in chosen:
+            key = key_of(sample)
+            targets = trained_tokens(sample, head.device)
+            logprob, _ = token_statistics(rows[key], head, targets, temperature=temperature)
+            columns.setdefault(key, []).append(logprob)
+    return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}
+
+
+def key_of(sample: Sample) -> Key:
+    """Task id and index of `sample`, unique within a step."""
+    return sample.task_id, sample.index
+
+
+def trained_tokens(sample: Sample, device: torch.device) -> torch.Tensor:
+    """[R] ids of the completion tokens that train."""
+    return torch.tensor(
+        [token for token, trains in zip(sample.completion_ids, sample.loss_mask, strict=True) if trains],
+        device=device,
+        dtype=torch.long,
+    )
