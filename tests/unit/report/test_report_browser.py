@@ -1,0 +1,135 @@
+import pytest
+from chromium import Browser, find
+from synthetic_run import ATTACK, make_run
+
+from sdpo.report import credit_page, write_report
+from sdpo.rollouts.credit import read_credit
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(find() is None, reason="no Chromium on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write_report([make_run(tmp_path_factory.mktemp("one") / "run", steps=30)])
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    with Browser() as browser:
+        browser.size(1600, 1000)
+        browser.open(report)
+        yield browser
+
+
+def test_it_opens_without_errors_or_requests(page, report):
+    page.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer path').length > 4")
+    assert page.errors == []
+    assert [u for u in page.requests if u != report.resolve().as_uri() and u[:5] != "data:"] == []
+    assert page.evaluate("document.body.dataset.pwned") is None
+
+
+def test_every_section_is_there(page):
+    titles = page.evaluate("[...document.querySelectorAll('h2')].map((n) => n.textContent)")
+    for title in (
+        "Overview",
+        "Curves",
+        "Token credit",
+        "Rollouts",
+        "Time and cost",
+        "Settings",
+    ):
+        assert title in titles
+
+
+def test_all_charts_draw_and_redraw(page):
+    page.size(1600, 9000)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    drawn = "document.querySelectorAll('.plot.js-plotly-plot').length"
+    page.wait(f"{drawn} === document.querySelectorAll('.plot').length")
+    assert page.evaluate(drawn) >= 18
+    page.evaluate(
+        "{const s = document.querySelector('#curves select'); s.value = 'tokens_total';"
+        " s.dispatchEvent(new Event('change'))}"
+    )
+    page.wait("document.querySelector('.plot').textContent.includes('sampled tokens')")
+    page.evaluate("document.querySelector('nav button').click()")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.errors == []
+
+
+def test_the_browser_filters(page):
+    count = "document.querySelector('#rollouts .controls > span').textContent"
+    assert page.evaluate(count) == "488 of 488 attempts"
+    choose = (
+        "{{const f = document.querySelector('#rollouts [aria-label=\"{}\"]'); f.value = '{}';"
+        " f.dispatchEvent(new Event('{}'))}}"
+    )
+    page.evaluate(choose.format("outcome", "solved", "change"))
+    page.evaluate(choose.format("first step", "30", "change"))
+    solved = "[...document.querySelectorAll('#rollouts .item .badge')].map((n) => n.textContent)"
+    assert set(page.evaluate(solved)) == {"accepted"}
+    page.evaluate(choose.format("text", "no such text", "input"))
+    assert page.evaluate(count).startswith("0 of")
+    page.evaluate(choose.format("text", "", "input"))
+    page.evaluate("document.querySelector('#rollouts .item').click()")
+    assert "step 30" in page.evaluate("document.querySelector('#rollouts .detail').textContent")
+
+
+def test_hostile_text_is_shown_as_text(page):
+    page.evaluate(
+        "{const f = document.querySelector('#rollouts [aria-label=text]');"
+        " document.querySelector('#rollouts [aria-label=\"outcome\"]').value = '';"
+        " document.querySelector('#rollouts [aria-label=\"first step\"]').value = 0;"
+        " f.value = 'onerror=alert'; f.dispatchEvent(new Event('input'));"
+        " document.querySelector('#rollouts .item').click()}"
+    )
+    assert ATTACK in page.evaluate("document.querySelector('#rollouts .detail').textContent")
+    assert page.evaluate("document.querySelectorAll('main img, main script').length") == 0
+
+
+def test_pointing_at_a_token_shows_both_sides(page):
+    page.evaluate(
+        "document.querySelector('#credit .tok').dispatchEvent("
+        "new MouseEvent('mouseover', {bubbles: true}))"
+    )
+    tip = page.evaluate("document.querySelector('.tip').textContent")
+    assert "Student would say" in tip
+    assert "Teacher would say" in tip
+    shades = page.evaluate(
+        "new Set([...document.querySelectorAll('#credit .tokens')[1].children]"
+        ".map((t) => t.style.backgroundColor)).size"
+    )
+    assert shades == 1
+
+
+def test_a_phone_needs_no_sideways_scrolling(page, report):
+    page.size(400, 900)
+    page.open(report)
+    page.wait("document.querySelectorAll('.js-plotly-plot').length > 1")
+    assert page.evaluate("document.documentElement.scrollWidth") == 400
+    assert page.errors == []
+
+
+def test_several_runs_are_compared(page, tmp_path):
+    runs = [make_run(tmp_path / f"sdpo-seed{i}", steps=12, seed=i) for i in range(2)]
+    runs.append(make_run(tmp_path / "hot", steps=30, collapse=True, optim={"lr": 3e-4}))
+    page.size(1600, 1000)
+    page.open(write_report(runs, tmp_path / "compared.html"))
+    page.wait("document.querySelectorAll('.js-plotly-plot').length > 3")
+    text = page.evaluate("document.querySelector('main').textContent")
+    assert "sdpo (2 seeds)" in text
+    assert "entropy collapse" in text
+    assert "What differs" in text
+    assert page.errors == []
+
+
+def test_the_page_of_one_attempt_works(page, tmp_path):
+    credit = next(read_credit(make_run(tmp_path / "run", steps=1)))
+    path = tmp_path / "credit.html"
+    path.write_text(credit_page(credit))
+    page.open(path)
+    assert page.evaluate("document.querySelectorAll('.tok').length") == 2 * len(credit.token_ids)
+    assert page.errors == []

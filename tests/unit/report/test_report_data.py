@@ -1,0 +1,102 @@
+import itertools
+import json
+import math
+
+import pytest
+from synthetic_run import make_run
+
+from sdpo.errors import ConfigError
+from sdpo.report import data
+from sdpo.report.data import load_report, metric_columns, run_names, seed_groups, select_rollouts
+from sdpo.report.page import write_report
+
+
+def test_metrics_become_columns_with_gaps_as_null():
+    rows = [{"step": 0, "eval/solved": 0.123456789}, {"step": 1, "loss/total": None}, {"step": 2}]
+    assert metric_columns(rows) == {
+        "step": [0, 1, 2],
+        "eval/solved": [0.12346, None, None],
+        "loss/total": [None, None, None],
+    }
+
+
+def test_long_runs_are_averaged_into_bins_that_keep_sparse_values(monkeypatch):
+    monkeypatch.setattr(data, "MAX_ROWS", 10)
+    rows = [{"step": i, "tokens_total": i, "x": float(i)} for i in range(100)]
+    rows[55]["eval/solved"] = 0.5
+    columns = metric_columns(rows)
+    assert columns["step"] == columns["tokens_total"] == list(range(9, 100, 10))
+    assert columns["x"][0] == 4.5
+    assert columns["eval/solved"] == [None] * 5 + [0.5] + [None] * 4
+
+
+def test_names_take_parents_when_directories_share_their_last_part(tmp_path):
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    assert run_names(paths) == ["a/run", "b/run"]
+    assert run_names([tmp_path / "a", tmp_path / "b"]) == ["a", "b"]
+    assert run_names([tmp_path / "a", tmp_path / "a"]) == ["a", "a"]
+
+
+def test_runs_that_differ_in_seed_alone_are_one_group():
+    def run(name, **config):
+        return {"name": name, "config": {"run": name, **config}}
+
+    runs = [
+        run("x-seed0", seed=0, lr=1),
+        run("y", seed=0, lr=2),
+        run("x-seed1", seed=1, lr=1),
+        {"name": "bare", "config": {}},
+        {"name": "bare too", "config": {}},
+    ]
+    assert seed_groups(runs) == [
+        {"name": "x", "runs": [0, 2]},
+        {"name": "y", "runs": [1]},
+        {"name": "bare", "runs": [3]},
+        {"name": "bare too", "runs": [4]},
+    ]
+
+
+def test_a_small_run_is_shown_whole_in_order(tmp_path):
+    run = make_run(tmp_path / "run", steps=4)
+    groups, num_rollouts = select_rollouts(run, 10**9, set())
+    assert num_rollouts == sum(len(group["rollouts"]) for group in groups) == 4 * 16 + 8
+    assert [g["step"] for g in groups] == sorted(g["step"] for g in groups)
+    assert all(isinstance(group["prompt"], list) for group in groups)
+
+
+def test_a_large_run_is_thinned_evenly_and_keeps_wanted_groups(tmp_path):
+    run = make_run(tmp_path / "run", steps=30)
+    whole, _ = select_rollouts(run, 10**9, set())
+    wanted = {(g["step"], g["split"], g["task"]) for g in whole if g["step"] == 13}
+    groups, num_rollouts = select_rollouts(run, 22_000, wanted)
+    assert num_rollouts == 30 * 16 + 8
+    assert len(groups) < len(whole) / 2
+    found = {(g["step"], g["split"], g["task"]) for g in groups}
+    assert wanted <= found
+    steps = sorted({step for step, _, _ in found})
+    assert steps[0] == 0
+    assert steps[-1] == 30
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 4
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no metrics\.jsonl"):
+        write_report([tmp_path])
+    with pytest.raises(ConfigError, match="at least one"):
+        write_report([])
+
+
+def test_a_killed_run_without_config_or_rollouts_still_has_a_report(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step":1,"x":1.0}\n{"step":2,"x"')
+    report = load_report([tmp_path])
+    (run,) = report["runs"]
+    assert run["metrics"] == {"step": [1], "x": [1.0]}
+    assert (run["groups"], run["credit"], run["alerts"]) == ([], [], [])
+
+
+def test_everything_loaded_is_json(tmp_path):
+    report = load_report([make_run(tmp_path / "run", steps=12, collapse=True)])
+    text = json.dumps(report, allow_nan=False)
+    assert math.isfinite(len(text))
+    assert report["runs"][0]["config"]["optim.lr"] == 1e-5
+    assert report["runs"][0]["host"] == "cpu, x86_64, 2 cores"
