@@ -26,6 +26,8 @@ SCALE_QUANTILE = 0.97
 """A single extreme token must not bleach all others. As in assets/credit.js."""
 SHOWN_GAPS = 8
 """Rows of the table of largest gaps."""
+MAX_GAP = 20.0
+"""Nats: a token one side rules out entirely has an infinite gap, which is no colour."""
 _POSITIVE, _NEGATIVE = (37, 99, 201), (205, 45, 33)
 _SHADES = 5
 """Steps of colour: more cannot be told apart on a terminal."""
@@ -33,7 +35,7 @@ _SHADES = 5
 
 def credit_text(credit: TokenCredit) -> RenderableType:
     """The completion with each token coloured by its gap, a legend and the largest gaps."""
-    gaps = credit.gaps
+    gaps = _finite_gaps(credit)
     scale = _scale(gaps)
     text = Text()
     for token, gap, is_trained in zip(
@@ -84,7 +86,7 @@ def _table(credit: TokenCredit) -> Table:
         table.add_column(
             column, justify="right" if column in ("gap", "student", "teacher") else "left"
         )
-    gaps = credit.gaps
+    gaps = _finite_gaps(credit)
     order = sorted(range(len(gaps)), key=lambda i: -abs(gaps[i]))
     trained = [i for i in order if credit.trained is None or credit.trained[i]]
     for i in trained[:SHOWN_GAPS]:
@@ -108,6 +110,10 @@ def _table(credit: TokenCredit) -> Table:
             ),
         )
     return table
+
+
+def _finite_gaps(credit: TokenCredit) -> tuple[float, ...]:
+    return tuple(max(-MAX_GAP, min(MAX_GAP, gap)) for gap in credit.gaps)
 
 
 def _name(credit: TokenCredit, token: int) -> str:

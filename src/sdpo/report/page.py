@@ -23,7 +23,16 @@ from sdpo.report.data import load_report
 
 ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("base.css", "report.css")
-_SCRIPTS = ("util.js", "series.js", "credit.js", "charts.js", "rollouts.js", "cost.js", "report.js")
+_SCRIPTS = (
+    "util.js",
+    "series.js",
+    "panels.js",
+    "credit.js",
+    "charts.js",
+    "rollouts.js",
+    "cost.js",
+    "report.js",
+)
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:

@@ -13,7 +13,7 @@ One JSON object per rollout, in columns of one entry per completion token:
 
 JSON lines rather than npz: a line is readable with any tool, is appended in one write and is cut
 back on resume like the other files. Numbers keep `DIGITS` decimals and alternatives below
-`MIN_PROBABILITY` are left out, which together make a token 60 bytes. Prompt, text, feedback
+`MIN_PROBABILITY` are left out, which together make a token 60-120 bytes. Prompt, text, feedback
 and the teacher's context are not repeated: rollouts.jsonl has them under the same key.
 """
 

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 
 from rich.console import Console
 from synthetic_run import ATTACK
@@ -55,6 +56,11 @@ def test_model_output_cannot_send_terminal_codes():
 def test_tokens_of_the_environment_are_dim_and_not_ranked():
     text = rendered(attempt(trained=(True, False, True)), color=False)
     assert "-4.00" not in text
+
+
+def test_a_token_the_teacher_rules_out_has_the_largest_gap():
+    text = rendered(attempt(teacher_logprobs=(-0.1, -math.inf, -0.1)), color=False)
+    assert "-20.00" in text
 
 
 def test_script_json_round_trips_and_cannot_end_the_script():

@@ -1,51 +1,7 @@
 "use strict";
-/* Which curves are drawn, and how. Needs util.js, series.js and Plotly. */
+/* How curves are drawn. Needs util.js, series.js, panels.js and Plotly. */
 
-const OUTCOMES = { "": "all", _solved: "solved", _failed: "failed", _demonstration: "with demonstration" };
-const lengths = (stat) => Object.fromEntries(Object.entries(OUTCOMES).map(([suffix, label]) => [`rollouts/length_${stat}${suffix}`, label]));
-
-/* `keys`: metric -> label. `prefix`: every metric that starts so. `share`: the axis shows at least 0 to 1 of it. */
-const PANELS = [
-  { group: "Outcome", title: "Solved, held out", keys: { "eval/solved": "solved" }, share: true, sparse: true },
-  { group: "Outcome", title: "Solved, training", keys: { "train/solved": "solved" }, share: true },
-  { group: "Outcome", title: "Reward, training", keys: { "train/reward": "reward" } },
-  { group: "Outcome", title: "pass@k, held out", prefix: "eval/pass@", share: true, sparse: true },
-  { group: "Length", title: "Completion length, median", keys: lengths("p50"), unit: "tokens" },
-  { group: "Length", title: "Completion length, p90", keys: lengths("p90"), unit: "tokens", canaries: ["length_growth"] },
-  { group: "Length", title: "Completion length, mean", keys: { "train/completion_tokens": "training", "eval/completion_tokens": "held out" }, unit: "tokens" },
-  { group: "Length", title: "Truncated attempts", keys: { "train/truncated": "truncated" }, share: true, canaries: ["truncation"] },
-  { group: "Policy and teacher", title: "Entropy", keys: { "policy/entropy": "student", "policy/teacher_entropy": "teacher" }, unit: "nats", canaries: ["entropy_collapse", "entropy_explosion"] },
-  { group: "Policy and teacher", title: "Jensen-Shannon, student and teacher", keys: { "policy/teacher_js": "JSD" }, unit: "nats", canaries: ["teacher_collapse"] },
-  { group: "Policy and teacher", title: "KL to the initial model", keys: { "policy/initial_kl": "KL" }, unit: "nats per token", canaries: ["initial_kl"] },
-  { group: "Policy and teacher", title: "Attempts with a teacher context", keys: { "teacher/context_fraction": "any", "teacher/demonstration_fraction": "demonstration", "teacher/feedback_fraction": "feedback", "teacher/cut_fraction": "cut to fit" }, share: true },
-  { group: "Signs of collapse", title: "Repeated n-grams", keys: { "rollouts/repeated_ngrams": "repeated" }, share: true, canaries: ["repetition"] },
-  { group: "Signs of collapse", title: "Attempts that could not be judged (format)", keys: { "rollouts/format_errors": "format" }, share: true, canaries: ["format_errors"] },
-  { group: "Signs of collapse", title: "Flat groups", keys: { "rollouts/flat_groups": "all rewards equal", "rollouts/flat_failed": "none solved" }, share: true, canaries: ["flat_groups"] },
-  { group: "Signs of collapse", title: "Words of doubt per attempt", keys: { "rollouts/hedging_words": "words" } },
-  { group: "Optimisation", title: "Loss", keys: { "loss/total": "total", "loss/distill": "distill", "loss/pg": "policy gradient", "loss/kl": "KL" } },
-  { group: "Optimisation", title: "Gradient norm", keys: { "optim/grad_norm": "norm" } },
-  { group: "Optimisation", title: "Learning rate", keys: { "optim/lr": "rate" }, exact: true },
-];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
-const HIDDEN = /^(step|time\/.*|.*_total|.*_low|.*_high|wall)$/;
-
-/* The panels that have data, those of the list first, then the environment's, then every other metric. */
-function panelsOf(runs) {
-  const names = new Set(runs.flatMap((run) => Object.keys(run.metrics).filter((name) => run.metrics[name].some((v) => v !== null))));
-  const shown = new Set();
-  const panels = [];
-  for (const panel of PANELS) {
-    const listed = panel.prefix ? Object.fromEntries([...names].filter((n) => n.startsWith(panel.prefix) && !HIDDEN.test(n)).map((n) => [n, n.split("/")[1]])) : panel.keys;
-    const keys = Object.fromEntries(Object.entries(listed).filter(([name]) => names.has(name)));
-    Object.keys(keys).forEach((name) => shown.add(name));
-    if (Object.keys(keys).length) panels.push({ ...panel, keys });
-  }
-  for (const name of [...names].sort()) {
-    if (shown.has(name) || HIDDEN.test(name)) continue;
-    panels.push({ group: name.startsWith("env/") ? "Environment" : "Other metrics", title: name, keys: { [name]: name }, sparse: name.startsWith("eval/") });
-  }
-  return panels;
-}
 
 /* Curves of the shown groups and keys. With one group colour tells keys apart; with several it tells groups, and dashes keys. */
 function panelTraces(panel, groups, view, hiddenKeys) {
@@ -56,11 +12,16 @@ function panelTraces(panel, groups, view, hiddenKeys) {
     Object.entries(panel.keys).forEach(([key, label], k) => {
       if (hiddenKeys.has(key)) return;
       const isSparse = panel.sparse || key.startsWith("eval/");
-      traces.push(...curveTraces(group.runs, key, {
-        color: seriesColor(isOne ? k : g), dash: isOne ? "solid" : DASHES[k % DASHES.length], view, isSparse,
-        name: isOne ? label : Object.keys(panel.keys).length > 1 ? `${group.name}, ${label}` : group.name,
-        window: isSparse || panel.exact ? 1 : view.window,
-      }));
+      traces.push(
+        ...curveTraces(group.runs, key, {
+          color: seriesColor(isOne ? k : g),
+          dash: isOne ? "solid" : DASHES[k % DASHES.length],
+          view,
+          isSparse,
+          name: isOne ? label : Object.keys(panel.keys).length > 1 ? `${group.name}, ${label}` : group.name,
+          window: isSparse || panel.exact ? 1 : view.window,
+        }),
+      );
     });
   });
   return traces;
@@ -72,15 +33,35 @@ function curveTraces(runs, key, look) {
   const traces = [];
   const band = bandOutline(rows);
   const base = { legendgroup: look.name, hoverinfo: "skip", showlegend: false, type: "scatter" };
-  if (band) traces.push({ ...base, ...band, mode: "lines", fill: "toself", fillcolor: transparent(look.color, 0.16), line: { width: 0 } });
+  if (band)
+    traces.push({
+      ...base,
+      ...band,
+      mode: "lines",
+      fill: "toself",
+      fillcolor: transparent(look.color, 0.16),
+      line: { width: 0 },
+    });
   if (runs.length === 1 && look.window > 1) {
     const raw = observations(runs[0], key, look.view.axis);
-    traces.push({ ...base, x: raw.map((r) => r.x), y: raw.map((r) => r.y), mode: "lines", line: { color: transparent(look.color, 0.35), width: 1 } });
+    traces.push({
+      ...base,
+      x: raw.map((r) => r.x),
+      y: raw.map((r) => r.y),
+      mode: "lines",
+      line: { color: transparent(look.color, 0.35), width: 1 },
+    });
   }
   const few = look.isSparse || rows.length < 12;
   traces.push({
-    type: "scatter", name: look.name, legendgroup: look.name, x: rows.map((r) => r.x), y: rows.map((r) => r.y),
-    mode: few ? "lines+markers" : "lines", line: { color: look.color, width: 2, dash: look.dash }, marker: { size: 6 },
+    type: "scatter",
+    name: look.name,
+    legendgroup: look.name,
+    x: rows.map((r) => r.x),
+    y: rows.map((r) => r.y),
+    mode: few ? "lines+markers" : "lines",
+    line: { color: look.color, width: 2, dash: look.dash },
+    marker: { size: 6 },
     hovertemplate: "%{y:.4~g}<extra>%{fullData.name}</extra>",
   });
   return traces;
@@ -100,15 +81,30 @@ const AXES = { step: "step", rollouts_total: "rollouts", tokens_total: "sampled 
 function panelLayout(panel, groups, view) {
   const ink = cssVar("--soft");
   const grid = cssVar("--line");
-  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, tickfont: { size: 11 }, automargin: true, exponentformat: "e" };
+  const axis = {
+    gridcolor: grid,
+    zerolinecolor: grid,
+    linecolor: grid,
+    tickfont: { size: 11 },
+    automargin: true,
+    exponentformat: "e",
+  };
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: cssVar("--sans"), size: 12 },
-    margin: { l: 44, r: 12, t: 8, b: 34 }, hovermode: "x unified", showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: ink, family: cssVar("--sans"), size: 12 },
+    margin: { l: 44, r: 12, t: 8, b: 34 },
+    hovermode: "x unified",
+    showlegend: false,
     hoverlabel: { bgcolor: cssVar("--card"), bordercolor: grid, font: { color: cssVar("--ink"), size: 12 } },
     legend: { orientation: "h", y: -0.24, x: 0, font: { size: 11 }, itemwidth: 30 },
     xaxis: { ...axis, title: { text: AXES[view.axis], font: { size: 11 }, standoff: 4 } },
-    yaxis: { ...axis, title: panel.unit ? { text: panel.unit, font: { size: 11 }, standoff: 4 } : undefined,
-      range: panel.share ? [-0.02, 1.02] : undefined, rangemode: panel.share ? undefined : "tozero" },
+    yaxis: {
+      ...axis,
+      title: panel.unit ? { text: panel.unit, font: { size: 11 }, standoff: 4 } : undefined,
+      range: panel.share ? [-0.02, 1.02] : undefined,
+      rangemode: panel.share ? undefined : "tozero",
+    },
     shapes: alertLines(panel, groups, view),
   };
 }
@@ -122,7 +118,15 @@ function alertLines(panel, groups, view) {
         if (!(panel.canaries || []).includes(alert.canary)) continue;
         const row = run.metrics.step.indexOf(alert.step);
         const x = row < 0 ? alert.step : axisValues(run, view.axis)[row];
-        shapes.push({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: cssVar("--bad"), width: 1.5, dash: "dash" } });
+        shapes.push({
+          type: "line",
+          x0: x,
+          x1: x,
+          yref: "paper",
+          y0: 0,
+          y1: 1,
+          line: { color: cssVar("--bad"), width: 1.5, dash: "dash" },
+        });
       }
     }
   }
@@ -166,16 +170,36 @@ class Charts {
     this.groups = groups;
     this.view = { axis: "step", window: 1, hiddenGroups: new Set() };
     this.entries = [];
-    this.observer = new IntersectionObserver((seen) => seen.filter((e) => e.isIntersecting).forEach((e) => this.draw(e.target.entry)), { rootMargin: "400px" });
+    this.observer = new IntersectionObserver(
+      (seen) => seen.filter((e) => e.isIntersecting).forEach((e) => this.draw(e.target.entry)),
+      { rootMargin: "400px" },
+    );
     const panels = panelsOf(runs);
-    for (const name of [...new Set(panels.map((panel) => panel.group))]) this.addGroup(host, name, panels.filter((panel) => panel.group === name));
+    for (const name of [...new Set(panels.map((panel) => panel.group))])
+      this.addGroup(
+        host,
+        name,
+        panels.filter((panel) => panel.group === name),
+      );
   }
 
   /* Which colour is which run; a click hides one. */
   groupLegend() {
-    return el("div", { className: "keys" }, ...this.groups.map((group, g) => legendButton(lineSample(`var(--c${g % 8})`, "solid"),
-      group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name, true,
-      (isOn) => { toggleIn(this.view.hiddenGroups, g, isOn); this.refresh({}); })));
+    return el(
+      "div",
+      { className: "keys" },
+      ...this.groups.map((group, g) =>
+        legendButton(
+          lineSample(`var(--c${g % 8})`, "solid"),
+          group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name,
+          true,
+          (isOn) => {
+            toggleIn(this.view.hiddenGroups, g, isOn);
+            this.refresh({});
+          },
+        ),
+      ),
+    );
   }
 
   addGroup(host, name, panels) {
@@ -185,10 +209,19 @@ class Charts {
       const entry = { panel, plot, dirty: true, hiddenKeys: new Set() };
       plot.entry = entry;
       this.entries.push(entry);
-      grid.append(el("div", { className: "card chart" }, el("h3", { textContent: panel.title }), this.keyLegend(entry), plot));
+      grid.append(
+        el(
+          "div",
+          { className: "card chart" },
+          el("h3", { textContent: panel.title }),
+          this.keyLegend(entry),
+          plot,
+        ),
+      );
       this.observer.observe(plot);
     }
-    if (name !== "Other metrics") return host.append(el("h3", { className: "group-title", textContent: name }), grid);
+    if (name !== "Other metrics")
+      return host.append(el("h3", { className: "group-title", textContent: name }), grid);
     host.append(el("details", {}, el("summary", { textContent: `Other metrics (${panels.length})` }), grid));
   }
 
@@ -198,9 +231,22 @@ class Charts {
     const isOne = this.groups.length === 1;
     if (!isOne) keys.slice(1).forEach(([key]) => entry.hiddenKeys.add(key));
     if (keys.length < 2) return el("div", { className: "keys" });
-    return el("div", { className: "keys" }, ...keys.map(([key, label], k) => legendButton(
-      lineSample(isOne ? `var(--c${k % 8})` : "var(--soft)", isOne ? "solid" : DASHES[k % DASHES.length]), label, !entry.hiddenKeys.has(key),
-      (isOn) => { toggleIn(entry.hiddenKeys, key, isOn); entry.dirty = true; this.draw(entry); })));
+    return el(
+      "div",
+      { className: "keys" },
+      ...keys.map(([key, label], k) =>
+        legendButton(
+          lineSample(isOne ? `var(--c${k % 8})` : "var(--soft)", isOne ? "solid" : DASHES[k % DASHES.length]),
+          label,
+          !entry.hiddenKeys.has(key),
+          (isOn) => {
+            toggleIn(entry.hiddenKeys, key, isOn);
+            entry.dirty = true;
+            this.draw(entry);
+          },
+        ),
+      ),
+    );
   }
 
   draw(entry) {

@@ -5,10 +5,20 @@ const INSIDE_STEP = ["generate", "judge", "update"];
 
 /* Seconds per part; what a step does besides its parts is "other". */
 function timeParts(run) {
-  const names = Object.keys(run.metrics).filter((name) => /^time\/.*_s$/.test(name) && name !== "time/step_s");
-  const parts = Object.fromEntries(names.map((name) => [name.slice(5, -2), (run.metrics[name] || []).map((value) => value || 0)]));
+  const names = Object.keys(run.metrics).filter(
+    (name) => /^time\/.*_s$/.test(name) && name !== "time/step_s",
+  );
+  const parts = Object.fromEntries(
+    names.map((name) => [name.slice(5, -2), (run.metrics[name] || []).map((value) => value || 0)]),
+  );
   const step = run.metrics["time/step_s"];
-  if (step) parts.other = step.map((value, i) => Math.max(0, (value || 0) - INSIDE_STEP.reduce((sum, name) => sum + (parts[name] ? parts[name][i] : 0), 0)));
+  if (step)
+    parts.other = step.map((value, i) =>
+      Math.max(
+        0,
+        (value || 0) - INSIDE_STEP.reduce((sum, name) => sum + (parts[name] ? parts[name][i] : 0), 0),
+      ),
+    );
   return parts;
 }
 
@@ -19,7 +29,9 @@ class TimeChart {
     this.plot = plot;
     this.run = run;
     plot.entry = { dirty: true };
-    this.observer = new IntersectionObserver((seen) => seen.some((e) => e.isIntersecting) && this.draw(), { rootMargin: "400px" });
+    this.observer = new IntersectionObserver((seen) => seen.some((e) => e.isIntersecting) && this.draw(), {
+      rootMargin: "400px",
+    });
     this.observer.observe(plot);
   }
 
@@ -37,11 +49,23 @@ class TimeChart {
   draw() {
     if (!this.plot.entry.dirty) return;
     this.plot.entry.dirty = false;
-    const traces = Object.entries(timeParts(this.run)).filter(([, values]) => sum(values) > 0).map(([name, values], i) => ({
-      type: "bar", name, x: this.run.metrics.step, y: values, marker: { color: seriesColor(i), line: { width: 0 } }, hovertemplate: "%{y:.2f} s<extra>%{fullData.name}</extra>",
-    }));
+    const traces = Object.entries(timeParts(this.run))
+      .filter(([, values]) => sum(values) > 0)
+      .map(([name, values], i) => ({
+        type: "bar",
+        name,
+        x: this.run.metrics.step,
+        y: values,
+        marker: { color: seriesColor(i), line: { width: 0 } },
+        hovertemplate: "%{y:.2f} s<extra>%{fullData.name}</extra>",
+      }));
     const layout = panelLayout({ unit: "seconds" }, [], { axis: "step" });
-    Plotly.react(this.plot, traces, { ...layout, showlegend: true, barmode: "stack", bargap: 0 }, PLOT_CONFIG);
+    Plotly.react(
+      this.plot,
+      traces,
+      { ...layout, showlegend: true, barmode: "stack", bargap: 0 },
+      PLOT_CONFIG,
+    );
   }
 }
 
@@ -57,40 +81,138 @@ function costSection(data, groups) {
   const host = section("cost", "Time and cost");
   const plot = el("div", { className: "plot tall" });
   const chart = new TimeChart(plot, data.runs[0]);
-  const choice = el("select", { ariaLabel: "run", onchange: () => chart.show(data.runs[Number(choice.value)]) }, ...data.runs.map((run, i) => el("option", { value: i, textContent: run.name })));
-  const names = [...new Set(data.runs.flatMap((run) => Object.keys(timeParts(run)).filter((name) => sum(timeParts(run)[name]) > 0)))];
+  const choice = el(
+    "select",
+    { ariaLabel: "run", onchange: () => chart.show(data.runs[Number(choice.value)]) },
+    ...data.runs.map((run, i) => el("option", { value: i, textContent: run.name })),
+  );
+  const names = [
+    ...new Set(
+      data.runs.flatMap((run) => Object.keys(timeParts(run)).filter((name) => sum(timeParts(run)[name]) > 0)),
+    ),
+  ];
   const heads = ["Run", ...names, "Total", "Seconds a step", "Tokens a second", "Rollouts", "Tokens", "Host"];
   const rows = data.runs.map((run) => {
     const cost = costRow(run);
     const steps = Math.max(1, (run.metrics["time/step_s"] || []).filter((value) => value !== null).length);
-    const cells = [...names.map((name) => (cost.parts[name] ? `${duration(sum(cost.parts[name]))}, ${((100 * sum(cost.parts[name])) / cost.whole).toFixed(0)}%` : "–")),
-      duration(cost.whole), number(cost.seconds / steps), cost.tokens && cost.seconds ? number(cost.tokens / cost.seconds) : "–",
-      number(lastOf(run, "rollouts_total")), number(cost.tokens)];
-    return el("tr", {}, el("td", { textContent: run.name }), ...cells.map((text) => el("td", { className: "num", textContent: text })), el("td", { textContent: run.host || "" }));
+    const cells = [
+      ...names.map((name) =>
+        cost.parts[name]
+          ? `${duration(sum(cost.parts[name]))}, ${((100 * sum(cost.parts[name])) / cost.whole).toFixed(0)}%`
+          : "–",
+      ),
+      duration(cost.whole),
+      number(cost.seconds / steps),
+      cost.tokens && cost.seconds ? number(cost.tokens / cost.seconds) : "–",
+      number(lastOf(run, "rollouts_total")),
+      number(cost.tokens),
+    ];
+    return el(
+      "tr",
+      {},
+      el("td", { textContent: run.name }),
+      ...cells.map((text) => el("td", { className: "num", textContent: text })),
+      el("td", { textContent: run.host || "" }),
+    );
   });
-  host.append(el("div", { className: "card chart" }, data.runs.length > 1 ? el("div", { className: "controls" }, el("label", {}, "Run", choice)) : null,
-    el("h3", { textContent: "Seconds per step by part" }), plot),
-  el("div", { className: "card scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ...heads.map((text, i) => el("th", { className: i && i < heads.length - 1 ? "num" : "", textContent: text })))), el("tbody", {}, ...rows))));
+  host.append(
+    el(
+      "div",
+      { className: "card chart" },
+      data.runs.length > 1 ? el("div", { className: "controls" }, el("label", {}, "Run", choice)) : null,
+      el("h3", { textContent: "Seconds per step by part" }),
+      plot,
+    ),
+    el(
+      "div",
+      { className: "card scroll" },
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            ...heads.map((text, i) =>
+              el("th", { className: i && i < heads.length - 1 ? "num" : "", textContent: text }),
+            ),
+          ),
+        ),
+        el("tbody", {}, ...rows),
+      ),
+    ),
+  );
   return chart;
 }
 
 function configSection(data) {
   const host = section("config", "Settings");
   const keys = [...new Set(data.runs.flatMap((run) => Object.keys(run.config)))].sort();
-  const text = (value) => (value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value));
+  const text = (value) =>
+    value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value);
   const differs = (key) => new Set(data.runs.map((run) => JSON.stringify(run.config[key]))).size > 1;
-  const table = (shown, mark) => el("div", { className: "scroll" }, el("table", {},
-    el("thead", {}, el("tr", {}, el("th", { textContent: "Key" }), ...data.runs.map((run) => el("th", { textContent: run.name })))),
-    el("tbody", {}, ...shown.map((key) => el("tr", { className: mark && differs(key) ? "differs" : "" }, el("td", {}, el("code", { textContent: key })), ...data.runs.map((run) => el("td", { textContent: text(run.config[key]) })))))));
-  const facts = ["model.name", "env.type", "env.tasks", "objective.type", "objective.divergence.type", "teacher.schedule.type", "teacher.context.layout", "teacher.context.demonstration",
-    "teacher.context.feedback", "rollout.tasks_per_step", "rollout.group_size", "rollout.max_completion_tokens", "optim.lr", "seed"].filter((key) => keys.includes(key));
+  const table = (shown, mark) =>
+    el(
+      "div",
+      { className: "scroll" },
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { textContent: "Key" }),
+            ...data.runs.map((run) => el("th", { textContent: run.name })),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          ...shown.map((key) =>
+            el(
+              "tr",
+              { className: mark && differs(key) ? "differs" : "" },
+              el("td", {}, el("code", { textContent: key })),
+              ...data.runs.map((run) => el("td", { textContent: text(run.config[key]) })),
+            ),
+          ),
+        ),
+      ),
+    );
+  const facts = [
+    "model.name",
+    "env.type",
+    "env.tasks",
+    "objective.type",
+    "objective.divergence.type",
+    "teacher.schedule.type",
+    "teacher.context.layout",
+    "teacher.context.demonstration",
+    "teacher.context.feedback",
+    "rollout.tasks_per_step",
+    "rollout.group_size",
+    "rollout.max_completion_tokens",
+    "optim.lr",
+    "seed",
+  ].filter((key) => keys.includes(key));
   const card = el("div", { className: "card" });
-  if (!keys.length) card.append(el("p", { className: "soft", textContent: "No config.json in the run directory." }));
-  else if (data.runs.length > 1) card.append(el("h3", { textContent: "What differs" }), table(keys.filter(differs), false));
+  if (!keys.length)
+    card.append(el("p", { className: "soft", textContent: "No config.json in the run directory." }));
+  else if (data.runs.length > 1)
+    card.append(el("h3", { textContent: "What differs" }), table(keys.filter(differs), false));
   else card.append(table(facts, false));
-  if (keys.length) card.append(el("details", {}, el("summary", { textContent: `All ${keys.length} settings` }), table(keys, true)));
+  if (keys.length)
+    card.append(
+      el("details", {}, el("summary", { textContent: `All ${keys.length} settings` }), table(keys, true)),
+    );
   for (const run of data.runs) {
-    if (run.facts.length) card.append(el("p", { className: "soft small", textContent: `${run.name}: ${run.facts.join(", ")}` }));
+    if (run.facts.length)
+      card.append(el("p", { className: "soft small", textContent: `${run.name}: ${run.facts.join(", ")}` }));
   }
   host.append(card);
 }

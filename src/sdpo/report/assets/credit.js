@@ -47,8 +47,15 @@ function alternatives(row, flat, taken) {
     const probability = Math.exp(flat[i + 1]);
     const fill = el("div", { className: "fill" });
     fill.style.width = `${(probability * 100).toFixed(1)}%`;
-    box.append(el("div", { className: flat[i] === taken ? "alt taken" : "alt" }, fill,
-      el("code", { textContent: visible(tokenName(row, flat[i])) }), el("span", { textContent: percent(probability) })));
+    box.append(
+      el(
+        "div",
+        { className: flat[i] === taken ? "alt taken" : "alt" },
+        fill,
+        el("code", { textContent: visible(tokenName(row, flat[i])) }),
+        el("span", { textContent: percent(probability) }),
+      ),
+    );
   }
   return box;
 }
@@ -65,15 +72,34 @@ function signed(value) {
 
 function tokenTip(row, gaps, i) {
   const id = row.token_ids[i];
-  const side = (title, logprob, entropy, top) => el("div", {}, el("h3", { textContent: title }),
-    alternatives(row, top, id),
-    el("div", { className: "soft small", textContent: `this token ${percent(Math.exp(logprob ?? -20))}, entropy ${number(entropy, 2)}` }));
-  return el("div", {},
-    el("div", {}, el("code", { textContent: visible(tokenName(row, id)) }), ` token ${i + 1} of ${gaps.length}, gap `,
-      el("b", { textContent: signed(gaps[i]) })),
-    el("div", { className: "sides" },
+  const side = (title, logprob, entropy, top) =>
+    el(
+      "div",
+      {},
+      el("h3", { textContent: title }),
+      alternatives(row, top, id),
+      el("div", {
+        className: "soft small",
+        textContent: `this token ${percent(Math.exp(logprob ?? -20))}, entropy ${number(entropy, 2)}`,
+      }),
+    );
+  return el(
+    "div",
+    {},
+    el(
+      "div",
+      {},
+      el("code", { textContent: visible(tokenName(row, id)) }),
+      ` token ${i + 1} of ${gaps.length}, gap `,
+      el("b", { textContent: signed(gaps[i]) }),
+    ),
+    el(
+      "div",
+      { className: "sides" },
       side("Student would say", row.student_logprob[i], row.student_entropy[i], row.student_top[i]),
-      side("Teacher would say", row.teacher_logprob[i], row.teacher_entropy[i], row.teacher_top[i])));
+      side("Teacher would say", row.teacher_logprob[i], row.teacher_entropy[i], row.teacher_top[i]),
+    ),
+  );
 }
 
 function attachTips(panes, row, gaps) {
@@ -107,16 +133,47 @@ function largestGaps(row, gaps, count) {
   order.sort((a, b) => b[0] - a[0]);
   const body = el("tbody");
   for (const [, i] of order.slice(0, count)) {
-    const before = row.token_ids.slice(Math.max(0, i - 4), i).map((id) => tokenName(row, id)).join("");
+    const before = row.token_ids
+      .slice(Math.max(0, i - 4), i)
+      .map((id) => tokenName(row, id))
+      .join("");
     const best = row.teacher_top[i] && row.teacher_top[i].length ? row.teacher_top[i] : null;
-    body.append(el("tr", {},
-      el("td", {}, el("span", { className: "soft", textContent: visible(before) }), el("code", { textContent: visible(tokenName(row, row.token_ids[i])) })),
-      el("td", { className: "num", textContent: signed(gaps[i]) }),
-      el("td", { className: "num", textContent: `${percent(Math.exp(row.student_logprob[i] ?? -20))} → ${percent(Math.exp(row.teacher_logprob[i] ?? -20))}` }),
-      el("td", {}, best ? el("code", { textContent: visible(tokenName(row, best[0])) }) : "", best ? ` ${percent(Math.exp(best[1]))}` : "")));
+    body.append(
+      el(
+        "tr",
+        {},
+        el(
+          "td",
+          {},
+          el("span", { className: "soft", textContent: visible(before) }),
+          el("code", { textContent: visible(tokenName(row, row.token_ids[i])) }),
+        ),
+        el("td", { className: "num", textContent: signed(gaps[i]) }),
+        el("td", {
+          className: "num",
+          textContent: `${percent(Math.exp(row.student_logprob[i] ?? -20))} → ${percent(Math.exp(row.teacher_logprob[i] ?? -20))}`,
+        }),
+        el(
+          "td",
+          {},
+          best ? el("code", { textContent: visible(tokenName(row, best[0])) }) : "",
+          best ? ` ${percent(Math.exp(best[1]))}` : "",
+        ),
+      ),
+    );
   }
-  const head = el("thead", {}, el("tr", {}, el("th", { textContent: "Token in context" }), el("th", { className: "num", textContent: "Gap" }),
-    el("th", { className: "num", textContent: "Student → teacher" }), el("th", { textContent: "Teacher prefers" })));
+  const head = el(
+    "thead",
+    {},
+    el(
+      "tr",
+      {},
+      el("th", { textContent: "Token in context" }),
+      el("th", { className: "num", textContent: "Gap" }),
+      el("th", { className: "num", textContent: "Student → teacher" }),
+      el("th", { textContent: "Teacher prefers" }),
+    ),
+  );
   return el("div", { className: "scroll" }, el("table", {}, head, body));
 }
 
@@ -134,14 +191,44 @@ function creditView(row) {
     ours.append(tokenSpan(row, i, shade(gap, scale)));
     theirs.append(tokenSpan(row, i, shade(advantage, 1)));
   });
-  const panes = el("div", { className: "credit-panes" },
+  const panes = el(
+    "div",
+    { className: "credit-panes" },
     el("div", {}, el("h3", { textContent: "Self-distillation: log q − log p of each token" }), ours),
-    el("div", {}, el("h3", { textContent: row.advantage === null || row.advantage === undefined
-      ? "GRPO: no group, no advantage" : `GRPO: advantage ${signed(advantage)} for every token` }), theirs));
+    el(
+      "div",
+      {},
+      el("h3", {
+        textContent:
+          row.advantage === null || row.advantage === undefined
+            ? "GRPO: no group, no advantage"
+            : `GRPO: advantage ${signed(advantage)} for every token`,
+      }),
+      theirs,
+    ),
+  );
   attachTips(panes, row, gaps);
-  const legend = el("div", { className: "legend" }, el("span", { textContent: `teacher disagrees −${scale.toFixed(1)}` }),
-    el("span", { className: "bar" }), el("span", { textContent: `+${scale.toFixed(1)} approves (nats)` }),
-    el("span", { textContent: total > 0 ? `The largest tenth of the tokens holds ${percent(tenth / total)} of the credit.` : "" }));
-  return el("div", { className: "credit" }, legend, panes, el("details", { open: false },
-    el("summary", { textContent: "Tokens they disagree about most" }), largestGaps(row, gaps, 8)));
+  const legend = el(
+    "div",
+    { className: "legend" },
+    el("span", { textContent: `teacher disagrees −${scale.toFixed(1)}` }),
+    el("span", { className: "bar" }),
+    el("span", { textContent: `+${scale.toFixed(1)} approves (nats)` }),
+    el("span", {
+      textContent:
+        total > 0 ? `The largest tenth of the tokens holds ${percent(tenth / total)} of the credit.` : "",
+    }),
+  );
+  return el(
+    "div",
+    { className: "credit" },
+    legend,
+    panes,
+    el(
+      "details",
+      { open: false },
+      el("summary", { textContent: "Tokens they disagree about most" }),
+      largestGaps(row, gaps, 8),
+    ),
+  );
 }

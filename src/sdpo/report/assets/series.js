@@ -14,7 +14,14 @@ function observations(run, key, axis) {
   const high = run.metrics[key + "_high"];
   const rows = [];
   values.forEach((y, i) => {
-    if (y !== null) rows.push({ step: run.metrics.step[i], x: xs[i], y, low: low ? low[i] : null, high: high ? high[i] : null });
+    if (y !== null)
+      rows.push({
+        step: run.metrics.step[i],
+        x: xs[i],
+        y,
+        low: low ? low[i] : null,
+        high: high ? high[i] : null,
+      });
   });
   return rows;
 }
@@ -43,13 +50,16 @@ function smooth(rows, window) {
 
 function moments(values) {
   const mean = values.reduce((a, b) => a + b, 0) / values.length;
-  const variance = values.length > 1 ? values.reduce((a, b) => a + (b - mean) ** 2, 0) / (values.length - 1) : 0;
+  const variance =
+    values.length > 1 ? values.reduce((a, b) => a + (b - mean) ** 2, 0) / (values.length - 1) : 0;
   return { mean, sd: Math.sqrt(variance) };
 }
 
 /* One curve of a group of seeds: mean over the seeds that reached a step, and the 90% interval of that mean. */
 function groupCurve(runs, key, axis, window) {
-  const curves = runs.map((run) => smooth(observations(run, key, axis), window)).filter((rows) => rows.length);
+  const curves = runs
+    .map((run) => smooth(observations(run, key, axis), window))
+    .filter((rows) => rows.length);
   if (curves.length <= 1) return curves[0] || [];
   const bySteps = new Map();
   for (const rows of curves) {
@@ -58,17 +68,27 @@ function groupCurve(runs, key, axis, window) {
       bySteps.get(row.step).push(row);
     }
   }
-  return [...bySteps.entries()].sort((a, b) => a[0] - b[0]).map(([step, rows]) => {
-    const { mean, sd } = moments(rows.map((row) => row.y));
-    const n = rows.length;
-    const width = n > 1 ? ((T90[n - 2] || Z90) * sd) / Math.sqrt(n) : 0;
-    return { step, x: moments(rows.map((row) => row.x)).mean, y: mean, low: mean - width, high: mean + width };
-  });
+  return [...bySteps.entries()]
+    .sort((a, b) => a[0] - b[0])
+    .map(([step, rows]) => {
+      const { mean, sd } = moments(rows.map((row) => row.y));
+      const n = rows.length;
+      const width = n > 1 ? ((T90[n - 2] || Z90) * sd) / Math.sqrt(n) : 0;
+      return {
+        step,
+        x: moments(rows.map((row) => row.x)).mean,
+        y: mean,
+        low: mean - width,
+        high: mean + width,
+      };
+    });
 }
 
 /* Curve with gaps closed into one outline: upper bound forwards, lower bound backwards. */
 function bandOutline(rows) {
-  const known = rows.filter((row) => row.low !== null && row.high !== null && row.low !== undefined && row.high !== undefined);
+  const known = rows.filter(
+    (row) => row.low !== null && row.high !== null && row.low !== undefined && row.high !== undefined,
+  );
   if (known.length < 2) return null;
   const back = known.slice().reverse();
   return {
@@ -79,7 +99,9 @@ function bandOutline(rows) {
 
 function ends(run, key) {
   const values = (run.metrics[key] || []).filter((value) => value !== null);
-  return values.length ? { first: values[0], last: values[values.length - 1], best: Math.max(...values), count: values.length } : null;
+  return values.length
+    ? { first: values[0], last: values[values.length - 1], best: Math.max(...values), count: values.length }
+    : null;
 }
 
 /* Mean of the first and of the last tenth of a noisy series. */

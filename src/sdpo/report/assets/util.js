@@ -61,7 +61,8 @@ function startTheme(onChange) {
 function messagesView(messages, base) {
   const known = new Map((base || []).map((message) => [message.role, String(message.content)]));
   return (messages || []).map((message) => {
-    const content = typeof message.content === "string" ? message.content : JSON.stringify(message.content, null, 2);
+    const content =
+      typeof message.content === "string" ? message.content : JSON.stringify(message.content, null, 2);
     const start = known.get(message.role);
     const text = el("pre", { className: "text" });
     if (start && content.startsWith(start) && base !== messages) {
@@ -69,6 +70,11 @@ function messagesView(messages, base) {
     } else {
       text.textContent = content;
     }
-    return el("div", { className: "message" }, el("span", { className: "role", textContent: message.role }), text);
+    return el(
+      "div",
+      { className: "message" },
+      el("span", { className: "role", textContent: message.role }),
+      text,
+    );
   });
 }
