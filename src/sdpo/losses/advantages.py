@@ -103,7 +103,7 @@ def rlcsd_advantages(
     is_missing_TK = negative_logprobs_TK.isnan()
     count_T = (~is_missing_TK).sum(-1)
     total_T = negative_logprobs_TK.masked_fill(is_missing_TK, -torch.inf).logsumexp(-1)
-    contrast_T = teacher_logprob_T - (total_T - count_T.clamp_min(1).log())
+    contrast_T = teacher_logprob_T - (total_T - count_T.clamp_min(1).to(total_T.dtype).log())
     bonus_T = (credit.scale * credit.mix * (contrast_T / credit.tau).tanh()).clamp(
         -credit.bound, credit.bound
     )

@@ -26,7 +26,12 @@ def needs_whole_sequences(spec: ObjectiveSpec, batch: TokenBatch) -> bool:
         spec.distill.granularity == "sequence" or spec.distill.sequence_estimator > 0
     ):
         return True
-    return spec.pg is not None and spec.pg.kind == "gspo" and batch.old_logprobs is not None
+    # On-policy and without importance weights, GSPO's derivative is -A at every token of a rollout.
+    return (
+        spec.pg is not None
+        and spec.pg.kind == "gspo"
+        and (batch.old_logprobs is not None or spec.pg.ratio_cap is not None)
+    )
 
 
 def contributions(
@@ -108,13 +113,11 @@ def _policy_gradient_terms(
                     advantages_R, teacher_logprob_R, batch.negative_teacher_logprobs, spec.credit
                 )
     weight_R = batch.pg_weights
+    old_R = logprob_R if batch.old_logprobs is None else batch.old_logprobs
     if pg.kind != "sft":  # samples of the self-teacher have no sampler in the student's own prompt
-        old_R = logprob_R if batch.old_logprobs is None else batch.old_logprobs
         cap_R = truncated_ratio(old_R, batch.sampler_logprobs, pg.ratio_cap)
         weight_R = weight_R if cap_R is None else weight_R * cap_R
-    if pg.kind == "gspo" and batch.old_logprobs is not None:
-        return sequence_loss(
-            pg, logprob_R, batch.old_logprobs, advantages_R, batch.sequence_ids, weight_R
-        )
+    if pg.kind == "gspo" and needs_whole_sequences(spec, batch):
+        return sequence_loss(pg, logprob_R, old_R, advantages_R, batch.sequence_ids, weight_R)
     loss_R, slope_R = token_loss(pg, logprob_R, batch.old_logprobs, advantages_R)
     return loss_R * weight_R, slope_R * weight_R

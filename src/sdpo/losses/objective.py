@@ -274,7 +274,8 @@ def _teacher_first(batch: TokenBatch, num_teacher: int) -> Tensor | None:
     already."""
     count = len(batch.targets)
     if not num_teacher or num_teacher == count:
-        assert batch.teacher_rows is None or len(batch.teacher_rows) in (0, count)
+        rows = batch.teacher_rows
+        assert rows is None or len(rows) == num_teacher, "teacher_rows without teacher_hidden"
         return None
     rows = batch.teacher_rows
     assert rows is not None, "teacher_hidden has fewer rows than the batch: give teacher_rows"

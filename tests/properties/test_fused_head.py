@@ -1,0 +1,397 @@
+"""`distillation_loss` against the dense float64 reference: values, both gradients and per-token
+outputs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from dense_reference import Dense, dense_objective, distance
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdpo.losses import distillation_loss
+from sdpo.losses.divergence import Divergence, bucket_divergence
+from sdpo.losses.heads import token_statistics, token_support
+from sdpo.losses.objective import Denominators, DistillSpec, ObjectiveSpec, TokenBatch
+
+KINDS = ("reverse_kl", "forward_kl", "jsd", "forward_ce")
+SUPPORTS = ((None, True), (4, True), (4, False), (1, True), (13, True), (13, False))
+TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 7, 5, 3, 13
+TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+
+
+def problem(seed: int = 0, *, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict:
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, generator=rng, dtype=torch.float64) * scale).to(dtype)
+
+    return {
+        "student_hidden": normal(TOKENS, WIDTH).requires_grad_(),
+        "student_head": normal(VOCABULARY, WIDTH).requires_grad_(),
+        "teacher_hidden": normal(TOKENS, TEACHER_WIDTH),
+        "teacher_head": normal(VOCABULARY, TEACHER_WIDTH),
+        "reference_hidden": normal(TOKENS, WIDTH),
+        "reference_head": normal(VOCABULARY, WIDTH),
+        "targets": torch.randint(VOCABULARY, (TOKENS,), generator=rng),
+        "weights": torch.rand(TOKENS, generator=rng, dtype=torch.float64),
+    }
+
+
+def fused(x: dict, **options: object):
+    options = dict(options)
+    if options.get("trust") is not None:
+        options |= {k: x[k] for k in ("reference_hidden", "reference_head")}
+    return distillation_loss(
+        x["student_hidden"],
+        x["student_head"],
+        x["teacher_hidden"],
+        x["teacher_head"],
+        x["targets"],
+        weights=x["weights"],
+        **options,
+    )
+
+
+def dense(x: dict, *, temperature: float = 1.0, trust: float | None = None, **options: object):
+    columns = {
+        "advantages": torch.zeros(TOKENS),
+        "pg_weights": torch.zeros(TOKENS),
+        "sequence_ids": torch.zeros(TOKENS, dtype=torch.long),
+        "sampler_logprobs": torch.zeros(TOKENS),
+    }
+    batch = TokenBatch(targets=x["targets"], distill_weights=x["weights"], **columns)
+    spec = ObjectiveSpec(
+        distill=DistillSpec(**options, trust=trust, ratio_cap=None), temperature=temperature
+    )
+    inputs = Dense(
+        **{k: x[k] for k in ("student_hidden", "student_head", "teacher_hidden", "teacher_head")},
+        batch=batch,
+        trust_hidden=x["reference_hidden"],
+        reference_head=x["reference_head"],
+    )
+    parts, out = dense_objective(inputs, spec, Denominators(1, 1, 1))
+    return parts.sum(), out
+
+
+def gradients(loss: torch.Tensor, x: dict) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(loss, (x["student_hidden"], x["student_head"]))
+
+
+def check(x: dict, *, chunk_tokens: int | None = 3, **options: object) -> None:
+    result = fused(x, chunk_tokens=chunk_tokens, **options)
+    loss, out = dense(x, **options)
+    torch.testing.assert_close(result.loss, loss, **TIGHT)
+    for name, expected in out.items():
+        torch.testing.assert_close(getattr(result, name), expected, **TIGHT)
+        assert not getattr(result, name).requires_grad
+    for ours, theirs in zip(gradients(result.loss, x), gradients(loss, x), strict=True):
+        torch.testing.assert_close(ours, theirs, **TIGHT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("top_k", "tail"), SUPPORTS)
+def test_values_gradients_and_outputs_equal_the_dense_reference(kind, top_k, tail):
+    betas = (0.1, 0.5, 0.9) if kind == "jsd" else (0.5,)
+    for temperature, trust, beta in itertools.product(
+        (1.0, 0.6, 1.7), (None, 0.0, 0.3, 1.0), betas
+    ):
+        check(
+            problem(int(10 * temperature)),
+            divergence=kind,
+            top_k=top_k,
+            tail=tail,
+            temperature=temperature,
+            trust=trust,
+            beta=beta,
+        )
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 2, 7, 100, None])
+def test_chunk_size_changes_nothing(chunk_tokens):
+    check(problem(), chunk_tokens=chunk_tokens)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    kind=st.sampled_from(KINDS),
+    support=st.sampled_from(SUPPORTS),
+    beta=st.floats(0.02, 0.98),
+    temperature=st.floats(0.3, 3.0),
+    trust=st.none() | st.floats(0.0, 1.0),
+    scale=st.floats(0.1, 2.5),
+)
+def test_random_problems_equal_the_dense_reference(
+    seed, kind, support, beta, temperature, trust, scale
+):
+    check(
+        problem(seed, scale=scale),
+        divergence=kind,
+        top_k=support[0],
+        tail=support[1],
+        beta=beta,
+        temperature=temperature,
+        trust=trust,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True), (4, False)])
+def test_gradients_equal_finite_differences(kind, top_k, tail):
+    x, step = problem(3), 1e-6
+    options = {"divergence": kind, "top_k": top_k, "tail": tail, "temperature": 1.3, "beta": 0.3}
+    analytic = gradients(fused(x, **options).loss, x)
+    for name, gradient in zip(("student_hidden", "student_head"), analytic, strict=True):
+        numeric = torch.zeros_like(gradient)
+        for index in itertools.product(*map(range, gradient.shape)):
+            values = []
+            for sign in (1.0, -1.0):
+                moved = x[name].detach().clone()
+                moved[index] += sign * step
+                values.append(float(fused({**x, name: moved}, **options).loss.detach()))
+            numeric[index] = (values[0] - values[1]) / (2 * step)
+        torch.testing.assert_close(numeric, gradient, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
+@pytest.mark.parametrize(("top_k", "tail"), SUPPORTS)
+def test_teacher_equal_to_student_gives_exactly_zero(kind, top_k, tail, dtype):
+    x = problem(dtype=dtype)
+    x |= {
+        "teacher_hidden": x["student_hidden"].detach().clone(),
+        "teacher_head": x["student_head"].detach().clone(),
+    }
+    result = fused(x, divergence=kind, top_k=top_k, tail=tail)
+    assert float(result.loss.detach()) == 0.0
+    assert not result.divergence.any()
+    for gradient in gradients(result.loss, x):
+        # forward KL's gradient p - q cancels exactly, JSD's and reverse KL's factor is 0.
+        assert float(gradient.float().abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_support_of_the_whole_vocabulary_is_the_whole_vocabulary(kind):
+    x = problem()
+    for tail in (True, False):
+        whole = fused(x, divergence=kind, top_k=None)
+        by_k = fused(x, divergence=kind, top_k=VOCABULARY, tail=tail)
+        assert torch.equal(by_k.loss, whole.loss)
+        for a, b in zip(gradients(by_k.loss, x), gradients(whole.loss, x), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_reverse_kl_gradient_is_a_policy_gradient_per_logit():
+    """Prop. 2.1: sum over tokens of the vocabulary of p(v) (log p(v) - log q(v)) grad log p(v),
+    with the advantage constant."""
+    x = problem()
+    result = fused(x, divergence="reverse_kl", top_k=None, temperature=1.0)
+    log_p = (x["student_hidden"] @ x["student_head"].T).log_softmax(-1)
+    log_q = (x["teacher_hidden"] @ x["teacher_head"].T).log_softmax(-1)
+    advantage = (log_q - log_p).detach()
+    surrogate = -(x["weights"][:, None] * log_p.exp().detach() * advantage * log_p).sum()
+    for ours, theirs in zip(gradients(result.loss, x), gradients(surrogate, x), strict=True):
+        torch.testing.assert_close(ours, theirs, **TIGHT)
+
+
+def test_no_gradient_reaches_teacher_or_reference():
+    x = problem()
+    frozen = ("teacher_hidden", "teacher_head", "reference_hidden", "reference_head")
+    for name in frozen:
+        x[name].requires_grad_()
+    fused(x, trust=0.5).loss.backward()
+    assert all(x[name].grad is None for name in frozen)
+    assert x["student_hidden"].grad is not None
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_hidden_gradient_is_the_same():
+    x = problem()
+    both = gradients(fused(x).loss, x)[0]
+    x["student_head"] = x["student_head"].detach()
+    fused(x).loss.backward()
+    assert torch.equal(x["student_hidden"].grad, both)
+    assert x["student_head"].grad is None
+
+
+def test_a_token_with_weight_zero_has_exactly_zero_gradient():
+    x = problem(dtype=torch.float32)
+    x["weights"][[1, 4]] = 0.0
+    for top_k in (None, 4):
+        hidden, _ = gradients(fused(x, top_k=top_k).loss, x)
+        assert not hidden[[1, 4]].any()
+        assert hidden[[0, 2, 3, 5, 6]].any(-1).all()
+
+
+def test_no_tokens_give_zero_loss_and_zero_gradient():
+    x = problem()
+    for name in ("student_hidden", "teacher_hidden"):
+        x[name] = x[name][:0].detach().requires_grad_()
+    x |= {"targets": x["targets"][:0], "weights": None}
+    result = fused(x)
+    hidden, head = gradients(result.loss, x)
+    assert float(result.loss.detach()) == 0.0
+    assert hidden.shape == (0, WIDTH)
+    assert not head.any()
+
+
+def test_the_default_weight_is_the_mean_over_tokens():
+    x = problem() | {"weights": None}
+    result = fused(x)
+    torch.testing.assert_close(result.loss, result.divergence.mean())
+
+
+def test_the_arriving_gradient_scales_and_a_second_walk_is_refused():
+    x = problem()
+    once = gradients(fused(x).loss, x)
+    scaled = gradients(3.0 * fused(x).loss, x)
+    for a, b in zip(once, scaled, strict=True):
+        torch.testing.assert_close(3.0 * a, b)
+    loss = fused(x).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already walked"):
+        loss.backward()
+
+
+def test_without_gradients_nothing_is_kept():
+    with torch.no_grad():
+        result = fused(problem())
+    assert not result.loss.requires_grad
+    torch.testing.assert_close(result.loss, fused(problem()).loss.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True), (4, False)])
+def test_bfloat16_is_close_to_float32(kind, top_k, tail):
+    wide, narrow = problem(dtype=torch.float32), problem(dtype=torch.bfloat16)
+    # The support may differ where logits tie in bfloat16: compare on the same rounded inputs.
+    for name in wide:
+        if wide[name].dtype == torch.float32:
+            wide[name] = narrow[name].detach().float().requires_grad_(wide[name].requires_grad)
+    options = {"divergence": kind, "top_k": top_k, "tail": tail}
+    a, b = fused(wide, **options), fused(narrow, **options)
+    torch.testing.assert_close(b.loss, a.loss, rtol=0.03, atol=0.01)
+    assert b.loss.dtype == torch.float32
+    for ours, theirs in zip(gradients(b.loss, narrow), gradients(a.loss, wide), strict=True):
+        assert ours.dtype == torch.bfloat16
+        error = (ours.float() - theirs).norm() / theirs.norm()
+        assert float(error) < 0.03
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])
+def test_extreme_logits_stay_finite(kind, dtype, scale):
+    for top_k, tail in SUPPORTS:
+        x = problem(dtype=dtype, scale=scale)
+        result = fused(x, divergence=kind, top_k=top_k, tail=tail)
+        assert bool(torch.isfinite(result.loss))
+        for gradient in gradients(result.loss, x):
+            assert bool(torch.isfinite(gradient).all())
+
+
+@given(
+    logits=st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30)), min_size=2, max_size=9),
+    kind=st.sampled_from(("reverse_kl", "forward_kl", "jsd")),
+    beta=st.floats(0.05, 0.95),
+)
+def test_divergence_is_non_negative_and_zero_only_for_equal_masses(logits, kind, beta):
+    z = torch.tensor(logits, dtype=torch.float32).T[:, None].log_softmax(-1)
+    log_p, log_q = z[0], z[1]
+    spec = Divergence(kind=kind, beta=beta)
+    value, _ = bucket_divergence(spec, log_p, log_p.exp(), log_q.clone(), log_q.exp())
+    itself, _ = bucket_divergence(spec, log_p, log_p.exp(), log_p.clone(), log_p.exp())
+    assert float(value) >= 0.0
+    assert float(itself) == 0.0
+    if float((log_p.exp() - log_q.exp()).abs().max()) > 1e-2:
+        assert float(value) > 0.0
+    exact = distance(kind, beta, log_p.double().exp(), log_q.double().exp())
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_small_divergences_keep_their_digits_in_float32():
+    """Teacher and student 1e-4 apart: a float32 difference of entropies would be noise."""
+    rng = torch.Generator().manual_seed(0)
+    base = 4 * torch.randn(3, 1000, generator=rng, dtype=torch.float64)
+    z = torch.stack([base, base + 1e-4 * torch.randn(3, 1000, generator=rng, dtype=torch.float64)])
+    wide = z.log_softmax(-1)
+    narrow = wide.float()
+    for kind in ("reverse_kl", "forward_kl", "jsd"):
+        spec = Divergence(kind=kind)
+        exact, _ = bucket_divergence(spec, wide[0], wide[0].exp(), wide[1].clone(), wide[1].exp())
+        value, _ = bucket_divergence(
+            spec, narrow[0], narrow[0].exp(), narrow[1].clone(), narrow[1].exp()
+        )
+        assert float(exact.max()) < 1e-8
+        digits = {"rtol": 0.01, "atol": 0.0} if kind == "jsd" else {"rtol": 0.0, "atol": 1e-7}
+        torch.testing.assert_close(value.double(), exact, **digits)
+
+
+@given(seed=st.integers(0, 1000), top_k=st.integers(1, 12))
+def test_the_tail_conserves_mass(seed, top_k):
+    """Coarsening to support plus tail never increases a divergence, and summed gradient over the
+    vocabulary is zero."""
+    x = problem(seed)
+    for kind in ("reverse_kl", "forward_kl", "jsd"):
+        coarse = fused(x, divergence=kind, top_k=top_k).divergence
+        finer = fused(x, divergence=kind, top_k=top_k + 1).divergence
+        whole = fused(x, divergence=kind, top_k=None).divergence
+        assert bool((coarse <= finer + 1e-12).all())
+        assert bool((finer <= whole + 1e-12).all())
+        loss = fused(x, divergence=kind, top_k=top_k).loss
+        _, head = gradients(loss, x)
+        # Each row's logit gradient sums to zero, so the head's gradient summed over the vocabulary
+        # vanishes.
+        torch.testing.assert_close(head.sum(0), torch.zeros(WIDTH, dtype=torch.float64))
+
+
+def test_token_statistics_and_support_equal_dense():
+    x = problem()
+    hidden, head = x["student_hidden"], x["student_head"]
+    log_p = (hidden @ head.T / 0.7).log_softmax(-1).detach()
+    logprob, entropy = token_statistics(hidden, head, x["targets"], temperature=0.7, chunk_tokens=2)
+    torch.testing.assert_close(logprob, log_p.gather(1, x["targets"][:, None])[:, 0])
+    torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1))
+    assert not logprob.requires_grad
+    ids, logprobs = token_support(hidden, head, 3, temperature=0.7, chunk_tokens=2)
+    torch.testing.assert_close(logprobs, log_p.topk(3).values)
+    assert torch.equal(ids, log_p.topk(3).indices)
+    trusted, _ = token_statistics(
+        x["teacher_hidden"],
+        x["teacher_head"],
+        x["targets"],
+        reference_hidden=x["reference_hidden"],
+        reference_head=x["reference_head"],
+        trust=0.3,
+    )
+    torch.testing.assert_close(trusted, fused(x, trust=0.3).teacher_logprob)
+    empty = token_statistics(hidden[:0], head, x["targets"][:0])
+    assert [len(column) for column in empty] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"divergence": "kl"}, "none of reverse_kl"),
+        ({"beta": 1.0}, "0 < beta < 1"),
+        ({"top_k": 0}, "top_k"),
+        ({"chunk_tokens": 0}, "chunk_tokens"),
+    ],
+)
+def test_impossible_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        fused(problem(), **options)
+
+
+def test_trust_without_its_reference_is_refused():
+    x = problem()
+    with pytest.raises(ValueError, match="go together"):
+        distillation_loss(
+            x["student_hidden"],
+            x["student_head"],
+            x["teacher_hidden"],
+            x["teacher_head"],
+            x["targets"],
+            trust=0.5,
+        )
