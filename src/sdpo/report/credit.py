@@ -138,4 +138,4 @@ def _style(gap: float, scale: float) -> Style:
     red, green, blue = _POSITIVE if gap > 0 else _NEGATIVE
     fade = level / _SHADES
     mix = [round(part * fade + 96 * (1 - fade)) for part in (red, green, blue)]
-    return Style(color="white", bgcolor=f"#{mix[0]:02x}{mix[1]:02x}{mix[2]:02x}")
+    return Style(color="#ffffff", bgcolor=f"#{mix[0]:02x}{mix[1]:02x}{mix[2]:02x}")

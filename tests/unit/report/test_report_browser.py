@@ -109,6 +109,7 @@ def test_a_phone_needs_no_sideways_scrolling(page, report):
     page.size(400, 900)
     page.open(report)
     page.wait("document.querySelectorAll('.js-plotly-plot').length > 1")
+    page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert page.errors == []
 
