@@ -31,6 +31,7 @@ from sdpo.losses.objective import (
 from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict
 
+HYBRID = hybrid(0.3)
 WIDTH, VOCABULARY, SUPPORT, NEGATIVES = 5, 11, 3, 2
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 
@@ -55,7 +56,7 @@ class Attempt:
 class World:
     """Random heads and attempts of two tasks; deterministic in the seed."""
 
-    def __init__(self, seed: int = 0, *, rule: Rule = hybrid(0.3), solved=(1, 0, 0, 0, 1)) -> None:
+    def __init__(self, seed: int = 0, *, rule: Rule = HYBRID, solved=(1, 0, 0, 0, 1)) -> None:
         self.rng = torch.Generator().manual_seed(seed)
         self.head = self.normal(VOCABULARY, WIDTH)
         self.teacher_head = self.normal(VOCABULARY, WIDTH)

@@ -68,7 +68,7 @@ def hybrid(mix: float) -> Rule:
         raise ValueError(f"mix must lie in [0, 1], got {mix}")
 
     def rule(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
-        return {"pg": mix} | ({"distill": 1.0 - mix} if has_context else {})
+        return {"pg": mix, "distill": 1.0 - mix} if has_context else {"pg": mix}
 
     return rule
 
@@ -87,7 +87,7 @@ def sdpg(coefficient: float) -> Rule:
     """Policy gradient plus `coefficient` x distillation (2606.04036)."""
 
     def rule(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
-        return {"pg": 1.0} | ({"distill": coefficient} if has_context else {})
+        return {"pg": 1.0, "distill": coefficient} if has_context else {"pg": 1.0}
 
     return rule
 
