@@ -5,23 +5,26 @@ Expected values never enter the process of the program under test. `assert f(5) 
 judge. A probe is a call or attribute of the program with whatever surrounds it as long as nothing
 expected is inside: `Pile().push(1).pop()`, `sorted(f(x))`.
 
-Five forms, tried in this order:
+Four forms, tried in this order:
 
-    equals    probe == value         compared by `compare.values_match`; a value that is no literal
-                                     (`2.0 / 3.0`) is computed once per task in a *trusted*
-                                     process: jailed, but without the program
-    truth     probe, not probe       the probe's value is true or false
-    identity  probe is True          the probe's value is this constant
-    trusted   abs(probe - 1) < 1e-6  the trusted process decides on the probes' values
-    replay    loops, several lines   the trusted process runs the test against a stand-in that
-                                     records calls, the program's process answers those calls,
-                                     and the test is run again on the answers
+    equals   probe == value         compared by `compare.values_match`; a value that is no literal
+                                    (`2.0 / 3.0`) is computed once per task in a *trusted* process:
+                                    jailed, but without the program
+    is       probe is True, probe,  the value is this constant; a bare probe is asked for its truth
+             not probe
+    trusted  abs(probe - 1) < 1e-6  the trusted process decides on the probes' values
+    replay   loops, helpers         the trusted process runs the test against a stand-in that
+                                    records calls, the program's process answers those calls, and
+                                    the test is run again on the answers (`assert_tests.py`)
+
+Several lines that only build an object (`s = Pile()`, `s.push(1)`) before asserts on it run in the
+program's process in front of each probe; lines that the probe does not need stay out of it.
 
 The trusted process knows the task's reference solution, so that helpers the test uses (HumanEval's
 `poly`) exist there. When a test says `candidate`, that name is the program's function and all other
 names are the reference's.
 
-Not supported: tests that look at arguments after the call changed them; they fail for every
+Not supported: replayed tests that look at arguments after a call changed them; they fail for every
 program, and `check` says so.
 """
 
@@ -29,22 +32,22 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-Form = Literal["equals", "truth", "identity", "trusted", "replay"]
+Form = Literal["equals", "is", "trusted", "replay"]
 
 CANDIDATE = "candidate"
 
 _ABSORBED = frozenset(
-    function.__name__
-    for function in (abs, bool, bytes, dict, float, frozenset, int, len, list, max, min, next)
-    + (reversed, round, set, sorted, str, sum, tuple)
+    "abs bool bytes dict float frozenset int len list max min next".split()  # noqa: SIM905
+    + "reversed round set sorted str sum tuple".split()  # noqa: SIM905
 )
 """Builtins that may stand around a probe in the program's process. Their other arguments are
 constants of the question, and they turn honest iterators into plain data."""
@@ -54,22 +57,23 @@ _WARNINGS_LOCK = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """One assert test, taken apart.
+    """One assert, taken apart.
 
     Example:
-        Compiled(form="equals", probes=("f(5)",), expected="8", condition="", source="assert f(5) ==
-        8")
+        Compiled(form="equals", probes=("f(5)",), expected="8", shown="f(5)")
     """
 
     form: Form
-    probes: tuple[str, ...]
+    probes: tuple[str, ...] = ()
     """Expressions for the program's process; `replay` has none, it learns its calls by running."""
     expected: str = ""
-    """`equals`, `identity`: source of the right side. `truth`: `True` or `False`."""
+    """`equals`, `is`: source of the right side."""
     condition: str = ""
-    """`trusted`: expression over `probe_0`, `probe_1`, ..."""
-    source: str
-    """The test as written."""
+    """`trusted`: expression over `probe_0`, `probe_1`, ...; `replay`: the test as written."""
+    shown: str = ""
+    """The probes as feedback shows them."""
+    function: str = ""
+    """`replay`: the name whose calls are recorded."""
 
 
 def parse_python(source: str) -> ast.Module:
@@ -81,54 +85,133 @@ def parse_python(source: str) -> ast.Module:
 
 
 @lru_cache(maxsize=8192)
-def compile_assert(
+def compile_test(
     source: str, entry_point: str | None, solution: str | None, setup: str
-) -> Compiled:
-    """The form of one test, given what is known of the program's names."""
+) -> tuple[Compiled, ...]:
+    """The asserts of one test, given what is known of the program's names; all of them must hold.
+
+    Raises ValueError when the test calls nothing of the program.
+    """
     tree = parse_python(source.strip())
     names = _program_names(tree, entry_point, solution, setup)
-    replay = Compiled(form="replay", probes=(), source=source)
-    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Assert):
-        return replay
-    condition = tree.body[0].test
-    finder = _Probes(names, entry_point)
-    rest = finder.visit(condition)
-    if finder.is_bound or not finder.probes:
-        return replay
-    probes = tuple(finder.probes)
-    return _simple_form(rest, probes, source) or Compiled(
-        form="trusted", probes=probes, condition=ast.unparse(rest), source=source
+    *lines, last = tree.body
+    if isinstance(last, ast.Assert) and all(isinstance(line, _PLAIN_LINES) for line in lines):
+        asserts = [
+            _compile_assert(line, tree.body[:index], names, entry_point)
+            for index, line in enumerate(tree.body)
+            if isinstance(line, ast.Assert)
+        ]
+        if None not in asserts:
+            return tuple(each for each in asserts if each is not None)
+    used = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
+    if not used:
+        raise ValueError(f"the test calls nothing of the program: {source.strip()[:80]}")
+    function = entry_point or used[0]
+    return (Compiled(form="replay", condition=source, shown=function, function=function),)
+
+
+_PLAIN_LINES = (ast.Assert, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
+
+
+def _compile_assert(
+    line: ast.Assert, before: Sequence[ast.stmt], names: frozenset[str], entry_point: str | None
+) -> Compiled | None:
+    """One assert of a straight-line test; None when only a replay can decide it."""
+    lines = [each for each in before if not isinstance(each, ast.Assert)]
+    finder = _Probes(names | _objects(lines, names))
+    rest = finder.visit(copy.deepcopy(line.test))
+    bound = {name for each in lines for name in _stored(each)}
+    if finder.is_bound or not finder.probes or (_loaded(rest) & bound):
+        return None
+    rename = _Rename(entry_point)
+    needed = [rename.visit(copy.deepcopy(each)) for each in _needed(lines, finder.probes, names)]
+    probes = tuple(ast.unparse(rename.visit(probe)) for probe in finder.probes)
+    script = "\n".join(map(ast.unparse, needed))
+    shown = "\n".join([script, ", ".join(probes)]).lstrip("\n")
+    if needed:
+        probes = tuple(f"(exec({script!r}, globals()), {probe})[1]" for probe in probes)
+    simple = _simple_form(rest, probes, shown)
+    return simple or Compiled(
+        form="trusted", probes=probes, condition=ast.unparse(rest), shown=shown
     )
 
 
-def _simple_form(rest: ast.expr, probes: tuple[str, ...], source: str) -> Compiled | None:
-    """`equals`, `truth` or `identity`, when the condition is one of them on a single probe."""
+def _objects(lines: Sequence[ast.stmt], names: frozenset[str]) -> frozenset[str]:
+    """Variables that hold what the program made or may have changed."""
+    bound = {name for line in lines for name in _stored(line)}
+    objects: set[str] = set()
+    for line in lines:
+        if _loaded(line) & (names | objects):
+            objects |= _stored(line) | (_loaded(line) & bound)
+    return frozenset(objects)
+
+
+def _needed(
+    lines: Sequence[ast.stmt], probes: Sequence[ast.expr], names: frozenset[str]
+) -> list[ast.stmt]:
+    """The lines that the probes depend on, in order.
+
+    `expected = [1, 2]` is none of them: what it binds must not reach the program's process. An
+    assignment is needed for what it binds, a call by itself for what it may change.
+    """
+    bound = {name for line in lines for name in _stored(line)}
+    wanted = {name for probe in probes for name in _loaded(probe)} & bound
+    needed: list[ast.stmt] = []
+    while True:
+        more = [
+            line
+            for line in lines
+            if line not in needed
+            and (
+                _stored(line) & wanted
+                or (isinstance(line, ast.Expr) and _loaded(line) & (wanted | names))
+            )
+        ]
+        if not more:
+            return [line for line in lines if line in needed]
+        needed += more
+        wanted |= {name for line in more for name in _loaded(line)} & bound
+
+
+def _loaded(node: ast.AST) -> set[str]:
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - _stored(node)
+
+
+def _stored(node: ast.AST) -> set[str]:
+    return {
+        each.id
+        for each in ast.walk(node)
+        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+    }
+
+
+def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compiled | None:
+    """`equals` or `is`, when the condition is one of them on a single probe."""
     if len(probes) != 1:
         return None
-    if (
-        isinstance(rest, ast.UnaryOp)
-        and isinstance(rest.op, ast.Not)
-        and _is_probe_name(rest.operand)
-    ):
-        return Compiled(form="truth", probes=probes, expected="False", source=source)
-    if _is_probe_name(rest):
-        return Compiled(form="truth", probes=probes, expected="True", source=source)
-    if not isinstance(rest, ast.Compare) or len(rest.ops) != 1:
+    match rest:
+        case ast.Name():
+            return _truth(probes[0], "True", shown)
+        case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id="probe_0")):
+            return _truth(probes[0], "False", shown)
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[ast.Name(id="probe_0")]):
+            right, form = left, "equals"
+        case ast.Compare(left=ast.Name(id="probe_0"), ops=[ast.Eq()], comparators=[right]):
+            form = "equals"
+        case ast.Compare(
+            left=ast.Name(id="probe_0"), ops=[ast.Is()], comparators=[ast.Constant() as right]
+        ):
+            form = "is"
+        case _:
+            return None
+    if "probe_0" in _loaded(right):
         return None
-    left, right = rest.left, rest.comparators[0]
-    if _is_probe_name(right):
-        left, right = right, left
-    if not _is_probe_name(left):
-        return None
-    if isinstance(rest.ops[0], ast.Eq):
-        return Compiled(form="equals", probes=probes, expected=ast.unparse(right), source=source)
-    if isinstance(rest.ops[0], ast.Is) and isinstance(right, ast.Constant):
-        return Compiled(form="identity", probes=probes, expected=ast.unparse(right), source=source)
-    return None
+    return Compiled(form=form, probes=probes, expected=ast.unparse(right), shown=shown)
 
 
-def _is_probe_name(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "probe_0"
+def _truth(probe: str, expected: str, shown: str) -> Compiled:
+    # Truth is asked where the object lives: a match or a node is true but no plain data.
+    return Compiled(form="is", probes=(f"bool({probe})",), expected=expected, shown=shown)
 
 
 def _program_names(
@@ -176,12 +259,11 @@ def defined_names(source: str) -> frozenset[str]:
 
 
 class _Probes(ast.NodeTransformer):
-    """Replaces every outermost probe by a name `probe_N` and collects the probes' sources."""
+    """Replaces every outermost probe by a name `probe_N` and collects the probes."""
 
-    def __init__(self, names: frozenset[str], entry_point: str | None) -> None:
+    def __init__(self, names: frozenset[str]) -> None:
         self.names = names
-        self.entry_point = entry_point
-        self.probes: list[str] = []
+        self.probes: list[ast.expr] = []
         self.is_bound = False
         """True when a probe stands where a loop variable may be part of it."""
         self._scopes = 0
@@ -189,7 +271,7 @@ class _Probes(ast.NodeTransformer):
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and self._is_probe(node):
             self.is_bound |= self._scopes > 0
-            self.probes.append(ast.unparse(_Rename(self.entry_point).visit(node)))
+            self.probes.append(node)
             return ast.Name(id=f"probe_{len(self.probes) - 1}", ctx=ast.Load())
         scope = isinstance(
             node,
@@ -265,52 +347,3 @@ def as_source(value: Any) -> str:
 def call_source(entry_point: str, arguments: Iterable[Any]) -> str:
     """`entry_point(argument, ...)` as an expression for the program's process."""
     return f"{entry_point}({', '.join(map(as_source, arguments))})"
-
-
-TRUSTED_PREAMBLE = "import random as _random\n_random.seed(0)\n"
-"""Tests that draw random arguments must draw the same ones when they are replayed."""
-
-_REPLAY = '''
-class _NeedCall(BaseException):
-    pass
-
-
-def _replay(source, known):
-    """Runs a test with `known` = [[arguments, value], ...] answering its calls; `known` None lets
-    the reference answer."""
-    import copy
-    calls = []
-
-    def candidate(*arguments):
-        calls.append(copy.deepcopy(list(arguments)))
-        if known is None:
-            return _reference(*arguments)
-        index = len(calls) - 1
-        if index >= len(known) or known[index][0] != calls[index]:
-            raise _NeedCall
-        return known[index][1]
-
-    scope = dict(globals())
-    scope.update({"candidate": candidate, _NAME: _reference if _USES_CANDIDATE else candidate})
-    _random.seed(0)
-    try:
-        exec(compile(source, "test", "exec"), scope)
-    except _NeedCall:
-        return ["need", calls, ""]
-    except Exception as error:
-        return ["fail", calls, type(error).__name__ + ": " + str(error)]
-    return ["pass", calls, ""]
-'''
-REPLAY_FUNCTION = "_replay"
-
-
-def replay_program(
-    prelude: str, entry_point: str, *, uses_candidate: bool, has_reference: bool
-) -> str:
-    """A trusted program whose function `_replay(source, known)` runs a test against recorded
-    answers."""
-    reference = entry_point if has_reference else "None"
-    return (
-        f"{prelude}\n{TRUSTED_PREAMBLE}_reference = {reference}\n_NAME = {entry_point!r}\n"
-        f"_USES_CANDIDATE = {uses_candidate and has_reference}\n{_REPLAY}"
-    )

@@ -9,8 +9,9 @@ and say so. Which failure is reported, and on which tests, is decided by `code_j
 from __future__ import annotations
 
 import re
+import signal
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -35,9 +36,16 @@ HEADERS = {
 }
 """Category to the header of its feedback."""
 
+EXIT = "The program ended without an answer (exit code {code})."
 TAMPERING = "The program broke the judge's protocol."
 FORBIDDEN = " (processes, network and files are not available in this judge)"
 """Follows the message of a PermissionError that the sandbox caused."""
+
+SIGNALS = {
+    signal.SIGSEGV: "Segmentation fault (usually unbounded recursion)",
+    signal.SIGABRT: "Aborted",
+    signal.SIGKILL: "Killed",
+}
 
 MAX_VALUE_CHARS = 250
 MAX_INPUT_LINES = 8
@@ -151,6 +159,18 @@ def show(value: Any) -> str:
     return f"<{getattr(value, 'type_name', type(value).__name__)} object>"
 
 
+def exception_line(kind: str, message: str) -> str:
+    """`KIND: message` of an exception, as its process described it."""
+    if kind == "PermissionError":
+        message += FORBIDDEN
+    return safe(f"{kind}: {message}" if message else kind)
+
+
+def signal_name(number: int | None) -> str:
+    """What ended a program that a signal ended."""
+    return SIGNALS.get(number, f"Killed by signal {number}")
+
+
 def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> list[str]:
     """Source line and place of the last `MAX_FRAMES` frames, outermost first.
 
@@ -167,15 +187,21 @@ def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> lis
 
 def last_input(text: str | None) -> list[str]:
     """The closing section with the input that was running; nothing when no test had started."""
-    return [] if text is None else ["", LAST_INPUT, safe(text)]
+    return [] if text is None else ["", LAST_INPUT, _or_nothing(text)]
 
 
 def wrong_answer(number: int, given: str, stdout: str, output: str, expected: str) -> str:
     """`Test Case K: Wrong Answer` with input, printed text if any, output and what was expected."""
-    sections = [f"Test Case {number}: {WRONG_ANSWER}", "Input", safe(given)]
+    sections = [f"Test Case {number}: {WRONG_ANSWER}", "Input", _or_nothing(given)]
     if stdout.strip():
-        sections += ["Stdout", safe(stdout.rstrip("\n"))]
-    return "\n".join([*sections, "Output", safe(output), "Expected", safe(expected)])
+        sections += ["Stdout", _or_nothing(stdout)]
+    sections += ["Output", _or_nothing(output), "Expected", _or_nothing(expected)]
+    return "\n".join(sections)
+
+
+def _or_nothing(text: str) -> str:
+    """A value to show; an empty one would leave its header alone."""
+    return safe(text.rstrip("\n")) or "(nothing)"
 
 
 def fit(parts: Sequence[str], limit: int) -> str:
@@ -190,6 +216,3 @@ def fit(parts: Sequence[str], limit: int) -> str:
 def counts(header: str, passed: int, total: int) -> str:
     """What judging on private tests may say: the kind of failure and how many tests passed."""
     return f"{header}\n{passed} of {total} tests passed."
-
-
-Describe = Callable[[Any], str]

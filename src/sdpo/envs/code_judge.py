@@ -1,0 +1,185 @@
+"""From an answer's text to a verdict: category, reward, feedback and facts for the record.
+
+Order of choice for an attempt: no block, program that does not compile, first runtime error, time,
+memory, output limit, wrong answers. Feedback on public tests shows inputs and expected values; on
+private ones it names the kind of failure and how many tests passed, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sdpo.envs import feedback
+from sdpo.envs.assert_tests import AssertTests
+from sdpo.envs.code_tasks import CodeReference, TestSplit
+from sdpo.envs.code_tests import TestResult, TestRun
+from sdpo.envs.extract import extract_program
+from sdpo.records import Verdict
+from sdpo.sandbox import Outcome, Sandbox
+
+_ORDER = ("runtime_error", "time_limit", "memory_limit", "output_limit", "wrong_answer")
+"""The first of these among the tests is the category of the attempt."""
+
+
+class CodeJudge:
+    """Judges programs in one sandbox; thread-safe.
+
+    Example:
+        verdict = CodeJudge(open_sandbox("auto")).verdict(task.reference, "def f(): return 1")
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        reward: Literal["solved", "fraction"] = "solved",
+        stop_after_failures: int = 2,
+        max_feedback_chars: int = 2000,
+    ) -> None:
+        self.sandbox = sandbox
+        self._assert_tests = AssertTests(sandbox)
+        self._reward = reward
+        # Every test counts towards a fraction.
+        self._stop_after_failures = stop_after_failures if reward == "solved" else None
+        self._max_feedback_chars = max_feedback_chars
+
+    def verdict_on_text(self, reference: CodeReference, text: str, is_truncated: bool) -> Verdict:
+        """The verdict on an answer, judged on the tests that `reference.judged` names."""
+        found = extract_program(text)
+        if found.program is not None:
+            return self.verdict(reference, found.program)
+        category = "truncated" if is_truncated else "incorrect_format"
+        says = feedback.TRUNCATED if is_truncated else feedback.INCORRECT_FORMAT
+        return Verdict(
+            reward=0.0,
+            solved=False,
+            feedback=feedback.cut_middle(says, self._max_feedback_chars),
+            metrics={"tests_passed": 0.0},
+            info={
+                "category": category,
+                "tests": [],
+                "sandbox": self.sandbox.level,
+                "tampering": False,
+            },
+        )
+
+    def verdict(
+        self,
+        reference: CodeReference,
+        program: str,
+        *,
+        split: TestSplit | None = None,
+        is_shown: bool | None = None,
+    ) -> Verdict:
+        """The verdict on a program; `is_shown` (default: public tests) lets feedback show tests."""
+        split = split or reference.judged
+        is_shown = split == "public" if is_shown is None else is_shown
+        results = TestRun(
+            self.sandbox,
+            self._assert_tests,
+            reference,
+            reference.tests(split),
+            program,
+            self._stop_after_failures,
+        ).results()
+        is_tampered = any(
+            result.outcome is not None and result.outcome.status == "tampering"
+            for result in results
+        )
+        num_passed = sum(result.status == "passed" for result in results)
+        fraction = num_passed / len(results)
+        category = category_of(results)
+        solved = category == "accepted"
+        reward = fraction if self._reward == "fraction" and not is_tampered else float(solved)
+        text = None
+        if not solved:
+            parts = feedback_parts(category, results, program) if is_shown else []
+            hidden = feedback.counts(feedback.HEADERS[category], num_passed, len(results))
+            text = feedback.fit(parts or [hidden], self._max_feedback_chars)
+        return Verdict(
+            reward=reward,
+            solved=solved,
+            feedback=text,
+            metrics={"tests_passed": fraction},
+            info={
+                "category": category,
+                "tests": [result.status for result in results],
+                "sandbox": self.sandbox.level,
+                "tampering": is_tampered,
+            },
+        )
+
+
+def category_of(results: Sequence[TestResult]) -> str:
+    """`accepted` when every test passed, else the kind of failure that is reported."""
+    found = {result.status for result in results}
+    if found == {"passed"}:
+        return "accepted"
+    category = next((status for status in _ORDER if status in found), None)
+    assert category is not None, f"tests ended as {sorted(found)} without a failure"
+    return category
+
+
+def feedback_parts(category: str, results: Sequence[TestResult], program: str) -> list[str]:
+    """The texts about an attempt, most useful first; the caller fits them into its limit."""
+    failed = [
+        (number, result)
+        for number, result in enumerate(results, start=1)
+        if result.status == category
+    ]
+    if category == "wrong_answer":
+        # Short tests say most per token; the number keeps the order among equally long ones.
+        shortest = sorted(failed, key=lambda pair: len(pair[1].given) + len(pair[1].output))
+        return [
+            feedback.wrong_answer(
+                number, result.given, result.stdout, result.output, result.expected
+            )
+            for number, result in sorted(shortest[: feedback.MAX_WRONG_ANSWERS])
+        ]
+    _, first = failed[0]
+    return ["\n".join(_failure_lines(category, first, program))]
+
+
+def _failure_lines(category: str, result: TestResult, program: str) -> list[str]:
+    lines = [feedback.HEADERS[category]]
+    outcome = result.outcome
+    assert outcome is not None, f"{category} without an outcome"
+    source = program.split("\n")
+    frames = (
+        [(frame.line, frame.function) for frame in outcome.failure.frames]
+        if outcome.failure
+        else []
+    )
+    if category == "runtime_error":
+        lines.append(_reason(outcome))
+        if outcome.status == "tampering":
+            return lines
+    lines += feedback.frame_lines(frames, source)
+    if _is_compile_error(outcome):
+        return lines
+    return lines + feedback.last_input(result.given)
+
+
+def _reason(outcome: Outcome) -> str:
+    """The line under `Runtime Error`."""
+    match outcome.status:
+        case "tampering":
+            return feedback.TAMPERING
+        case "signal":
+            return feedback.signal_name(outcome.signal)
+        case "exit":
+            return feedback.EXIT.format(code=outcome.exit_code)
+    assert outcome.failure is not None, "an exception without a description"
+    return feedback.exception_line(outcome.failure.kind, outcome.failure.message)
+
+
+def _is_compile_error(outcome: Outcome) -> bool:
+    """Whether the program never started: a syntax error whose only frame is its own place."""
+    failure = outcome.failure
+    return (
+        failure is not None
+        and failure.kind in ("SyntaxError", "IndentationError", "TabError")
+        and [frame.function for frame in failure.frames[-1:]] == ["<module>"]
+        and len(failure.frames) == 1
+    )

@@ -1,0 +1,185 @@
+"""The task format: what is read, and which sentence a wrong line gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdpo.config import schema
+from sdpo.envs.code import CodeEnv
+from sdpo.envs.code_files import load_code_tasks
+from sdpo.envs.code_tasks import REQUEST
+from sdpo.errors import ConfigError, SdpoError, TaskError
+
+FUNCTION = {
+    "id": "clamp",
+    "prompt": "Write a Python function `clamp(x, lo, hi)`.",
+    "kind": "function",
+    "entry_point": "clamp",
+    "tests": {
+        "public": [{"input": [5, 0, 3], "output": 3}],
+        "private": [{"input": [-1, 0, 3], "output": 0}],
+    },
+}
+STDIO = {
+    "id": "sum",
+    "prompt": "Print the sum.",
+    "kind": "stdio",
+    "tests": {"private": [{"input": "1 2\n", "output": "3\n"}]},
+}
+ASSERTS = {
+    "id": "two",
+    "prompt": "Write two().",
+    "kind": "asserts",
+    "setup": "import math",
+    "tests": {"public": ["assert two() == 2"]},
+}
+
+
+def write(tmp_path: Path, *rows: object) -> str:
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
+    return str(path)
+
+
+def test_the_three_kinds_load(tmp_path: Path) -> None:
+    rows = load_code_tasks(write(tmp_path, FUNCTION, "", STDIO, ASSERTS))
+    assert [task.id for _, task in rows] == ["clamp", "sum", "two"]
+    assert {split for split, _ in rows} == {"train"}
+    task = rows[0][1]
+    assert task.messages == ({"role": "user", "content": f"{FUNCTION['prompt']}\n\n{REQUEST}"},)
+    assert task.reference.time_limit_s == 1.0
+    assert task.reference.memory_mb == 512
+    assert task.reference.tolerance == 1e-6
+
+
+def test_each_list_of_tests_falls_back_to_the_other(tmp_path: Path) -> None:
+    (_, stdio), (_, asserts) = load_code_tasks(write(tmp_path, STDIO, ASSERTS))
+    assert stdio.reference.public == stdio.reference.private
+    assert asserts.reference.public == asserts.reference.private
+
+
+def test_training_carries_public_tests_and_evaluation_private_ones(tmp_path: Path) -> None:
+    held_out = {**FUNCTION, "id": "held-out", "split": "eval"}
+    test = {**FUNCTION, "id": "test-row", "split": "test"}
+    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, FUNCTION, held_out, test)))
+    assert [task.id for task in env.load("train")] == ["clamp"]
+    assert env.load("train")[0].reference.judged == "public"
+    assert [task.id for task in env.load("eval")] == ["held-out", "test-row"]
+    assert env.load("eval")[0].reference.judged == "private"
+    with pytest.raises(ConfigError, match="split 'dev'"):
+        env.load("dev")
+
+
+def test_a_file_without_evaluation_rows_evaluates_on_its_training_rows(tmp_path: Path) -> None:
+    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, FUNCTION)))
+    assert [task.id for task in env.load("eval")] == ["clamp"]
+    assert env.load("eval")[0].reference.judged == "private"
+
+
+def test_a_file_without_training_rows_cannot_train(tmp_path: Path) -> None:
+    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, {**FUNCTION, "split": "eval"})))
+    with pytest.raises(TaskError, match="no training task"):
+        env.load("train")
+
+
+def without(key: str) -> dict[str, object]:
+    return {name: value for name, value in FUNCTION.items() if name != key}
+
+
+def with_tests_field(tests: object) -> dict[str, object]:
+    return {**FUNCTION, "tests": tests}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "not a JSON object on one line"),
+        ("[1]", "expected a JSON object {...}, got a list"),
+        ('{"id": "a", "id": "b"}', "key 'id' occurs twice"),
+        ({**FUNCTION, "entrypoint": "x"}, "entrypoint: unknown key; a code task has id, prompt"),
+        (without("id"), "id: missing"),
+        ({**FUNCTION, "id": 3}, "id: expected a string, got a number"),
+        ({**FUNCTION, "id": " "}, "id: empty"),
+        (without("prompt"), "prompt: missing"),
+        (without("kind"), "kind: missing; choose one of function, stdio, asserts"),
+        ({**FUNCTION, "kind": "class"}, 'kind: "class" is not allowed; choose one of'),
+        ({**FUNCTION, "kind": ["function"]}, 'kind: ["function"] is not allowed'),
+        (without("entry_point"), "entry_point: missing"),
+        ({**FUNCTION, "entry_point": "a b"}, "entry_point: 'a b' is no Python name"),
+        ({**STDIO, "entry_point": "f"}, "entry_point: a 'stdio' task is a whole program"),
+        ({**FUNCTION, "setup": "x = 1"}, "setup: only tasks of kind 'asserts' have it"),
+        ({**ASSERTS, "setup": "x ="}, "setup: not Python"),
+        (without("tests"), "tests: missing"),
+        (with_tests_field([]), "tests: expected"),
+        (with_tests_field({}), "tests: no tests"),
+        (with_tests_field({"hidden": []}), "tests.hidden: unknown key"),
+        (with_tests_field({"public": []}), "tests.public: an empty list"),
+        (with_tests_field({"public": {}}), "tests.public: expected a list of tests"),
+        (with_tests_field({"public": [3]}), "tests.public[0]: expected"),
+        (with_tests_field({"public": [{"input": [1]}]}), "tests.public[0].output: missing"),
+        (
+            with_tests_field({"public": [{"input": [1], "output": 1, "x": 2}]}),
+            "tests.public[0].x: unknown key",
+        ),
+        (
+            with_tests_field({"private": [{"input": 1, "output": 1}]}),
+            "tests.private[0].input: expected the list of arguments, got a number; write [x]",
+        ),
+        (
+            {**STDIO, "tests": {"public": [{"input": ["1"], "output": "1"}]}},
+            "tests.public[0].input: expected the text as a string, got a list",
+        ),
+        ({**ASSERTS, "tests": {"public": [1]}}, "tests.public[0]: expected a line like"),
+        ({**ASSERTS, "tests": {"public": ["assert f("]}}, "tests.public[0]: not Python"),
+        ({**ASSERTS, "tests": {"public": ["f(1) == 2"]}}, "tests.public[0]: no assert statement"),
+        ({**FUNCTION, "time_limit_s": 0}, "time_limit_s: expected a number above 0, got 0"),
+        ({**FUNCTION, "time_limit_s": "1"}, 'time_limit_s: expected a number above 0, got "1"'),
+        ({**FUNCTION, "time_limit_s": True}, "time_limit_s: expected a number above 0, got true"),
+        (
+            '{"id": "a", "prompt": "p", "kind": "function", "entry_point": "f", "tests": '
+            '{"public": [{"input": [], "output": 1}]}, "time_limit_s": Infinity}',
+            "time_limit_s",
+        ),
+        ({**FUNCTION, "memory_mb": 1.5}, "memory_mb: expected a whole number above 0, got 1.5"),
+        ({**FUNCTION, "tolerance": -1}, "tolerance: expected a number of at least 0, got -1"),
+        ({**FUNCTION, "split": "valid"}, 'split: "valid" is not allowed; choose one of train'),
+        ({**FUNCTION, "reference_solution": None}, "reference_solution: expected a string"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, row: object, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_code_tasks(write(tmp_path, {**FUNCTION, "id": "fine"}, row))
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path / 'tasks.jsonl'}:2: ")
+    assert message in text
+
+
+def test_ids_are_unique(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r":3: id: 'clamp' is already the id of .*:1;"):
+        load_code_tasks(write(tmp_path, FUNCTION, STDIO, FUNCTION))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"no such file.*python-basics, human-eval"):
+        load_code_tasks(str(tmp_path / "none.jsonl"))
+    with pytest.raises(TaskError, match=r"no task in the file"):
+        load_code_tasks(write(tmp_path, ""))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(TaskError, match=r"latin.jsonl:1: not UTF-8"):
+        load_code_tasks(str(tmp_path / "latin.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TaskError, match=r"no .jsonl file in this folder"):
+        load_code_tasks(str(tmp_path / "empty"))
+    assert issubclass(TaskError, SdpoError)
+    assert TaskError.exit_code == 2
+
+
+def test_a_folder_is_all_its_files(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**FUNCTION, "id": name}))
+    assert [task.id for _, task in load_code_tasks(str(tmp_path))] == ["a", "b"]
