@@ -1,7 +1,8 @@
 """What every engine offers: sample completions, score given tokens, take new weights.
 
-An engine sees token ids only. It does not know tasks, chat templates, environments or losses. Randomness comes in as one
-integer seed per completion, so that an attempt is the same whatever batch it is sampled in.
+An engine sees token ids only. It does not know tasks, chat templates, environments or losses.
+Randomness comes in as one integer seed per completion, so that an attempt is the same whatever
+batch it is sampled in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class Sampling:
     temperature: float = 1.0
     """Divides the logits; 0 means the most likely token (ties: lowest id)."""
     top_p: float = 1.0
-    """Nucleus mass in (0, 1]; 1 samples the whole distribution. Log-probs are those of the truncated distribution."""
+    """Nucleus mass in (0, 1]; 1 samples the whole distribution. Log-probs are those of the
+    truncated distribution.
+    """
     ignore_eos: bool = False
     """Sample to `max_new_tokens` whatever comes; for benchmarks only."""
 
@@ -82,7 +85,9 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
     ) -> list[list[Completion]]:
-        """Completions per request, in the order of its seeds. Equal seeds give equal completions in any batch."""
+        """Completions per request, in the order of its seeds. Equal seeds give equal completions in
+        any batch.
+        """
         ...
 
     def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:

@@ -1,0 +1,57 @@
+"""Bookkeeping of completions while they are sampled; plain Python, for both ways of sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
+from sdpo.errors import EngineError
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Attempt:
+    """One completion in the making."""
+
+    prompt: int
+    """Index among the distinct prompts of the call."""
+    seed: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_finished: bool = False
+    is_stopped: bool = False
+    """Ended by a stop token and not by the limit."""
+
+    def append(self, token: int, logprob: float, sampling: Sampling) -> None:
+        """Takes one sampled token and notes whether it is the last."""
+        if not math.isfinite(logprob):
+            raise EngineError(
+                f"the model's logits are not finite at token {len(self.token_ids)} of a "
+                "completion; the weights have probably diverged"
+            )
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        self.is_stopped = not sampling.ignore_eos and token in sampling.stop_ids
+        self.is_finished = self.is_stopped or len(self.token_ids) == sampling.max_new_tokens
+
+    def completion(self) -> Completion:
+        return Completion(
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            truncated=not self.is_stopped,
+        )
+
+
+def distinct_prompts(
+    requests: Sequence[GenerationRequest],
+) -> tuple[list[tuple[int, ...]], list[list[Attempt]]]:
+    """Every prompt once, and the attempts of each request in the order of its seeds."""
+    indices: dict[tuple[int, ...], int] = {}
+    attempts = []
+    for request in requests:
+        if not request.prompt_ids:
+            raise EngineError("a prompt has no tokens; there is nothing to continue")
+        prompt = indices.setdefault(request.prompt_ids, len(indices))
+        attempts.append([Attempt(prompt=prompt, seed=seed) for seed in request.seeds])
+    return list(indices), attempts

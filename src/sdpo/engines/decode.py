@@ -1,0 +1,298 @@
+"""The fast path's decode loop: admit, step, retire.
+
+A prompt is prefilled without its last token; that token is the first input of each of its
+completions, so every step treats every row alike: feed one token at column `length` of the row's
+suffix, sample token number `length`. Rows stay dense: when completions end, the last rows move into
+the holes, and waiting completions enter when a quarter of the rows is free. On a CPU a step runs on
+exactly the live rows and columns; on CUDA it is a captured graph of the next larger size
+(`graphs.py`).
+
+Shapes: R rows, G prompt slots, S completions per prompt, P prompt columns, C suffix columns, T
+tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import torch
+
+from sdpo.engines.architecture import FastPath
+from sdpo.engines.attempts import Attempt
+from sdpo.engines.attention import DecodePlan, PackedPlan, Span
+from sdpo.engines.base import Sampling
+from sdpo.engines.cache import KvCache
+from sdpo.engines.graphs import StepGraphs
+from sdpo.engines.sampling import sample_tokens, uniforms
+
+
+class DecodeState:
+    """Tensors of the rows and the cache behind them; lives as long as its captured graphs."""
+
+    def __init__(
+        self,
+        fast: FastPath,
+        *,
+        num_prompts: int,
+        prompt_columns: int,
+        num_rows: int,
+        suffix_columns: int,
+        max_group: int,
+    ) -> None:
+        device = fast.cache.device
+        self.cache = KvCache(
+            fast.cache,
+            num_prompts=num_prompts,
+            prompt_columns=prompt_columns,
+            num_rows=num_rows,
+            suffix_columns=suffix_columns,
+        )
+        self.max_group = max_group
+        self.tokens_R = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.lengths_R = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.slots_R = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.live_R = torch.zeros(num_rows, dtype=torch.long, device=device)
+        """1 for a row in use, 0 for one that pads a captured step: its length then stays 0."""
+        self.uniforms_RT = torch.zeros(num_rows, suffix_columns, device=device)
+        self.prompt_lengths_G = torch.zeros(num_prompts, dtype=torch.long, device=device)
+        """Tokens in the prompt slot: all of the prompt but its last."""
+        self.rows_GS = torch.zeros(num_prompts, max_group, dtype=torch.long, device=device)
+        self.places_R = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.graphs = StepGraphs() if device.type == "cuda" else None
+
+    @property
+    def num_rows(self) -> int:
+        return self.tokens_R.shape[0]
+
+    def plan(
+        self, rows: int, columns: int, *, num_prompts: int, num_slots: int, prompt_columns: int
+    ) -> DecodePlan:
+        """A plan over the first rows, columns and prompt slots; masks everywhere unless told
+        otherwise.
+        """
+        cache, lengths_R = self.cache, self.lengths_R[:rows]
+        return DecodePlan(
+            prompt_keys=[k[:num_prompts, :, :prompt_columns] for k in cache.prompt_keys],
+            prompt_values=[v[:num_prompts, :, :prompt_columns] for v in cache.prompt_values],
+            suffix_keys=[k[:rows, :, :columns] for k in cache.suffix_keys],
+            suffix_values=[v[:rows, :, :columns] for v in cache.suffix_values],
+            prompt_lengths_G=self.prompt_lengths_G[:num_prompts],
+            lengths_R=lengths_R,
+            positions_R=self.prompt_lengths_G[self.slots_R[:rows]] + lengths_R,
+            rows_GS=self.rows_GS[:num_prompts, :num_slots],
+            places_R=self.places_R[:rows],
+            mask_prompt=True,
+            mask_suffix=True,
+            max_position=prompt_columns + columns,
+        )
+
+
+def decode_step(
+    fast: FastPath, state: DecodeState, plan: DecodePlan, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token for each row of the plan: ids [R] and log-probs [R]; the state moves on. Never
+    waits for the device.
+    """
+    rows = plan.lengths_R.shape[0]
+    logits_RV = fast.model(
+        input_ids=state.tokens_R[None, :rows],
+        position_ids=plan.positions_R[None],
+        use_cache=False,
+        sdpo_plan=plan,
+    ).logits[0]
+    numbers_R = state.uniforms_RT[:rows].gather(1, plan.lengths_R[:, None])[:, 0]
+    tokens_R, logprobs_R = sample_tokens(logits_RV, numbers_R, sampling)
+    state.tokens_R[:rows] = tokens_R
+    state.lengths_R[:rows] += state.live_R[:rows]
+    return tokens_R, logprobs_R
+
+
+class Decoder:
+    """One call of `generate` on the fast path."""
+
+    def __init__(
+        self,
+        fast: FastPath,
+        state: DecodeState,
+        prompts: Sequence[tuple[int, ...]],
+        attempts: Sequence[Attempt],
+        sampling: Sampling,
+        max_prefill_tokens: int,
+    ) -> None:
+        self._fast = fast
+        self._state = state
+        self._prompts = prompts
+        self._sampling = sampling
+        self._max_prefill_tokens = max_prefill_tokens
+        self._waiting = deque(attempts)
+        self._rows: list[Attempt] = []
+        self._slots: dict[int, int] = {}
+        """Prompt to its slot in the cache, while anyone needs it."""
+        self._needed = Counter(attempt.prompt for attempt in attempts)
+        """Unfinished completions per prompt."""
+        self._size = (1, 1, 1)
+        """Prompt slots, completions per prompt and prompt columns in use."""
+
+    def run(self) -> None:
+        """Fills every attempt."""
+        state = self._state
+        state.live_R.zero_()
+        state.lengths_R.zero_()
+        while self._waiting or self._rows:
+            if self._waiting and len(self._rows) <= state.num_rows * 3 // 4:
+                self._admit()
+            tokens_R, logprobs_R = self._step()
+            sampled = zip(self._rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True)
+            for attempt, token, logprob in sampled:
+                attempt.append(token, logprob, self._sampling)
+            if any(attempt.is_finished for attempt in self._rows):
+                self._retire()
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        state, num_live = self._state, len(self._rows)
+        lengths = [len(attempt.token_ids) for attempt in self._rows]
+        columns = max(lengths) + 1
+        if state.graphs is not None:
+            tokens_R, logprobs_R = state.graphs.step(
+                self._fast, state, self._sampling, num_live, columns
+            )
+            return tokens_R[:num_live], logprobs_R[:num_live]
+        num_prompts, num_slots, prompt_columns = self._size
+        plan = state.plan(
+            num_live,
+            columns,
+            num_prompts=num_prompts,
+            num_slots=num_slots,
+            prompt_columns=prompt_columns,
+        )
+        plan.mask_prompt = any(
+            max(1, len(self._prompts[prompt]) - 1) != prompt_columns or prompt_columns == 1
+            for prompt in self._slots
+        )
+        plan.mask_suffix = min(lengths) != max(lengths)
+        plan.max_position = max(
+            len(self._prompts[attempt.prompt]) + len(attempt.token_ids) for attempt in self._rows
+        )
+        return decode_step(self._fast, state, plan, self._sampling)
+
+    def _admit(self) -> None:
+        """Lets waiting completions in, in order, while rows and prompt slots last; prefills new
+        prompts.
+        """
+        state, first = self._state, len(self._rows)
+        free = sorted(set(range(len(state.prompt_lengths_G))) - set(self._slots.values()))
+        new_prompts = []
+        while self._waiting and len(self._rows) < state.num_rows:
+            prompt = self._waiting[0].prompt
+            if prompt not in self._slots:
+                if not free:
+                    break
+                self._slots[prompt] = free.pop(0)
+                new_prompts.append(prompt)
+            self._rows.append(self._waiting.popleft())
+        self._prefill(new_prompts)
+        entered = self._rows[first:]
+        device, rows = state.tokens_R.device, slice(first, len(self._rows))
+        state.tokens_R[rows] = torch.tensor(
+            [self._prompts[attempt.prompt][-1] for attempt in entered], device=device
+        )
+        state.slots_R[rows] = torch.tensor(
+            [self._slots[attempt.prompt] for attempt in entered], device=device
+        )
+        num_tokens = self._sampling.max_new_tokens
+        numbers = uniforms([attempt.seed for attempt in entered], num_tokens)
+        state.uniforms_RT[rows, :num_tokens] = numbers.to(device)
+        state.lengths_R[rows] = 0
+        self._place()
+
+    def _prefill(self, new_prompts: Sequence[int]) -> None:
+        """Computes the keys and values of prompts, several in one row of about `max_prefill_tokens`
+        tokens.
+        """
+        pack: list[int] = []
+        size = 0
+        for prompt in new_prompts:
+            length = len(self._prompts[prompt]) - 1
+            self._state.prompt_lengths_G[self._slots[prompt]] = length
+            if pack and size + length > self._max_prefill_tokens:
+                self._prefill_pack(pack)
+                pack, size = [], 0
+            if length:
+                pack.append(prompt)
+                size += length
+        if pack:
+            self._prefill_pack(pack)
+
+    def _prefill_pack(self, pack: Sequence[int]) -> None:
+        spans, ids, positions = [], [], []
+        for prompt in pack:
+            seen = self._prompts[prompt][:-1]
+            spans.append(Span(start=len(ids), stop=len(ids) + len(seen)))
+            ids.extend(seen)
+            positions.extend(range(len(seen)))
+        slots = [self._slots[prompt] for prompt in pack]
+
+        def keep(layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor) -> None:
+            for slot, span in zip(slots, spans, strict=True):
+                own = slice(span.start, span.stop)
+                self._state.cache.store_prompt(
+                    layer, slot, keys_1KTD[0, :, own], values_1KTD[0, :, own]
+                )
+
+        device = self._state.tokens_R.device
+        self._fast.backbone(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+            sdpo_plan=PackedPlan(spans=spans, keep=keep),
+        )
+
+    def _retire(self) -> None:
+        """Drops finished rows, moves the last rows into the holes, frees unneeded prompt slots."""
+        state = self._state
+        for attempt in self._rows:
+            if attempt.is_finished:
+                self._needed[attempt.prompt] -= 1
+                if not self._needed[attempt.prompt]:
+                    del self._slots[attempt.prompt]
+        num_live = sum(not attempt.is_finished for attempt in self._rows)
+        targets = [row for row in range(num_live) if self._rows[row].is_finished]
+        sources = [
+            row for row in range(num_live, len(self._rows)) if not self._rows[row].is_finished
+        ]
+        if sources:
+            columns = max(len(self._rows[row].token_ids) for row in sources)
+            state.cache.move_rows(sources, targets, columns)
+            for rows in (state.tokens_R, state.lengths_R, state.slots_R, state.uniforms_RT):
+                rows[targets] = rows[sources]
+        for source, target in zip(sources, targets, strict=True):
+            self._rows[target] = self._rows[source]
+        del self._rows[num_live:]
+        state.lengths_R[num_live:] = 0
+        if self._rows:
+            self._place()
+
+    def _place(self) -> None:
+        """Writes down which row sits where beside its prompt, after rows came, moved or went."""
+        state = self._state
+        members: dict[int, list[int]] = {}
+        for row, attempt in enumerate(self._rows):
+            members.setdefault(self._slots[attempt.prompt], []).append(row)
+        if state.graphs is None:
+            num_prompts, num_slots = max(members) + 1, max(map(len, members.values()))
+        else:  # captured steps have fixed shapes
+            num_prompts, num_slots = state.rows_GS.shape
+        table = [[0] * num_slots for _ in range(num_prompts)]
+        places = [0] * len(self._rows)
+        for slot, rows in members.items():
+            for place, row in enumerate(rows):
+                table[slot][place] = row
+                places[row] = slot * num_slots + place
+        device = state.rows_GS.device
+        state.rows_GS[:num_prompts, :num_slots] = torch.tensor(table, device=device)
+        state.places_R[: len(places)] = torch.tensor(places, device=device)
+        state.live_R.zero_()
+        state.live_R[: len(places)] = 1
+        prompt_columns = max(len(self._prompts[attempt.prompt]) for attempt in self._rows) - 1
+        self._size = (num_prompts, num_slots, max(1, prompt_columns))
