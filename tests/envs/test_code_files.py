@@ -1,4 +1,4 @@
-"""Files of other people: MBPP, HumanEval and LiveCodeBench, read without running anything in them."""
+"""Files of other people: MBPP, HumanEval and LiveCodeBench, read without running them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ HUMAN_EVAL = {
     "entry_point": "inc",
     "canonical_solution": "    return x + 1\n",
     "test": (
-        "METADATA = {}\n\ndef check(candidate):\n    assert candidate(1) == 2, 'one'\n    assert True\n"
-        "    print\n    import string\n    for i in range(3):\n        assert candidate(i) == i + 1\n"
+        "METADATA = {}\n\ndef check(candidate):\n    assert candidate(1) == 2, 'one'\n"
+        "    assert True\n    print\n    import string\n"
+        "    for i in range(3):\n        assert candidate(i) == i + 1\n"
     ),
 }
 
@@ -200,7 +201,7 @@ def test_text_is_read_off_every_pickle_protocol(protocol: int) -> None:
     "data", [b"", b"(lp0\n.", pickle.dumps(b"x"), pickle.dumps(1), b"\x80\x04."]
 )
 def test_other_pickles_are_refused(data: bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"text|pickle"):
         pickled_text(data)
 
 

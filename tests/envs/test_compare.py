@@ -1,4 +1,4 @@
-"""Which answers are right: every row of the table of rules, and laws that hold for all plain data."""
+"""Which answers are right: every rule of the table, and laws that hold for all plain data."""
 
 from __future__ import annotations
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from honest_programs import ALL, Honest
+from honest_functions import FUNCTIONS, Honest
+from honest_library import LIBRARY
+from honest_stdio import PROGRAMS
 
 from sdpo.envs.code_judge import CodeJudge
 from sdpo.envs.code_tasks import CodeReference, CodeTest
+
+ALL = [*FUNCTIONS, *LIBRARY, *PROGRAMS]
 
 
 @pytest.mark.parametrize("honest", ALL, ids=lambda honest: honest.name)

@@ -141,7 +141,7 @@ class AssertTests:
             holds=False,
             given=compiled.shown,
             output=", ".join(map(show, values)),
-            expected=f"a value for which {compiled.condition} holds",
+            expected=f"a value for which this holds: {compiled.claim}",
         )
         try:
             given = ", ".join(map(as_source, values))
@@ -178,7 +178,7 @@ class AssertTests:
             holds=False,
             given=call_source(compiled.function, last[0]),
             output=show(last[1]),
-            expected=f"a value for which this test passes ({message}):\n{compiled.condition}",
+            expected=f"a value for which this passes ({message}):\n{compiled.condition}",
         )
 
     def _replay(

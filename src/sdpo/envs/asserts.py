@@ -72,6 +72,8 @@ class Compiled:
     """`trusted`: expression over `probe_0`, `probe_1`, ...; `replay`: the test as written."""
     shown: str = ""
     """The probes as feedback shows them."""
+    claim: str = ""
+    """`trusted`: the condition as feedback shows it."""
     function: str = ""
     """`replay`: the name whose calls are recorded."""
 
@@ -132,7 +134,11 @@ def _compile_assert(
         probes = tuple(f"(exec({script!r}, globals()), {probe})[1]" for probe in probes)
     simple = _simple_form(rest, probes, shown)
     return simple or Compiled(
-        form="trusted", probes=probes, condition=ast.unparse(rest), shown=shown
+        form="trusted",
+        probes=probes,
+        condition=ast.unparse(rest),
+        shown=shown,
+        claim=ast.unparse(rename.visit(copy.deepcopy(line.test))),
     )
 
 
@@ -326,7 +332,8 @@ def as_source(value: Any) -> str:
         case bool() | None | str() | bytes():
             return repr(value)
         case int():
-            return hex(value)  # decimal digits are limited to 4,300 and slow
+            # Decimal digits are limited to 4,300, and quadratic work.
+            return repr(value) if value.bit_length() < 64 else hex(value)
         case float():
             return repr(value) if value - value == 0 else f"float('{value}')"
         case complex():

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sdpo.config import schema
 from sdpo.envs.asserts import defined_names
@@ -184,7 +184,7 @@ def judge_file(
     *,
     split: TestSplit = "private",
     out: str | Path | None = None,
-    sandbox: str = "auto",
+    sandbox: Literal["auto", "none"] = "auto",
     progress: Progress | None = None,
 ) -> list[Verdict]:
     """Verdicts on a file of responses, in their order, each written as a line when it is known.

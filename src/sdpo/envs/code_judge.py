@@ -16,7 +16,7 @@ from sdpo.envs.code_tasks import CodeReference, TestSplit
 from sdpo.envs.code_tests import TestResult, TestRun
 from sdpo.envs.extract import extract_program
 from sdpo.records import Verdict
-from sdpo.sandbox import Outcome, Sandbox
+from sdpo.sandbox import Failure, Outcome, Sandbox
 
 _ORDER = ("runtime_error", "time_limit", "memory_limit", "output_limit", "wrong_answer")
 """The first of these among the tests is the category of the attempt."""
@@ -144,20 +144,17 @@ def feedback_parts(category: str, results: Sequence[TestResult], program: str) -
 def _failure_lines(category: str, result: TestResult, program: str) -> list[str]:
     lines = [feedback.HEADERS[category]]
     outcome = result.outcome
-    assert outcome is not None, f"{category} without an outcome"
-    source = program.split("\n")
-    frames = (
-        [(frame.line, frame.function) for frame in outcome.failure.frames]
-        if outcome.failure
-        else []
-    )
+    failure = outcome.failure if outcome is not None else None
     if category == "runtime_error":
+        assert outcome is not None, "a runtime error without an outcome"
         lines.append(_reason(outcome))
         if outcome.status == "tampering":
             return lines
-    lines += feedback.frame_lines(frames, source)
-    if _is_compile_error(outcome):
-        return lines
+    if failure is not None:
+        frames = [(frame.line, frame.function) for frame in failure.frames]
+        lines += feedback.frame_lines(frames, program.split("\n"))
+        if _is_compile_error(failure):
+            return lines
     return lines + feedback.last_input(result.given)
 
 
@@ -174,12 +171,8 @@ def _reason(outcome: Outcome) -> str:
     return feedback.exception_line(outcome.failure.kind, outcome.failure.message)
 
 
-def _is_compile_error(outcome: Outcome) -> bool:
+def _is_compile_error(failure: Failure) -> bool:
     """Whether the program never started: a syntax error whose only frame is its own place."""
-    failure = outcome.failure
     return (
-        failure is not None
-        and failure.kind in ("SyntaxError", "IndentationError", "TabError")
-        and [frame.function for frame in failure.frames[-1:]] == ["<module>"]
-        and len(failure.frames) == 1
+        failure.kind in ("SyntaxError", "IndentationError", "TabError") and len(failure.frames) == 1
     )

@@ -46,12 +46,16 @@ class TestResult:
     output: str = ""
     expected: str = ""
     outcome: Outcome | None = None
-    """Of the input on which the program failed."""
+    """Of the input on which the program failed; None when no single input is to blame."""
 
 
 _NAMES = "from typing import *\nfrom sys import exit\nquit = exit\n"
 """Runs before every program. `List[int]` in a signature is how tasks are written on the web; `exit`
 belongs to every interactive Python but not to one started without `site`."""
+
+MIN_TOTAL_CPU_S = 30.0
+MAX_SLOW_TESTS = 20
+"""An attempt may use its whole time limit in so many tests; after that it counts as too slow."""
 
 NOT_RUN = TestResult(status="not_run")
 
@@ -85,7 +89,6 @@ class TestRun:
             entry_point=reference.entry_point,
             setup=f"{_NAMES}{reference.prelude}",
         )
-        self._limits = Limits(cpu_s=reference.time_limit_s, memory_mb=reference.memory_mb)
         self._prepared: list[tuple[Prepared, ...]] = []
         self._inputs: list[Any] = []
         self._ends: list[int] = []
@@ -93,6 +96,11 @@ class TestRun:
         for test in tests:
             self._inputs += self._inputs_of(test)
             self._ends.append(len(self._inputs))
+        self._limits = Limits(
+            cpu_s=reference.time_limit_s,
+            memory_mb=reference.memory_mb,
+            total_cpu_s=max(MIN_TOTAL_CPU_S, reference.time_limit_s * MAX_SLOW_TESTS),
+        )
         self._results: list[TestResult | None] = []
         """Of the tests whose inputs all ran; None where the trusted process has to decide."""
         self._seen: list[Outcome] = []
@@ -102,12 +110,16 @@ class TestRun:
         outcomes = self._sandbox.run(
             self._program, self._inputs, self._limits, should_stop=self._should_stop
         )
-        for index in range(len(self._seen), len(outcomes)):
-            self._should_stop(index, outcomes[index])
+        self._seen = [each for each in outcomes if each.status != "not_run"]
+        self._advance()
         results = [
             self._decide(index, outcomes) if result is None else result
             for index, result in enumerate(self._results)
         ]
+        if len(results) < len(self._tests) and all(each.status == "passed" for each in results):
+            # Each test kept its limit, but together they used up the attempt's CPU time.
+            given = self._given(len(results), len(self._seen))
+            results.append(TestResult(status="time_limit", given=given))
         return results + [NOT_RUN] * (len(self._tests) - len(results))
 
     def _inputs_of(self, test: CodeTest) -> list[Any]:
@@ -123,9 +135,15 @@ class TestRun:
         return f"(exec({setup!r}, globals()), {probe})[1]" if setup else probe
 
     def _should_stop(self, index: int, outcome: Outcome) -> bool:
-        """Take in one outcome; its test's result follows when all of the test's inputs ran."""
+        if index < len(self._seen):  # the sandbox lost a worker and starts over
+            del self._seen[index:]
+            self._results.clear()
         self._seen.append(outcome)
-        while len(self._results) < len(self._tests):
+        return self._advance()
+
+    def _advance(self) -> bool:
+        """Add the result of every test whose inputs all ran; whether enough tests failed."""
+        while not self._has_enough() and len(self._results) < len(self._tests):
             test = len(self._results)
             own = self._seen[self._start(test) : self._ends[test]]
             failed = next((k for k, each in enumerate(own) if each.status != "value"), None)
@@ -136,6 +154,9 @@ class TestRun:
                 break
             else:
                 self._results.append(self._decide_at_once(test, own))
+        return self._has_enough()
+
+    def _has_enough(self) -> bool:
         failures = sum(each is not None and each.status != "passed" for each in self._results)
         return self._stop_after_failures is not None and failures >= self._stop_after_failures
 
@@ -230,9 +251,7 @@ def decision_result(decision: Decision, stdout: str) -> TestResult:
 
 def failure_result(outcome: Outcome, given: str) -> TestResult:
     """The result of a test on which the program failed; a program that broke the rules too."""
-    status = _STATUS.get(outcome.status)
-    assert status is not None, f"no test failed with {outcome.status}"
-    return TestResult(status=status, given=given, outcome=outcome)
+    return TestResult(status=_STATUS[outcome.status], given=given, outcome=outcome)
 
 
 _STATUS: dict[str, Status] = {
@@ -243,6 +262,5 @@ _STATUS: dict[str, Status] = {
     "time_limit": "time_limit",
     "memory_limit": "memory_limit",
     "output_limit": "output_limit",
-    "not_run": "not_run",
 }
 """What the sandbox says of an input that gave no value to what the test's record says."""
