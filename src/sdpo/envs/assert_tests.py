@@ -126,8 +126,10 @@ class AssertTests:
             holds = value is prepared.value
         else:
             holds = values_match(value, prepared.value, tolerance)
+        if holds:
+            return Decision(holds=True)
         return Decision(
-            holds=holds, given=compiled.shown, output=show(value), expected=show(prepared.value)
+            holds=False, given=compiled.shown, output=show(value), expected=show(prepared.value)
         )
 
     def decide(

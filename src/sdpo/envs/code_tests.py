@@ -57,6 +57,7 @@ MIN_TOTAL_CPU_S = 30.0
 MAX_SLOW_TESTS = 20
 """An attempt may use its whole time limit in so many tests; after that it counts as too slow."""
 
+PASSED = TestResult(status="passed")
 NOT_RUN = TestResult(status="not_run")
 
 
@@ -104,6 +105,7 @@ class TestRun:
         self._results: list[TestResult | None] = []
         """Of the tests whose inputs all ran; None where the trusted process has to decide."""
         self._seen: list[Outcome] = []
+        self._num_failed = 0
 
     def results(self) -> list[TestResult]:
         """What each test showed, in order; tests after a stop are `not_run`."""
@@ -138,6 +140,7 @@ class TestRun:
         if index < len(self._seen):  # the sandbox lost a worker and starts over
             del self._seen[index:]
             self._results.clear()
+            self._num_failed = 0
         self._seen.append(outcome)
         return self._advance()
 
@@ -149,16 +152,19 @@ class TestRun:
             failed = next((k for k, each in enumerate(own) if each.status != "value"), None)
             if failed is not None:
                 given = self._given(test, self._start(test) + failed)
-                self._results.append(failure_result(own[failed], given))
+                result = failure_result(own[failed], given)
             elif len(own) < self._ends[test] - self._start(test):
                 break
             else:
-                self._results.append(self._decide_at_once(test, own))
+                result = self._decide_at_once(test, own)
+            self._results.append(result)
+            self._num_failed += result is not None and result is not PASSED
         return self._has_enough()
 
     def _has_enough(self) -> bool:
-        failures = sum(each is not None and each.status != "passed" for each in self._results)
-        return self._stop_after_failures is not None and failures >= self._stop_after_failures
+        return (
+            self._stop_after_failures is not None and self._num_failed >= self._stop_after_failures
+        )
 
     def _start(self, test: int) -> int:
         return self._ends[test - 1] if test else 0
@@ -183,21 +189,17 @@ class TestRun:
         if self._reference.kind == "asserts":
             return self._decide_asserts(index, outcomes)
         (outcome,) = outcomes
-        given = self._given(index, self._ends[index] - 1)
-        if self._reference.kind == "stdio":
-            if outputs_match(outcome.stdout, test.output, tolerance):
-                return TestResult(status="passed")
-            return TestResult(
-                status="wrong_answer", given=given, output=outcome.stdout, expected=test.output
-            )
-        if values_match(outcome.value, test.output, tolerance):
-            return TestResult(status="passed")
+        is_text = self._reference.kind == "stdio"
+        matches = outputs_match if is_text else values_match
+        answer = outcome.stdout if is_text else outcome.value
+        if matches(answer, test.output, tolerance):
+            return PASSED
         return TestResult(
             status="wrong_answer",
-            given=given,
-            stdout=outcome.stdout,
-            output=show(outcome.value),
-            expected=show(test.output),
+            given=self._given(index, self._ends[index] - 1),
+            stdout="" if is_text else outcome.stdout,
+            output=answer if is_text else show(answer),
+            expected=test.output if is_text else show(test.output),
         )
 
     def _decide_asserts(self, index: int, outcomes: Sequence[Outcome]) -> TestResult | None:
@@ -214,7 +216,7 @@ class TestRun:
             is_open |= decision is None
             if decision is not None and not decision.holds:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
-        return None if is_open else TestResult(status="passed")
+        return None if is_open else PASSED
 
     def _decide(self, index: int, outcomes: Sequence[Outcome]) -> TestResult:
         """The result of a test that `_decide_asserts` left open."""
@@ -228,7 +230,7 @@ class TestRun:
             decision = self._assert_tests.decide(prepared, values, self._reference, self._ask)
             if not decision.holds:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
-        return TestResult(status="passed")
+        return PASSED
 
     def _ask(self, expression: str) -> Outcome:
         inputs = [self._after_setup(expression)]

