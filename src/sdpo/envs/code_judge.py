@@ -172,7 +172,6 @@ def _reason(outcome: Outcome) -> str:
 
 
 def _is_compile_error(failure: Failure) -> bool:
-    """Whether the program never started: a syntax error whose only frame is its own place."""
-    return (
-        failure.kind in ("SyntaxError", "IndentationError", "TabError") and len(failure.frames) == 1
-    )
+    """Whether the program never started: a syntax error without a function around it."""
+    is_syntax = failure.kind in ("SyntaxError", "IndentationError", "TabError")
+    return is_syntax and [frame.function for frame in failure.frames] in ([], ["<module>"])

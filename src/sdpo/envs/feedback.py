@@ -153,10 +153,17 @@ def show(value: Any) -> str:
     if isinstance(value, frozenset):
         return f"frozenset({show(set(value)) if value else ''})"
     if isinstance(value, AbstractSet):
-        return f"{{{', '.join(sorted(map(show, value)))}}}" if value else "set()"
+        return f"{{{', '.join(map(show, _in_order(value)))}}}" if value else "set()"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{show(key)}: {show(item)}' for key, item in value.items())}}}"
     return f"<{getattr(value, 'type_name', type(value).__name__)} object>"
+
+
+def _in_order(values: AbstractSet[Any]) -> list[Any]:
+    """The members of a set in an order that does not change between runs."""
+    if all(isinstance(value, (int, float)) for value in values):
+        return sorted(values)
+    return sorted(values, key=show)
 
 
 def exception_line(kind: str, message: str) -> str:

@@ -1,8 +1,4 @@
-"""Small real things to test against: a random tiny model of any supported family and a byte tokenizer.
-
-Everything is built from code, nothing is downloaded. The toy world (tasks whose hidden answers only the feedback reveals)
-is in here too, so that users can test their own environments and objectives the way this project tests its own.
-"""
+"""A random tiny model of any supported family and a byte tokenizer, built from code."""
 
 from __future__ import annotations
 
