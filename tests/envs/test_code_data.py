@@ -45,10 +45,14 @@ def test_the_built_in_set_is_large_and_split() -> None:
 
 
 def test_private_tests_are_not_the_public_ones() -> None:
+    shown = []
     for _, task in load_code_tasks("python-basics"):
         public = {json.dumps(test.input) for test in task.reference.public}
         private = {json.dumps(test.input) for test in task.reference.private}
-        assert len(private - public) >= 3, task.id
+        if len(private - public) < 3:
+            shown.append(task.id)
+    # Functions of one or two booleans have no other inputs.
+    assert shown == ["negate_flag", "both_true", "either_true"]
 
 
 @pytest.mark.slow

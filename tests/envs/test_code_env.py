@@ -79,6 +79,17 @@ FAILURES = [
         "Line 2 in <module> (Solution.py)",
     ),
     (
+        "def divide(a, b):\n    return eval('1 +')\n",
+        "runtime_error",
+        "Runtime Error\nSyntaxError: invalid syntax\n  return eval('1 +')\n"
+        "Line 2 in divide (Solution.py)\n\nLast Executed Input\ndivide(6, 3)",
+    ),
+    (
+        "x = '\0'\n",
+        "runtime_error",
+        "Runtime Error\nSyntaxError: source code string cannot contain null bytes",
+    ),
+    (
         "def divide(a, b):\nreturn 1\n",
         "runtime_error",
         "Runtime Error\nIndentationError: expected an indented block after function definition on "
@@ -130,6 +141,23 @@ def test_failures_and_their_feedback(env: CodeEnv, program: str, category: str, 
     assert verdict.info["category"] == category
     assert verdict.feedback == text
     assert (verdict.reward, verdict.solved) == (0.0, False)
+
+
+def test_without_a_sandbox_the_verdicts_are_the_same(tasks_file: str) -> None:
+    plain = CodeEnv(schema.CodeEnv(tasks=tasks_file, sandbox="none"))
+    with pytest.warns(UserWarning, match="unprotected"):
+        verdict = judged(plain, "def divide(a, b):\n    return a // b\n")
+    plain.close()
+    assert verdict.solved
+    assert verdict.info["sandbox"] == "none"
+
+
+def test_a_closed_environment_opens_again(tasks_file: str) -> None:
+    again = CodeEnv(schema.CodeEnv(tasks=tasks_file))
+    for _ in range(2):
+        assert judged(again, "def divide(a, b):\n    return a // b\n").solved
+        again.close()
+    again.close()
 
 
 def test_memory_and_output_limits(env: CodeEnv) -> None:
