@@ -22,7 +22,6 @@ from sdpo.envs.asserts import (
     CANDIDATE,
     Compiled,
     as_source,
-    call_source,
     compile_test,
     literal,
 )
@@ -37,6 +36,9 @@ MAX_CALLS = 1000
 
 _TRUSTED_TIME_S = 10.0
 _TRUSTED_MEMORY_MB = 1024
+
+Call = list[Any]
+"""[arguments, named arguments] of one call of the function under test."""
 
 Ask = Callable[[str], Outcome]
 """Evaluates one more expression in the program's process."""
@@ -71,8 +73,8 @@ class Prepared:
     """Expressions for the program's process; for a replay the calls learnt from the reference."""
     value: Any = None
     """`equals` and `is`: the expected value."""
-    calls: tuple[list[Any], ...] = ()
-    """Replay: the arguments of each call in `probes`."""
+    calls: tuple[Call, ...] = ()
+    """Replay: each call in `probes`."""
 
 
 class AssertTests:
@@ -104,14 +106,18 @@ class AssertTests:
         if compiled.form == "replay":
             if reference.solution is None:
                 return Prepared(compiled=compiled, probes=())
-            _, calls, _ = self._replay(compiled, reference, None)
-            probes = tuple(call_source(compiled.function, arguments) for arguments in calls)
+            status, calls, message = self._replay(compiled, reference, None)
+            if status != "pass":
+                raise TaskError(
+                    f"the reference solution fails a test: {message}\n{compiled.condition}"
+                )
+            probes = tuple(_call_source(compiled, call) for call in calls)
             return Prepared(compiled=compiled, probes=probes, calls=tuple(calls))
         if compiled.form == "trusted":
             return Prepared(compiled=compiled, probes=compiled.probes)
         is_literal, value = literal(compiled.expected)
         if not is_literal:
-            value = self._trusted(compiled.expected, _own_code(reference), reference)
+            value = self._own_value(compiled.expected, reference)
         return Prepared(compiled=compiled, probes=compiled.probes, value=value)
 
     def decide_at_once(
@@ -151,8 +157,9 @@ class AssertTests:
             return decision
         names = ", ".join(f"probe_{index}" for index in range(len(values)))
         attempt = f"_decide(lambda {names}: {compiled.condition}, [{given}])"
-        holds = self._trusted(attempt, _own_code(reference) + _DECIDE, reference)
-        return Decision(holds=True) if holds is True else decision
+        outcome = self._trusted(attempt, _own_code(reference) + _DECIDE, reference)
+        # A value may make the condition endless or huge: then it does not hold.
+        return Decision(holds=True) if outcome.value is True else decision
 
     def _decide_replay(
         self, prepared: Prepared, values: list[Any], reference: CodeReference, ask: Ask
@@ -160,55 +167,54 @@ class AssertTests:
         compiled = prepared.compiled
         known = [list(pair) for pair in zip(prepared.calls, values, strict=True)]
         while True:
-            try:
-                status, calls, message = self._replay(compiled, reference, known)
-            except TypeError:
-                status, calls, message = "fail", [pair[0] for pair in known], "no plain data"
+            status, calls, message = self._replay(compiled, reference, known)
             if status == "pass":
                 return Decision(holds=True)
             if status == "fail" or len(calls) > MAX_CALLS:
                 break
             # The call after the last good answer differs from what was learnt, or none was learnt.
             known = known[: len(calls) - 1]
-            outcome = ask(call_source(compiled.function, calls[-1]))
+            given = _call_source(compiled, calls[-1])
+            outcome = ask(given)
             if outcome.status != "value":
-                given = call_source(compiled.function, calls[-1])
                 return Decision(holds=False, given=given, outcome=outcome)
             known.append([calls[-1], outcome.value])
-        last = known[len(calls) - 1] if 0 < len(calls) <= len(known) else [[], None]
+        asked = known[len(calls) - 1] if 0 < len(calls) <= len(known) else None
         return Decision(
             holds=False,
-            given=call_source(compiled.function, last[0]),
-            output=show(last[1]),
+            given=_call_source(compiled, asked[0]) if asked else compiled.condition,
+            output=show(asked[1]) if asked else "",
             expected=f"a value for which this passes ({message}):\n{compiled.condition}",
         )
 
     def _replay(
         self, compiled: Compiled, reference: CodeReference, known: list[list[Any]] | None
-    ) -> tuple[str, list[list[Any]], str]:
-        """(pass | fail | need, arguments of the calls made, message)."""
+    ) -> tuple[str, list[Call], str]:
+        """(pass | fail | need, calls made, message); `known` None lets the reference answer."""
         function = compiled.function
         has_reference = reference.solution is not None
-        uses_candidate = CANDIDATE in compiled.condition
+        stands_for = CANDIDATE if CANDIDATE in compiled.condition else function
         program = (
             f"{_own_code(reference)}\n_reference = {function if has_reference else 'None'}\n"
-            f"_stands_for = {(CANDIDATE if uses_candidate else function)!r}\n{_REPLAY}"
+            f"_stands_for = {stands_for!r}\n{_REPLAY}"
         )
-        answers = "None" if known is None else as_source(known)
-        status, calls, message = self._trusted(
-            f"_replay({compiled.condition!r}, {answers})", program, reference
-        )
-        if known is None and status != "pass":
-            raise TaskError(f"the reference solution fails a test: {message}\n{compiled.condition}")
-        return status, calls, message
+        if known is None:
+            return self._own_value(f"_replay({compiled.condition!r}, None)", reference, program)
+        calls = [call for call, _ in known]
+        try:
+            answers = as_source(known)
+        except TypeError:
+            return "fail", calls, "an answer is no plain data"
+        outcome = self._trusted(f"_replay({compiled.condition!r}, {answers})", program, reference)
+        if outcome.status != "value":
+            return "fail", calls, outcome.status.replace("_", " ")
+        return outcome.value
 
-    def _trusted(self, expression: str, source: str, reference: CodeReference) -> Any:
-        """The value of an expression in a jailed process that runs the task's code only."""
-        program = Program(source=source, mode="expressions")
-        limits = Limits(
-            cpu_s=_TRUSTED_TIME_S, memory_mb=max(_TRUSTED_MEMORY_MB, reference.memory_mb)
-        )
-        (outcome,) = self._sandbox.run(program, [expression], limits)
+    def _own_value(
+        self, expression: str, reference: CodeReference, source: str | None = None
+    ) -> Any:
+        """A value of the task's own code, which must work; raises `TaskError` when it does not."""
+        outcome = self._trusted(expression, source or _own_code(reference), reference)
         if outcome.status != "value":
             failure = outcome.failure
             reason = f"{failure.kind}: {failure.message}" if failure else outcome.status
@@ -217,6 +223,28 @@ class AssertTests:
                 "a reference_solution must define every helper that its tests use"
             )
         return outcome.value
+
+    def _trusted(self, expression: str, source: str, reference: CodeReference) -> Outcome:
+        """An expression in a jailed process that runs the task's code and never the program."""
+        program = Program(source=source, mode="expressions")
+        memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
+        limits = Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
+        (outcome,) = self._sandbox.run(program, [expression], limits)
+        return outcome
+
+
+def _call_source(compiled: Compiled, call: Call) -> str:
+    """A recorded call as an expression for the program's process."""
+    arguments, named = call
+    try:
+        parts = [as_source(value) for value in arguments]
+        parts += [f"{name}={as_source(value)}" for name, value in named.items()]
+    except TypeError as error:
+        raise TaskError(
+            f"a test passes an argument that is no plain data ({error}); build it inside the call\n"
+            f"{compiled.condition}"
+        ) from error
+    return f"{compiled.function}({', '.join(parts)})"
 
 
 def _own_code(reference: CodeReference) -> str:
@@ -245,14 +273,14 @@ class _NeedCall(BaseException):
 
 
 def _replay(source, known):
-    """Runs a test; `known` = [[arguments, value], ...] answers its calls, None: the reference."""
+    """Runs a test; `known` = [[call, value], ...] answers its calls, None: the reference."""
     import copy
     calls = []
 
-    def stand_in(*arguments):
-        calls.append(copy.deepcopy(list(arguments)))
+    def stand_in(*arguments, **named):
+        calls.append(copy.deepcopy([list(arguments), named]))
         if known is None:
-            return _reference(*arguments)
+            return _reference(*arguments, **named)
         index = len(calls) - 1
         if index >= len(known) or known[index][0] != calls[index]:
             raise _NeedCall

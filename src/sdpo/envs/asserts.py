@@ -36,7 +36,7 @@ import copy
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -349,8 +349,3 @@ def as_source(value: Any) -> str:
         case Mapping():
             return f"{{{', '.join(f'{as_source(k)}: {as_source(v)}' for k, v in value.items())}}}"
     raise TypeError(f"{type(value).__name__} is no plain data")
-
-
-def call_source(entry_point: str, arguments: Iterable[Any]) -> str:
-    """`entry_point(argument, ...)` as an expression for the program's process."""
-    return f"{entry_point}({', '.join(map(as_source, arguments))})"

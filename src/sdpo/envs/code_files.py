@@ -60,6 +60,19 @@ _SLOW_MBPP = {123: 15.0}
 """Tasks whose reference solution itself takes longer (4 s)."""
 _LIVE_CODE_BENCH_TIME_LIMIT_S = 6.0
 """The limit of LiveCodeBench's own runner."""
+_LIVE_CODE_BENCH_PRELUDE = """import bisect, collections, copy, datetime, functools, heapq, io
+import itertools, json, math, operator, random, re, statistics, string, sys
+from collections import *
+from heapq import *
+from bisect import *
+from copy import *
+from math import *
+from itertools import *
+from functools import *
+from builtins import *
+"""
+"""The benchmark's own runner puts such imports before every program; `math` shadows `pow` until
+`builtins` comes back last."""
 _MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -272,6 +285,7 @@ def _live_code_bench_task(line: Line) -> tuple[str, Task]:
         entry_point=name if is_function else None,
         public=shown,
         private=private,
+        prelude=_LIVE_CODE_BENCH_PRELUDE,
         time_limit_s=_LIVE_CODE_BENCH_TIME_LIMIT_S,
         memory_mb=1024,
     )
