@@ -53,7 +53,6 @@ SQUARE_TESTS = [
     "want = [0, 1, 4]\nassert [f(n) for n in range(3)] == want",
     "assert candidate(2) == f(2)",
     "n = 2\nfor _ in range(3):\n    n = f(n)\nassert n == 256",
-    "try:\n    f('a')\nexcept TypeError:\n    pass\nassert f(2) == 4",
 ]
 
 
@@ -62,16 +61,14 @@ SQUARE_TESTS = [
 def test_every_form_accepts_what_is_right(
     judge: CodeJudge, source: str, solution: str | None
 ) -> None:
-    if "candidate" in source and solution is None:
-        pytest.skip("f is the reference's here")
-    if "try:" in source:
-        pytest.skip("an exception of the program is a runtime error wherever it is raised")
+    if "candidate" in source:
+        solution = SQUARE  # without one, f beside candidate would have no meaning
     verdict = judge.verdict(reference(source, solution=solution), SQUARE, split="public")
     assert verdict.feedback is None
     assert verdict.solved
 
 
-@pytest.mark.parametrize("source", [test for test in SQUARE_TESTS if "try:" not in test])
+@pytest.mark.parametrize("source", SQUARE_TESTS)
 def test_every_form_refuses_what_is_wrong(judge: CodeJudge, source: str) -> None:
     verdict = judge.verdict(reference(source), "def f(n, k=0):\n    return None\n", split="public")
     if source == "assert not f(0)":
@@ -157,8 +154,7 @@ def test_a_wrong_test_names_itself(judge: CodeJudge) -> None:
         judge.verdict(reference("for n in [2]:\n    assert f(n) == 5"), SQUARE)
     with pytest.raises(TaskError, match="calls nothing of the program"):
         judge.verdict(reference("assert 1 == 1"), SQUARE)
+    solution = "def f(x):\n    return 1\n"
+    task = reference("for n in [2]:\n    assert f(object)", solution=solution)
     with pytest.raises(TaskError, match="no plain data"):
-        task = reference(
-            "for n in [2]:\n    assert f(object)", solution="def f(x):\n    return 1\n"
-        )
         judge.verdict(task, SQUARE)
