@@ -72,22 +72,22 @@ def logits_into(
     hidden_CD, head_VD = side.hidden_TD[rows], side.head_VD
     if head_VD.dtype != hidden_CD.dtype:
         head_VD = head_VD.to(hidden_CD.dtype)
-    if hidden_CD.dtype == out_CV.dtype:
-        torch.addmm(out_CV, hidden_CD, head_VD.t(), beta=float(add), alpha=scale, out=out_CV)
-        return
-    product_CV = wide_product(hidden_CD, head_VD.t(), out_CV.dtype)
-    if add:
-        out_CV.add_(product_CV, alpha=scale)
+    accumulate_product(out_CV, hidden_CD, head_VD.t(), add=add, scale=scale)
+
+
+def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool, scale: float = 1.0) -> None:
+    """out <- scale * a @ b, or out += the same; `out` in the math dtype whatever the factors' is.
+
+    CUDA hands out its float32 accumulator: a logit of 20 in bfloat16 has a step of 0.125.
+    """
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, beta=float(add), alpha=scale, out=out)
+    elif a.device.type == "cuda":
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=float(add), alpha=scale, out=out)
+    elif add:
+        out.add_(a @ b, alpha=scale)
     else:
-        torch.mul(product_CV, scale, out=out_CV)
-
-
-def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b of low-precision matrices. CUDA hands out its float32 accumulator: a logit of 20 in
-    bfloat16 has a step of 0.125."""
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=dtype)
-    return a @ b
+        torch.mul(a @ b, scale, out=out)
 
 
 def log_softmax_(logits_RV: Tensor) -> Tensor:
@@ -186,13 +186,3 @@ def _log_probs(
         for block in spans(chunk.start, chunk.stop, block_rows(vocabulary, device)):
             local = slice(block.start - chunk.start, block.stop - chunk.start)
             yield block, log_softmax_(logits_CV[local])
-
-
-def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool) -> None:
-    """out <- a @ b, or out += a @ b; `out` in the math dtype whatever the factors' dtype."""
-    if a.dtype == out.dtype:
-        torch.addmm(out, a, b, beta=float(add), out=out)
-    elif add:
-        out.add_(wide_product(a, b, out.dtype))
-    else:
-        out.copy_(wide_product(a, b, out.dtype))
