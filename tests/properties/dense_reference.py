@@ -92,11 +92,9 @@ def dense_objective(
         rows = torch.arange(len(log_p)) if rows is None else rows
         logits = x.teacher_hidden @ x.teacher_head.T / t
         teacher = log_softmax(logits)
-        if spec.distill is not None and spec.distill.trust is not None:
+        if spec.trust is not None:
             reference = log_softmax(x.trust_hidden @ x.reference_head.T / t)
-            mixed = (
-                reference.exp() ** (1 - spec.distill.trust) * teacher.exp() ** spec.distill.trust
-            )
+            mixed = reference.exp() ** (1 - spec.trust) * teacher.exp() ** spec.trust
             teacher = (mixed / mixed.sum(-1, keepdim=True)).log()
         log_q[rows] = teacher.detach()
     logp_y = log_p.gather(1, batch.targets[:, None])[:, 0]

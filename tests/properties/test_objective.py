@@ -199,7 +199,7 @@ def evaluate(
         attempts = [world.attempts[i] for i in indices]
         batch = batch_of(attempts, spec, off_policy=off_policy)
         hidden = torch.cat([a.student for a in attempts]).to(dtype).requires_grad_()
-        has_trust = spec.distill is not None and spec.distill.trust is not None
+        has_trust = spec.trust is not None
         teacher = rows([a.teacher for a in attempts if a.teacher is not None])
         trust = rows([a.trust for a in attempts if a.teacher is not None]) if has_trust else None
         initial = rows([a.initial for a in attempts]) if spec.kl else None
@@ -309,6 +309,7 @@ OBJECTIVES = {
     ),
     "joint": ObjectiveSpec(distill=DistillSpec(), pg=PolicyGradientSpec(), joint_count=True),
     "rlsd": ObjectiveSpec(pg=PolicyGradientSpec(), credit=RlsdCredit(mix=0.5)),
+    "rlsd_trust": ObjectiveSpec(pg=PolicyGradientSpec(), credit=RlsdCredit(), credit_trust=0.3),
     "rlcsd": ObjectiveSpec(pg=PolicyGradientSpec(), credit=RlcsdCredit(tau=0.5)),
 }
 

@@ -135,11 +135,10 @@ def objective_loss(
     many most likely tokens of both sides. T = 0 and R = 0 give zero loss with a graph.
     """
     dtype = math_dtype(student_hidden.dtype)
-    trust = spec.distill.trust if spec.distill is not None else None
     has_teacher = teacher_hidden is not None and len(teacher_hidden) > 0
     assert not has_teacher or teacher_head is not None, "a teacher without a head"
-    assert not has_teacher or (trust is None) == (trust_hidden is None), (
-        "trust_hidden goes with DistillSpec.trust"
+    assert not has_teacher or (spec.trust is None) == (trust_hidden is None), (
+        "trust_hidden goes with a trust-region spec"
     )
     assert (spec.kl is None) == (reference_hidden is None), "reference_hidden goes with spec.kl"
     num_teacher = len(teacher_hidden) if has_teacher and teacher_hidden is not None else 0
@@ -157,7 +156,7 @@ def objective_loss(
         targets=columns.batch.targets,
         teacher=_side(teacher_hidden, teacher_head) if num_teacher else None,
         trust_reference=_side(trust_hidden, reference_head) if num_teacher else None,
-        trust=trust if num_teacher else None,
+        trust=spec.trust if num_teacher else None,
         initial=_side(reference_hidden, reference_head),
         initial_weight=kl_scale,
         temperature=spec.temperature,

@@ -106,6 +106,9 @@ class ObjectiveSpec:
     """How the teacher modulates the policy gradient's advantage per token; None: not at all."""
     temperature: float = 1.0
     """Sampling temperature; student, teacher and initial model are all compared at it."""
+    credit_trust: float | None = None
+    """Trust-region exponent of a teacher that is used through `credit` only; a distill component
+    has its own."""
     joint_count: bool = False
     """One denominator for both components, the tokens routed to either (SRPO); else each has its
     own."""
@@ -117,8 +120,15 @@ class ObjectiveSpec:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if self.credit is not None and self.pg is None:
             raise ValueError("token credit modulates the policy gradient: give pg a spec")
+        if self.credit_trust is not None and (self.credit is None or self.distill is not None):
+            raise ValueError("credit_trust is for credit without a distill component")
         if self.joint_count and self.pg is not None and self.pg.normalization != "token":
             raise ValueError("joint_count counts tokens: pg.normalization must be 'token'")
+
+    @property
+    def trust(self) -> float | None:
+        """Exponent of the teacher in the trust-region target; None: no trust region."""
+        return self.credit_trust if self.distill is None else self.distill.trust
 
     @property
     def needs_teacher(self) -> bool:

@@ -31,6 +31,7 @@ def test_distill_specs(arguments, message):
         ({}, "distill or a pg"),
         ({"pg": PolicyGradientSpec(), "temperature": 0.0}, "temperature"),
         ({"distill": DistillSpec(), "credit": RlsdCredit()}, "give pg a spec"),
+        ({"pg": PolicyGradientSpec(), "credit_trust": 0.5}, "credit_trust"),
         (
             {"pg": PolicyGradientSpec(normalization="sequence"), "joint_count": True},
             "joint_count",
