@@ -1,0 +1,44 @@
+"""docs/algorithm.md names functions and recipes that exist."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = (ROOT / "docs" / "algorithm.md").read_text(encoding="utf-8")
+
+
+def names_of(path: Path) -> set[str]:
+    """Functions, classes and `Class.attribute` of a file."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            for child in node.body:
+                if isinstance(child, ast.FunctionDef):
+                    found.add(f"{node.name}.{child.name}")
+                if isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
+                    found.add(f"{node.name}.{child.target.id}")
+    return found
+
+
+def test_every_named_function_exists():
+    named = re.findall(r"`([a-z_/]+\.py):([A-Za-z_.]+)`", TEXT)
+    assert len(named) > 25
+    missing = [
+        f"{file}:{name}"
+        for file, name in named
+        if name not in names_of(ROOT / "src" / "sdpo" / file)
+    ]
+    assert missing == []
+
+
+def test_every_named_recipe_exists():
+    recipes = {path.stem for path in (ROOT / "src/sdpo/config/recipes").glob("*.toml")}
+    named = set(re.findall(r"`(paper-[a-z*-]+)`", TEXT))
+    assert named
+    assert [n for n in named if not fnmatch.filter(recipes, n)] == []
