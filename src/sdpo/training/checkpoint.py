@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdpo import __version__
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.errors import CheckpointError, ConfigError
@@ -173,9 +174,10 @@ def run_facts() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
+            "sdpo": __version__,
             **{
                 name: importlib.metadata.version(name)
-                for name in ("sdpo", "torch", "transformers", "numpy", "tokenizers")
+                for name in ("torch", "transformers", "numpy", "tokenizers")
             },
         },
         "git": _git_state(),

@@ -34,6 +34,7 @@ from sdpo.training.assemble import Sampler, open_sampler
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
+from sdpo.training.packing import check_head
 from sdpo.training.parallel import Parallel, start_parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
@@ -343,6 +344,9 @@ def open_run(config: RunConfig, env: Env | None = None) -> Iterator[Run]:
     parallel.barrier()
     with open_sampler(config, env) as sampler:
         model = sampler.policy.model
+        check_head(model)
+        if config.optim.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
         updater = Updater(
             model,
             sampler.policy.tokenizer,
