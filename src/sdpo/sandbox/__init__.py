@@ -1,4 +1,11 @@
-"""Runs untrusted programs and returns plain data."""
+"""Runs untrusted programs and returns plain data.
+
+    local.py (pool) -> child.py (one program, every status) -> worker.py (zygote's handle, pipes)
+    --- other processes, standard library only ---
+    zygote.py -> jail.py, landlock.py, namespaces.py -> runner.py, values.py
+
+No layer here knows what a right answer is: the caller compares, in its own process.
+"""
 
 from sdpo.sandbox.local import open_sandbox
 from sdpo.sandbox.protocol import (
@@ -13,5 +20,13 @@ from sdpo.sandbox.protocol import (
 )
 
 __all__ = [
-    "Failure", "Frame", "Limits", "Opaque", "Outcome", "Program", "Sandbox", "contains_opaque", "open_sandbox",
-]  # fmt: skip
+    "Failure",
+    "Frame",
+    "Limits",
+    "Opaque",
+    "Outcome",
+    "Program",
+    "Sandbox",
+    "contains_opaque",
+    "open_sandbox",
+]

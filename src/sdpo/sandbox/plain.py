@@ -1,10 +1,12 @@
 """Tagged plain data between judge and child: exact types only, no pickle, no eval, no repr.
 
-The child's half of this format is in runner.py; this half never trusts what it decodes beyond "a value of that type".
+The child's half is `values.py`; this half never trusts what it decodes beyond "a value of that
+type", and never spends more than a bounded time on it.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from sdpo.sandbox.protocol import Opaque
@@ -13,6 +15,10 @@ MAX_DEPTH = 200
 MAX_INT_DIGITS = 1 << 20
 """Hexadecimal digits; a program may answer with big numbers, not with one that stalls the judge."""
 SAFE_INT = 2**53
+MAX_DECODE_S = 2.0
+"""CPU seconds for one answer. Hashes of numbers are predictable, so a forged set of equal hashes
+would cost the judge hours; an honest answer of 4 MiB takes a fraction of this."""
+CHECK_EVERY = 1024
 
 
 def encode(value: Any) -> Any:
@@ -36,14 +42,20 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
-def decode(data: Any, depth: int = 0) -> Any:
-    """The value that `data` stands for. Raises `ValueError` or `TypeError` when it is malformed."""
-    if depth > MAX_DEPTH:
-        raise ValueError("too deep")
+def decode(data: Any) -> Any:
+    """The value that `data` stands for; `ValueError` or `TypeError` when malformed or a trap."""
+    if data is None or type(data) in (bool, int, str):
+        return data
+    return _decode(data, 0, time.thread_time() + MAX_DECODE_S)
+
+
+def _decode(data: Any, depth: int, deadline: float) -> Any:
     if data is None or isinstance(data, (bool, int, str)):
         return data
+    if depth > MAX_DEPTH:
+        raise ValueError("too deep")
     if isinstance(data, list):
-        return [decode(item, depth + 1) for item in data]
+        return [_decode(item, depth + 1, deadline) for item in data]
     if not isinstance(data, dict) or len(data) != 1:
         raise ValueError("not tagged data")
     ((tag, body),) = data.items()
@@ -53,13 +65,11 @@ def decode(data: Any, depth: int = 0) -> Any:
         case "f" if isinstance(body, str):
             return float("nan") if body == "nan" else float.fromhex(body)
         case "t" if isinstance(body, list):
-            return tuple(decode(item, depth + 1) for item in body)
+            return tuple(_decode(item, depth + 1, deadline) for item in body)
         case "s" if isinstance(body, list):
-            return {_hashable(decode(item, depth + 1)) for item in body}
+            return set(_pairs(((item, None) for item in body), depth, deadline))
         case "d" if isinstance(body, list):
-            return {
-                _hashable(decode(key, depth + 1)): decode(item, depth + 1) for key, item in body
-            }
+            return _pairs(body, depth, deadline)
         case "b" if isinstance(body, str):
             return bytes.fromhex(body)
         case "o" if isinstance(body, str):
@@ -67,8 +77,18 @@ def decode(data: Any, depth: int = 0) -> Any:
     raise ValueError("unknown tag")
 
 
+def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:
+    """A dict of decoded keys and values that gives up when the keys' hashes collide too much."""
+    found: dict[Any, Any] = {}
+    for count, (key, value) in enumerate(pairs):
+        found[_hashable(_decode(key, depth + 1, deadline))] = _decode(value, depth + 1, deadline)
+        if count % CHECK_EVERY == 0 and time.thread_time() > deadline:
+            raise ValueError("takes too long to build")
+    return found
+
+
 def _hashable(value: Any) -> Any:
-    """A key or set member; what cannot be one (a child may claim anything) is replaced by its kind."""
+    """A key or set member; what cannot be one (a child may claim it) is replaced by its kind."""
     if isinstance(value, (list, dict, set, Opaque)):
         return f"<{type(value).__name__}>"
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What running an untrusted program takes and gives: plain data only, every status decided on this side."""
+"""What running an untrusted program takes and gives: plain data, statuses from this side only."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Limits:
     """
 
     cpu_s: float = 1.0
-    """CPU seconds per input; wall time is bounded at three times this plus one second."""
+    """CPU seconds per input, compiling included on the first. A program that sleeps has three times
+    this plus one second; time in which it waits for a busy core does not count."""
     memory_mb: int = 512
-    """Address space on top of the interpreter's own."""
+    """MiB of address space on top of the interpreter's own."""
     output_bytes: int = 1 << 20
-    """Bytes printed per input."""
+    """Bytes printed per input; a value may take 4 MiB."""
     total_cpu_s: float = 30.0
-    """CPU seconds over all inputs."""
+    """CPU seconds over all inputs; the inputs after it is used up are not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +48,8 @@ class Program:
 
     source: str
     mode: Literal["function", "stdio", "expressions"]
-    """function: an input is an argument list; stdio: the text of standard input; expressions: a Python expression evaluated
-    in the program's namespace."""
+    """function: an input is an argument list; stdio: the text of standard input; expressions: a
+    Python expression evaluated in the program's namespace."""
     entry_point: str | None = None
     """Function to call; a class `Solution` with that method is accepted too."""
     setup: str = ""
@@ -73,7 +74,7 @@ class Failure:
     """An exception as the program's process described it; text only, never a status.
 
     Example:
-        Failure(kind="NameError", message="name 'x' is not defined", frames=(Frame(line=1, function="f"),))
+        Failure(kind="NameError", message="name 'x' is not defined", frames=())
     """
 
     kind: str
@@ -95,7 +96,7 @@ class Opaque:
     def __eq__(self, other: object) -> bool:
         return False
 
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __hash__ = None
 
 
 def contains_opaque(value: Any) -> bool:
@@ -118,13 +119,20 @@ class Outcome:
     """
 
     status: Status
+    """`value`: an answer, in stdio mode an end with exit code 0. `exit`: any other end of the
+    process without an answer. `tampering`: the program broke the judge's protocol."""
     value: Any = None
     """Plain data for `value` in function and expressions mode."""
     stdout: str = ""
+    """What was printed, in every mode; undecodable bytes replaced."""
     failure: Failure | None = None
+    """For `exception`, and for `memory_limit` where Python noticed."""
     exit_code: int | None = None
+    """For `exit`."""
     signal: int | None = None
+    """For `signal`: what ended the process, 11 for a segmentation fault."""
     cpu_s: float = 0.0
+    """CPU seconds of this input."""
 
 
 def never(index: int, outcome: Outcome) -> bool:
@@ -135,10 +143,15 @@ def never(index: int, outcome: Outcome) -> bool:
 class Sandbox(Protocol):
     """Runs programs; thread-safe."""
 
-    level: str
-    """The layers in use, or `none`."""
-    width: int
-    """Programs that run at once."""
+    @property
+    def level(self) -> str:
+        """The layers in use, or `none`."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Programs that run at once."""
+        ...
 
     def run(
         self,

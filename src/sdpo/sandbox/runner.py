@@ -1,91 +1,47 @@
-"""The program's side: reads one input at a time, runs the program, answers with a value or an exception's text.
+"""The program's side: reads one input at a time, runs the program, answers with a value or a text.
 
-Runs inside `python -I -S` without this package; see zygote.py. Nothing here is trusted by the judge: it can at most give a
-wrong answer. Values are encoded by exact type, so no method of the program's objects runs while they are.
+Runs inside `python -I -S` without this package; see zygote.py. Nothing here is trusted by the
+judge: it can at most give a wrong answer. Values are encoded by exact type, so that no method of
+the program's objects runs while they are.
 """
 
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import gc
 import io
 import json
 import os
 import struct
 import sys
+import threading
 import types
+from collections.abc import Sequence
+from concurrent.futures import thread as pools
+from typing import Any, NoReturn
 
-MAX_DEPTH = 150
+from sdpo.sandbox.values import decode, encode
+
 MAX_VALUE_BYTES = 4 << 20
 MAX_FRAMES = 12
+MAX_MESSAGE_CHARS = 2000
 FILENAME = "Solution.py"
+HELLO = {"hello": 1}
+"""Sent after the lock-down and before anything is read: no program can have had a hand in it."""
 
 
-class TooLarge(Exception):
-    pass
+def before_programs() -> None:
+    """What every program finds; done once, in the zygote."""
+    # `site` would make these; a program may call them without importing sys.
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)
+    atexit._clear()
 
 
-def encode(value, depth=0):
-    """Tagged plain data; anything else becomes its type's name."""
-    if depth > MAX_DEPTH:
-        return {"o": "deeply nested value"}
-    kind = type(value)
-    if value is None or kind is bool or kind is str:
-        return value
-    if kind is int:
-        return value if -(2**53) <= value <= 2**53 else {"i": hex(value)}
-    if kind is float:
-        return {"f": value.hex() if value == value else "nan"}
-    if kind is list:
-        return [encode(item, depth + 1) for item in value]
-    if kind is tuple:
-        return {"t": [encode(item, depth + 1) for item in value]}
-    if kind is set or kind is frozenset:
-        return {"s": [encode(item, depth + 1) for item in value]}
-    if kind is dict:
-        return {"d": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]}
-    if kind is bytes or kind is bytearray:
-        return {"b": bytes(value).hex()}
-    return encode_subclass(value, kind, depth)
-
-
-def encode_subclass(value, kind, depth):
-    """Base-class content of a subclass of a plain type (namedtuple, defaultdict, IntEnum, ...)."""
-    for base in (bool, int, float, str, bytes):
-        if issubclass(kind, base):
-            plain = base.__new__(base, value) if base is not int else int.__add__(value, 0)
-            if base is str:
-                plain = str.__str__(value) if type(str.__str__(value)) is str else "".join(str.__iter__(value))
-            if base is float:
-                plain = float.__add__(value, 0.0)
-            return encode(plain, depth)
-    for base, build in ((list, list), (tuple, tuple), (set, set), (frozenset, set)):
-        if issubclass(kind, base):
-            return encode(build(base.__iter__(value)), depth)
-    if issubclass(kind, dict):
-        return {"d": [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]}
-    return {"o": kind.__name__ if type(kind.__name__) is str else "object"}
-
-
-def decode(data):
-    """Arguments back from tagged plain data."""
-    if type(data) is list:
-        return [decode(item) for item in data]
-    if type(data) is not dict:
-        return data
-    (tag, body), = data.items()
-    if tag == "i":
-        return int(body, 16)
-    if tag == "f":
-        return float.fromhex(body) if body != "nan" else float("nan")
-    if tag == "t":
-        return tuple(decode(item) for item in body)
-    if tag == "s":
-        return {decode(item) for item in body}
-    if tag == "d":
-        return {decode(k): decode(v) for k, v in body}
-    return bytes.fromhex(body)
-
-
-def describe(error, skip_setup):
+def describe(error: BaseException) -> dict[str, Any]:
     """Kind, message and the program's own frames of an exception, outermost first."""
-    frames = []
+    frames: list[list[Any]] = []
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -96,22 +52,23 @@ def describe(error, skip_setup):
         frames.append([error.lineno or 1, "<module>"])
     try:
         message = error.msg if isinstance(error, SyntaxError) else str(error)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the program's own __str__ may raise anything
         message = ""
     if len(frames) > MAX_FRAMES:
         frames = frames[: MAX_FRAMES // 2] + frames[-MAX_FRAMES // 2 :]
-    return {"k": type(error).__name__, "m": str(message)[:2000], "f": frames}
+    return {"k": type(error).__name__, "m": str(message)[:MAX_MESSAGE_CHARS], "f": frames}
 
 
-def fresh_module():
+def fresh_module() -> dict[str, Any]:
     """A new `__main__` for each input: globals and default arguments do not leak between tests."""
     module = types.ModuleType("__main__")
-    module.__dict__["__builtins__"] = __builtins__
+    module.__dict__["__builtins__"] = builtins
+    module.__dict__["__file__"] = FILENAME
     sys.modules["__main__"] = module
     return module.__dict__
 
 
-def call(namespace, job, request):
+def call(namespace: dict[str, Any], job: dict[str, Any], request: dict[str, Any]) -> Any:
     if job["mode"] == "expressions":
         return eval(compile(request["x"], "<test>", "eval"), namespace)
     name = job["fn"]
@@ -123,70 +80,103 @@ def call(namespace, job, request):
     return function(*decode(request["x"]))
 
 
-def open_streams(stdin_fd):
-    os.dup2(stdin_fd, 0)
-    os.lseek(0, 0, 0)
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8", errors="replace")
-    sys.stdout = io.TextIOWrapper(
-        io.BufferedWriter(io.FileIO(1, "w", closefd=False)), encoding="utf-8", errors="replace"
-    )
-    sys.__stdin__, sys.__stdout__ = sys.stdin, sys.stdout
+class Streams:
+    """Standard input and output of one input, whatever the program before did to them."""
+
+    def __init__(self, stdin: int, stdout: int) -> None:
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        os.lseek(0, 0, 0)
+        reader = io.BufferedReader(io.FileIO(0, closefd=False))
+        self.stdin = io.TextIOWrapper(reader, encoding="utf-8", errors="replace")
+        writer = io.BufferedWriter(io.FileIO(1, "w", closefd=False))
+        self.stdout = io.TextIOWrapper(writer, encoding="utf-8", errors="replace")
+        sys.stdin = sys.__stdin__ = self.stdin
+        sys.stdout = sys.__stdout__ = self.stdout
+
+    def flush(self) -> None:
+        """Send what was printed, also to a stream that the program put in place of its own."""
+        for stream in (sys.stdout, self.stdout):
+            # A program may have closed them or put anything there.
+            with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+                stream.flush()
 
 
-def flush():
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        pass
+def end_of_script(namespace: dict[str, Any]) -> None:
+    """What the interpreter does when a script ends: waits for threads, runs `atexit`, closes."""
+    if threading.active_count() > 1:
+        wait_for_threads()
+    atexit._run_exitfuncs()
+    # Files that the program opened itself (`open(1, "w")`) are written when they go.
+    namespace.clear()
 
 
-def answer(job, code, setup, request, fds):
-    """The reply to one request."""
-    open_streams(fds["stdin"])
-    if fds["stdout"] != 1:
-        os.dup2(fds["stdout"], 1)
+def wait_for_threads() -> None:
+    """Let idle pool workers go, as at the end of an interpreter, and join what still runs."""
+    pools._shutdown = True
+    for work in list(pools._threads_queues.values()):
+        work.put(None)
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    pools._shutdown = False
+
+
+def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
+    """Let go of what the program held, so that there is memory to describe the error."""
+    namespace.clear()
+    trace = error.__traceback__
+    while trace is not None:
+        with contextlib.suppress(RuntimeError):
+            trace.tb_frame.clear()
+        trace = trace.tb_next
+
+
+def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """The reply to one request; `SystemExit` and every exception are replies too."""
     namespace = fresh_module()
     try:
-        if isinstance(code, SyntaxError):
-            raise code
-        if setup is not None:
-            exec(setup, namespace)
-        exec(code, namespace)
-        value = None if job["mode"] == "stdio" else call(namespace, job, request)
-        flush()
-        reply = {"v": encode(value)}
-        text = json.dumps(reply)
-        return {"big": 1} if len(text) > MAX_VALUE_BYTES else reply
+        for part in (setup, code):
+            if isinstance(part, Exception):
+                raise part.with_traceback(None)
+            exec(part, namespace)
+        if job["mode"] == "stdio":
+            end_of_script(namespace)
+            return {"v": None}
+        reply = {"v": encode(call(namespace, job, request))}
+        return {"big": 1} if len(json.dumps(reply)) > MAX_VALUE_BYTES else reply
     except SystemExit as end:
-        flush()
-        status = end.code
-        if status is None:
-            status = 0
-        return {"x": status if type(status) is int else 1}
-    except MemoryError:
-        namespace.clear()
-        return {"mem": 1}
-    except RecursionError as error:
-        flush()
-        return {"e": describe(error, setup)}
-    except BaseException as error:
-        flush()
-        return {"e": describe(error, setup)}
+        if job["mode"] == "stdio":
+            end_of_script(namespace)
+        return {"x": exit_code(end.code)}
+    except MemoryError as error:
+        free_frames(error, namespace)
+        return {"mem": describe(error)}
+    except BaseException as error:  # noqa: BLE001 - whatever a program raises is its answer
+        return {"e": describe(error)}
 
 
-def compile_or_error(source, name):
+def exit_code(code: Any) -> int:
+    """As the interpreter: nothing is 0, a number itself, anything else is printed and 1."""
+    if code is None:
+        return 0
+    return int.__add__(code, 0) & 0xFF if isinstance(code, int) else 1
+
+
+def compiled(source: str, name: str) -> Any:
+    """A code object, or the exception that compiling raised: to be raised again for each input."""
     try:
         return compile(source, name, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        return error
-    except (ValueError, RecursionError, MemoryError) as error:
+    except ValueError as error:  # null bytes; a SyntaxError from Python 3.12 on
         return SyntaxError(str(error))
+    except Exception as error:  # noqa: BLE001 - SyntaxError, RecursionError, MemoryError, ...
+        return error
 
 
-def read_exactly(fd, count):
+def read_exactly(fd: int, count: int) -> bytes:
     parts = []
     while count:
-        part = os.read(fd, min(count, 1 << 16))
+        part = os.read(fd, min(count, 1 << 20))
         if not part:
             os._exit(0)
         parts.append(part)
@@ -194,25 +184,31 @@ def read_exactly(fd, count):
     return b"".join(parts)
 
 
-def serve(fds):
+def receive(fd: int) -> dict[str, Any]:
+    (length,) = struct.unpack(">I", read_exactly(fd, 4))
+    return json.loads(read_exactly(fd, length))
+
+
+def send(fd: int, message: dict[str, Any]) -> None:
+    data = json.dumps(message).encode()
+    data = struct.pack(">I", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def serve(fds: Sequence[int]) -> NoReturn:
     """Answer requests until the judge closes the pipe."""
-    read, write = fds["commands"], fds["results"]
-
-    def receive():
-        (length,) = struct.unpack(">I", read_exactly(read, 4))
-        return json.loads(read_exactly(read, length))
-
-    def send(message):
-        data = json.dumps(message).encode()
-        data = struct.pack(">I", len(data)) + data
-        while data:
-            data = data[os.write(write, data) :]
-
-    job = receive()
-    code = compile_or_error(job["code"], FILENAME)
-    setup = compile_or_error(job["setup"], "<setup>") if job["setup"] else None
+    commands, results, stdout, stdin = fds
+    send(results, HELLO)
+    job = receive(commands)
+    code = compiled(job["code"], FILENAME)
+    setup = compiled(job["setup"], "<setup>")
+    # Frozen objects of the zygote are not visited; the program's own garbage is its business.
+    gc.enable()
     while True:
-        request = receive()
-        reply = answer(job, code, setup, request, fds)
+        request = receive(commands)
+        streams = Streams(stdin, stdout)
+        reply = answer(job, code, setup, request)
+        streams.flush()
         reply["n"] = request["n"]
-        send(reply)
+        send(results, reply)

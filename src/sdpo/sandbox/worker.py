@@ -5,120 +5,188 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import SandboxError
-
 SCRIPT = Path(__file__).with_name("zygote.py")
-START_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 30.0
+"""A zygote forks and reaps in milliseconds; one that takes this long is given up."""
+CLOSE_TIMEOUT_S = 1.0
+READ_AT_ONCE = 1 << 16
+MAX_UNREAD = 1 << 20
+"""Bytes taken per look at a pipe, so that a child that floods it cannot keep the judge from the
+clocks."""
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "LANG": "C.UTF-8",
 }
-"""Everything a program sees of the outside; hashing is fixed so that set order repeats."""
+"""Everything a zygote sees of the outside; hashing is fixed so that set order repeats."""
 
 
 class ZygoteDiedError(Exception):
     """The zygote ended unexpectedly; the program is judged again on another."""
 
 
+class ZygoteRefusedError(Exception):
+    """The zygote could not put a layer in place; the message names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a zygote is started.
+
+    Example:
+        Settings(jailed=True, namespaces=True, landlock=True, preload=(), folders=(), packages=())
+    """
+
+    jailed: bool
+    """System-call filter, no privileges; False only for `sandbox = "none"`."""
+    namespaces: bool
+    landlock: bool
+    """Use it where it is; without it programs cannot open files at all."""
+    preload: tuple[str, ...] = ()
+    """Modules outside the standard library that programs may import."""
+    folders: tuple[str, ...] = ()
+    """Where `preload` is found; on `sys.path` only while it is imported."""
+    packages: tuple[str, ...] = ()
+    """Folders and files of `preload`, readable for programs."""
+
+
 class Pipes:
-    """Commands to and results from one child, its standard output, and a memory file as its standard input."""
+    """Commands to one child, its results and output, and a memory file as its standard input."""
 
     def __init__(self) -> None:
-        self._command_out, self._commands = os.pipe2(os.O_CLOEXEC)
-        self.results, self._results_in = os.pipe2(os.O_CLOEXEC)
-        self.stdout, self._stdout_in = os.pipe2(os.O_CLOEXEC)
-        self._stdin = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        for fd in (self._commands, self.results, self.stdout):
+        self._opened: list[int] = []
+        try:
+            command_out, self.commands = self._keep(*os.pipe2(os.O_CLOEXEC))
+            self.results, results_in = self._keep(*os.pipe2(os.O_CLOEXEC))
+            self.stdout, stdout_in = self._keep(*os.pipe2(os.O_CLOEXEC))
+            (self._stdin,) = self._keep(os.memfd_create("stdin", os.MFD_CLOEXEC))
+        except OSError:
+            self.close()
+            raise
+        for fd in (self.commands, self.results, self.stdout):
             os.set_blocking(fd, False)
-        self._pending = bytearray()
+        self.child_fds = [command_out, results_in, stdout_in, self._stdin]
+        self.unsent = bytearray()
         self._printed = bytearray()
-        self.num_printed = 0
-        """Bytes printed since the last `take_stdout`."""
+        self._has_stdin = False
 
-    @property
-    def child_fds(self) -> list[int]:
-        return [self._command_out, self._results_in, self._stdout_in, self._stdin]
+    def _keep(self, *fds: int) -> tuple[int, ...]:
+        self._opened += fds
+        return fds
 
     def give_away(self) -> None:
         """Close what now belongs to the child alone."""
-        for fd in (self._command_out, self._results_in, self._stdout_in):
+        for fd in self.child_fds[:3]:
             os.close(fd)
+            self._opened.remove(fd)
 
     def close(self) -> None:
-        for fd in (self._commands, self.results, self.stdout, self._stdin):
-            os.close(fd)
+        while self._opened:
+            os.close(self._opened.pop())
+
+    @property
+    def num_printed(self) -> int:
+        """Bytes printed since the last `take_stdout`."""
+        return len(self._printed)
 
     def set_stdin(self, text: str) -> None:
         """Make `text` what the child reads from descriptor 0."""
+        if not text and not self._has_stdin:
+            return
         os.ftruncate(self._stdin, 0)
         data = text.encode("utf-8", errors="replace")
         offset = 0
         while offset < len(data):
             offset += os.pwrite(self._stdin, data[offset:], offset)
-
-    def queue_command(self, data: bytes) -> None:
-        self._pending += data
-        self.flush_commands()
+        self._has_stdin = True
 
     def flush_commands(self) -> None:
         """Write what fits; a child that does not read cannot block the judge."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            while self._pending:
-                del self._pending[: os.write(self._commands, self._pending)]
+            while self.unsent:
+                del self.unsent[: os.write(self.commands, self.unsent[: 1 << 20])]
+            return
 
-    def drain_stdout(self, limit: int) -> None:
-        """Take what is there, up to just over `limit` bytes."""
+    def read_stdout(self, limit: int) -> bool:
+        """Take what is there, up to just over `limit` bytes; False at the end of the pipe."""
         while self.num_printed <= limit:
-            try:
-                part = os.read(self.stdout, 1 << 16)
-            except BlockingIOError:
-                return
+            part = _read(self.stdout)
             if not part:
-                return
+                return part is None
             self._printed += part
-            self.num_printed += len(part)
+        return True
+
+    def read_results(self, buffer: bytearray) -> bool:
+        """Add what is there to `buffer`; False at the end of the pipe."""
+        bound = len(buffer) + MAX_UNREAD
+        while len(buffer) < bound:
+            part = _read(self.results)
+            if not part:
+                return part is None
+            buffer += part
+            if len(part) < READ_AT_ONCE:
+                break
+        return True
 
     def take_stdout(self) -> str:
         text = self._printed.decode("utf-8", errors="replace")
         self._printed.clear()
-        self.num_printed = 0
         return text
+
+
+def _read(fd: int) -> bytes | None:
+    """What is in the pipe, None when nothing is, empty at its end."""
+    try:
+        return os.read(fd, READ_AT_ONCE)
+    except BlockingIOError:
+        return None
 
 
 class Zygote:
     """One warm interpreter that forks children one after the other."""
 
-    def __init__(self, *, is_jailed: bool) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        mode = "jailed" if is_jailed else "open"
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(SCRIPT), str(theirs.fileno()), mode],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=ENVIRONMENT,
-            cwd="/",
-            process_group=0,
-        )
-        theirs.close()
-        ready = self._receive(timeout_s=START_TIMEOUT_S)
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
+        fd = theirs.fileno()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*self._command(), str(fd), json.dumps(asdict(settings))],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=ENVIRONMENT,
+                cwd="/",
+                process_group=0,
+            )
+        try:
+            ready = self._receive()
+        except BaseException:
+            self.close()
+            raise
         if "error" in ready:
             self.close()
-            raise SandboxError(
-                f"the sandbox cannot start: {ready['error']}. Set env.sandbox = 'none' to run programs unprotected"
-            )
+            raise ZygoteRefusedError(ready["error"])
         self.has_landlock = bool(ready["landlock"])
+
+    @staticmethod
+    def _command() -> list[str]:
+        # Isolated, without site-packages, without writing bytecode.
+        return [sys.executable, "-I", "-S", "-B", str(SCRIPT)]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def fork(self, job: dict[str, Any], pipes: Pipes) -> int:
         """A new child with `pipes`; its pidfd."""
@@ -129,26 +197,30 @@ class Zygote:
             raise ZygoteDiedError from error
         if not fds:
             raise ZygoteDiedError
+        os.set_inheritable(fds[0], False)
         pipes.give_away()
         return fds[0]
 
-    def reap(self) -> int:
-        """Wait status of the child, which must have been killed or have ended."""
-        return int(self._receive(timeout_s=START_TIMEOUT_S)["status"])
+    def reap(self) -> tuple[int, float]:
+        """Wait status and CPU seconds of the child, which was killed or has ended."""
+        report = self._receive()
+        return report["status"], report["cpu_s"]
 
     def close(self) -> None:
         """End the process and whatever child it has."""
         self._socket.close()
         try:
-            self._process.wait(timeout=1)
+            self._process.wait(timeout=CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _receive(self, *, timeout_s: float) -> dict[str, Any]:
-        ready, _, _ = select.select([self._socket], [], [], timeout_s)
-        data = self._socket.recv(1 << 16) if ready else b""
+    def _receive(self) -> dict[str, Any]:
+        try:
+            data = self._socket.recv(1 << 16)
+        except OSError as error:
+            raise ZygoteDiedError from error
         if not data:
             raise ZygoteDiedError
         return json.loads(data)

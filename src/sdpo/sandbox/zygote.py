@@ -1,82 +1,97 @@
-"""A small warm interpreter that forks one jailed child per request. Started as `python -I -S zygote.py FD MODE`.
+"""A small warm interpreter that forks one jailed child per request.
 
-It never sees code, input or output: the four descriptors of a request go straight into the child. Single-threaded, one child
-at a time; when its socket closes it kills the child and ends.
+Started as `python -I -S zygote.py FD SETTINGS`. It never sees code, input or output: the four
+descriptors of a request go straight into the child. Single-threaded, one child at a time; when its
+socket closes it kills the child and ends.
 """
 
+from __future__ import annotations
+
 import array
+import contextlib
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import sys
+import types
+from typing import Any, NoReturn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PRELOAD = (
-    "abc", "array", "asyncio", "base64", "bisect", "calendar", "cmath", "collections", "collections.abc",
-    "concurrent.futures", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal", "enum", "fileinput",
-    "fractions", "functools", "hashlib", "heapq", "html", "io", "itertools", "json", "math", "numbers", "operator",
-    "os", "pprint", "queue", "random", "re", "statistics", "string", "struct", "textwrap", "threading", "time",
-    "traceback", "types", "typing", "unicodedata", "uuid", "zoneinfo", "__future__",
+    "__future__", "abc", "array", "ast", "asyncio", "atexit", "base64", "binascii", "bisect",
+    "calendar", "cmath", "codecs", "collections", "collections.abc", "colorsys",
+    "concurrent.futures", "concurrent.futures.thread", "contextlib", "contextvars", "copy", "csv",
+    "dataclasses", "datetime", "decimal", "difflib", "enum", "fileinput", "fractions",
+    "functools", "gc", "getpass", "graphlib", "hashlib", "heapq", "hmac", "html", "inspect", "io",
+    "itertools", "json", "keyword", "locale", "logging", "math", "numbers", "operator", "os",
+    "pickle", "platform", "pprint", "queue", "random", "re", "reprlib", "resource", "secrets",
+    "select", "selectors", "shlex", "shutil", "signal", "socket", "statistics", "string",
+    "struct", "subprocess", "sys", "tempfile", "textwrap", "threading", "time", "timeit",
+    "traceback", "types", "typing", "unicodedata", "unittest", "urllib.parse", "uuid", "warnings",
+    "weakref", "zlib", "zoneinfo",
 )  # fmt: skip
-NAMES = ("commands", "results", "stdout", "stdin")
+NUM_FDS = 4
+"""Commands, results, standard output, standard input; in this order."""
 FIRST_FD = 40
-"""Descriptors of the child move here, then everything below and above is closed."""
-STACK_BYTES = 16 << 20
+"""The child's descriptors move here (a Landlock ruleset behind them); all others are closed."""
+STACK_BYTES = 256 << 20
+"""Deep recursion in C (`lru_cache`, `sorted` keys) is honest; the default 8 MiB crash on it."""
+THREAD_STACK_BYTES = 16 << 20
+NOT_LOCKED_DOWN = 70
 
 
-def child(job, fds, prepared, jail, runner):
-    """Never returns: locks down and serves the judge."""
-    status = 70
+def child(job: dict[str, int], fds: list[int], prepared: dict[str, Any]) -> NoReturn:
+    """Lock down, then serve the judge. Nothing is read from the judge before the lock-down."""
+    from sdpo.sandbox import runner
+
+    status = NOT_LOCKED_DOWN
     try:
-        if jail is not None:
-            jail.LIBC.prctl(jail.PR_SET_PDEATHSIG, jail.SIGKILL, 0, 0, 0)
-        moved = {}
-        for offset, (name, fd) in enumerate(zip(NAMES, fds, strict=True)):
-            moved[name] = FIRST_FD + offset
-            os.dup2(fd, moved[name])
-        keep = {*moved.values()}
-        ruleset = prepared["ruleset"] if prepared else None
-        os.dup2(moved["stdin"], 0)
-        os.dup2(moved["stdout"], 1)
-        null = os.open("/dev/null", os.O_WRONLY)
-        os.dup2(null, 2)
-        for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd not in keep and fd != ruleset:
-                try:
-                    os.close(fd)
-                except OSError:
-                    pass
+        prepared["jail"].LIBC.prctl(prepared["jail"].PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != prepared["pid"]:
+            os._exit(status)
+        arrange_descriptors(fds, prepared)
         os.environ.clear()
-        os.chdir("/")
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        import threading
-
-        threading.stack_size(STACK_BYTES)
-        sys.setrecursionlimit(10_000)
-        sys.path[:] = [entry for entry in sys.path if entry != HERE]
         sys.argv[:] = ["Solution.py"]
-        for name in ("jail", "runner", "zygote"):
-            sys.modules.pop(name, None)
-        if jail is not None:
-            jail.lock_down(job, prepared)
-        elif job["cpu_s"]:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"]))
-        runner.serve(moved)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sdpo"]:
+            del sys.modules[name]
+        lock_down(job, prepared)
+        runner.serve(range(FIRST_FD, FIRST_FD + NUM_FDS))
         status = 0
     finally:
         os._exit(status)
 
 
-def receive(connection):
+def arrange_descriptors(fds: list[int], prepared: dict[str, Any]) -> None:
+    """Standard input and output, the judge's pipes at fixed numbers, and no others."""
+    kept = fds if prepared["ruleset"] is None else [*fds, prepared["ruleset"]]
+    for number, fd in enumerate(kept, start=FIRST_FD):
+        os.dup2(fd, number)
+    os.dup2(FIRST_FD + 3, 0)
+    os.dup2(FIRST_FD + 2, 1)
+    prepared["jail"].close_except(FIRST_FD, FIRST_FD + len(kept) - 1)
+
+
+def lock_down(job: dict[str, int], prepared: dict[str, Any]) -> None:
+    """Everything that must hold while the program runs, in the order in which each is possible."""
+    jail = prepared["jail"]
+    jail.set_limits(job, prepared["base_bytes"])
+    if not prepared["is_jailed"]:
+        return
+    if prepared["ruleset"] is not None:
+        prepared["landlock"].restrict(FIRST_FD + NUM_FDS)
+        os.close(FIRST_FD + NUM_FDS)
+    jail.install_filter(prepared["filter"])
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, int] | None, list[int]]:
     """One request and its descriptors, or None at the end."""
     fds = array.array("i")
-    size = len(NAMES) * fds.itemsize
-    data, ancillary, _, _ = connection.recvmsg(1 << 16, socket.CMSG_SPACE(size))
+    size = socket.CMSG_SPACE(NUM_FDS * fds.itemsize)
+    data, ancillary, _, _ = connection.recvmsg(1 << 16, size)
     if not data:
         return None, []
     for level, kind, body in ancillary:
@@ -85,8 +100,8 @@ def receive(connection):
     return json.loads(data), list(fds)
 
 
-def wait(connection, pid, pidfd):
-    """Status of the child when it ended; kills it when the judge goes away."""
+def wait(connection: socket.socket, pid: int, pidfd: int) -> tuple[int, float]:
+    """Wait status and CPU seconds of the child; kills it when the judge goes away."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(connection, select.POLLHUP | select.POLLRDHUP)
@@ -99,47 +114,119 @@ def wait(connection, pid, pidfd):
             os.waitpid(pid, 0)
             os._exit(0)
     _, status, usage = os.wait4(pid, 0)
-    return status, usage
+    kill_orphans()
+    return status, usage.ru_utime + usage.ru_stime
 
 
-def main():
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    sys.path.insert(0, HERE)
-    import runner
-
-    jail = prepared = None
-    if sys.argv[2] == "jailed":
-        import jail
-    for name in PRELOAD:
+def kill_orphans() -> None:
+    """End what a program left behind. A jailed one cannot; one that runs unprotected may fork."""
+    while True:
         try:
-            __import__(name)
-        except ImportError:
-            pass
-    if jail is not None:
-        try:
-            prepared = jail.prepare()
-        except jail.JailError as error:
-            connection.send(json.dumps({"error": str(error)}).encode())
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
             return
+        if pid == 0:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                orphans = [int(orphan) for orphan in file.read().split()]
+            for orphan in orphans:
+                os.kill(orphan, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+
+def with_large_stack() -> None:
+    """Run this script again under a large stack limit: the memory map is laid out at exec."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    bound = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if soft == resource.RLIM_INFINITY or soft < bound:
+        resource.setrlimit(resource.RLIMIT_STACK, (bound, hard))
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-B", *sys.argv])
+
+
+def preload(settings: dict[str, Any]) -> None:
+    """Import what programs use, so that no program pays for it."""
+    for name in PRELOAD:
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    sys.path += settings["folders"]
+    for name in settings["preload"]:
+        __import__(name)
+    for folder in settings["folders"]:
+        sys.path.remove(folder)
+    import threading
+
+    threading.stack_size(THREAD_STACK_BYTES)
+    sys.setrecursionlimit(10_000)
+    # A child that the judge interrupts is killed; Ctrl-C at the terminal is for the trainer alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def as_bare_package() -> None:
+    """Make `sdpo.sandbox` a folder of modules; its own start would import the judge's side."""
+    for name, folders in (("sdpo", []), ("sdpo.sandbox", [HERE])):
+        module = types.ModuleType(name)
+        module.__path__ = folders
+        sys.modules[name] = module
+
+
+def prepare(settings: dict[str, Any]) -> dict[str, Any]:
+    """Enter namespaces, preload, and make what all children share."""
+    from sdpo.sandbox import jail, landlock, namespaces
+
+    jail.own_machine()
+    paths = landlock.readable_paths(settings["packages"])
+    if settings["namespaces"]:
+        namespaces.enter()
+        namespaces.private_root(paths)
+    jail.LIBC.prctl(jail.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    preload(settings)
+    os.chdir("/")
+    is_jailed = settings["jailed"]
+    ruleset = landlock.ruleset(paths) if is_jailed and settings["landlock"] else None
+    if is_jailed:
+        jail.drop_privileges()
+    return {
+        "jail": jail,
+        "landlock": landlock,
+        "is_jailed": is_jailed,
+        "ruleset": ruleset,
+        "filter": b"".join(jail.filter_head(is_strict=ruleset is None)),
+        "pid": os.getpid(),
+        "base_bytes": jail.address_space(),
+    }
+
+
+def main() -> None:
+    with_large_stack()
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    settings = json.loads(sys.argv[2])
+    as_bare_package()
+    from sdpo.sandbox import jail, runner
+
+    try:
+        prepared = prepare(settings)
+    except (jail.JailError, OSError, ImportError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        connection.send(json.dumps({"error": reason}).encode())
+        return
+    runner.before_programs()
     gc.collect()
     gc.freeze()
-    landlock = prepared is not None and prepared["ruleset"] is not None
-    connection.send(json.dumps({"ready": True, "landlock": landlock}).encode())
+    connection.send(json.dumps({"landlock": prepared["ruleset"] is not None}).encode())
     while True:
         job, fds = receive(connection)
         if job is None:
             return
         pid = os.fork()
         if pid == 0:
-            child(job, fds, prepared, jail, runner)
+            child(job, fds, prepared)
         pidfd = os.pidfd_open(pid)
         for fd in fds:
             os.close(fd)
         socket.send_fds(connection, [b"{}"], [pidfd])
-        status, usage = wait(connection, pid, pidfd)
+        status, cpu_s = wait(connection, pid, pidfd)
         os.close(pidfd)
-        report = {"status": status, "cpu_s": usage.ru_utime + usage.ru_stime}
-        connection.send(json.dumps(report).encode())
+        connection.send(json.dumps({"status": status, "cpu_s": cpu_s}).encode())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""One jailed process with a program in it, and how the judge decides what happened to an input.
+
+The child's word is at most an answer or an exception's text. Time comes from the child's CPU clock
+as the kernel keeps it, exit and signal from the zygote's wait, sizes from the pipes. A frame that
+is early, too long, malformed or about another input is tampering.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sdpo.sandbox import plain
+from sdpo.sandbox.protocol import Failure, Frame, Limits, Outcome, Program, Status
+from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError
+
+POLL_MS = 20
+"""How often CPU clocks are read; an overrun costs at most this much more."""
+WALL_FACTOR, WALL_EXTRA_S = 3.0, 1.0
+"""Wall-clock cap per input for programs that sleep. Time in which the program could run but the
+machine was busy is added to it."""
+MAX_WALL_FACTOR = 20.0
+MAX_THREADS = 256
+"""Each costs kernel memory that no limit of a process counts."""
+MAX_FRAME_BYTES = 16 << 20
+HELLO = {"hello": 1}
+EXTRA_FILE_BYTES = 1 << 20
+"""A program may write to the memory file that is its standard input, and to nothing else."""
+
+
+class Child:
+    """A process that answers inputs one after the other; the judge's side of it."""
+
+    def __init__(
+        self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
+    ) -> None:
+        self._zygote = zygote
+        self._program = program
+        self._limits = limits
+        largest = max((len(each.encode()) for each in inputs if isinstance(each, str)), default=0)
+        job = {
+            "memory_bytes": limits.memory_mb << 20,
+            "file_bytes": largest + EXTRA_FILE_BYTES,
+            "cpu_s": int(limits.total_cpu_s + limits.cpu_s) + 2,
+        }
+        self._is_over = False
+        self._is_killed = False
+        self._last_cpu_s = 0.0
+        self._buffer = bytearray()
+        self._has_greeted = False
+        self._pipes = Pipes()
+        try:
+            self._pidfd = zygote.fork(job, self._pipes)
+        except BaseException:
+            self._pipes.close()
+            raise
+        self._pid = _pid_of(self._pidfd)
+        self._poller = select.poll()
+        for fd in (self._pipes.results, self._pipes.stdout, self._pidfd):
+            self._poller.register(fd, select.POLLIN)
+        self._send(
+            {
+                "code": program.source,
+                "mode": program.mode,
+                "fn": program.entry_point,
+                "setup": program.setup,
+            }
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take another input."""
+        if not self._is_over and self._pidfd in dict(self._poller.poll(0)):
+            self.end()
+        return not self._is_over
+
+    def ask(self, index: int, value: Any) -> Outcome:
+        """The outcome of one input."""
+        if self._has_greeted and (self._pipes.read_results(self._buffer) and self._buffer):
+            return self._kill("tampering", 0.0)
+        request: dict[str, Any] = {"n": index}
+        if self._program.mode == "stdio":
+            self._pipes.set_stdin(value)
+        else:
+            request["x"] = plain.encode(value) if self._program.mode == "function" else value
+        cpu = self._cpu_s()
+        self._send(request)
+        result = self._wait(cpu)
+        spent = max(0.0, self._last_cpu_s - cpu)
+        if isinstance(result, str):
+            return self._kill(result, spent)
+        if result is None:
+            return self._ended(cpu)
+        return self._read(result, index, spent)
+
+    def end(self) -> int:
+        """Kill whatever is left; the wait status. Raises `ZygoteDiedError` with nothing open."""
+        if self._is_over:
+            return 0
+        self._is_over = True
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            status, cpu_s = self._zygote.reap()
+            self._last_cpu_s = max(self._last_cpu_s, cpu_s)
+            return status
+        finally:
+            os.close(self._pidfd)
+            self._pipes.close()
+
+    def _kill(self, status: Status, cpu_s: float) -> Outcome:
+        stdout = self._pipes.take_stdout()[: self._limits.output_bytes]
+        self.end()
+        return Outcome(status=status, stdout=stdout, cpu_s=cpu_s)
+
+    def _wait(self, cpu: float) -> dict[str, Any] | Status | None:
+        """The frame that answers, the name of a broken limit, or None when the child has ended."""
+        clock = _Clock(self._pid, self._limits)
+        limit = self._limits.output_bytes
+        while True:
+            ready = dict(self._poller.poll(POLL_MS))
+            has_ended = self._pidfd in ready
+            if self._pipes.commands in ready:
+                self._flush()
+            if self._pipes.stdout in ready and not self._pipes.read_stdout(limit):
+                self._poller.unregister(self._pipes.stdout)
+            # A child that has ended may have answered after the results were looked at.
+            is_open = has_ended or self._pipes.results in ready
+            if is_open and not self._pipes.read_results(self._buffer) and not has_ended:
+                self._poller.unregister(self._pipes.results)
+            frame = self._next_frame()
+            if frame is not None or has_ended:
+                self._pipes.read_stdout(limit)
+            if self._pipes.num_printed > limit:
+                return "output_limit"
+            if self._cpu_s() - cpu > self._limits.cpu_s:
+                return "time_limit"
+            if frame is not None:
+                return frame
+            if has_ended:
+                return None
+            broken = clock.broken_limit()
+            if broken is not None:
+                return broken
+
+    def _next_frame(self) -> dict[str, Any] | Status | None:
+        """The answer in the buffer; "tampering" when it is none or more than one."""
+        frame = _take_frame(self._buffer)
+        if frame is not None and not self._has_greeted:
+            if frame != HELLO:
+                raise ZygoteDiedError
+            self._has_greeted = True
+            frame = _take_frame(self._buffer)
+        if frame is not None and self._buffer:
+            return "tampering"
+        return frame
+
+    def _ended(self, cpu: float) -> Outcome:
+        """The child is gone without an answer: exit code or signal, as the kernel reports it."""
+        if not self._has_greeted:
+            # It never came to the program: the jail failed, not what was to be judged.
+            self.end()
+            raise ZygoteDiedError
+        stdout = self._pipes.take_stdout()
+        status = self.end()
+        cpu_s = max(0.0, self._last_cpu_s - cpu)
+        if os.WIFSIGNALED(status):
+            number = os.WTERMSIG(status)
+            is_kernels = number == signal.SIGXCPU or (
+                number == signal.SIGKILL and self._last_cpu_s > self._limits.total_cpu_s
+            )
+            if is_kernels:
+                return Outcome(status="time_limit", stdout=stdout, cpu_s=cpu_s)
+            return Outcome(status="signal", signal=number, stdout=stdout, cpu_s=cpu_s)
+        return self._exited(os.WEXITSTATUS(status), stdout, cpu_s)
+
+    def _exited(self, code: int, stdout: str, cpu_s: float) -> Outcome:
+        if self._program.mode == "stdio" and code == 0:
+            # A program may end itself once it has printed its answer.
+            return Outcome(status="value", stdout=stdout, cpu_s=cpu_s)
+        return Outcome(status="exit", exit_code=code, stdout=stdout, cpu_s=cpu_s)
+
+    def _read(self, frame: dict[str, Any], index: int, cpu_s: float) -> Outcome:
+        """An answer frame, taken apart with suspicion."""
+        try:
+            if frame.pop("n") != index or len(frame) != 1:
+                raise ValueError("an answer to another question")
+            ((kind, body),) = frame.items()
+            if kind == "v":
+                value = plain.decode(body)
+                return Outcome(
+                    status="value", value=value, stdout=self._pipes.take_stdout(), cpu_s=cpu_s
+                )
+            if kind in ("e", "mem"):
+                failure = _failure(body)
+                stdout = self._pipes.take_stdout()
+                if kind == "mem":
+                    # What is left of it may not have the memory for the next input.
+                    self.end()
+                    status: Status = "memory_limit"
+                else:
+                    status = "exception"
+                return Outcome(status=status, failure=failure, stdout=stdout, cpu_s=cpu_s)
+            if kind == "x" and type(body) is int:
+                return self._exited(body & 0xFF, self._pipes.take_stdout(), cpu_s)
+            if kind == "big":
+                stdout = self._pipes.take_stdout()
+                return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
+            raise ValueError("no known answer")
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+            return self._kill("tampering", cpu_s)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode()
+        self._pipes.unsent += struct.pack(">I", len(data)) + data
+        self._flush()
+
+    def _flush(self) -> None:
+        self._pipes.flush_commands()
+        if self._pipes.unsent:
+            self._poller.register(self._pipes.commands, select.POLLOUT)
+        else:
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(self._pipes.commands)
+
+    def _cpu_s(self) -> float:
+        # A pid of a process that is gone makes an invalid clock; its last reading stands.
+        if self._pid > 0:
+            with contextlib.suppress(OSError):
+                self._last_cpu_s = time.clock_gettime((~self._pid << 3) | 2)
+        return self._last_cpu_s
+
+
+class _Clock:
+    """Watches what CPU time does not show: sleeping programs and too many threads."""
+
+    def __init__(self, pid: int, limits: Limits) -> None:
+        self._pid = pid
+        self._wall_s = WALL_FACTOR * limits.cpu_s + WALL_EXTRA_S
+        self._started = time.monotonic()
+        self._looked = self._started
+        self._waited_before: float | None = None
+
+    def broken_limit(self) -> Status | None:
+        now = time.monotonic()
+        if now - self._looked < POLL_MS / 1000:
+            return None
+        self._looked = now
+        if self._waited_before is None:
+            self._waited_before = _waited_for_core_s(self._pid)
+        if _num_threads(self._pid) > MAX_THREADS:
+            return "memory_limit"
+        elapsed = now - self._started
+        if elapsed < self._wall_s:
+            return None
+        starved = _waited_for_core_s(self._pid) - self._waited_before
+        is_late = elapsed - starved > self._wall_s or elapsed > MAX_WALL_FACTOR * self._wall_s
+        return "time_limit" if is_late else None
+
+
+def _num_threads(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[17])
+    except (OSError, IndexError, ValueError):
+        return 0  # It has just ended.
+
+
+def _waited_for_core_s(pid: int) -> float:
+    """Seconds in which the main thread was ready to run and no core was free."""
+    try:
+        with open(f"/proc/{pid}/schedstat") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0  # It has just ended, or the kernel does not count.
+
+
+def _pid_of(pidfd: int) -> int:
+    """The pid behind a pidfd as this process numbers it; -1 when it is gone."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        for line in file:
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return -1
+
+
+def _take_frame(buffer: bytearray) -> Any:
+    """Takes the first frame out; None while it is incomplete, "tampering" when it is none."""
+    if len(buffer) < 4:
+        return None
+    (length,) = struct.unpack_from(">I", buffer)
+    if length > MAX_FRAME_BYTES:
+        return "tampering"
+    if len(buffer) < length + 4:
+        return None
+    body = bytes(buffer[4 : length + 4])
+    del buffer[: length + 4]
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return "tampering"
+    return message if isinstance(message, dict) else "tampering"
+
+
+def _failure(data: Any) -> Failure:
+    """Exception text from the child; every field is checked, none is believed to be more."""
+    frames = tuple(
+        Frame(line=line, function=_clean(name))
+        for line, name in data["f"][:32]
+        if type(line) is int and type(name) is str
+    )
+    kind, message = data["k"], data["m"]
+    if type(kind) is not str or type(message) is not str:
+        raise TypeError("exception text")
+    return Failure(kind=_clean(kind[:200]), message=_clean(message[:2000]), frames=frames)
+
+
+def _clean(text: str) -> str:
+    """`text` without halves of surrogate pairs, which no file can hold."""
+    return text.encode("utf-8", errors="replace").decode()

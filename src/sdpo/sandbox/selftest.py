@@ -1,0 +1,93 @@
+"""Tries what a jailed program must not be able to do; run whenever a sandbox opens."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from sdpo.errors import SandboxError
+from sdpo.sandbox.protocol import Limits, Outcome, Program, Sandbox
+
+SOURCE = """
+import os, socket, ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+def raw(name, *arguments):
+    if getattr(libc, name)(*arguments) < 0:
+        raise OSError(ctypes.get_errno(), name)
+parent = os.getppid()
+actions = {
+    "start a process": lambda path: os.fork() or os._exit(9),
+    "run a program": lambda path: os.execv("/bin/sh", ["sh", "-c", "exit 9"]),
+    "open a network socket": lambda path: socket.socket().close(),
+    "reach named sockets": lambda path: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "write a file": lambda path: open(path, "w").close(),
+    "remove a file": lambda path: os.unlink(path),
+    "read a file outside": lambda path: open(path).close(),
+    "list processes": lambda path: os.listdir("/proc"),
+    "signal its parent": lambda path: os.kill(parent, 0),
+    "read its parent's memory": lambda path: open(f"/proc/{parent}/mem", "rb").close(),
+    "trace its parent": lambda path: raw("ptrace", 16, parent, 0, 0),
+    "raise its own limits": lambda path: __import__("resource").setrlimit(0, (-1, -1)),
+    "make a memory file": lambda path: os.close(os.memfd_create("x")),
+}
+def attempt(action, path):
+    try:
+        actions[action](path)
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", 1) or 1
+    return "possible"
+def allocate(size):
+    return len(bytearray(size))
+def spin():
+    while True:
+        pass
+"""
+REFUSED = {1, 2, 13, 38}
+"""EPERM, ENOENT, EACCES, ENOSYS."""
+OUTSIDE = (
+    "run a program", "open a network socket", "reach named sockets", "write a file",
+    "remove a file", "read a file outside", "list processes", "signal its parent",
+    "read its parent's memory", "trace its parent", "raise its own limits", "make a memory file",
+    "start a process",
+)  # fmt: skip
+FIX = (
+    "Use a Linux kernel with seccomp, run inside a container that has it, or set "
+    "env.sandbox = 'none' to run programs unprotected"
+)
+
+
+def self_test(sandbox: Sandbox) -> None:
+    """Raises `SandboxError` naming the first thing that a jailed program could do."""
+    handle, name = tempfile.mkstemp(prefix="sdpo-self-test-")
+    os.close(handle)
+    path = Path(name)
+    try:
+        program = Program(source=SOURCE, mode="function", entry_point="attempt")
+        limits = Limits(cpu_s=2.0, memory_mb=256)
+        outcomes = sandbox.run(program, [[what, name] for what in OUTSIDE], limits)
+        for what, outcome in zip(OUTSIDE, outcomes, strict=True):
+            if not _is_refused(outcome):
+                raise SandboxError(
+                    f"the sandbox does not hold here: whether a program could {what} ended as "
+                    f"{outcome.status} ({outcome.value!r}). {FIX}"
+                )
+        if not path.exists() or path.stat().st_size:
+            raise SandboxError(f"the sandbox does not hold here: {name} was changed. {FIX}")
+    finally:
+        path.unlink(missing_ok=True)
+    _expect(sandbox, "allocate", [1 << 30], "memory_limit", "use 1 GiB under a limit of 256 MiB")
+    _expect(sandbox, "spin", [], "time_limit", "run longer than its CPU limit")
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    return outcome.status == "value" and outcome.value in REFUSED
+
+
+def _expect(sandbox: Sandbox, function: str, given: list[int], status: str, what: str) -> None:
+    program = Program(source=SOURCE, mode="function", entry_point=function)
+    (outcome,) = sandbox.run(program, [given], Limits(cpu_s=0.05, memory_mb=256))
+    if outcome.status != status:
+        raise SandboxError(
+            f"the sandbox does not hold here: a program could {what} ({outcome.status}). {FIX}"
+        )
