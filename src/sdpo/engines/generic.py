@@ -9,6 +9,7 @@ Shapes: R completions of the prompt, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ def sample_prompt(
     sampling: Sampling,
 ) -> None:
     """Fills `attempts`, all of one prompt, computed together."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        # Another name for the cache (Mamba) would be swallowed silently and forget the prompt.
+        _sample_without_cache(model, prompt_ids, attempts, sampling)
+        return
     live, device = list(attempts), model.device
     uniforms_RT = uniforms([a.seed for a in live], sampling.max_new_tokens).to(device)
     cache = DynamicCache(config=model.config)
@@ -59,6 +64,27 @@ def sample_prompt(
             live = [live[row] for row in kept]
             tokens_R, uniforms_RT = tokens_R[kept_R], uniforms_RT[kept_R]
         ids_RT = tokens_R[:, None]
+
+
+def _sample_without_cache(
+    model: PreTrainedModel,
+    prompt_ids: tuple[int, ...],
+    attempts: Sequence[Attempt],
+    sampling: Sampling,
+) -> None:
+    """Computes every token's whole past again: quadratic in time, right for any model."""
+    live = list(attempts)
+    while live:
+        ids_RT = torch.tensor([[*prompt_ids, *a.token_ids] for a in live], device=model.device)
+        step = len(live[0].token_ids)
+        numbers_R = uniforms([a.seed for a in live], step + 1)[:, step].to(model.device)
+        logits_RV = model(input_ids=ids_RT, use_cache=False).logits[:, -1]
+        tokens_R, logprobs_R = sample_tokens(logits_RV, numbers_R, sampling)
+        for attempt, token, logprob in zip(
+            live, tokens_R.tolist(), logprobs_R.tolist(), strict=True
+        ):
+            attempt.append(token, logprob, sampling)
+        live = [attempt for attempt in live if not attempt.is_finished]
 
 
 def score_alone(

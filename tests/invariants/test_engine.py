@@ -1,0 +1,194 @@
+"""Sampler = scorer = plain forward pass; batch, order, limits and path do not change a completion."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from sdpo.engines.attempts import distinct_prompts
+from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.generic import sample_prompt, score_alone
+from sdpo.engines.local import LocalEngine
+from sdpo.testing import tiny_model
+
+WINDOW = 8
+FAST = {
+    "llama": {},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": {},
+    "mistral": {"sliding_window": WINDOW},
+    "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {"sliding_window": WINDOW},
+    "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+}
+GENERIC = {
+    "bloom": {"n_layer": 2, "n_head": 4},  # position biases in the scores
+    "lfm2": {"layer_types": ["conv", "full_attention"]},  # a recurrent layer
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},  # no keys at all
+}
+SAMPLING = Sampling(max_new_tokens=26, stop_ids=(3, 9, 40, 41, 42, 43))
+
+
+def build(family, extra):
+    """A tiny model with weights large enough that its distributions are far from flat."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": None,
+    }
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**{**sizes, **extra}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    return model.eval()
+
+
+def make_requests(lengths=(1, 7, 12, 20), group=3):
+    draw = random.Random(0)
+    return [
+        GenerationRequest(
+            prompt_ids=tuple(draw.randrange(64) for _ in range(length)),
+            seeds=tuple(draw.getrandbits(63) for _ in range(group)),
+        )
+        for length in lengths
+    ]
+
+
+def plain_logprobs(model, prompt_ids, completion_ids, temperature=1.0):
+    ids = torch.tensor([prompt_ids + completion_ids])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(prompt_ids) - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(1, ids[0, len(prompt_ids) :, None])[:, 0].tolist()
+
+
+def flatten(requests, groups):
+    return [
+        (request.prompt_ids, completion)
+        for request, group in zip(requests, groups, strict=True)
+        for completion in group
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers' notes about missing kernels
+@pytest.mark.parametrize("family", [*FAST, *GENERIC])
+def test_sampler_scorer_and_plain_forward_agree(family):
+    model = build(family, FAST.get(family) or GENERIC.get(family, {}))
+    engine, requests = LocalEngine(model), make_requests()
+    groups = engine.generate(requests, SAMPLING)
+    assert (engine._fast_path() is not None) == (family in FAST)
+    pairs = flatten(requests, groups)
+    assert len({len(completion.token_ids) for _, completion in pairs}) > 2
+    scores = engine.score(
+        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], 1.0
+    )
+    for (prompt_ids, completion), scored in zip(pairs, scores, strict=True):
+        plain = plain_logprobs(model, prompt_ids, completion.token_ids)
+        assert completion.logprobs == pytest.approx(plain, abs=1e-4)
+        assert scored == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_completion_is_the_same_in_any_batch(family):
+    model, requests = build(family, FAST[family]), make_requests(lengths=(1, 7, 20), group=2)
+    whole = LocalEngine(model).generate(requests, SAMPLING)
+
+    def ids(groups):
+        return [[completion.token_ids for completion in group] for group in groups]
+
+    backwards = LocalEngine(model).generate(requests[::-1], SAMPLING)[::-1]
+    alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
+    few = LocalEngine(model, max_sequences=3, max_prefill_tokens=8).generate(requests, SAMPLING)
+    single = LocalEngine(model, max_sequences=1).generate(requests, SAMPLING)
+    split = [
+        GenerationRequest(prompt_ids=request.prompt_ids, seeds=(seed,))
+        for request in requests
+        for seed in request.seeds
+    ]
+    apart = [group[0].token_ids for group in LocalEngine(model).generate(split, SAMPLING)]
+    assert ids(backwards) == ids(alone) == ids(few) == ids(single) == ids(whole)
+    assert apart == [token_ids for group in ids(whole) for token_ids in group]
+
+
+def test_a_small_cache_only_makes_completions_wait():
+    model, requests = build("llama", {}), make_requests(lengths=(3, 9, 5, 30, 2, 11), group=5)
+    whole = LocalEngine(model).generate(requests, SAMPLING)
+    token_bytes = 2 * 2 * 2 * 16 * 4
+    budget = token_bytes * (4 * 30 + 6 * SAMPLING.max_new_tokens)
+    tight = LocalEngine(model, max_cache_bytes=budget).generate(requests, SAMPLING)
+    for ours, reference in zip(tight, whole, strict=True):
+        assert [c.token_ids for c in ours] == [c.token_ids for c in reference]
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+def test_temperature_enters_logprobs_alike(temperature):
+    model, requests = build("llama", {}), make_requests()
+    engine = LocalEngine(model)
+    options = Sampling(max_new_tokens=8, stop_ids=(), temperature=temperature)
+    pairs = flatten(requests, engine.generate(requests, options))
+    scores = engine.score(
+        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], temperature
+    )
+    for (prompt_ids, completion), scored in zip(pairs, scores, strict=True):
+        plain = plain_logprobs(model, prompt_ids, completion.token_ids, temperature)
+        assert completion.logprobs == pytest.approx(plain, abs=1e-4)
+        assert scored == pytest.approx(plain, abs=1e-4)
+
+
+def test_both_paths_sample_and_score_the_same():
+    model, requests = build("gemma2", FAST["gemma2"]), make_requests()
+    fast = LocalEngine(model).generate(requests, SAMPLING)
+    prompts, groups = distinct_prompts(requests)
+    with torch.no_grad():
+        for prompt_ids, attempts in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, attempts, SAMPLING)
+    assert [[c.token_ids for c in group] for group in fast] == [
+        [attempt.completion().token_ids for attempt in group] for group in groups
+    ]
+    scored = [
+        ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in flatten(requests, fast)
+    ]
+    with torch.no_grad():
+        alone = score_alone(model, scored, 1.0)
+    for packed, reference in zip(LocalEngine(model).score(scored, 1.0), alone, strict=True):
+        assert packed == pytest.approx(reference, abs=1e-4)
+
+
+def test_scores_do_not_depend_on_packing(monkeypatch):
+    model, requests = build("llama", {}), make_requests()
+    engine = LocalEngine(model)
+    scored = [
+        ScoreRequest(prompt_ids=p, completion_ids=c.token_ids)
+        for p, c in flatten(requests, engine.generate(requests, SAMPLING))
+    ]
+    whole = engine.score(scored, 1.0)
+    monkeypatch.setattr("sdpo.engines.scoring._LOGITS_BYTES", 5 * 64 * 4)  # five rows of logits
+    pieces = LocalEngine(model, max_prefill_tokens=10).score(scored[::-1], 1.0)[::-1]
+    for one, other in zip(whole, pieces, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_equal_prompts_of_different_requests_share_and_keep_their_order():
+    model = tiny_model()
+    twice = [
+        GenerationRequest(prompt_ids=(5, 6, 7), seeds=(1, 2)),
+        GenerationRequest(prompt_ids=(8,), seeds=(3,)),
+        GenerationRequest(prompt_ids=(5, 6, 7), seeds=(2, 4)),
+    ]
+    first, _, third = LocalEngine(model).generate(twice, SAMPLING)
+    assert first[1] == third[0]
+    assert len({first[0].token_ids, first[1].token_ids, third[1].token_ids}) == 3

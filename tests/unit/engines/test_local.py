@@ -1,0 +1,137 @@
+"""The local engine at its edges: limits, stop tokens, errors, what it leaves behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.local import LocalEngine
+from sdpo.errors import EngineError
+from sdpo.testing import tiny_model
+
+
+def sampling(**kwargs):
+    return Sampling(**{"max_new_tokens": 6, "stop_ids": (), **kwargs})
+
+
+def request(*prompt_ids, seeds=(1, 2)):
+    return GenerationRequest(prompt_ids=prompt_ids, seeds=seeds)
+
+
+def test_stop_token_ends_a_completion_and_is_kept():
+    engine = LocalEngine(tiny_model())
+    [[free]] = engine.generate([request(5, 6, seeds=(3,))], sampling())
+    stop = free.token_ids[2]
+    assert stop not in free.token_ids[:2]
+    [[stopped]] = engine.generate([request(5, 6, seeds=(3,))], sampling(stop_ids=(stop,)))
+    assert (stopped.token_ids, stopped.truncated) == (free.token_ids[:3], False)
+    assert (len(free.token_ids), free.truncated) == (6, True)
+    [[ignoring]] = engine.generate(
+        [request(5, 6, seeds=(3,))], sampling(stop_ids=(stop,), ignore_eos=True)
+    )
+    assert ignoring == free
+
+
+def test_a_stop_token_at_the_limit_is_not_truncation():
+    engine = LocalEngine(tiny_model())
+    [[free]] = engine.generate([request(5, 6, seeds=(3,))], sampling(max_new_tokens=3))
+    stop = free.token_ids[2]
+    [[stopped]] = engine.generate(
+        [request(5, 6, seeds=(3,))], sampling(max_new_tokens=3, stop_ids=(stop,))
+    )
+    assert (stopped.token_ids, stopped.truncated) == (free.token_ids, False)
+
+
+def test_greedy_follows_the_argmax():
+    model = tiny_model()
+    [[first, second]] = LocalEngine(model).generate([request(5, 6, 7)], sampling(temperature=0.0))
+    ids = [5, 6, 7]
+    for _ in range(6):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert first.token_ids == second.token_ids == tuple(ids[3:])
+    assert first.logprobs == (0.0,) * 6
+
+
+def test_nothing_asked_gives_nothing():
+    engine = LocalEngine(tiny_model())
+    assert engine.generate([], sampling()) == []
+    assert engine.generate([request(5, seeds=())], sampling()) == [[]]
+    assert engine.score([], 1.0) == []
+    assert engine.score([ScoreRequest(prompt_ids=(5,), completion_ids=())], 1.0) == [[]]
+
+
+def test_empty_prompts_and_bad_temperatures_are_refused():
+    engine = LocalEngine(tiny_model())
+    with pytest.raises(EngineError, match="no tokens"):
+        engine.generate([request()], sampling())
+    with pytest.raises(EngineError, match="no tokens"):
+        engine.score([ScoreRequest(prompt_ids=(), completion_ids=(5,))], 1.0)
+    with pytest.raises(EngineError, match="temperature"):
+        engine.score([], 0.0)
+
+
+def test_a_cache_too_small_for_one_completion_names_the_limit():
+    with pytest.raises(EngineError, match="the limit is 1000"):
+        LocalEngine(tiny_model(), max_cache_bytes=1000).generate([request(5)], sampling())
+
+
+def test_diverged_weights_are_an_error_and_not_a_rollout():
+    model = tiny_model()
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(EngineError, match="not finite"):
+        LocalEngine(model).generate([request(5, 6)], sampling())
+
+
+def test_the_module_is_left_as_it_was_found():
+    model = tiny_model().train()
+    model.model.layers[0].eval()
+    engine = LocalEngine(model)
+    before = [module.training for module in model.modules()], model.config._attn_implementation
+    engine.generate([request(5, 6)], sampling(max_new_tokens=30))
+    with pytest.raises(EngineError):
+        LocalEngine(model, max_cache_bytes=1).generate([request(5, 6)], sampling())
+    after = [module.training for module in model.modules()], model.config._attn_implementation
+    assert before == after
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    model(torch.tensor([[5, 6]])).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weights_changed_in_place_are_used_at_once():
+    model, other = tiny_model(seed=0), tiny_model(seed=1)
+    engine, options = LocalEngine(model), sampling(max_new_tokens=30)
+    before = engine.generate([request(5, 6)], options)
+    model.load_state_dict(other.state_dict())
+    engine.load_weights(model, version=3)
+    after = engine.generate([request(5, 6)], options)
+    assert after == LocalEngine(other).generate([request(5, 6)], options)
+    assert (after != before, engine.policy_version) == (True, 3)
+
+
+def test_another_module_can_take_over():
+    engine, other = LocalEngine(tiny_model("llama")), tiny_model("gemma2")
+    engine.generate([request(5, 6)], sampling())
+    engine.load_weights(other, version=1)
+    expected = LocalEngine(other).generate([request(5, 6)], sampling())
+    assert engine.generate([request(5, 6)], sampling()) == expected
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_adapters_take_part():
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), config)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    engine, options = LocalEngine(model), sampling(max_new_tokens=30)
+    [[adapted]] = engine.generate([request(5, 6, seeds=(1,))], options)
+    [[base]] = LocalEngine(tiny_model()).generate([request(5, 6, seeds=(1,))], options)
+    assert adapted != base
+    ids = torch.tensor([[5, 6, *adapted.token_ids]])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0, 1:-1].log_softmax(-1).gather(1, ids[0, 2:, None])[:, 0]
+    assert adapted.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
