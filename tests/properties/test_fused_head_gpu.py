@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.losses import distillation_loss
+from sdpo.losses import distillation_loss, rows
 from sdpo.losses.heads import token_statistics
 from sdpo.losses.objective import (
     Denominators,
@@ -93,8 +93,25 @@ def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
         assert relative_error(gradient, other) < bound
 
 
+@pytest.mark.parametrize(
+    ("divergence", "top_k", "tail"),
+    [
+        ("jsd", None, True),
+        ("jsd", 20, True),
+        ("reverse_kl", None, True),
+        ("forward_kl", 20, False),
+    ],
+)
+def test_compiled_kernels_equal_the_cpu(divergence, top_k, tail, monkeypatch):
+    monkeypatch.setattr(rows, "_COMPILE_ELEMENTS", 0)
+    torch._dynamo.reset()
+    test_cuda_equals_the_cpu(torch.float32, divergence, top_k, tail, None)
+
+
+@pytest.mark.parametrize("compile_from", [0, 1 << 62])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_whole_objective_on_cuda_equals_the_cpu(dtype):
+def test_the_whole_objective_on_cuda_equals_the_cpu(dtype, compile_from, monkeypatch):
+    monkeypatch.setattr(rows, "_COMPILE_ELEMENTS", compile_from)
     x = tensors(dtype)
     taught = torch.arange(50, 200)
     column = torch.linspace(-1, 1, TOKENS, dtype=torch.float64)
@@ -150,6 +167,7 @@ def test_logits_of_low_precision_are_not_rounded():
 
 
 def test_memory_stays_below_a_few_chunks_of_logits():
+    torch._dynamo.reset()
     tokens, vocabulary = 4096, 32768
     hidden = torch.randn(tokens, 64, device="cuda", requires_grad=True)
     head = torch.randn(vocabulary, 64, device="cuda", requires_grad=True)

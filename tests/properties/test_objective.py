@@ -276,6 +276,8 @@ OBJECTIVES = {
             ratio_cap=1.1,
         )
     ),
+    "token": ObjectiveSpec(distill=DistillSpec(granularity="token", top_k=SUPPORT)),
+    "sequence": ObjectiveSpec(distill=DistillSpec(granularity="sequence", top_k=SUPPORT)),
     "eq8": ObjectiveSpec(distill=DistillSpec(sequence_estimator=0.5)),
     "eq8_ce": ObjectiveSpec(
         distill=DistillSpec(divergence="forward_ce", top_k=None, sequence_estimator=1.0)
@@ -438,8 +440,7 @@ def test_flat_groups_have_exactly_zero_policy_gradient(name):
 def test_only_routed_rollouts_get_a_gradient(name):
     """An attempt without a teacher, or routed nowhere, is exactly zero while its neighbours are
     not."""
-    spec = OBJECTIVES.get(name) or ObjectiveSpec(distill=DistillSpec(granularity=name))
-    out = evaluate(World(rule=sdpo), spec)
+    out = evaluate(World(rule=sdpo), OBJECTIVES[name])
     for (_, index), gradient in out.hidden.items():
         assert bool(gradient.any()) == (index != 0)
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.losses.rows import log_softmax_
+
 _CHUNK_ELEMENTS = {"cpu": 1 << 24}
 """Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and
 written once a chunk) is small against the matrix product that fills it."""
@@ -88,11 +90,6 @@ def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool, scale: f
         out.add_(a @ b, alpha=scale)
     else:
         torch.mul(a @ b, scale, out=out)
-
-
-def log_softmax_(logits_RV: Tensor) -> Tensor:
-    """Log-softmax over the vocabulary, in place."""
-    return torch.log_softmax(logits_RV, -1, out=logits_RV)
 
 
 @torch.no_grad()

@@ -18,17 +18,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.losses.buckets import Block, LogitTerms, OldSupport, distill_block
+from sdpo.losses.buckets import OldSupport
 from sdpo.losses.heads import (
     Side,
     accumulate_product,
     block_rows,
     chunk_rows,
-    log_softmax_,
     logits_into,
     math_dtype,
     mixed_logits_into,
     spans,
+)
+from sdpo.losses.rows import (
+    Factors,
+    Finished,
+    compiled_rows,
+    finish_rows,
+    log_softmax_,
+    softmax_rows,
 )
 from sdpo.losses.specs import DistillSpec
 
@@ -162,6 +169,10 @@ class Walk:
         self.grad_hidden_TD = torch.empty_like(student.hidden_TD) if needs_hidden else None
         self.grad_head_VD = self._empty(student.head_VD.shape) if needs_head else None
         self._is_head_written = False
+        self._initial_weight = self._full((), inputs.initial_weight)
+        self._compiled = compiled_rows(
+            distill, any(needs), inputs.targets.device, self._count * self._vocabulary
+        )
 
     def run(self) -> None:
         """Walk all rows, those with a teacher first: a chunk is all of one kind."""
@@ -173,8 +184,10 @@ class Walk:
         size = min(size, self._count)
         sides = 1 + (with_teacher > 0) + (inputs.initial is not None)
         self._logits = [self._empty((size, self._vocabulary)) for _ in range(sides)]
-        rows = min(block_rows(self._vocabulary, device), size)
-        self._scratch = [self._empty((rows, self._vocabulary)) for _ in range(3)]
+        self._block_size = max(1, min(block_rows(self._vocabulary, device), size))
+        num_scratch = 3 if self._compiled is None else 0
+        shape = (self._block_size, self._vocabulary)
+        self._scratch = [self._empty(shape) for _ in range(num_scratch)]
         for start, stop in ((0, with_teacher), (with_teacher, self._count)):
             for chunk in spans(start, stop, max(size, 1)):
                 self._chunk(chunk, has_teacher=start < with_teacher)
@@ -202,7 +215,7 @@ class Walk:
         if inputs.initial is not None:
             initial_CV = next(free)[:count]
             logits_into(initial_CV, inputs.initial, chunk, scale)
-        for rows in spans(chunk.start, chunk.stop, len(self._scratch[0])):
+        for rows in spans(chunk.start, chunk.stop, self._block_size):
             local = slice(rows.start - chunk.start, rows.stop - chunk.start)
             self._block(
                 rows,
@@ -213,105 +226,126 @@ class Walk:
         self._collect(chunk, student_CV)
 
     def _block(
+        self, rows: slice, student_RV: Tensor, teacher_RV: Tensor | None, initial_RV: Tensor | None
+    ) -> None:
+        """Outputs of `rows`, and their logit gradient written over `student`; all arguments are
+        logits."""
+        run = self._block_eager if self._compiled is None else self._block_compiled
+        run(rows, student_RV, teacher_RV, initial_RV)
+
+    def _block_eager(
         self, rows: slice, log_p_RV: Tensor, log_q_RV: Tensor | None, log_r_RV: Tensor | None
     ) -> None:
-        """Outputs of `rows`, and their logit gradient written over `log_p`; all arguments arrive as
-        logits."""
         out, targets_R1 = self.tokens, self._inputs.targets[rows, None]
         p_RV, q_RV, scratch_RV = (buffer[: len(log_p_RV)] for buffer in self._scratch)
-        _softmax(log_p_RV, p_RV, scratch_RV, out.student_entropy[rows])
-        student_logprob_R = log_p_RV.gather(1, targets_R1)[:, 0]
-        out.student_logprob[rows] = student_logprob_R
-        teacher_logprob_R = None
+        softmax_rows(log_p_RV, p_RV, scratch_RV, out.student_entropy[rows])
+        out.student_logprob[rows] = log_p_RV.gather(1, targets_R1)[:, 0]
+        teacher = None
         if log_q_RV is not None:
-            _softmax(log_q_RV, q_RV, scratch_RV, out.teacher_entropy[rows])
-            teacher_logprob_R = log_q_RV.gather(1, targets_R1)[:, 0]
-            out.teacher_logprob[rows] = teacher_logprob_R
-        self._alternatives(rows, log_p_RV, log_q_RV)
-        if log_r_RV is not None:
-            log_ratio_RV = torch.sub(log_p_RV, log_softmax_(log_r_RV), out=log_r_RV)
-            out.initial_kl[rows] = log_ratio_RV.mul_(p_RV).sum(-1)
-        terms = self._weigh(rows, student_logprob_R, teacher_logprob_R)
-        pull = None
-        if log_q_RV is not None and self._distill is not None:
-            old = self._inputs.old_support
-            value_R, pull = distill_block(
-                self._distill,
-                Block(log_p=log_p_RV, p=p_RV, log_q=log_q_RV, q=q_RV, scratch=scratch_RV),
-                None if old is None else old.rows(rows),
-            )
-            out.divergence[rows] = value_R
-        self._add_losses(rows, terms)
-        if any(self._needs):
-            self._gradient(rows, log_p_RV, p_RV, terms, pull, log_r_RV)
+            softmax_rows(log_q_RV, q_RV, scratch_RV, out.teacher_entropy[rows])
+            out.teacher_logprob[rows] = log_q_RV.gather(1, targets_R1)[:, 0]
+            teacher = (log_q_RV, q_RV, scratch_RV)
+        self._alternatives(rows, (log_p_RV, 0.0), (log_q_RV, 0.0))
+        terms = self._terms(rows, has_teacher=teacher is not None)
+        finished, _ = finish_rows(
+            self._distill,
+            any(self._needs),
+            log_p_RV,
+            p_RV,
+            teacher,
+            None if log_r_RV is None else log_softmax_(log_r_RV),
+            targets_R1,
+            self._factors(terms),
+            self._old(rows),
+        )
+        self._add_losses(rows, terms, finished)
 
-    def _add_losses(self, rows: slice, terms: RowTerms) -> None:
-        sums = self.component_sums
+    def _block_compiled(
+        self,
+        rows: slice,
+        logits_p_RV: Tensor,
+        logits_q_RV: Tensor | None,
+        logits_r_RV: Tensor | None,
+    ) -> None:
+        assert self._compiled is not None
+        measure, finish = self._compiled
+        out, targets_R1 = self.tokens, self._inputs.targets[rows, None]
+        normaliser_p_R1, out.student_entropy[rows], logprob_R1 = measure(logits_p_RV, targets_R1)
+        out.student_logprob[rows] = logprob_R1[:, 0]
+        normaliser_q_R1 = None
+        if logits_q_RV is not None:
+            normaliser_q_R1, out.teacher_entropy[rows], logprob_R1 = measure(
+                logits_q_RV, targets_R1
+            )
+            out.teacher_logprob[rows] = logprob_R1[:, 0]
+        self._alternatives(rows, (logits_p_RV, normaliser_p_R1), (logits_q_RV, normaliser_q_R1))
+        terms = self._terms(rows, has_teacher=logits_q_RV is not None)
+        finished = finish(
+            logits_p_RV,
+            normaliser_p_R1,
+            logits_q_RV,
+            normaliser_q_R1,
+            logits_r_RV,
+            targets_R1,
+            self._factors(terms),
+            self._old(rows),
+        )
+        self._add_losses(rows, terms, finished)
+
+    def _terms(self, rows: slice, *, has_teacher: bool) -> RowTerms:
+        out = self.tokens
+        teacher_logprob_R = out.teacher_logprob[rows] if has_teacher else None
+        return self._weigh(rows, out.student_logprob[rows], teacher_logprob_R)
+
+    def _factors(self, terms: RowTerms) -> Factors:
+        """Terms divided by the temperature, through which every gradient with respect to a logit
+        passes."""
+        scale = 1.0 / self._inputs.temperature
+        weight_R, slope_R = terms.distill_weight_R, terms.slope_R
+        return Factors(
+            distill_R1=None if weight_R is None else scale * weight_R[:, None],
+            slope_R1=None if slope_R is None else scale * slope_R[:, None],
+            kl=None if self._inputs.initial is None else scale * self._initial_weight,
+        )
+
+    def _old(self, rows: slice) -> OldSupport | None:
+        old = self._inputs.old_support
+        return None if old is None else old.rows(rows)
+
+    def _add_losses(self, rows: slice, terms: RowTerms, finished: Finished) -> None:
+        out, sums = self.tokens, self.component_sums
+        if finished.divergence_R is not None:
+            out.divergence[rows] = finished.divergence_R
         if terms.distill_weight_R is not None:
-            sums[0] += (terms.distill_weight_R * self.tokens.divergence[rows]).sum()
+            sums[0] += (terms.distill_weight_R * out.divergence[rows]).sum()
         if terms.distill_loss_R is not None:
             sums[0] += terms.distill_loss_R.sum()
         if terms.pg_loss_R is not None:
             sums[1] += terms.pg_loss_R.sum()
-        if self._inputs.initial is not None:
-            sums[2] += self._inputs.initial_weight * self.tokens.initial_kl[rows].sum()
+        if finished.initial_kl_R is not None:
+            out.initial_kl[rows] = finished.initial_kl_R
+            sums[2] += self._initial_weight * finished.initial_kl_R.sum()
 
-    def _gradient(
+    def _alternatives(
         self,
         rows: slice,
-        out_RV: Tensor,
-        p_RV: Tensor,
-        terms: RowTerms,
-        pull: LogitTerms | None,
-        kl_weighted_RV: Tensor | None,
+        student: tuple[Tensor, Tensor | float],
+        teacher: tuple[Tensor | None, Tensor | float | None],
     ) -> None:
-        """Write the logit gradient of all components to `out` (module docstring's formula)."""
-        scale = 1.0 / self._inputs.temperature
-        rest_R = torch.zeros_like(self.tokens.student_logprob[rows])
-        if terms.slope_R is not None:
-            rest_R -= scale * terms.slope_R
-        kl_scale = scale * self._inputs.initial_weight
-        if kl_weighted_RV is not None:
-            rest_R -= kl_scale * self.tokens.initial_kl[rows]
-        weight_R = terms.distill_weight_R
-        if pull is None or weight_R is None:
-            self._restore_support(p_RV, pull)
-            torch.mul(p_RV, rest_R[:, None], out=out_RV)
-        else:
-            weight_R1 = scale * weight_R[:, None]
-            torch.mul(p_RV, weight_R1 * pull.base[:, None] + rest_R[:, None], out=out_RV)
-            if pull.ids is None:
-                assert pull.weighted is not None
-                out_RV.addcmul_(pull.weighted, weight_R1)
-            else:
-                assert pull.support is not None
-                assert pull.p_support is not None
-                support_RK = weight_R1 * pull.support + rest_R[:, None] * pull.p_support
-                out_RV.scatter_(1, pull.ids, support_RK)
-        if kl_weighted_RV is not None:
-            out_RV.add_(kl_weighted_RV, alpha=kl_scale)
-        if terms.slope_R is not None:
-            out_RV.scatter_add_(1, self._inputs.targets[rows, None], scale * terms.slope_R[:, None])
-
-    @staticmethod
-    def _restore_support(p_RV: Tensor, pull: LogitTerms | None) -> None:
-        """Undo the zeroing that measured the tail, for rows whose divergence is only measured."""
-        if pull is not None and pull.ids is not None:
-            assert pull.p_support is not None
-            p_RV.scatter_(1, pull.ids, pull.p_support)
-
-    def _alternatives(self, rows: slice, log_p_RV: Tensor, log_q_RV: Tensor | None) -> None:
+        """Fill in the most likely tokens; each side is logits [R, V] and what to subtract from
+        them."""
         out = self.tokens
         if out.student_top is None or out.teacher_top is None:
             return
-        for own_RV, top in ((log_p_RV, out.student_top), (log_q_RV, out.teacher_top)):
+        for own_RV, top in ((student[0], out.student_top), (teacher[0], out.teacher_top)):
             if own_RV is None:
                 continue
             ids_RN = own_RV.topk(top.ids.shape[1]).indices
             top.ids[rows] = ids_RN
-            top.student_logprobs[rows] = log_p_RV.gather(1, ids_RN)
-            if log_q_RV is not None:
-                top.teacher_logprobs[rows] = log_q_RV.gather(1, ids_RN)
+            top.student_logprobs[rows] = student[0].gather(1, ids_RN) - student[1]
+            if teacher[0] is not None:
+                assert teacher[1] is not None
+                top.teacher_logprobs[rows] = teacher[0].gather(1, ids_RN) - teacher[1]
 
     def _collect(self, chunk: slice, gradient_CV: Tensor) -> None:
         """Turn a chunk's logit gradient into d/d(hidden) and add to d/d(head)."""
@@ -351,9 +385,3 @@ class Walk:
 
     def _full(self, shape: tuple[int, ...], value: float) -> Tensor:
         return self._student.hidden_TD.new_full(shape, value, dtype=self._dtype)
-
-
-def _softmax(log_p_RV: Tensor, p_RV: Tensor, scratch_RV: Tensor, entropy_R: Tensor) -> None:
-    """Logits become log-probabilities in place; `p` and the entropy are filled in."""
-    torch.exp(log_softmax_(log_p_RV), out=p_RV)
-    torch.sum(torch.mul(p_RV, log_p_RV, out=scratch_RV), -1, out=entropy_R).neg_()

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from sdpo.losses.buckets import top_tokens
 from sdpo.losses.divergence import Divergence, bucket_divergence
 
 
@@ -73,6 +74,21 @@ def test_empty_buckets_are_finite_in_float32(kind, clip):
     assert bool(torch.isfinite(value).all())
     assert bool(torch.isfinite(weighted).all())
     assert float(value[0]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [64, 1280, 1300, 5003])
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_two_stage_selection_finds_the_most_likely_tokens(vocabulary, top_k):
+    rng = torch.Generator().manual_seed(0)
+    log_p = torch.randn(20, vocabulary, generator=rng).log_softmax(-1)
+    log_p[0, -top_k:] = 1.0  # beyond the last whole strip
+    log_p[1] = -1.0  # all equal: any K different tokens will do
+    values, ids = top_tokens(log_p, top_k)
+    expected = log_p.topk(top_k)
+    assert torch.equal(values.sort(-1, descending=True).values, expected.values)
+    assert torch.equal(log_p.gather(1, ids), values)
+    assert torch.equal(ids[2:].sort(-1).values, expected.indices[2:].sort(-1).values)
+    assert all(len(set(row.tolist())) == top_k for row in ids)
 
 
 def test_impossible_parameters_are_refused():
