@@ -1,4 +1,4 @@
-"""Sampler = scorer = plain forward pass; batch, order, limits and path do not change a completion."""
+"""Sampler = scorer = plain forward pass; batch, order and limits do not change a completion."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import torch
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware has it, else float32.
 
-    A CPU without AMX or AVX512-BF16 emulates bfloat16 products: measured on AVX2, hundreds of times slower than float32.
+    A CPU without AMX or AVX512-BF16 emulates bfloat16 products: measured on AVX2, hundreds of times
+    slower than float32.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float32

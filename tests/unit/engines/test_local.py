@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
 from sdpo.engines.local import LocalEngine
@@ -121,6 +120,8 @@ def test_another_module_can_take_over():
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
 def test_adapters_take_part():
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(tiny_model(), config)
     torch.manual_seed(0)
