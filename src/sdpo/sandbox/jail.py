@@ -111,6 +111,17 @@ def when(number: int, body: list[bytes]) -> list[bytes]:
     return [instruction(JEQ, 0, len(body), number), *body]
 
 
+def ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers: the kernel's work for each child grows with the filter."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
+
+
 def only_values(argument: int, values: tuple[int, ...]) -> list[bytes]:
     """Allow when the low half of an `int` argument is one of `values`."""
     checks = [load_argument(argument)]
@@ -145,10 +156,15 @@ def filter_head(*, is_strict: bool) -> list[bytes]:
         instruction(JGT, 0, 1, LAST_KNOWN),
         returns(ERRNO | ENOSYS),
     ]
-    for name, numbers in PLAIN.items():
-        plain = numbers[column]
-        if plain is not None and not (is_strict and name in OPENS):
-            program += [instruction(JEQ, 0, 1, plain), returns(ALLOW)]
+    plain = [
+        numbers[column] for name, numbers in PLAIN.items() if not (is_strict and name in OPENS)
+    ]
+    for low, high in ranges([each for each in plain if each is not None]):
+        program += [
+            instruction(JGE, 0, 2, low),
+            instruction(JGT, 1, 0, high),
+            returns(ALLOW),
+        ]
     program += when(number["clone3"], [returns(ERRNO | ENOSYS)])
     a_thread = [load_argument(0), instruction(JSET, 0, 1, CLONE_THREAD), returns(ALLOW), DENY]
     program += when(number["clone"], a_thread)

@@ -22,18 +22,21 @@ from typing import Any, NoReturn
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PRELOAD = (
-    "__future__", "abc", "array", "ast", "asyncio", "atexit", "base64", "binascii", "bisect",
-    "calendar", "cmath", "codecs", "collections", "collections.abc", "colorsys",
-    "concurrent.futures", "concurrent.futures.thread", "contextlib", "contextvars", "copy", "csv",
-    "dataclasses", "datetime", "decimal", "difflib", "enum", "fileinput", "fractions",
-    "functools", "gc", "getpass", "graphlib", "hashlib", "heapq", "hmac", "html", "inspect", "io",
-    "itertools", "json", "keyword", "locale", "logging", "math", "numbers", "operator", "os",
-    "pickle", "platform", "pprint", "queue", "random", "re", "reprlib", "resource", "secrets",
-    "select", "selectors", "shlex", "shutil", "signal", "socket", "statistics", "string",
-    "struct", "subprocess", "sys", "tempfile", "textwrap", "threading", "time", "timeit",
-    "traceback", "types", "typing", "unicodedata", "unittest", "urllib.parse", "uuid", "warnings",
-    "weakref", "zlib", "zoneinfo",
+    "__future__", "abc", "array", "atexit", "bisect", "cmath", "collections", "collections.abc",
+    "concurrent.futures.thread", "contextlib", "copy", "dataclasses", "datetime", "decimal",
+    "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "json", "math",
+    "numbers", "operator", "os", "queue", "random", "re", "statistics", "string", "struct", "sys",
+    "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "zlib",
 )  # fmt: skip
+"""What most programs import. Not more: every fork pays for each page of the zygote."""
+PRELOAD_STRICT = (
+    "ast", "asyncio", "base64", "binascii", "calendar", "codecs", "colorsys", "concurrent.futures",
+    "contextvars", "csv", "difflib", "fileinput", "getpass", "graphlib", "hmac", "html", "inspect",
+    "keyword", "locale", "logging", "pickle", "platform", "pprint", "reprlib", "secrets",
+    "selectors", "shlex", "shutil", "socket", "subprocess", "tempfile", "timeit", "unittest",
+    "urllib.parse", "uuid", "warnings", "weakref", "zoneinfo",
+)  # fmt: skip
+"""All that can be imported where programs cannot open files."""
 NUM_FDS = 4
 """Commands, results, standard output, standard input; in this order."""
 FIRST_FD = 40
@@ -46,20 +49,14 @@ NOT_LOCKED_DOWN = 70
 
 def child(job: dict[str, int], fds: list[int], prepared: dict[str, Any]) -> NoReturn:
     """Lock down, then serve the judge. Nothing is read from the judge before the lock-down."""
-    from sdpo.sandbox import runner
-
     status = NOT_LOCKED_DOWN
     try:
         prepared["jail"].LIBC.prctl(prepared["jail"].PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != prepared["pid"]:
             os._exit(status)
         arrange_descriptors(fds, prepared)
-        os.environ.clear()
-        sys.argv[:] = ["Solution.py"]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "sdpo"]:
-            del sys.modules[name]
         lock_down(job, prepared)
-        runner.serve(range(FIRST_FD, FIRST_FD + NUM_FDS))
+        prepared["runner"].serve(range(FIRST_FD, FIRST_FD + NUM_FDS))
         status = 0
     finally:
         os._exit(status)
@@ -144,7 +141,8 @@ def with_large_stack() -> None:
 
 def preload(settings: dict[str, Any]) -> None:
     """Import what programs use, so that no program pays for it."""
-    for name in PRELOAD:
+    names = [] if settings["landlock"] else PRELOAD_STRICT
+    for name in (*PRELOAD, *names):
         with contextlib.suppress(ImportError):
             __import__(name)
     sys.path += settings["folders"]
@@ -170,7 +168,7 @@ def as_bare_package() -> None:
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
     """Enter namespaces, preload, and make what all children share."""
-    from sdpo.sandbox import jail, landlock, namespaces
+    from sdpo.sandbox import jail, landlock, namespaces, runner
 
     jail.own_machine()
     paths = landlock.readable_paths(settings["packages"])
@@ -178,14 +176,21 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         namespaces.enter()
         namespaces.private_root(paths)
     jail.LIBC.prctl(jail.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    is_jailed = settings["jailed"]
+    settings["landlock"] = settings["landlock"] and landlock.abi() > 0
     preload(settings)
     os.chdir("/")
-    is_jailed = settings["jailed"]
     ruleset = landlock.ruleset(paths) if is_jailed and settings["landlock"] else None
     if is_jailed:
         jail.drop_privileges()
+    runner.before_programs()
+    os.environ.clear()
+    sys.argv[:] = ["Solution.py"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sdpo"]:
+        del sys.modules[name]
     return {
         "jail": jail,
+        "runner": runner,
         "landlock": landlock,
         "is_jailed": is_jailed,
         "ruleset": ruleset,
@@ -200,15 +205,14 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sys.argv[2])
     as_bare_package()
-    from sdpo.sandbox import jail, runner
+    from sdpo.sandbox.jail import JailError
 
     try:
         prepared = prepare(settings)
-    except (jail.JailError, OSError, ImportError) as error:
+    except (JailError, OSError, ImportError) as error:
         reason = f"{type(error).__name__}: {error}"
         connection.send(json.dumps({"error": reason}).encode())
         return
-    runner.before_programs()
     gc.collect()
     gc.freeze()
     connection.send(json.dumps({"landlock": prepared["ruleset"] is not None}).encode())
