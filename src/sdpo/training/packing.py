@@ -11,7 +11,8 @@ L longest branch, P prompt length, E head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -151,6 +152,14 @@ def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor
     return hidden_ND[torch.tensor(layout.row_index, device=inner.device, dtype=torch.long)]
 
 
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """A block for `backward()`: with checkpointing it runs layers again, which must attend as they did going forward."""
+    inner = causal_lm(model)
+    with engine_attention(inner) if _takes_trees(inner) else nullcontext():
+        yield
+
+
 def check_head(model: PreTrainedModel) -> None:
     """Raises `ModelError` unless logits are hidden states times one matrix, which the fused loss relies on."""
     inner = causal_lm(model)
@@ -192,7 +201,7 @@ class TreePlan:
     ) -> torch.Tensor:
         """Attention output [1, N, H, E]."""
         is_windowed = scores.window is not None and scores.window < self._longest
-        if is_windowed or scores.softcap is not None:
+        if is_windowed:
             return self._one_by_one.attend(layer, query_1HNE, key_1KNE, value_1KNE, scores)
         full = Scores(scaling=scores.scaling, window=None, softcap=None)
         parts = []
@@ -285,6 +294,9 @@ _tree_models: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 def _takes_trees(model: PreTrainedModel) -> bool:
     """Whether the model's attention can be replaced, found out once by trying."""
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        # The engine caps scores in place, which has no gradient.
+        return False
     if model not in _tree_models:
         with torch.no_grad(), evaluating(model):
             _tree_models[model] = probe(model) is not None

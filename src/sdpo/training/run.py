@@ -346,7 +346,8 @@ def open_run(config: RunConfig, env: Env | None = None) -> Iterator[Run]:
         model = sampler.policy.model
         check_head(model)
         if config.optim.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            # Renamed in transformers 5.20; the old name warns there and is all there is before.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         updater = Updater(
             model,
             sampler.policy.tokenizer,

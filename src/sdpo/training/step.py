@@ -34,7 +34,7 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.columns import OldPolicy, distill_weights, token_batch
 from sdpo.training.inspect import credit_of, teacher_js
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import MicroBatch, hidden_rows, pack
+from sdpo.training.packing import MicroBatch, hidden_rows, pack, recomputing
 from sdpo.training.parallel import Parallel
 from sdpo.training.targets import Key, Targets, key_of, pack_item, score_targets, trained_tokens
 
@@ -182,7 +182,8 @@ class Updater:
                 f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
                 "Lower optim.lr, or resume from the last checkpoint"
             )
-        loss.loss.backward()
+        with recomputing(self.model):
+            loss.loss.backward()
         self.optimizer.accumulate()
         self._observe(loss, samples, batch.spec, result.metrics)
         result.credit += credit_of(loss.tokens, samples, set(map(key_of, inspected)), self._tokenizer)
