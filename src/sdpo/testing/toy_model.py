@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import load_model, save_model
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.chat import Chat
@@ -33,36 +34,47 @@ from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
 from sdpo.testing.models import tiny_model
 from sdpo.testing.toy_world import (
-    CODE_CLASSES,
+    CODE_PLACES,
     NAME_LENGTH,
     NAME_LETTERS,
-    Reveal,
+    REVEAL_PART,
+    WRONG,
     feedback_text,
     question,
     toy_tokenizer,
 )
 
-STEPS = 500
-BATCH = 24
-KINDS=3
-B2=0.98
-"""Examples per update, in rows of one lesson kind each."""
-LR = 3e-3
+MAX_STEPS = 1000
 WARMUP = 30
+DECAY = 150
+"""Last updates, in which the rate falls to 0. They begin when reading is learnt."""
+LEARNT_LOSS = 0.7
+"""Mean loss (nats) of lessons that reveal the whole code, averaged over about 10 updates, at which
+reading counts as learnt. It sets in suddenly, one place of the code after the other, and after 100
+to 400 updates, so a fixed number would waste time or fail."""
+LESSONS = 6
+"""Kinds of context in an update, besides the bare task: the more, the sooner reading sets in."""
+EXAMPLES = 8
+"""Random examples of each."""
+MATRIX_LR = 0.05
+"""Muon's rate for matrices. Copying out of the context sets in after about 80 updates; with AdamW
+alone it takes 250."""
+VECTOR_LR = 2e-2
+"""AdamW's rate for the embedding and the norms."""
 
 # One-byte characters that stand for a name, a code and an attempt while a lesson is rendered.
 _NAME = "\x01\x02\x03\x04"
-_CODE = "\x05\x06\x07"
-_ATTEMPT = "\x10\x11\x12"
+_CODE = "\x05\x06"
+_ATTEMPT = "\x10\x11"
 
 
 def toy_model(seed: int = 0, *, cache: Path | None = None) -> PreTrainedModel:
-    """A llama of 3 layers, 96 wide, that reads feedback; use it with `toy_tokenizer()`.
+    """A llama of 3 layers, 64 wide, that reads feedback; use it with `toy_tokenizer()`.
 
     The first call of a seed takes about a minute; later ones load it from the cache.
     """
     tokenizer = toy_tokenizer()
-    model = tiny_model(vocab_size=len(tokenizer), hidden_size=96, num_layers=3, seed=seed)
+    model = tiny_model(vocab_size=len(tokenizer), num_layers=3, seed=seed)
     return teach_feedback_reading(model, tokenizer, seed=seed, cache=cache)
 
 
@@ -80,7 +92,6 @@ def teach_feedback_reading(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int = 0,
-    steps: int = STEPS,
     cache: Path | None = None,
 ) -> PreTrainedModel:
     """`model` itself, taught in place to answer items with codes and to copy revealed codes.
@@ -91,12 +102,12 @@ def teach_feedback_reading(
     """
     lessons = _lessons(Chat(tokenizer))
     folder = cache or _default_cache()
-    path = folder / f"{_key(model, lessons, seed, steps)}.safetensors"
+    path = folder / f"{_key(model, lessons, seed)}.safetensors"
     if path.is_file():
         load_model(model, path)
         return model.eval()
     with _one_thread():
-        _teach(model, tokenizer, lessons, seed, steps)
+        _teach(model, tokenizer, lessons, seed)
     folder.mkdir(parents=True, exist_ok=True)
     # Test processes teach at the same time; each writes its own file and the last rename wins.
     with TemporaryDirectory(dir=folder) as scratch:
@@ -110,52 +121,62 @@ class Lesson:
     """One kind of conversation: its prompt with stand-ins for name, code and attempt.
 
     Example:
-        Lesson(prompt_ids=(256, 1, ...), num_known=3)
+        Lesson(prompt_ids=(256, 1, ...), num_known=3, weight=2)
     """
 
     prompt_ids: tuple[int, ...]
     num_known: int
     """Leading characters of the code that the prompt reveals."""
+    weight: int
+    """How often it is taught compared with others."""
 
 
 def _lessons(chat: Chat) -> list[Lesson]:
-    """The bare task and every teacher context of it that tells something."""
+    """The bare task first, then the teacher contexts that runs can meet."""
     task = Task(id="toy", messages=question(_NAME))
-    lessons = {Lesson(prompt_ids=chat.prompt_ids(task.messages), num_known=0): None}
-    wrong: list[tuple[str | None, Reveal, int, str]] = [
-        (attempt, reveal, num_known, _ATTEMPT)
-        for attempt in (_ATTEMPT, None)
-        for reveal, num_known in (("all", len(_CODE)), ("none", 0))
-    ]
-    # Attempts that start right learn the next character from partial feedback.
-    wrong += [
-        (_CODE[:right] + _ATTEMPT[right:], "part", right + 1, _CODE[:right] + _ATTEMPT[right:])
-        for right in range(len(_CODE))
-    ]
-    for (attempt, reveal, num_known, text), layout, has_demonstration, shows_attempt in product(
-        wrong, ("single_turn", "turns"), (False, True), (False, True)
-    ):
-        if has_demonstration and reveal == "part":
-            continue
-        verdicts = [
-            Verdict(reward=0.0, solved=False, feedback=feedback_text(attempt, _CODE, reveal)),
-            Verdict(reward=1.0, solved=True),
-        ]
-        texts = [text, _CODE]
-        num_attempts = 2 if has_demonstration else 1
-        group = Group(
-            task=task,
-            rollouts=tuple(_rollout(i, texts[i]) for i in range(num_attempts)),
-            verdicts=tuple(verdicts[:num_attempts]),
-        )
-        for feedback in ("always", "without_demonstration"):
-            rules = Context(feedback=feedback, layout=layout, attempt=shows_attempt)
-            context = teacher_contexts(group, rules, random.Random(0), lambda messages: 0)[0]
-            assert context.messages is not None
-            known = len(_CODE) if has_demonstration else num_known
-            lesson = Lesson(prompt_ids=chat.prompt_ids(context.messages), num_known=known)
-            lessons[lesson] = None
-    return list(lessons)
+    lessons = [Lesson(prompt_ids=chat.prompt_ids(task.messages), num_known=0, weight=1)]
+
+    def add(
+        failed: _Failed, num_known: int, weight: int, has_sibling: bool, rules: Context
+    ) -> None:
+        text, feedback = failed
+        rollouts, verdicts = (_rollout(0, text),), (_verdict(feedback),)
+        if has_sibling:
+            rollouts, verdicts = (*rollouts, _rollout(1, _CODE)), (*verdicts, _verdict(None))
+        group = Group(task=task, rollouts=rollouts, verdicts=verdicts)
+        # Toy conversations are short; nothing needs to be counted.
+        context = teacher_contexts(group, rules, random.Random(0), lambda messages: 0)[0]
+        assert context.messages is not None
+        ids = chat.prompt_ids(context.messages)
+        lessons.append(Lesson(prompt_ids=ids, num_known=num_known, weight=weight))
+
+    length = len(_CODE)
+    wrong = (_ATTEMPT, feedback_text(_ATTEMPT, _CODE, "all"))
+    begins = f"{WRONG.format(attempt=_ATTEMPT)} {REVEAL_PART.format(syllable=_CODE[0])}"
+    half_right = _CODE[0] + _ATTEMPT[1]
+    said_half_right = feedback_text(half_right, _CODE, "all")
+    no_code = ("", feedback_text(None, _CODE, "all"))
+    for layout in ("single_turn", "turns"):
+        add(wrong, length, 6, True, Context(layout=layout))
+        add(wrong, length, 2, True, Context(layout=layout, feedback="always"))
+        for attempt in (False, True):
+            rules = Context(layout=layout, attempt=attempt)
+            add(wrong, length, 4, False, rules)
+            add(no_code, length, 2, False, rules)
+            add((_ATTEMPT, feedback_text(_ATTEMPT, _CODE, "none")), 0, 1, False, rules)
+            add(("", feedback_text(None, _CODE, "none")), 0, 1, False, rules)
+            add((_ATTEMPT, begins), 1, 1, False, rules)
+            add((half_right, said_half_right), length, 1, False, rules)
+    return lessons
+
+
+_Failed = tuple[str, str]
+"""A wrong attempt and its feedback."""
+
+
+def _verdict(feedback: str | None) -> Verdict:
+    is_solved = feedback is None
+    return Verdict(reward=float(is_solved), solved=is_solved, feedback=feedback)
 
 
 def _rollout(index: int, text: str) -> Rollout:
@@ -178,7 +199,7 @@ class _Examples:
         self._generator = torch.Generator().manual_seed(derive(seed, "toy lessons"))
         self._tokenizer = tokenizer
         self._names = self._ids(NAME_LETTERS)
-        self._classes = [self._ids(kind) for kind in CODE_CLASSES]
+        self._classes = [self._ids(kind) for kind in CODE_PLACES]
         self._stand_ins = [self._ids(text) for text in (_NAME, _CODE, _ATTEMPT)]
         self._end = torch.tensor([tokenizer.eos_token_id])
 
@@ -193,17 +214,17 @@ class _Examples:
         for stand_ins, values in zip(self._stand_ins, (names, code, attempt), strict=True):
             for place, stand_in in enumerate(stand_ins):
                 prompt = torch.where(prompt == stand_in, values[:, place : place + 1], prompt)
-        known = torch.arange(len(CODE_CLASSES)) < lesson.num_known
+        known = torch.arange(len(CODE_PLACES)) < lesson.num_known
         answer = torch.where(known, code, guess)
         is_wrong = torch.rand(count, 1, generator=self._generator) < 0.5
         read = torch.where(is_wrong & bool(lesson.num_known), attempt, answer)
         end = self._end.repeat(count, 1)
         return torch.cat([prompt, read], dim=1), torch.cat([answer, end], dim=1)
 
-    def _ids(self, text: str) -> torch.Tensor:
-        ids = self._tokenizer.encode(text, add_special_tokens=False)
-        assert len(ids) == len(text), f"{text!r} is not one token a character"
-        return torch.tensor(ids)
+    def _ids(self, texts: Iterable[str]) -> torch.Tensor:
+        ids = [self._tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        assert all(len(tokens) == 1 for tokens in ids), f"{texts!r} are not one token each"
+        return torch.tensor(ids).flatten()
 
     def _pick(self, choices: list[torch.Tensor], count: int) -> torch.Tensor:
         columns = [
@@ -217,52 +238,134 @@ def _teach(
     tokenizer: PreTrainedTokenizerBase,
     lessons: list[Lesson],
     seed: int,
-    steps: int,
 ) -> None:
     examples = _Examples(tokenizer, seed)
     order = random.Random(derive(seed, "toy lesson order"))
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    opts = [
-        torch.optim.Muon(matrices, lr=MLR, weight_decay=0.01, ns_steps=NS),
-        torch.optim.AdamW(rest, lr=LR, betas=(0.9, B2), weight_decay=0.0, fused=True),
-    ]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(
-        o,
-        lambda step: min((step + 1) / WARMUP, 1.0) * min(1, (1 - step / steps)*2),
-    ) for o in opts]
+    weights = [lesson.weight for lesson in lessons[1:]]
+    optimizers = _optimizers(model)
+    average, last = math.inf, MAX_STEPS
     model.train()
-    known = [l for l in lessons if l.num_known == len(_CODE) for _ in range(OV)]+ [l for l in lessons if l.num_known<len(_CODE)]
-    for step in range(steps):
-        chosen = order.choices(known, k=KINDS)
-        losses = []
-        for lesson in [lessons[0], *chosen]:
-            tokens, targets = examples.draw(lesson, BATCH if lesson.num_known else 8)
-            logits = model(tokens, logits_to_keep=targets.shape[1]).logits
-            losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()))
-        loss = torch.stack(losses).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for o in opts: o.step(); o.zero_grad()
-        for q in schedules: q.step()
-        if PRINT and step % 25 == 0: print(step, [round(x.item(),2) for x in losses], [l.num_known for l in chosen])
+    for step in range(MAX_STEPS):
+        chosen = [lessons[0], *order.choices(lessons[1:], weights, k=LESSONS)]
+        losses = _losses(model, [examples.draw(lesson, EXAMPLES) for lesson in chosen])
+        losses.mean().backward()
+        _update(optimizers, factor=min(1.0, (step + 1) / WARMUP, (last - step) / DECAY))
+        read = [
+            loss
+            for lesson, loss in zip(chosen, losses.tolist(), strict=True)
+            if lesson.num_known == len(_CODE)
+        ]
+        if read:
+            mean = sum(read) / len(read)
+            average = mean if math.isinf(average) else 0.9 * average + 0.1 * mean
+        if average < LEARNT_LOSS:
+            last = min(last, step + DECAY)
+        if LOG and step % 25 == 0:
+            print(step, average, flush=True)
+        if step == last:
+            return
+    raise AssertionError(f"feedback reading not learnt in {MAX_STEPS} updates, loss {average:.2f}")
 
 
-PRINT=False;OV=2;MLR=0.02;NS=5;CUR0=4
-def _key(model: PreTrainedModel, lessons: list[Lesson], seed: int, steps: int) -> str:
+def _losses(model: PreTrainedModel, drawn: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Mean cross-entropy of each lesson's examples, from one forward pass padded on the left."""
+    longest = max(tokens.shape[1] for tokens, _ in drawn)
+    padded = torch.cat(
+        [functional.pad(tokens, (longest - tokens.shape[1], 0), value=-1) for tokens, _ in drawn]
+    )
+    targets = torch.cat([targets for _, targets in drawn])
+    logits = model(
+        padded.clamp(min=0),
+        attention_mask=(padded >= 0).long(),
+        logits_to_keep=targets.shape[1],
+        use_cache=False,
+    ).logits
+    losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(len(drawn), -1).mean(dim=1)
+
+
+LOG = False
+
+
+def _update(optimizers: Iterable[torch.optim.Optimizer], factor: float) -> None:
+    """One update at `factor` of the peak rates."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+PRINT = False
+
+
+class _Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Newton-Schulz), in float32.
+
+    `torch.optim.Muon` does it in bfloat16, which most CPUs do not multiply.
+    """
+
+    def __init__(self, parameters: list[torch.Tensor]) -> None:
+        super().__init__(parameters, {"lr": 0.0, "peak_lr": MATRIX_LR})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 0.05)
+                update = _orthogonal(parameter.grad.lerp(momentum, 0.95))
+                scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                parameter.sub_(update, alpha=group["lr"] * scale)
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """Roughly the nearest matrix with singular values 1."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if is_tall else x
+
+
+def _optimizers(model: PreTrainedModel) -> tuple[torch.optim.Optimizer, ...]:
+    tied = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in tied]
+    others = [
+        {
+            "params": [p for p in model.parameters() if p.ndim != 2 or id(p) in tied],
+            "peak_lr": VECTOR_LR,
+        }
+    ]
+    adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return _Muon(matrices), adam
+
+
+def _key(model: PreTrainedModel, lessons: list[Lesson], seed: int) -> str:
     """Everything that decides the taught weights, the untaught ones and our own wording included."""
+    settings = [
+        WARMUP,
+        DECAY,
+        LEARNT_LOSS,
+        LESSONS,
+        EXAMPLES,
+        MATRIX_LR,
+        VECTOR_LR,
+        CODE_PLACES,
+        NAME_LETTERS,
+        REVEAL_PART,
+        WRONG,
+    ]
+    told = [[lesson.prompt_ids, lesson.num_known, lesson.weight] for lesson in lessons]
     text = json.dumps(
-        [
-            *(seed, steps, BATCH, LR, WARMUP, torch.__version__),
-            [[lesson.prompt_ids, lesson.num_known] for lesson in lessons],
-            model.config.to_dict(),
-        ],
-        default=str,
-        sort_keys=True,
+        [torch.__version__, seed, settings, told, model.config.to_dict()], default=str
     )
     digest = hashlib.blake2b(text.encode(), digest_size=12)
     for parameter in model.parameters():
-        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """A toy world: tasks whose hidden answers only the feedback reveals.
 
-A task asks for the code of an item. Codes such as `K7q` are drawn at random, so they can be neither
-derived nor guessed (1 in 4,680): every group fails, and a method that learns from rewards alone has
+A task asks for the code of an item. Codes such as `Ka47` are drawn at random, so they can be neither
+derived nor guessed (1 in 10,000): every group fails, and a method that learns from rewards alone has
 nothing to learn from. The feedback on a wrong attempt reveals the code. `toy_model.py` makes the
 policy to go with it: one that reads feedback, and knows no code.
 """
@@ -9,7 +9,6 @@ policy to go with it: one that reads feedback, and knows no code.
 from __future__ import annotations
 
 import random
-import string
 from typing import Literal, assert_never
 
 from transformers import PreTrainedTokenizerFast
@@ -21,21 +20,25 @@ from sdpo.teacher import templates
 from sdpo.testing.models import byte_tokenizer
 
 Reveal = Literal["all", "part", "none"]
-"""What feedback on a wrong attempt tells: the code; the code up to and including its first character
-that the attempt got wrong; or only that the attempt is wrong (the control)."""
+"""What feedback on a wrong attempt tells: the code; the syllable, and the digits only when
+the attempt got that right; or only that the attempt is wrong (the control)."""
 
 NAME_LETTERS = "abcdefgh"
 NAME_LENGTH = 4
 
-CODE_CLASSES = (string.ascii_uppercase, string.digits, "ijklmnopqrstuvwxyz")
-"""Characters of each place of a code. They differ among places and from the letters of names, so
-that a tiny model can copy by kind of character, whatever (wrong) characters came before."""
+CODE_PLACES = (
+    tuple(first + second for first in "BCDFGHJKLMNPRSTVWXYZ" for second in "aeiou"),
+    tuple(f"{number:02}" for number in range(100)),
+)
+"""What can stand in each place of a code: a syllable, then two digits; one token each. They differ
+between places, so that a tiny model can copy by kind, whatever (wrong) came before, and places are
+few, because it learns to copy one after the other."""
 
 QUESTION = "What is the code of item {name}?"
 WRONG = "The code is not {attempt}."
-NO_CODE = "A code is a capital letter, a digit and one of i to z."
+NO_CODE = "A code is a syllable and two digits."
 REVEAL_ALL = "The right code is {code}."
-REVEAL_PART = "The right code begins with {code}."
+REVEAL_PART = "The right code begins with {syllable}."
 
 
 class ToyEnv(FunctionEnv):
@@ -98,16 +101,17 @@ def feedback_text(attempt: str | None, code: str, reveal: Reveal) -> str:
         case "all":
             return f"{said} {REVEAL_ALL.format(code=code)}"
         case "part":
-            return f"{said} {REVEAL_PART.format(code=code[: _known(attempt, code)])}"
+            if attempt is not None and attempt[:2] == code[:2]:
+                return f"{said} {REVEAL_ALL.format(code=code)}"
+            return f"{said} {REVEAL_PART.format(syllable=code[:2])}"
         case _:
             assert_never(reveal)
 
 
 def is_well_formed(text: str) -> bool:
     """Whether `text` is a code, right or wrong."""
-    return len(text) == len(CODE_CLASSES) and all(
-        character in kind for character, kind in zip(text, CODE_CLASSES, strict=True)
-    )
+    syllables, numbers = CODE_PLACES
+    return text[:2] in syllables and text[2:] in numbers
 
 
 def random_name(rng: random.Random) -> str:
@@ -116,8 +120,8 @@ def random_name(rng: random.Random) -> str:
 
 
 def random_code(rng: random.Random) -> str:
-    """A code, such as `K7q`."""
-    return "".join(rng.choice(kind) for kind in CODE_CLASSES)
+    """A code, such as `Ka47`."""
+    return "".join(rng.choice(place) for place in CODE_PLACES)
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
@@ -125,7 +129,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
     one more token each: whole conversations take 15 to 60 tokens, and any text still round-trips.
     """
     tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(_phrases())
+    tokenizer.add_tokens([*_phrases(), *(part for place in CODE_PLACES for part in place)])
     return tokenizer
 
 
@@ -151,17 +155,7 @@ def _tasks(num_tasks: int, seed: int) -> list[Task]:
     while len(names) < num_tasks:
         name, code = random_name(rng), random_code(rng)
         names.setdefault(name, code)
-    return [
-        Task(id=name, messages=question(name), reference=code) for name, code in names.items()
-    ]
-
-
-def _known(attempt: str | None, code: str) -> int:
-    """How many characters of `code` partial feedback reveals: one more than the attempt got right."""
-    if attempt is None:
-        return 1
-    is_right = [given == wanted for given, wanted in zip(attempt, code, strict=True)]
-    return is_right.index(False) + 1
+    return [Task(id=name, messages=question(name), reference=code) for name, code in names.items()]
 
 
 def _attempt(task: Task, text: str) -> Rollout:
