@@ -25,7 +25,7 @@ from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefused
 
 MAX_RESTARTS = 3
 """New children after crashes, per program; later inputs are not run."""
-MAX_RETRIES = 3
+MAX_RETRIES = 5
 """Times a program is judged again from the start when its zygote was killed."""
 MEMORY_PER_PROGRAM = 512 << 20
 NOT_RUN = Outcome(status="not_run")
