@@ -81,6 +81,17 @@ def test_srpo_needs_another_solved_attempt():
     ]
 
 
+def test_srpo_does_not_count_an_attempt_as_its_own_sibling():
+    """Solved is the environment's word, reward a number: a solved attempt may have a low one."""
+    alone = group(0.2, 0.0)
+    solved = Group(
+        task=alone.task,
+        rollouts=alone.rollouts,
+        verdicts=(Verdict(reward=0.2, solved=True), Verdict(reward=0.0, solved=False)),
+    )
+    assert route(solved, (CONTEXT, CONTEXT), routing.srpo) == [{"pg": 1.0}, {"distill": 1.0}]
+
+
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
