@@ -1,9 +1,9 @@
 """A toy world: tasks whose hidden answers only the feedback reveals.
 
-A task asks for the code of an item. Codes such as `Ka47` are drawn at random, so they can be neither
-derived nor guessed (1 in 10,000): every group fails, and a method that learns from rewards alone has
-nothing to learn from. The feedback on a wrong attempt reveals the code. `toy_model.py` makes the
-policy to go with it: one that reads feedback, and knows no code.
+A task asks for the code of an item. Codes such as `Ka47` are drawn at random, so they can be
+neither derived nor guessed (1 in 10,000): every group fails, and a method that learns from rewards
+alone has nothing to learn from. The feedback on a wrong attempt reveals the code. `reading.py`
+makes the policy to go with it: one that reads feedback, and knows no code.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ToyEnv(FunctionEnv):
 
     Example:
         env = ToyEnv(num_tasks=8, seed=0, reveal="all")
-        env.load("train")[0].messages   # ({"role": "user", "content": "What is the code of item gbah?"},)
+        env.load("train")[0].messages[0]["content"]   # "What is the code of item gbah?"
     """
 
     def __init__(self, *, num_tasks: int, seed: int, reveal: Reveal) -> None:
@@ -126,7 +126,8 @@ def random_code(rng: random.Random) -> str:
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """The byte tokenizer with every fixed sentence of the toy world and of the teacher contexts as
-    one more token each: whole conversations take 15 to 60 tokens, and any text still round-trips.
+    one more token each, and every part of a code: conversations take 12 to 50 tokens, and any text
+    still round-trips.
     """
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([*_phrases(), *(part for place in CODE_PLACES for part in place)])
