@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import statistics
@@ -195,7 +196,10 @@ def spawn(args, contender: str, **changes) -> dict[str, float]:
     for name in (*names, "new_tokens", "threads", "max_sequences", "model_dir"):
         if options[name] not in (None, ""):
             command += [f"--{name.replace('_', '-')}", str(options[name])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # vLLM on a CPU otherwise reserves half of the memory for its cache.
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise SystemExit(f"{contender} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

