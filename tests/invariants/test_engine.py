@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sdpo.engines.attempts import distinct_prompts
+from sdpo.engines.attention import engine_attention
 from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.decode import Decoder, DecodeState
 from sdpo.engines.generic import sample_prompt, score_alone
+from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
 from sdpo.testing import tiny_model
 
@@ -180,6 +183,38 @@ def test_scores_do_not_depend_on_packing(monkeypatch):
     pieces = LocalEngine(model, max_prefill_tokens=10).score(scored[::-1], 1.0)[::-1]
     for one, other in zip(whole, pieces, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_steps_of_fixed_size_sample_the_same():
+    """What CUDA graphs replay: padded rows, columns and prompt slots, here run without a graph."""
+    model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(group=5)
+    whole = LocalEngine(model).generate(requests, SAMPLING)
+    fast = LocalEngine(model)._fast_path()
+    prompts, groups = distinct_prompts(requests)
+    attempts = [attempt for group in groups for attempt in group]
+    captured = []
+
+    def capture(step, undo):
+        tokens, logprobs = (output.clone() for output in step())
+        undo()
+
+        def replay():
+            for held, output in zip((tokens, logprobs), step(), strict=True):
+                held.copy_(output)
+
+        captured.append(len(tokens))
+        return CapturedStep(replay, tokens, logprobs)
+
+    with torch.no_grad(), engine_attention(model):
+        state = DecodeState(
+            fast, num_prompts=3, prompt_columns=32, num_rows=7, suffix_columns=26, max_group=5
+        )
+        state.graphs = StepGraphs(capture=capture)
+        Decoder(fast, state, prompts, attempts, SAMPLING, 4096).run()
+    assert {7, 4, 2} <= set(captured)
+    assert [[attempt.completion().token_ids for attempt in group] for group in groups] == [
+        [completion.token_ids for completion in group] for group in whole
+    ]
 
 
 def test_equal_prompts_of_different_requests_share_and_keep_their_order():

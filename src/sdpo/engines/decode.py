@@ -59,7 +59,7 @@ class DecodeState:
         """Tokens in the prompt slot: all of the prompt but its last."""
         self.rows_GS = torch.zeros(num_prompts, max_group, dtype=torch.long, device=device)
         self.places_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.graphs = StepGraphs() if device.type == "cuda" else None
+        self.graphs = StepGraphs.on_cuda() if device.type == "cuda" else None
 
     @property
     def num_rows(self) -> int:

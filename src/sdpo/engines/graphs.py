@@ -8,8 +8,10 @@ addresses stay.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -24,13 +26,46 @@ _WARM_UP_STEPS = 2
 """Uncaptured runs before a capture: libraries allocate their workspaces on first use."""
 
 
+class CapturedStep(NamedTuple):
+    """A step that can be run again, and where it leaves what it sampled."""
+
+    replay: Callable[[], None]
+    tokens_R: torch.Tensor
+    logprobs_R: torch.Tensor
+
+
+Step = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+def capture_on_cuda(step: Step, undo: Callable[[], None], pool: Any) -> CapturedStep:
+    """`step` as a CUDA graph; `undo` takes back what a warm-up run changed.
+
+    Graphs of one `pool` share their memory: a replay overwrites what the one before left there.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP_STEPS):
+            step()
+            undo()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        tokens_R, logprobs_R = step()
+    return CapturedStep(graph.replay, tokens_R, logprobs_R)
+
+
 @dataclass(slots=True)
 class StepGraphs:
-    """Captured steps of one `DecodeState`, by rows and columns; all share one memory pool."""
+    """Captured steps of one `DecodeState`, by rows, columns and sampling."""
 
-    _captured: dict[
-        tuple[int, int, float, float], tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]
-    ] = field(default_factory=dict)
+    capture: Callable[[Step, Callable[[], None]], CapturedStep]
+    _captured: dict[tuple[int, int, float, float], CapturedStep] = field(default_factory=dict)
+
+    @classmethod
+    def on_cuda(cls) -> StepGraphs:
+        """Graphs that share one memory pool: logits of the largest step, not of every step."""
+        return cls(capture=partial(capture_on_cuda, pool=torch.cuda.graph_pool_handle()))
 
     def step(
         self, fast: FastPath, state: DecodeState, sampling: Sampling, num_live: int, columns: int
@@ -41,41 +76,32 @@ class StepGraphs:
         columns = min(-(-columns // _COLUMN_STEP) * _COLUMN_STEP, total)
         key = (rows, columns, sampling.temperature, sampling.top_p)
         if key not in self._captured:
-            self._captured[key] = _capture(fast, state, sampling, rows, columns)
-        graph, tokens_R, logprobs_R = self._captured[key]
-        graph.replay()
-        return tokens_R, logprobs_R
+            self._captured[key] = self._capture(fast, state, sampling, rows, columns)
+        captured = self._captured[key]
+        captured.replay()
+        return captured.tokens_R, captured.logprobs_R
 
+    def _capture(
+        self, fast: FastPath, state: DecodeState, sampling: Sampling, rows: int, columns: int
+    ) -> CapturedStep:
+        from sdpo.engines.decode import decode_step
 
-def _capture(
-    fast: FastPath, state: DecodeState, sampling: Sampling, rows: int, columns: int
-) -> tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor]:
-    from sdpo.engines.decode import decode_step
+        num_prompts, num_slots = state.rows_GS.shape
 
-    num_prompts, num_slots = state.rows_GS.shape
-    prompt_columns = state.cache.prompt_keys[0].shape[2]
+        def step() -> tuple[torch.Tensor, torch.Tensor]:
+            plan = state.plan(
+                rows,
+                columns,
+                num_prompts=num_prompts,
+                num_slots=num_slots,
+                prompt_columns=state.cache.prompt_keys[0].shape[2],
+            )
+            return decode_step(fast, state, plan, sampling)
 
-    def step() -> tuple[torch.Tensor, torch.Tensor]:
-        plan = state.plan(
-            rows,
-            columns,
-            num_prompts=num_prompts,
-            num_slots=num_slots,
-            prompt_columns=prompt_columns,
-        )
-        return decode_step(fast, state, plan, sampling)
+        before = state.tokens_R.clone(), state.lengths_R.clone()
 
-    # A warm-up step advances the rows like a real one: put them back.
-    before = state.tokens_R.clone(), state.lengths_R.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP_STEPS):
-            step()
+        def undo() -> None:
             state.tokens_R.copy_(before[0])
             state.lengths_R.copy_(before[1])
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        tokens_R, logprobs_R = step()
-    return graph, tokens_R, logprobs_R
+
+        return self.capture(step, undo)
