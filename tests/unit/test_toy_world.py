@@ -74,7 +74,7 @@ def test_tokenizer_round_trips_and_keeps_conversations_short():
 
 
 def answers(model, chat, conversations, *, wrong_first=False):
-    """One sampled answer to each conversation; with `wrong_first` the digits follow a wrong syllable."""
+    """One sampled answer to each; with `wrong_first` the digits follow a wrong syllable."""
     tokenizer = chat.tokenizer
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -144,7 +144,7 @@ def test_teaching_is_repeatable_and_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_teach", None)
     again = toy_model(3, cache=tmp_path / "a")
     untaught = tiny_model(vocab_size=len(toy_tokenizer()), num_layers=3, seed=3)
-    weights = [[p for p in model.parameters()] for model in (first, second, again, untaught)]
+    weights = [list(model.parameters()) for model in (first, second, again, untaught)]
     for one, two, three, before in zip(*weights, strict=True):
         assert torch.equal(one, two)
         assert torch.equal(one, three)

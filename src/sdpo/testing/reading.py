@@ -307,7 +307,7 @@ class _Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": 0.0, "peak_lr": MATRIX_LR})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # ty: ignore[invalid-method-override]
+    def step(self, closure: Any = None) -> None:  # ty: ignore[incompatible-method-override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 state = self.state[parameter]

@@ -1,0 +1,140 @@
+"""Multiple-choice questions answered with a letter in `<answer>` tags (SciKnowEval).
+
+A row has `prompt` (the question with its options, one a line, `A: ...`), `answer` (a letter), and
+may have `id` or `idx`, `system`, `split`; other keys are ignored. The system turn is kept as it is.
+
+Feedback says what is wrong with the form of an answer, or that the chosen option is wrong. It never
+names the right one: the policy would be taught to copy a letter without a reason. The paper has no
+feedback at all in this setting; `teacher.context.feedback = "never"` gives exactly that.
+
+The `<reasoning>` block is asked for by the prompt but not judged; `env/has_reasoning` counts it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from sdpo.chat import strip_thinking
+from sdpo.config import schema
+from sdpo.envs import feedback
+from sdpo.envs.code_tasks import Line
+from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.records import Task, Verdict
+
+_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)
+_TAG = re.compile(r"<(/?)(answer|reasoning)>", re.IGNORECASE)
+
+# Feedback enters the teacher's prompt, where a literal tag could pass for an answer.
+NO_ANSWER = (
+    "Incorrect Format: There is no answer. Put the letter of your option between an opening and a "
+    "closing answer tag, after the reasoning."
+)
+NOT_CLOSED = "Incorrect Format: The answer tag is opened but not closed."
+SEVERAL = "Incorrect Format: There are {count} answers. Give exactly one."
+NO_LETTER = (
+    "Incorrect Format: The answer reads {answer!r}. Give only the letter of one option: {options}."
+)
+WRONG = "Wrong Answer: Option {letter} is not correct."
+
+
+class Choice(RowsEnv):
+    """Multiple-choice questions of a file.
+
+    Example:
+        env = Choice(schema.ChoiceEnv(tasks="sciknoweval_physics_train.json"))
+        env.load("train")[0].reference   # {"answer": "B", "options": "ABCD"}
+    """
+
+    def __init__(self, config: schema.ChoiceEnv) -> None:
+        super().__init__(config.tasks, config.eval_fraction)
+
+    def parse(self, line: Line) -> Task:
+        """The task of one row; its answer must be the letter of an option in the prompt."""
+        prompt = text_of(line, "prompt")
+        answer = text_of(line, "answer").strip()
+        options = _options(prompt)
+        if len(options) < 2:
+            raise line.error(
+                "prompt", "no options found; write each on a line of its own, `A: ...`"
+            )
+        if answer not in tuple(options):
+            raise line.error("answer", f"{answer!r:.60} is none of {', '.join(options)}")
+        return Task(
+            id=id_of(line, prompt),
+            messages=messages_of(line, prompt),
+            reference={"answer": answer, "options": options},
+        )
+
+    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
+        """The verdict on one answer. The letter may be small; nothing else may stand beside it."""
+        text = strip_thinking(text)
+        answers, is_open, has_block = _answers(text)
+        has_reasoning = float(has_block)
+        if len(answers) != 1:
+            if answers:
+                says = SEVERAL.format(count=len(answers))
+            elif is_truncated:
+                return failed("truncated", feedback.TRUNCATED, has_reasoning=has_reasoning)
+            else:
+                says = NOT_CLOSED if is_open else NO_ANSWER
+            return failed("incorrect_format", says, has_reasoning=has_reasoning)
+        letter = answers[0].strip().upper()
+        options = task.reference["options"]
+        if letter not in tuple(options):
+            says = NO_LETTER.format(
+                answer=feedback.safe(answers[0].strip()), options=", ".join(options)
+            )
+            return failed("incorrect_format", says, has_reasoning=has_reasoning)
+        if letter != task.reference["answer"]:
+            return failed("wrong_answer", WRONG.format(letter=letter), has_reasoning=has_reasoning)
+        return accepted(has_reasoning=has_reasoning)
+
+    def reference_answer(self, task: Task) -> str:
+        """The right letter, tagged."""
+        return _tagged(task.reference["answer"])
+
+    def trivial_answer(self, task: Task) -> str:
+        """A wrong letter, tagged."""
+        options = task.reference["options"]
+        return _tagged(next(letter for letter in options if letter != task.reference["answer"]))
+
+
+def _options(prompt: str) -> str:
+    """Letters of the options, `ABCD`: the last lines that begin with A, B, C, ... in this order."""
+    letters = ""
+    for letter in _OPTION.findall(prompt):
+        if letter == "A":
+            letters = "A"  # A question may contain lettered lines of its own before the options.
+        elif letters and ord(letter) == ord(letters[-1]) + 1:
+            letters += letter
+    return letters
+
+
+def _answers(text: str) -> tuple[list[str], bool, bool]:
+    """(contents of the answer blocks, whether one stays open, whether a reasoning block is there).
+
+    An answer tag inside the reasoning is a mention, not an answer; a reasoning that is never closed
+    hides nothing. One pass over the tags: a lazy pattern would take quadratic time on a text full
+    of opening tags.
+    """
+    tags = [(match[2].lower(), bool(match[1]), match) for match in _TAG.finditer(text)]
+    last_close = max(
+        (i for i, (n, closes, _) in enumerate(tags) if n == "reasoning" and closes), default=-1
+    )
+    answers: list[str] = []
+    opened: re.Match[str] | None = None
+    is_reasoning = has_reasoning = False
+    for place, (name, closes, match) in enumerate(tags):
+        if name == "reasoning":
+            has_reasoning |= is_reasoning and closes
+            is_reasoning = not closes and place < last_close
+        elif not is_reasoning and closes and opened is not None:
+            answers.append(text[opened.end() : match.start()])
+            opened = None
+        elif not is_reasoning and not closes and opened is None:
+            opened = match
+    return answers, opened is not None, has_reasoning
+
+
+def _tagged(letter: str) -> str:
+    return f"<reasoning>\nSee above.\n</reasoning>\n<answer>\n{letter}\n</answer>"

@@ -1,0 +1,134 @@
+"""Mathematics with a final answer in `\\boxed{}`, compared by math-verify (extra `math`).
+
+A row has `problem` and `answer` (LaTeX or plain text), and may have `id` or `idx`, `system`,
+`split`; other keys are ignored. A problem that does not ask for a box gets one line that does.
+
+The last box of an answer counts. Reading and comparing formulas can take forever (`9^{9^{9^9}}`),
+and math-verify's own time limit works in the main thread only. So it is done in worker processes,
+which are ended when the time is up; verdicts come from threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import queue
+import threading
+
+from sdpo.chat import strip_thinking
+from sdpo.config import schema
+from sdpo.envs import feedback
+from sdpo.envs.code_tasks import Line
+from sdpo.envs.math_process import Comparer
+from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.errors import ConfigError
+from sdpo.records import Task, Verdict
+
+INSTRUCTION = "Put your final answer within \\boxed{}."
+TIME_LIMIT_S = 10.0
+"""For reading and comparing one answer. Honest ones take milliseconds; a busy machine more."""
+MAX_ANSWER_CHARS = 2000
+"""A longer answer is not read."""
+
+NO_BOX = "Incorrect Format: There is no \\boxed{...}. Put your final answer in one."
+NOT_CLOSED = "Incorrect Format: The last \\boxed{ is not closed."
+EMPTY = "Incorrect Format: The last \\boxed{} is empty."
+UNREADABLE = "Incorrect Format: The boxed answer cannot be read as mathematics: {answer}"
+TOO_SLOW = "Time Limit Exceeded: The boxed answer cannot be evaluated in time: {answer}"
+WRONG = "Wrong Answer: {answer} is not correct."
+
+
+class Math(RowsEnv):
+    """Mathematics problems of a file.
+
+    Example:
+        with contextlib.closing(Math(schema.MathEnv(tasks="problems.jsonl"))) as env:
+            env.judge(env.load("train")[0], rollout)
+    """
+
+    def __init__(self, config: schema.MathEnv, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+        super().__init__(config.tasks, config.eval_fraction)
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
+        self._time_limit_s = time_limit_s
+        self._idle: queue.SimpleQueue[Comparer] = queue.SimpleQueue()
+        self._slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
+
+    def parse(self, line: Line) -> Task:
+        """The task of one row."""
+        problem, answer = text_of(line, "problem"), text_of(line, "answer")
+        boxed, _ = last_box(answer)
+        prompt = problem if "\\boxed" in problem else f"{problem}\n\n{INSTRUCTION}"
+        return Task(
+            id=id_of(line, problem),
+            messages=messages_of(line, prompt),
+            reference=(boxed or answer).strip(),
+        )
+
+    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
+        """The verdict on one answer."""
+        boxed, problem = last_box(strip_thinking(text))
+        if boxed is None or not boxed.strip():
+            if is_truncated:
+                return failed("truncated", feedback.TRUNCATED)
+            return failed("incorrect_format", problem or EMPTY)
+        answer = boxed.strip()
+        shown = feedback.safe(answer)
+        match self._compare(task, answer):
+            case "right":
+                return accepted()
+            case "wrong":
+                return failed("wrong_answer", WRONG.format(answer=shown))
+            case "unreadable":
+                return failed("incorrect_format", UNREADABLE.format(answer=shown))
+            case _:
+                return failed("time_limit", TOO_SLOW.format(answer=shown))
+
+    def reference_answer(self, task: Task) -> str:
+        """The reference in a box."""
+        return f"\\boxed{{{task.reference}}}"
+
+    def trivial_answer(self, task: Task) -> str:
+        """A box with a number that is no one's answer."""
+        return "\\boxed{-8675309.125}"
+
+    def close(self) -> None:
+        """End the worker processes; a later verdict starts new ones."""
+        while not self._idle.empty():
+            self._idle.get().close()
+
+    def _compare(self, task: Task, answer: str) -> str:
+        # Answers in words ("Tuesday") are no mathematics and compare as texts.
+        if "".join(answer.split()) == "".join(task.reference.split()):
+            return "right"
+        if len(answer) > MAX_ANSWER_CHARS:
+            return "unreadable"
+        with self._slots:
+            try:
+                comparer = self._idle.get_nowait()
+            except queue.Empty:
+                comparer = Comparer()
+            outcome = comparer.compare(task.reference, answer, self._time_limit_s)
+            if comparer.is_alive:
+                self._idle.put(comparer)
+        return outcome
+
+
+def last_box(text: str) -> tuple[str | None, str | None]:
+    """What the last `\\boxed{...}` of `text` holds, braces balanced, or else what is wrong."""
+    start = text.rfind("\\boxed")
+    if start < 0:
+        return None, NO_BOX
+    rest = text[start + len("\\boxed") :].lstrip()
+    if not rest.startswith("{"):
+        return None, NO_BOX
+    depth, place = 0, 0
+    while place < len(rest):
+        if rest[place] == "\\":
+            place += 1  # An escaped brace is a set's, not a group's.
+        elif rest[place] in "{}":
+            depth += 1 if rest[place] == "{" else -1
+            if depth == 0:
+                return rest[1:place], None
+        place += 1
+    return None, NOT_CLOSED

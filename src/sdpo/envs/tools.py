@@ -1,0 +1,255 @@
+"""Tool calls in the form Thought / Action / Action Input (ToolAlpaca).
+
+A row has `prompt` (the tools' documentation and the question) and `answer`, a JSON list of
+`{"Action": name, "Action_Input": JSON text of an object}`, and may have `id` or `idx`, `system`,
+`split`; other keys are ignored.
+
+An answer is right if its actions are the reference's actions, in any order, and its inputs, merged
+over all calls, are the reference's: for each argument the same values, in any order. (A merge that
+keeps an argument's last value only would call "small, small, large" right for "small, medium,
+large".) Numbers compare by value. A reference action marked `[Optional]` may be left out.
+
+Feedback says what a tool server would say: input that is no JSON and where it breaks, unknown
+actions, missing and unexpected arguments, arguments whose value is wrong. It names arguments, never
+a right value or a missing action.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.chat import strip_thinking
+from sdpo.config import schema
+from sdpo.envs import feedback
+from sdpo.envs.code_tasks import Line
+from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.records import Task, Verdict
+
+_ACTION = re.compile(r"^[ \t]*Action[ \t]*:(.*)$", re.MULTILINE)
+_INPUT = re.compile(r"^[ \t]*Action Input[ \t]*:[ \t]*", re.MULTILINE)
+_TOOL = re.compile(r"^(\S+): .*\nParameters:", re.MULTILINE)
+_OPTIONAL = "[Optional]"
+
+MAX_PROBLEMS = 5
+"""Lines of one feedback."""
+
+NO_ACTION = (
+    "Incorrect Format: There is no action. Write a line `Action: NAME` and below it a line "
+    "`Action Input: JSON`."
+)
+NO_INPUT = "Incorrect Format: Action {name} has no line `Action Input: JSON` below it."
+BAD_JSON = "Incorrect Format: The input of action {name} is no JSON object: {problem}."
+UNKNOWN = "Unknown Action: There is no tool {name}. Tools: {tools}."
+TOO_MANY = "Wrong Answer: Action {name} is called {given} times; that is too often."
+NOT_NEEDED = "Wrong Answer: Action {name} is not needed."
+TOO_FEW = "Wrong Answer: {count} more {calls} needed."
+MISSING = "Wrong Answer: Missing argument: {names}."
+EXTRA = "Wrong Answer: Unexpected argument: {names}."
+WRONG_VALUE = "Wrong Answer: The value of argument {name} is wrong: {value}."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a tool.
+
+    Example:
+        Call(action="searchUser", arguments={"query": "MisterArcade"})
+    """
+
+    action: str
+    arguments: Mapping[str, Any]
+
+
+class Tools(RowsEnv):
+    """Tool-use tasks of a file.
+
+    Example:
+        Tools(schema.ToolsEnv(tasks="tooluse_test.json")).check()
+    """
+
+    def __init__(self, config: schema.ToolsEnv) -> None:
+        super().__init__(config.tasks, config.eval_fraction)
+
+    def parse(self, line: Line) -> Task:
+        """The task of one row; its reference is every accepted list of calls, the longest first."""
+        prompt = text_of(line, "prompt")
+        marked = _reference_calls(line)
+        needed = [call for call in marked if not call.action.startswith(_OPTIONAL)]
+        every = [
+            Call(action=call.action.removeprefix(_OPTIONAL), arguments=call.arguments)
+            for call in marked
+        ]
+        accepted_calls = [every] if len(needed) in (0, len(every)) else [every, needed]
+        tools = dict.fromkeys(_TOOL.findall(prompt))
+        return Task(
+            id=id_of(line, prompt),
+            messages=messages_of(line, prompt),
+            reference={"calls": accepted_calls, "tools": tuple(tools)},
+        )
+
+    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
+        """The verdict on one answer; with several accepted lists, feedback is about the nearest."""
+        calls, problem = parse_calls(strip_thinking(text))
+        if problem is not None:
+            if is_truncated:
+                return failed("truncated", feedback.TRUNCATED, num_calls=float(len(calls)))
+            return failed("incorrect_format", problem, num_calls=float(len(calls)))
+        references = task.reference["calls"]
+        known = set(task.reference["tools"]) | {call.action for call in references[0]}
+        problems = [_problems(calls, reference) for reference in references]
+        says = min(problems, key=len)
+        if not says:
+            return accepted(num_calls=float(len(calls)))
+        unknown = dict.fromkeys(call.action for call in calls if call.action not in known)
+        if unknown:
+            tools = ", ".join(task.reference["tools"])
+            says = [UNKNOWN.format(name=feedback.safe(name), tools=tools) for name in unknown]
+        if len(says) > MAX_PROBLEMS:
+            says = [*says[:MAX_PROBLEMS], f"... ({len(says) - MAX_PROBLEMS} more problems)"]
+        return failed("wrong_answer", "\n".join(says), num_calls=float(len(calls)))
+
+    def reference_answer(self, task: Task) -> str:
+        """The reference's calls, written as asked for."""
+        return "\n".join(
+            f"Thought: I call {call.action}.\nAction: {call.action}\n"
+            f"Action Input: {json.dumps(dict(call.arguments))}"
+            for call in task.reference["calls"][0]
+        )
+
+    def trivial_answer(self, task: Task) -> str:
+        """A call of no tool without arguments."""
+        return "Thought: Nothing to do.\nAction: none\nAction Input: {}"
+
+
+def parse_calls(text: str) -> tuple[list[Call], str | None]:
+    """The calls in `text`, and what is wrong with the first that is malformed (None: nothing)."""
+    calls: list[Call] = []
+    actions = list(_ACTION.finditer(text))
+    if not actions:
+        return calls, NO_ACTION
+    ends = [action.start() for action in actions[1:]] + [len(text)]
+    for action, end in zip(actions, ends, strict=True):
+        name = action[1].strip("`*\"' \t")
+        shown = feedback.safe(name)
+        found = _INPUT.search(text, action.end(), end)
+        if found is None:
+            return calls, NO_INPUT.format(name=shown)
+        arguments, problem = _parse_object(text[found.end() : end])
+        if problem is not None:
+            return calls, BAD_JSON.format(name=shown, problem=problem)
+        calls.append(Call(action=name, arguments=arguments))
+    return calls, None
+
+
+def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
+    """The JSON object that `text` begins with, and what is wrong with it."""
+    text = text.lstrip().removeprefix("```json").removeprefix("```").lstrip()
+    try:
+        value, _ = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text)
+    except json.JSONDecodeError as error:
+        return {}, f"{error.msg} at line {error.lineno}, column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        # Numbers of thousands of digits, and nesting beyond what the parser follows.
+        return {}, str(error)
+    if not isinstance(value, dict):
+        return {}, f"it is {feedback.safe(json.dumps(value))}"
+    return value, None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _problems(calls: Sequence[Call], reference: Sequence[Call]) -> list[str]:
+    """Everything in which `calls` differ from `reference`, worded; empty when they are right."""
+    given, wanted = (Counter(call.action for call in group) for group in (calls, reference))
+    says = []
+    for action, surplus in (given - wanted).items():
+        template = TOO_MANY if given[action] > surplus else NOT_NEEDED
+        says.append(template.format(name=feedback.safe(action), given=given[action]))
+    num_missing = (wanted - given).total()
+    if num_missing:
+        says.append(
+            TOO_FEW.format(count=num_missing, calls="call is" if num_missing == 1 else "calls are")
+        )
+    # Arguments of calls that should not be there say nothing about the others.
+    return says or _argument_problems(_merged(calls), _merged(reference))
+
+
+def _argument_problems(
+    given: Mapping[str, list[Any]], wanted: Mapping[str, list[Any]]
+) -> list[str]:
+    says = []
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if name not in wanted]
+    if missing:
+        says.append(MISSING.format(names=", ".join(missing)))
+    if extra:
+        says.append(EXTRA.format(names=", ".join(map(feedback.safe, extra))))
+    for name, values in given.items():
+        if name in extra:
+            continue
+        left = list(wanted[name])
+        wrong = []
+        for value in values:
+            match = next((i for i, other in enumerate(left) if same_json(value, other)), None)
+            if match is None:
+                wrong.append(value)
+            else:
+                left.pop(match)
+        for value in wrong:
+            shown = feedback.safe(json.dumps(value, ensure_ascii=False))
+            says.append(WRONG_VALUE.format(name=feedback.safe(name), value=shown))
+        if left and not wrong:
+            says.append(MISSING.format(names=f"{name} (in another call)"))
+    return says
+
+
+def _merged(calls: Sequence[Call]) -> dict[str, list[Any]]:
+    """Argument name to its values over all calls."""
+    merged: dict[str, list[Any]] = {}
+    for call in calls:
+        for name, value in call.arguments.items():
+            merged.setdefault(name, []).append(value)
+    return merged
+
+
+def same_json(left: Any, right: Any) -> bool:
+    """Whether two JSON values are equal; 5 equals 5.0, but `true` is not 1."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same_json(left[key], right[key]) for key in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same_json, left, right))
+    return left == right
+
+
+def _reference_calls(line: Line) -> list[Call]:
+    answer = line.row.get("answer")
+    if isinstance(answer, str):
+        try:
+            answer = json.loads(answer)
+        except (ValueError, RecursionError) as error:
+            raise line.error("answer", f"not JSON: {error}") from error
+    if not isinstance(answer, list) or not answer:
+        raise line.error("answer", 'expected a list of {"Action", "Action_Input"}')
+    calls = []
+    for place, call in enumerate(answer):
+        if not isinstance(call, dict) or set(call) != {"Action", "Action_Input"}:
+            raise line.error(f"answer[{place}]", "expected the keys Action and Action_Input")
+        name, arguments = call["Action"], call["Action_Input"]
+        if not isinstance(name, str) or not name:
+            raise line.error(f"answer[{place}].Action", "expected the name of a tool")
+        problem = None
+        if isinstance(arguments, str):
+            arguments, problem = _parse_object(arguments)
+        if problem is not None or not isinstance(arguments, dict):
+            raise line.error(f"answer[{place}].Action_Input", problem or "expected an object")
+        calls.append(Call(action=name, arguments=arguments))
+    return calls
