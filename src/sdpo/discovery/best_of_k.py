@@ -1,0 +1,43 @@
+"""Independent samples: the baseline whose curve over attempts is pass@k.
+
+The whole budget is sampled also after a success; the number of successes gives the unbiased
+estimate, which the place of the first one alone does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sdpo.config.schema import RunConfig
+from sdpo.discovery.records import Tally
+from sdpo.records import Task
+from sdpo.seeds import derive
+from sdpo.training.assemble import Sampler
+
+BATCH = 64
+"""Attempts sampled at once. Part of what decides the random numbers, hence no setting."""
+
+
+def best_of_k(
+    sampler: Sampler,
+    config: RunConfig,
+    task: Task,
+    *,
+    seed: int,
+    tally: Tally,
+    watch: Callable[[Tally], None] = lambda tally: None,
+) -> None:
+    """Spend the budget on independent attempts at `task`; `watch` sees the tally after each
+    batch."""
+    sampling = sampler.sampling(config, temperature=config.rollout.temperature)
+    while tally.left:
+        collected = sampler.collector.collect(
+            [task],
+            group_size=min(BATCH, tally.left),
+            sampling=sampling,
+            seed=derive(seed, "batch", tally.attempts),
+        )
+        group = collected.groups[0]
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            tally.add(rollout.text, solved=verdict.solved)
+        watch(tally)

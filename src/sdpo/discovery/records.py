@@ -1,0 +1,98 @@
+"""What a search found: one record per task, method and repetition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Method = Literal["self_distillation", "best_of_k", "multi_turn"]
+"""How a search proceeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discovery:
+    """One finished search.
+
+    Example:
+        Discovery(task_id="clamp", method="self_distillation", seed=0, budget=256, attempts=48,
+        attempts_to_solve=37, solution="def clamp(x, lo, hi): ...", solved=(37, 41), seconds=12.5)
+    """
+
+    task_id: str
+    method: Method
+    seed: int
+    """Number of the repetition, 0-based; with the run's seed, method and task it decides the
+    search."""
+    budget: int
+    """Attempts the search was allowed."""
+    attempts: int
+    """Attempts sampled and judged, those after a success in the same batch included."""
+    attempts_to_solve: int | None
+    """Place of the first solved attempt, 1-based; None when the search found nothing."""
+    solution: str | None
+    """Text of the first solved attempt."""
+    solved: tuple[int, ...] = ()
+    """Places of all solved attempts. Best-of-k samples on to its budget, so that the unbiased
+    pass@k can be computed from their number."""
+    seconds: float
+    """Wall-clock time."""
+    stopped: str | None = None
+    """Why the search ended before its budget without a solution, for instance a canary."""
+
+    def row(self) -> dict[str, Any]:
+        """The record as one line of discovery.jsonl."""
+        return asdict(self) | {"solved": list(self.solved)}
+
+
+def from_row(row: Mapping[str, Any]) -> Discovery:
+    """The record of one line of discovery.jsonl."""
+    fields: dict[str, Any] = {name: row[name] for name in Discovery.__slots__}
+    fields["solved"] = tuple(row["solved"])
+    return Discovery(**fields)
+
+
+class Tally:
+    """Counts the attempts of one search, in order."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.attempts = 0
+        self.solution: str | None = None
+        self.solved: list[int] = []
+
+    @property
+    def left(self) -> int:
+        """Attempts that remain."""
+        return self.budget - self.attempts
+
+    def add(self, text: str, *, solved: bool) -> None:
+        """Count one attempt."""
+        self.attempts += 1
+        if solved:
+            self.solved.append(self.attempts)
+            if self.solution is None:
+                self.solution = text
+
+    def result(
+        self,
+        *,
+        task_id: str,
+        method: Method,
+        seed: int,
+        seconds: float,
+        stopped: str | None = None,
+    ) -> Discovery:
+        """The finished search."""
+        return Discovery(
+            task_id=task_id,
+            method=method,
+            seed=seed,
+            budget=self.budget,
+            attempts=self.attempts,
+            attempts_to_solve=self.solved[0] if self.solved else None,
+            solution=self.solution,
+            solved=tuple(self.solved),
+            seconds=seconds,
+            stopped=stopped,
+        )

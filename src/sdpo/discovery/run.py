@@ -1,0 +1,244 @@
+"""Searches over tasks, methods and repetitions, recorded so that a killed run continues where it
+was.
+
+Every search derives its random numbers from (run seed, method, task, repetition) alone, so neither
+order nor interruption changes a result; an interrupted search starts again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from sdpo.config.schema import RunConfig, Select
+from sdpo.discovery.best_of_k import best_of_k
+from sdpo.discovery.multi_turn import multi_turn
+from sdpo.discovery.records import Discovery, Method, Tally, from_row
+from sdpo.discovery.self_distillation import self_distillation
+from sdpo.discovery.summary import write_summary
+from sdpo.envs.base import Env
+from sdpo.errors import ConfigError
+from sdpo.evaluation import pass_at_k
+from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.records import Task
+from sdpo.seeds import derive
+from sdpo.teacher.schedule import copy_weights
+from sdpo.training.assemble import Sampler, open_sampler
+from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.packing import check_head
+
+RESULTS = "discovery.jsonl"
+SELECTION = "selection.jsonl"
+SOLUTIONS = "solutions"
+
+Progress = Callable[[Sequence[Discovery], str], None]
+"""Called with the finished searches and a line about the current one."""
+
+_END = 1 << 62
+
+
+def discover_tasks(
+    config: RunConfig, env: Env | None = None, progress: Progress | None = None
+) -> list[Discovery]:
+    """Search for solutions as `config.discover` says; finished searches of the same run directory
+    are read, not repeated.
+
+    Writes `discovery.jsonl`, `discovery.json` and `solutions/TASK.txt`. `env` replaces
+    `config.env`. Raises `SdpoError`.
+    """
+    say = progress or (lambda results, line: None)
+    run_dir = open_run_dir(config, run_facts())
+    file = JsonLines(run_dir / RESULTS)
+    file.resume_at(_END)
+    results = [from_row(row) for row in read_rows(file.path)]
+    done = {(r.task_id, r.method, r.seed) for r in results}
+    with open_sampler(config, env) as sampler:
+        initial = _initial(sampler, config, config.discover.methods)
+        tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
+        plan = [
+            (task, method, seed)
+            for task in tasks
+            for method in config.discover.methods
+            for seed in range(config.discover.seeds)
+            if (task.id, method, seed) not in done
+        ]
+        try:
+            for task, method, seed in plan:
+                result = search(
+                    sampler,
+                    config,
+                    task,
+                    method=method,
+                    seed=seed,
+                    initial=initial,
+                    watch=lambda tally, m=method, t=task, s=seed: say(
+                        results, f"{t.id}, {m}, seed {s}: {tally.attempts}/{tally.budget} attempts"
+                    ),
+                )
+                _save_solution(run_dir, result)
+                results.append(result)
+                file.append([result.row() | {"step": len(results)}])
+                say(results, "")
+        finally:
+            file.close()
+    write_summary(results, run_dir)
+    return results
+
+
+def discover_one(
+    task: Task | str,
+    config: RunConfig,
+    env: Env | None = None,
+    *,
+    method: Method = "self_distillation",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Discovery:
+    """One search for one task (or its id in `config.discover.split`); writes nothing."""
+    say = progress or (lambda results, line: None)
+    with open_sampler(config, env) as sampler:
+        if isinstance(task, str):
+            task = _named(sampler.env.load(config.discover.split), [task])[0]
+        return search(
+            sampler,
+            config,
+            task,
+            method=method,
+            seed=seed,
+            initial=_initial(sampler, config, [method]),
+            watch=lambda tally: say([], f"{tally.attempts}/{tally.budget} attempts"),
+        )
+
+
+def search(
+    sampler: Sampler,
+    config: RunConfig,
+    task: Task,
+    *,
+    method: Method,
+    seed: int,
+    initial: Mapping[str, torch.Tensor],
+    watch: Callable[[Tally], None] = lambda tally: None,
+) -> Discovery:
+    """One search. `initial` are the weights `sampler` holds, needed by `self_distillation`
+    only."""
+    start = time.perf_counter()
+    tally = Tally(config.discover.budget)
+    own = derive(config.seed, "discover", method, task.id, seed)
+    stopped = None
+    match method:
+        case "self_distillation":
+            stopped = self_distillation(
+                sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
+            )
+        case "best_of_k":
+            best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
+        case "multi_turn":
+            multi_turn(sampler, config, task, seed=own, tally=tally, watch=watch)
+    return tally.result(
+        task_id=task.id,
+        method=method,
+        seed=seed,
+        seconds=time.perf_counter() - start,
+        stopped=stopped,
+    )
+
+
+def _initial(
+    sampler: Sampler, config: RunConfig, methods: Sequence[Method]
+) -> dict[str, torch.Tensor]:
+    """The initial weights of a model made ready for training; nothing when no method trains."""
+    if "self_distillation" not in methods:
+        return {}
+    model = sampler.policy.model
+    check_head(model)
+    if config.optim.gradient_checkpointing:
+        # Renamed in transformers 5.20; the old name warns there and is all there is before.
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    return copy_weights(model)
+
+
+def _tasks(
+    config: RunConfig, sampler: Sampler, run_dir: Path, say: Callable[[str], None]
+) -> list[Task]:
+    """The tasks to search, in the split's order. Raises `ConfigError` for an unknown id and when
+    none is hard enough."""
+    tasks = list(sampler.env.load(config.discover.split))
+    if config.discover.tasks:
+        tasks = _named(tasks, config.discover.tasks)
+    select = config.discover.select
+    if isinstance(select, Select):
+        rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
+        tasks = [task for task in tasks if rates[task.id] < select.below]
+        if not tasks:
+            raise ConfigError(
+                f"discover.select: none of {len(rates)} tasks has pass@{select.pass_at} below "
+                f"{select.below}; the easiest way on is discover.select='off'"
+            )
+    return tasks
+
+
+def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
+    missing = sorted(set(names) - {task.id for task in tasks})
+    if missing:
+        raise ConfigError(
+            f"discover.tasks: no task {missing[0]!r} in this split of {len(tasks)} tasks; "
+            "see discover.split"
+        )
+    return [task for task in tasks if task.id in names]
+
+
+def measure(
+    sampler: Sampler,
+    config: RunConfig,
+    tasks: Sequence[Task],
+    k: int,
+    path: Path,
+    say: Callable[[str], None],
+) -> dict[str, float]:
+    """pass@k of each task from k attempts of the initial model, so 0 or 1; `path` keeps what was
+    measured."""
+    file = JsonLines(path)
+    file.resume_at(_END)
+    rows = list(read_rows(path))
+    rates = {row["task_id"]: pass_at_k(row["attempts"], row["solved"], k) for row in rows}
+    sampling = sampler.sampling(config, temperature=config.rollout.temperature)
+    try:
+        for task in tasks:
+            if task.id in rates:
+                continue
+            say(f"selecting: {len(rates)}/{len(tasks)} tasks measured")
+            collected = sampler.collector.collect(
+                [task], group_size=k, sampling=sampling, seed=derive(config.seed, "select")
+            )
+            solved = sum(verdict.solved for verdict in collected.groups[0].verdicts)
+            rates[task.id] = pass_at_k(k, solved, k)
+            row = {"step": len(rates), "task_id": task.id, "attempts": k, "solved": solved}
+            file.append([row])
+    finally:
+        file.close()
+    return rates
+
+
+def _save_solution(run_dir: Path, result: Discovery) -> None:
+    """Keep the first solution found of a task."""
+    path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
+    if result.solution is None or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
+    partial.rename(path)
+
+
+def _file_name(task_id: str) -> str:
+    """`task_id` where it is a file name, otherwise its safe characters and a hash."""
+    safe = re.sub(r"[^\w.-]", "_", task_id, flags=re.ASCII)[:100].lstrip(".")
+    if safe == task_id:
+        return safe
+    return f"{safe}-{hashlib.blake2b(task_id.encode(), digest_size=4).hexdigest()}"

@@ -1,0 +1,244 @@
+"""Searches on a tiny random model: counting, budgets, restored weights, resume, records."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+import sdpo
+from sdpo.chat import Chat
+from sdpo.config.load import load_config
+from sdpo.config.schema import RunConfig
+from sdpo.discovery.multi_turn import fit
+from sdpo.discovery.records import Discovery
+from sdpo.discovery.run import discover_one, discover_tasks, search
+from sdpo.discovery.summary import (
+    curve,
+    difference,
+    live_progress,
+    show,
+    speed_up,
+    summarise_discovery,
+)
+from sdpo.errors import ConfigError
+from sdpo.records import Verdict
+from sdpo.teacher.schedule import copy_weights
+from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.assemble import open_sampler
+
+BUDGET = 10
+METHODS = ("self_distillation", "best_of_k", "multi_turn")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(hidden_size=16, num_layers=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def settings(model_dir, run_dir, **discover) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "run": str(run_dir),
+            "model": {"name": str(model_dir), "device": "cpu", "dtype": "float32"},
+            "rollout": {"max_completion_tokens": 4, "max_prompt_tokens": 400},
+            "teacher": {"context": {"max_tokens": 600}},
+            "optim": {"lr": 1e-2},
+            "discover": {"budget": BUDGET, "batch": 4, "seeds": 2, "window_tokens": 300} | discover,
+        }
+    )
+
+
+def world(prompts=("a", "b"), solves=lambda task, rollout: False, seen=None):
+    """Tasks whose attempts are solved as `solves` says; `seen` collects (task, rollout)."""
+
+    def judge(task, rollout):
+        if seen is not None:
+            seen.append((task, rollout))
+        solved = solves(task, rollout)
+        feedback = None if solved else "Expected 7."
+        return Verdict(reward=float(solved), solved=solved, feedback=feedback)
+
+    return sdpo.env([{"id": p, "prompt": f"Say {p}"} for p in prompts], judge)
+
+
+def lines(path):
+    return path.read_text().splitlines()
+
+
+def fixed(results):
+    return [replace(result, seconds=0.0) for result in results]
+
+
+def often(task, rollout):
+    return bool(rollout.text) and ord(rollout.text[0]) % 8 == 0
+
+
+def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp_path):
+    seen = []
+    config = settings(model_dir, tmp_path / "run")
+    results = discover_tasks(config, world(seen=seen))
+    assert [(r.task_id, r.method, r.seed) for r in results] == [
+        (task, method, seed) for task in "ab" for method in METHODS for seed in range(2)
+    ]
+    assert all(r.attempts == r.budget == BUDGET for r in results)
+    assert all(r.attempts_to_solve is None and r.solution is None for r in results)
+    assert len(seen) == len(results) * BUDGET
+    # The judge sees the task itself, also when the prompt holds more.
+    assert {task.messages[0]["content"] for task, _ in seen} == {"Say a", "Say b"}
+    # Attempts of the second and third batch come from trained weights, the next search's do not.
+    versions = {}
+    for index, (_, rollout) in enumerate(seen[:BUDGET]):
+        versions.setdefault(rollout.policy_version, []).append(index)
+    assert [len(part) for _, part in sorted(versions.items())] == [4, 4, 2]
+    assert all(seen[BUDGET * i][1].policy_version == 0 for i in range(len(results)))
+    rows = [json.loads(line) for line in lines(tmp_path / "run/discovery.jsonl")]
+    assert len(rows) == len(results)
+    assert rows[0].keys() == set(Discovery.__slots__) | {"step"}
+    assert not (tmp_path / "run/solutions").exists()
+
+
+def test_weights_train_within_a_search_and_are_restored(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run")
+    trained = []
+    with open_sampler(config, world()) as sampler:
+        model = sampler.policy.model
+        initial = copy_weights(model)
+
+        def watch(tally):
+            trained.append({name: w.clone() for name, w in copy_weights(model).items()})
+
+        task = sampler.env.load("eval")[0]
+        first = search(
+            sampler, config, task, method="self_distillation", seed=0, initial=initial, watch=watch
+        )
+        for name, weight in copy_weights(model).items():
+            assert torch.equal(weight, initial[name])
+        again = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+    assert all(torch.equal(trained[0][name], initial[name]) for name in initial)
+    assert any(not torch.equal(trained[1][name], initial[name]) for name in initial)
+    assert fixed([first]) == fixed([again])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attempts_are_counted_in_order(model_dir, tmp_path, method):
+    seen = []
+    config = settings(model_dir, tmp_path / "run", budget=40)
+    result = discover_one("b", config, world(solves=often, seen=seen), method=method)
+    # Judged concurrently within a batch, so the order of calls is that of the attempts per batch.
+    assert result.attempts == len(seen)
+    assert result.attempts_to_solve == result.solved[0]
+    texts = {rollout.text for _, rollout in seen if often(None, rollout)}
+    assert result.solution in texts
+    assert len(result.solved) == sum(often(None, rollout) for _, rollout in seen)
+    if method == "best_of_k":
+        assert result.attempts == 40
+    else:
+        batch = 4 if method == "self_distillation" else 1
+        assert result.attempts - batch < result.attempts_to_solve <= result.attempts
+
+
+def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):
+    whole = discover_tasks(settings(model_dir, tmp_path / "whole"), world(solves=often))
+    calls = []
+
+    def killer(results, line):
+        calls.append(line)
+        if len(results) == 5 and line:
+            raise KeyboardInterrupt
+
+    config = settings(model_dir, tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        discover_tasks(config, world(solves=often), progress=killer)
+    path = tmp_path / "cut/discovery.jsonl"
+    assert len(path.read_text().splitlines()) == 5
+    with path.open("a") as file:
+        file.write('{"task_id": "tor')
+    seen = []
+    resumed = discover_tasks(config, world(solves=often, seen=seen))
+    assert fixed(resumed) == fixed(whole)
+    assert len(seen) == sum(r.attempts for r in whole[5:])
+    seen.clear()
+    assert fixed(discover_tasks(config, world(solves=often, seen=seen))) == fixed(whole)
+    assert not seen
+    for name in ("a", "b"):
+        solution = tmp_path / f"cut/solutions/{name}.txt"
+        assert solution.read_text() == (tmp_path / f"whole/solutions/{name}.txt").read_text()
+
+
+def test_selection_keeps_hard_tasks_and_unknown_ids_are_refused(model_dir, tmp_path):
+    select = {"pass_at": 8, "below": 0.5}
+    easy = world(solves=lambda task, rollout: task.id == "a")
+    config = settings(model_dir, tmp_path / "hard", select=select, methods=["best_of_k"], seeds=1)
+    assert [r.task_id for r in discover_tasks(config, easy)] == ["b"]
+    rows = [json.loads(line) for line in lines(tmp_path / "hard/selection.jsonl")]
+    assert [(row["task_id"], row["solved"]) for row in rows] == [("a", 8), ("b", 0)]
+    config = settings(model_dir, tmp_path / "none", select=select, tasks=["a"])
+    with pytest.raises(ConfigError, match=r"pass@8 below 0\.5"):
+        discover_tasks(config, easy)
+    with pytest.raises(ConfigError, match="no task 'zz'"):
+        discover_tasks(settings(model_dir, tmp_path / "unknown", tasks=["zz"]), easy)
+
+
+def test_the_window_drops_the_oldest_first_and_cuts_the_newest():
+    chat = Chat(byte_tokenizer())
+    task = ({"role": "user", "content": "Q"},)
+    sections = ["first " * 10, "second " * 10, "third " * 10]
+    kept, messages = fit(chat, task, sections, 250)
+    assert kept == sections[1:]
+    assert len(chat.prompt_ids(messages)) <= 250
+    kept, messages = fit(chat, task, ["x" * 1000], 250)
+    assert "characters left out" in messages[0]["content"]
+    assert len(chat.prompt_ids(messages)) <= 250
+    assert fit(chat, task, ["x" * 1000], 40) == ([], task)
+
+
+def found(task, method, seed, first, num_solved=None, budget=100):
+    solved = () if first is None else (first,)
+    if num_solved is not None:
+        solved = tuple(range(1, num_solved + 1))
+    return Discovery(
+        task_id=task,
+        method=method,
+        seed=seed,
+        budget=budget,
+        attempts=budget if method == "best_of_k" or first is None else first,
+        attempts_to_solve=solved[0] if solved else None,
+        solution="x" if solved else None,
+        solved=solved,
+        seconds=1.0,
+    )
+
+
+def test_curves_intervals_and_speed_up():
+    own = [found(t, "self_distillation", s, 10) for t in "abc" for s in range(3)]
+    other = [found(t, "multi_turn", s, 40 if t == "a" else None) for t in "abc" for s in range(3)]
+    independent = [found(t, "best_of_k", s, 1, num_solved=1) for t in "abc" for s in range(3)]
+    assert [i.mean for i in curve(own, [9, 10])] == [0.0, 1.0]
+    assert curve(independent, [1, 50])[1].mean == pytest.approx(0.5)
+    gap = difference(own, other, 100)
+    assert gap.mean == pytest.approx(2 / 3)
+    assert gap.low >= 0
+    factor = speed_up(own, other)
+    assert factor is not None
+    assert factor["factor"] == pytest.approx(4, rel=0.2)
+    summary = summarise_discovery([*own, *other, *independent])
+    assert set(summary["against"]) == {"multi_turn", "best_of_k"}
+    console = Console(width=160, file=io.StringIO())
+    show([*own, *other, *independent], console)
+    text = " ".join(console.file.getvalue().split())
+    assert "a: self_distillation, attempt 10" in text
+    assert f"{factor['factor']:.1f}x fewer" in text
+    with live_progress(Console(file=io.StringIO())) as say:
+        say(own, "now")
+
+
+def test_the_paper_recipe_has_discovery_settings():
+    assert load_config(["paper-ttt"]).discover.budget == 2750
