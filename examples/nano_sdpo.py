@@ -1,9 +1,11 @@
-"""SDPO in one file: the executable specification of this project, equal to the package by tests/parity/test_nano.py.
+"""SDPO in one file: the executable specification of this project, equal to the package by
+tests/parity/test_nano.py.
 
     python examples/nano_sdpo.py [steps]
 
-No packing, no fused head, no resume: dense logits, autograd and plain loops, so that each equation of the paper
-(arXiv 2601.20802) is one or two lines. Legend: T completion tokens, V vocabulary, K support.
+No packing, no fused head, no resume: dense logits, autograd and plain loops, so that each equation
+of the paper (arXiv 2601.20802) is one or two lines. Legend: T completion tokens, V vocabulary, K
+support.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 MAX_NEW_TOKENS, GROUP_SIZE, TASKS_PER_STEP = 64, 8, 4
 TOP_K, BETA, EMA_RATE, LR, GRAD_CLIP = 20, 0.5, 0.05, 3e-5, 1.0
 
 
-# --- records ---------------------------------------------------------------------------------------------------------
+# --- records
 
 
 @dataclass
@@ -44,11 +45,12 @@ class Attempt:
     """The teacher's context as tokens; None when there is nothing to tell it."""
 
 
-# --- the teacher's context (Table 2) ---------------------------------------------------------------------------------
+# --- the teacher's context (Table 2)
 
 
 def teacher_prompt(task: Task, group: list[Attempt], index: int, order: list[int]) -> str | None:
-    """The question, then a solved sibling, else this attempt's feedback, then the instruction. The attempt is not shown."""
+    """The question, then a solved sibling, else this attempt's feedback, then the instruction. The
+    attempt is not shown."""
     sections = [task.prompt]
     solved_siblings = [i for i in order if i != index]
     if solved_siblings:
@@ -63,7 +65,7 @@ def teacher_prompt(task: Task, group: list[Attempt], index: int, order: list[int
     return "\n\n".join([*sections, "Now solve the original task yourself."])
 
 
-# --- the objective (Eq. 1, Eq. 11) -----------------------------------------------------------------------------------
+# --- the objective (Eq. 1, Eq. 11)
 
 
 def buckets(log_p: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,8 @@ def buckets(log_p: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
 
 
 def divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence [T] over the student's top-K plus tail; no gradient reaches the teacher."""
+    """Jensen-Shannon divergence [T] over the student's top-K plus tail; no gradient reaches the
+    teacher."""
     log_p = student_logits.float().log_softmax(-1)
     log_q = teacher_logits.detach().float().log_softmax(-1)
     support = log_p.detach().topk(min(TOP_K, log_p.shape[-1]), dim=-1).indices
@@ -90,7 +93,8 @@ def completion_logits(model, prompt_ids: list[int], completion_ids: list[int]) -
 
 
 def sdpo_loss(model, teacher, attempts: list[Attempt]) -> torch.Tensor:
-    """Sum of divergences over every distilled token, divided once by their number in the whole batch."""
+    """Sum of divergences over every distilled token, divided once by their number in the whole
+    batch."""
     distilled = [a for a in attempts if a.teacher_ids is not None]
     total = sum(len(a.completion_ids) for a in distilled)
     loss = torch.zeros(())
@@ -103,7 +107,8 @@ def sdpo_loss(model, teacher, attempts: list[Attempt]) -> torch.Tensor:
 
 
 def grpo_loss(model, groups: list[list[Attempt]]) -> torch.Tensor:
-    """The baseline on-policy (Eq. 12 at ratio 1): reward minus group mean, no std, one denominator."""
+    """The baseline on-policy (Eq. 12 at ratio 1): reward minus group mean, no std, one
+    denominator."""
     total = sum(len(a.completion_ids) for group in groups for a in group)
     loss = torch.zeros(())
     for group in groups:
@@ -137,7 +142,7 @@ class EmaTeacher:
             self.weights[name].lerp_(parameter, EMA_RATE)
 
 
-# --- Algorithm 1 -----------------------------------------------------------------------------------------------------
+# --- Algorithm 1
 
 
 @torch.no_grad()
@@ -172,7 +177,8 @@ def encode(tokenizer, prompt: str) -> list[int]:
 
 
 def reread(tokenizer, task: Task, group: list[Attempt], rng: random.Random) -> None:
-    """Give every attempt its teacher context; solved siblings are drawn at random, never the attempt itself."""
+    """Give every attempt its teacher context; solved siblings are drawn at random, never the
+    attempt itself."""
     order = [i for i, a in enumerate(group) if a.solved]
     rng.shuffle(order)
     for index, attempt in enumerate(group):
@@ -180,7 +186,9 @@ def reread(tokenizer, task: Task, group: list[Attempt], rng: random.Random) -> N
         attempt.teacher_ids = None if prompt is None else encode(tokenizer, prompt)
 
 
-def train(model, tokenizer, tasks: list[Task], steps: int, stop_id: int, seed: int = 0) -> list[float]:
+def train(
+    model, tokenizer, tasks: list[Task], steps: int, stop_id: int, seed: int = 0
+) -> list[float]:
     """Solved rate of each step."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -207,7 +215,8 @@ def train(model, tokenizer, tasks: list[Task], steps: int, stop_id: int, seed: i
     return history
 
 
-# --- an environment: say a number; the judge says what is wrong -------------------------------------------------------
+# --- an environment: say a number; the judge says what is wrong
+# -------------------------------------------------------
 
 
 def sum_task(a: int, b: int) -> Task:
@@ -217,7 +226,9 @@ def sum_task(a: int, b: int) -> Task:
         numbers = "".join(c if c.isdigit() else " " for c in text).split()
         if not numbers:
             return False, "There is no number in the answer."
-        return numbers[-1] == str(a + b), f"The answer ends with {numbers[-1]}; {a} + {b} is {a + b}."
+        return numbers[-1] == str(
+            a + b
+        ), f"The answer ends with {numbers[-1]}; {a} + {b} is {a + b}."
 
     return Task(prompt=f"What is {a} + {b}? Answer with the number only.", judge=judge)
 

@@ -1,21 +1,28 @@
-"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check`, `sdpo.discover` and `sdpo.credit`."""
+"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check` and
+`sdpo.discover`."""
 
 from __future__ import annotations
 
 from sdpo.config.load import load_config
 from sdpo.config.schema import RunConfig
-from sdpo.envs.base import Env
+from sdpo.discovery.records import Discovery
+from sdpo.discovery.run import discover_one
+from sdpo.envs.base import CheckReport, Env
+from sdpo.errors import ModelError
 from sdpo.evaluation import Evaluation, evaluate_tasks
+from sdpo.records import Task
 from sdpo.training.assemble import open_sampler
 from sdpo.training.loop import TrainResult
 from sdpo.training.loop import train as train_config
+from sdpo.training.packing import check_head
 
 
 def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:
     """Train and return where the run ended.
 
-    `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one `RunConfig`. `env`
-    replaces the recipe's environment. An interrupted run of the same settings is continued. Raises `SdpoError`.
+    `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one
+    `RunConfig`. `env` replaces the recipe's environment. An interrupted run of the same settings is
+    continued. Raises `SdpoError`.
 
     Example:
         sdpo.train("quickstart", "optim.lr=1e-5", env=sdpo.env(tasks, judge))
@@ -26,7 +33,8 @@ def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:
 def evaluate(
     *arguments: str | RunConfig, env: Env | None = None, split: str = "eval"
 ) -> Evaluation:
-    """`eval.samples` judged attempts at every task of `split` (at most `eval.max_tasks`) by the recipe's model.
+    """`eval.samples` judged attempts at every task of `split` (at most `eval.max_tasks`) by the
+    recipe's model.
 
     Example:
         sdpo.evaluate("quickstart", "model.name=runs/quickstart/checkpoints/step-16").mean_at_k()
@@ -43,6 +51,47 @@ def evaluate(
             ),
             seed=config.seed,
         )
+
+
+def discover(
+    task: Task | str, *arguments: str | RunConfig, env: Env | None = None, seed: int = 0
+) -> Discovery:
+    """Test-time self-distillation on one task (or its id in the environment): train on its own
+    failures until one attempt solves it or `discover.budget` is spent. Writes nothing.
+
+    Example:
+        sdpo.discover(task, "quickstart", "discover.budget=64", env=env).solution
+    """
+    return discover_one(task, as_config(*arguments), env, seed=seed)
+
+
+def check(*arguments: str | RunConfig, env: Env | None = None) -> CheckReport:
+    """Prove that a recipe can run before it costs anything.
+
+    Gold references pass and a trivial answer fails (where the environment can say so), every prompt
+    fits its budget, the tokenizer has a chat template whose completions round-trip, and the LM head
+    is one the fused loss can train. Raises `SdpoError` for what no run could survive.
+    """
+    config = as_config(*arguments)
+    with open_sampler(config, env) as sampler:
+        check_head(sampler.policy.model)
+        for split in ("train", "eval"):
+            for task in sampler.env.load(split):
+                sampler.chat.prompt_ids(
+                    task.messages,
+                    max_tokens=config.rollout.max_prompt_tokens,
+                    what=f"task {task.id!r}: prompt",
+                )
+        probe = "def f(x):\n    return x"
+        if sampler.chat.decode(sampler.chat.text_ids(probe)) != probe:
+            raise ModelError(
+                f"the tokenizer of {config.model.name!r} does not give text back as it took it"
+            )
+        checker = getattr(sampler.env, "check", None)
+        tasks = len(sampler.env.load("train"))
+        if checker is None:
+            return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
+        return checker()
 
 
 def as_config(*arguments: str | RunConfig) -> RunConfig:

@@ -1,8 +1,9 @@
 """Messages to token ids and back: one place that knows chat templates.
 
-A `Chat` renders conversations up to where the assistant's turn begins and knows which tokens end that turn. Student prompts
-and teacher contexts go through the same function, so their completions start at the same boundary (field.md, bug 9). Nothing
-is ever cut here: a conversation that is too long raises.
+A `Chat` renders conversations up to where the assistant's turn begins and knows which tokens end
+that turn. Student prompts and teacher contexts go through the same function, so their completions
+start at the same boundary (field.md, bug 9). Nothing is ever cut here: a conversation that is too
+long raises.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from sdpo.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-THINKING_MARKERS = (("<think>", "</think>"), ("<thinking>", "</thinking>"), ("<thought>", "</thought>"))
+THINKING_MARKERS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+)
 """Opening and closing texts of hidden reasoning in templates of the supported families."""
 
 _MARK = "\u241eanswer\u241e"
@@ -33,7 +38,8 @@ class Chat:
         template_kwargs: Mapping[str, Any] | None = None,
         model_stop_ids: Sequence[int] = (),
     ) -> None:
-        """`model_stop_ids` are the generation config's end tokens, joined with the tokenizer's and the template's own."""
+        """`model_stop_ids` are the generation config's end tokens, joined with the tokenizer's and
+        the template's own."""
         if not tokenizer.chat_template:
             raise ModelError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template; "
@@ -58,7 +64,8 @@ class Chat:
     def prompt_ids(
         self, messages: Sequence[Message], *, max_tokens: int | None = None, what: str = "prompt"
     ) -> tuple[int, ...]:
-        """Token ids of `render(messages)`. Raises `PromptTooLongError` above `max_tokens`; `what` names it there."""
+        """Token ids of `render(messages)`. Raises `PromptTooLongError` above `max_tokens`; `what`
+        names it there."""
         ids = self.text_ids(self.render(messages))
         if max_tokens is not None and len(ids) > max_tokens:
             raise PromptTooLongError(
@@ -68,15 +75,21 @@ class Chat:
         return ids
 
     def text_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of already rendered text; special tokens in it are read as such, none are added."""
+        """Token ids of already rendered text; special tokens in it are read as such, none are
+        added."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def reply_ids(self, reply: Message, *, ended: bool) -> tuple[int, ...]:
-        """Tokens between a completion and the next one: end of turn (unless `ended` with it), `reply`, generation prompt.
+        """Tokens between a completion and the next one: end of turn (unless `ended` with it),
+        `reply`, generation prompt.
 
         Sampled tokens are kept as they were; only what the template puts around the reply is added.
         """
-        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}, dict(reply)]
+        turns = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": _MARK},
+            dict(reply),
+        ]
         ids = self.text_ids(self.render(turns).rpartition(_MARK)[2])
         return ids[1:] if ended and ids[0] in self.stop_ids else ids
 
@@ -92,10 +105,11 @@ class Chat:
         return text
 
     def as_content(self, text: str) -> str:
-        """An attempt's text made safe to show in another prompt: no hidden reasoning, no live special tokens.
+        """An attempt's text made safe to show in another prompt: no hidden reasoning, no live
+        special tokens.
 
-        Reasoning is removed by the markers the template itself knows. A special token inside is broken up, so that what the
-        model wrote cannot end a turn.
+        Reasoning is removed by the markers the template itself knows. A special token inside is
+        broken up, so that what the model wrote cannot end a turn.
         """
         template = str(self.tokenizer.chat_template)
         known = [pair for pair in THINKING_MARKERS if pair[1] in template]
@@ -126,15 +140,15 @@ def _stop_ids(
     found.extend(int(token) for token in model_stop_ids)
     if not found:
         raise ModelError(
-            f"tokenizer {tokenizer.name_or_path!r} names no end-of-turn token; set eos_token in its config"
+            f"tokenizer {tokenizer.name_or_path!r} names no end-of-turn token; "
+            "set eos_token in its config"
         )
     return tuple(dict.fromkeys(found))
 
 
-def strip_thinking(
-    text: str, markers: Sequence[tuple[str, str]] = THINKING_MARKERS
-) -> str:
-    """`text` without hidden reasoning: everything up to the last closing marker, and an unclosed opening to the end."""
+def strip_thinking(text: str, markers: Sequence[tuple[str, str]] = THINKING_MARKERS) -> str:
+    """`text` without hidden reasoning: everything up to the last closing marker, and an unclosed
+    opening to the end."""
     for opening, closing in markers:
         if closing in text:
             text = text.rpartition(closing)[2]

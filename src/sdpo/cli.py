@@ -1,4 +1,5 @@
-"""The `sdpo` command. Each command reads its arguments, calls one public function and prints what came back."""
+"""The `sdpo` command. Each command reads its arguments, calls one public function and prints what
+came back."""
 
 from __future__ import annotations
 
@@ -6,14 +7,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo.errors import ConfigError, SdpoError
+from sdpo.errors import SdpoError
 
-ARGUMENTS = click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]")
+ARGUMENTS = click.argument(
+    "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
+)
 
 
 class _Errors(click.Group):
@@ -34,7 +38,8 @@ def _escape(text: str) -> str:
 @click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sdpo")
 def main() -> None:
-    """Self-distillation policy optimization: learn from what the environment says about each attempt."""
+    """Self-distillation policy optimization: learn from what the environment says about each
+    attempt."""
 
 
 @main.command()
@@ -60,15 +65,21 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
     from sdpo import api
 
     evaluation = api.evaluate(*arguments, split=split)
-    table = Table(title=f"{len(evaluation.num_solved)} tasks x {evaluation.samples} attempts ({split})")
+    table = Table(
+        title=f"{len(evaluation.num_solved)} tasks x {evaluation.samples} attempts ({split})"
+    )
     for column in ("measure", "value", "90% interval"):
         table.add_column(column)
     mean = evaluation.mean_at_k()
-    table.add_row(f"mean@{evaluation.samples}", f"{mean.mean:.3f}", f"{mean.low:.3f} - {mean.high:.3f}")
+    table.add_row(
+        f"mean@{evaluation.samples}", f"{mean.mean:.3f}", f"{mean.low:.3f} - {mean.high:.3f}"
+    )
     k = 1
     while k <= evaluation.samples:
         estimate = evaluation.pass_at_k(k)
-        table.add_row(f"pass@{k}", f"{estimate.mean:.3f}", f"{estimate.low:.3f} - {estimate.high:.3f}")
+        table.add_row(
+            f"pass@{k}", f"{estimate.mean:.3f}", f"{estimate.low:.3f} - {estimate.high:.3f}"
+        )
         k *= 2
     Console().print(table)
     if out is not None:
@@ -81,11 +92,23 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
 
 @main.command()
 @click.option("--tasks", required=True, help="Built-in set or task file.")
-@click.option("--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.')
-@click.option("--split", type=click.Choice(["public", "private"]), default="private", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output.")
+@click.option(
+    "--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.'
+)
+@click.option(
+    "--split", type=click.Choice(["public", "private"]), default="private", show_default=True
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output."
+)
 @click.option("--sandbox", type=click.Choice(["auto", "none"]), default="auto", show_default=True)
-def judge(tasks: str, responses: Path, split: str, out: Path | None, sandbox: str) -> None:
+def judge(
+    tasks: str,
+    responses: Path,
+    split: Literal["public", "private"],
+    out: Path | None,
+    sandbox: Literal["auto", "none"],
+) -> None:
     """Judge a file of responses; one verdict line each, in their order."""
     from sdpo.envs import code
 
@@ -94,16 +117,20 @@ def judge(tasks: str, responses: Path, split: str, out: Path | None, sandbox: st
 
 @main.command()
 @ARGUMENTS
-@click.option("--probe", is_flag=True, help="Also measure what the self-teacher solves by kind of context.")
-def check(arguments: tuple[str, ...], probe: bool) -> None:
-    """References pass, the chat template round-trips, memory fits; with --probe whether the teacher helps."""
+def check(arguments: tuple[str, ...]) -> None:
+    """References pass, prompts fit, the chat template round-trips, the head can be trained."""
     from sdpo import api
 
-    report = api.check(*arguments, probe=probe)
+    report = api.check(*arguments)
     console = Console()
-    for line in report.lines:
-        console.print(line, highlight=False, markup=False)
-    if not report.passed:
+    for task, what in report.failures.items():
+        console.print(f"{task}: {what}", highlight=False, markup=False)
+    console.print(
+        f"{report.num_tasks} tasks, {len(report.failures)} failures, "
+        f"{report.skipped} without a reference",
+        highlight=False,
+    )
+    if report.failures:
         sys.exit(1)
 
 
@@ -140,7 +167,9 @@ def config_list() -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Default: report.html in the first run.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default: report.html in the first run."
+)
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """One self-contained HTML file; several runs are compared."""
     from sdpo.report import write_report
@@ -152,33 +181,13 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 @ARGUMENTS
 def discover(arguments: tuple[str, ...]) -> None:
     """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
-    from sdpo import api
+    from sdpo.config.load import load_config
+    from sdpo.discovery.run import discover_tasks
+    from sdpo.discovery.summary import live_progress, show
 
-    api.discover_command(arguments)
-
-
-@main.command()
-@ARGUMENTS
-@click.option("--task", required=True, help="Task id in the recipe's environment, or a prompt.")
-@click.option("--completion", required=True, help="The attempt, or @FILE.")
-@click.option("--feedback", help="What was said about it; default: the environment's own verdict.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page instead of colours here.")
-def credit(
-    arguments: tuple[str, ...], task: str, completion: str, feedback: str | None, html: Path | None
-) -> None:
-    """Token credit log q - log p of one attempt under feedback."""
-    from sdpo import api
-
-    if completion.startswith("@"):
-        completion = _read_text(Path(completion[1:]))
-    api.credit_command(arguments, task=task, completion=completion, feedback=feedback, html=html)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    with live_progress() as progress:
+        results = discover_tasks(load_config(arguments), progress=progress)
+    show(results)
 
 
 def run(arguments: Sequence[str]) -> int:

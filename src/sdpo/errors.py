@@ -2,13 +2,17 @@
 
 Three kinds of thing go wrong, and each has one way out:
 
-* The user's input is wrong (a config key, a task line, a model folder): a child of `SdpoError` is raised, whose message
-  names the field, the value and the fix. The command line prints that message alone and exits with status 2.
-* The world is wrong (a full disk, a judge that cannot start, a non-finite loss): also an `SdpoError`, exit status 1.
+* The user's input is wrong (a config key, a task line, a model folder): a child of `SdpoError` is
+raised, whose message
+  names the field, the value and the fix. The command line prints that message alone and exits with
+  status 2.
+* The world is wrong (a full disk, a judge that cannot start, a non-finite loss): also an
+`SdpoError`, exit status 1.
   Whatever was already written stays intact.
 * Our code is wrong: an `AssertionError` or any other exception, shown with its traceback.
 
-A rollout that fails (crashes, is truncated, says nonsense) is none of these: it is data, and its verdict says so.
+A rollout that fails (crashes, is truncated, says nonsense) is none of these: it is data, and its
+verdict says so.
 """
 
 from __future__ import annotations

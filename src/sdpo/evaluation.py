@@ -1,4 +1,5 @@
-"""mean@k, pass@k, discovery@k and their bootstrap intervals; same environments, same judge as training."""
+"""mean@k, pass@k, discovery@k and their bootstrap intervals; same environments, same judge as
+training."""
 
 from __future__ import annotations
 
@@ -49,10 +50,13 @@ class Evaluation:
 
     def mean_at_k(self, level: float = 0.9) -> Interval:
         """Mean solved rate over attempts and tasks; the interval resamples tasks."""
-        return bootstrap([solved / self.samples for solved in self.num_solved.values()], level=level)
+        return bootstrap(
+            [solved / self.samples for solved in self.num_solved.values()], level=level
+        )
 
     def pass_at_k(self, k: int, level: float = 0.9) -> Interval:
-        """Probability that at least one of k attempts solves a task, unbiased; the interval resamples tasks."""
+        """Probability that at least one of k attempts solves a task, unbiased; the interval
+        resamples tasks."""
         values = [pass_at_k(self.samples, solved, k) for solved in self.num_solved.values()]
         return bootstrap(values, level=level)
 
@@ -70,8 +74,8 @@ def evaluate_tasks(
 ) -> Evaluation:
     """`samples` judged attempts at each of `tasks`.
 
-    The random numbers depend on `seed`, task and attempt only: evaluations of one run share them, which takes most sampling
-    noise out of their differences.
+    The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
+    which takes most sampling noise out of their differences.
     """
     collected = collector.collect(
         tasks, group_size=samples, sampling=sampling, seed=derive(seed, "eval")
@@ -91,7 +95,8 @@ def summarise(groups: Sequence[Group]) -> Evaluation:
 
 
 def pass_at_k(num_attempts: int, num_solved: int, k: int) -> float:
-    """Unbiased estimate of pass@k from `num_solved` of `num_attempts` i.i.d. attempts: 1 - C(n-c, k) / C(n, k).
+    """Unbiased estimate of pass@k from `num_solved` of `num_attempts` i.i.d. attempts: 1 - C(n-c,
+    k) / C(n, k).
 
     Raises `ValueError` when k exceeds the attempts.
     """
@@ -99,11 +104,14 @@ def pass_at_k(num_attempts: int, num_solved: int, k: int) -> float:
         raise ValueError(f"pass@{k} needs at least {k} attempts, there are {num_attempts}")
     if num_attempts - num_solved < k:
         return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(num_attempts - num_solved + 1, num_attempts + 1))
+    return 1.0 - math.prod(
+        1.0 - k / i for i in range(num_attempts - num_solved + 1, num_attempts + 1)
+    )
 
 
 def discovery_at_k(first_solved: Sequence[int | None], k: int) -> float:
-    """Share of searches whose first solved attempt (1-based, None: never) came at attempt k or earlier."""
+    """Share of searches whose first solved attempt (1-based, None: never) came at attempt k or
+    earlier."""
     return sum(first is not None and first <= k for first in first_solved) / len(first_solved)
 
 
@@ -114,9 +122,11 @@ def bootstrap(
     seed: int = 0,
     statistic: Callable[[np.ndarray], np.ndarray] = lambda x: x.mean(axis=-1),
 ) -> Interval:
-    """Percentile bootstrap of `statistic` over `values`; resampling is seeded, so equal inputs give equal intervals.
+    """Percentile bootstrap of `statistic` over `values`; resampling is seeded, so equal inputs give
+    equal intervals.
 
-    `statistic` reduces the last axis. With a single value the interval has no width. Raises `ValueError` for no values.
+    `statistic` reduces the last axis. With a single value the interval has no width. Raises
+    `ValueError` for no values.
     """
     if not values:
         raise ValueError("bootstrap needs at least one value")

@@ -1,7 +1,9 @@
-"""The nouns every layer shares: tasks, turns, rollouts, verdicts, groups, teacher contexts, samples.
+"""The nouns every layer shares: tasks, turns, rollouts, verdicts, groups, teacher contexts,
+samples.
 
-Plain frozen data without behaviour and without tensors, so that environments, engines and tools can be written, tested and
-read without torch. Nothing here validates a user's file (the loaders do) or knows a model.
+Plain frozen data without behaviour and without tensors, so that environments, engines and tools can
+be written, tested and read without torch. Nothing here validates a user's file (the loaders do) or
+knows a model.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ class Task:
     """One problem with what is needed to judge it.
 
     Example:
-        Task(id="clamp", messages=({"role": "user", "content": "Write clamp(x, lo, hi)."},), reference={"tests": [...]})
+        Task(id="clamp", messages=({"role": "user", "content": "Write clamp(x, lo, hi)."},),
+        reference={"tests": [...]})
     """
 
     id: str
     """Stable and unique within its split; seeds and records refer to it."""
     messages: tuple[Message, ...]
-    """The conversation the policy continues: optional system turn, earlier turns, a last user turn."""
+    """The conversation the policy continues: optional system turn, earlier turns, a last user
+    turn."""
     reference: Any = None
     """What the judge needs (tests, gold answer). The policy never sees it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -40,7 +44,8 @@ class Turn:
     """One policy completion and, in multi-turn environments, what the environment replied to it.
 
     Example:
-        Turn(prompt_ids=(1, 5), completion_ids=(9, 2), sampler_logprobs=(-0.1, -0.3), text="4", truncated=False)
+        Turn(prompt_ids=(1, 5), completion_ids=(9, 2), sampler_logprobs=(-0.1, -0.3), text="4",
+        truncated=False)
     """
 
     prompt_ids: tuple[int, ...]
@@ -48,7 +53,8 @@ class Turn:
     completion_ids: tuple[int, ...]
     """Sampled tokens, the end-of-turn token included when it was sampled."""
     sampler_logprobs: tuple[float, ...]
-    """Log-probability of each completion token under the distribution that sampled it (temperature applied), nats."""
+    """Log-probability of each completion token under the distribution that sampled it (temperature
+    applied), nats."""
     text: str
     """Decoded completion without the end-of-turn token."""
     truncated: bool
@@ -59,16 +65,19 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled attempt at a task. The top-level fields describe the last turn; `turns` holds all of them.
+    """One sampled attempt at a task. The top-level fields describe the last turn; `turns` holds all
+    of them.
 
     Example:
-        Rollout(task_id="clamp", index=3, prompt_ids=(1, 5), completion_ids=(9, 2), sampler_logprobs=(-0.1, -0.3),
+        Rollout(task_id="clamp", index=3, prompt_ids=(1, 5), completion_ids=(9, 2),
+        sampler_logprobs=(-0.1, -0.3),
                 text="4", truncated=False, policy_version=12)
     """
 
     task_id: str
     index: int
-    """Place within its group, 0-based; with seed, step and task it fixes the random numbers of the attempt."""
+    """Place within its group, 0-based; with seed, step and task it fixes the random numbers of the
+    attempt."""
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
@@ -85,7 +94,8 @@ class Verdict:
     """The environment's judgement of one rollout.
 
     Example:
-        Verdict(reward=0.0, solved=False, feedback="Runtime Error\\nNameError: ...", info={"category": "runtime_error"})
+        Verdict(reward=0.0, solved=False, feedback="Runtime Error\\nNameError: ...",
+        info={"category": "runtime_error"})
     """
 
     reward: float
@@ -125,25 +135,30 @@ class TeacherContext:
     """What the self-teacher reads instead of the prompt when it re-scores one rollout.
 
     Example:
-        TeacherContext(messages=({"role": "user", "content": "... Correct solution: ..."},), demonstration=2,
+        TeacherContext(messages=({"role": "user", "content": "... Correct solution: ..."},),
+        demonstration=2,
                        feedback_used=False, reason=None)
     """
 
     messages: tuple[Message, ...] | None
-    """The conversation that ends where the assistant's turn begins; None when this rollout has no teacher."""
+    """The conversation that ends where the assistant's turn begins; None when this rollout has no
+    teacher."""
     demonstration: int | None = None
     """Index within the group of the rollout shown as the demonstration."""
     feedback_used: bool = False
     reason: str | None = None
-    """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit; None when plain."""
+    """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
+    None when plain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One rollout ready for the loss: token ids for student and teacher, what it feeds and how strongly.
+    """One rollout ready for the loss: token ids for student and teacher, what it feeds and how
+    strongly.
 
     Example:
-        Sample(task_id="clamp", index=0, prompt_ids=(1, 5), completion_ids=(9, 2), loss_mask=(True, True),
+        Sample(task_id="clamp", index=0, prompt_ids=(1, 5), completion_ids=(9, 2), loss_mask=(True,
+        True),
                sampler_logprobs=(-0.1, -0.3), teacher_prompt_ids=(1, 7, 5), advantage=0.5,
                component_weights={"distill": 1.0})
     """
@@ -152,7 +167,8 @@ class Sample:
     index: int
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    """Everything after the first prompt; in a multi-turn rollout the environment's tokens too (loss_mask False there)."""
+    """Everything after the first prompt; in a multi-turn rollout the environment's tokens too
+    (loss_mask False there)."""
     loss_mask: tuple[bool, ...]
     """Which completion tokens train. Never used as an attention mask."""
     sampler_logprobs: tuple[float, ...]
@@ -165,4 +181,5 @@ class Sample:
     solved_rate: float = 0.0
     """Share of its group that solved the task."""
     component_weights: Mapping[str, float]
-    """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not feed it."""
+    """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not
+    feed it."""

@@ -1,4 +1,5 @@
-"""One seed decides everything: every random choice derives its own integer from the run's seed and what it is for."""
+"""One seed decides everything: every random choice derives its own integer from the run's seed and
+what it is for."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import hashlib
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit integer that depends on `seed` and on each part of `purpose`, stable over processes and versions.
+    """A 63-bit integer that depends on `seed` and on each part of `purpose`, stable over processes
+    and versions.
 
     Example:
         derive(0, "rollout", step, task.id, index)

@@ -36,7 +36,7 @@ def test_public_names():
 
     assert set(sdpo.__all__) == {
         "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Verdict",
-        "check", "credit", "discover", "env", "evaluate", "train",
+        "check", "discover", "env", "evaluate", "train",
     }  # fmt: skip
     for name in sdpo.__all__:
         assert getattr(sdpo, name) is not None
@@ -53,7 +53,9 @@ def test_import_is_cheap():
         "heavy = {'torch', 'transformers', 'numpy', 'vllm', 'wandb', 'plotly', 'peft'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 

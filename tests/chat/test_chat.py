@@ -1,4 +1,5 @@
-"""Template x tokenizer: student and teacher completions start at the same boundary; nothing is cut."""
+"""Template x tokenizer: student and teacher completions start at the same boundary; nothing is
+cut."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ TEMPLATES = {
         "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
         "{{ m['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
-        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+        "{% if enable_thinking is defined and not enable_thinking %}"
+        "<think>\n\n</think>\n\n{% endif %}"
         "{% endif %}"
     ),
 }
@@ -52,12 +54,18 @@ def test_completion_round_trips(template):
 
 
 def test_template_arguments_reach_the_template():
-    assert chat("thinking", template_kwargs={"enable_thinking": False}).render(USER).endswith("</think>\n\n")
+    assert (
+        chat("thinking", template_kwargs={"enable_thinking": False})
+        .render(USER)
+        .endswith("</think>\n\n")
+    )
     assert not chat("thinking").render(USER).endswith("</think>\n\n")
 
 
 def test_over_long_prompt_raises_and_names_the_limit():
-    with pytest.raises(PromptTooLongError, match=r"task 'a': prompt has \d+ tokens, the limit is 5"):
+    with pytest.raises(
+        PromptTooLongError, match=r"task 'a': prompt has \d+ tokens, the limit is 5"
+    ):
         chat().prompt_ids(USER, max_tokens=5, what="task 'a': prompt")
 
 

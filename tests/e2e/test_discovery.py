@@ -13,7 +13,7 @@ from rich.console import Console
 import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
-from sdpo.config.schema import RunConfig
+from sdpo.config.schema import Optim, RunConfig
 from sdpo.discovery.multi_turn import fit
 from sdpo.discovery.records import Discovery
 from sdpo.discovery.run import discover_one, discover_tasks, search
@@ -28,7 +28,7 @@ from sdpo.discovery.summary import (
 from sdpo.errors import ConfigError
 from sdpo.records import Verdict
 from sdpo.teacher.schedule import copy_weights
-from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model, toy_env
 from sdpo.training.assemble import open_sampler
 
 BUDGET = 10
@@ -235,9 +235,21 @@ def test_curves_intervals_and_speed_up():
     show([*own, *other, *independent], console)
     text = " ".join(console.file.getvalue().split())
     assert "a: self_distillation, attempt 10" in text
-    assert f"{factor['factor']:.1f}x fewer" in text
+    assert f"{factor['factor']:.2g}x at" in text
     with live_progress(Console(file=io.StringIO())) as say:
         say(own, "now")
+
+
+def test_feedback_solves_what_independent_samples_do_not(tmp_path):
+    config = settings(
+        save_toy_model(tmp_path / "model"), tmp_path / "run",
+        budget=320, batch=16, seeds=5, methods=["self_distillation", "best_of_k"],
+    ).model_copy(update={"optim": Optim(lr=2e-3)})  # fmt: skip
+    results = discover_tasks(config, toy_env(num_tasks=2))
+    own = [r for r in results if r.method == "self_distillation"]
+    independent = [r for r in results if r.method == "best_of_k"]
+    assert not any(r.solved for r in independent)
+    assert difference(own, independent, 320).low > 0
 
 
 def test_the_paper_recipe_has_discovery_settings():

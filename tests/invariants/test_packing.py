@@ -1,4 +1,5 @@
-"""Packed and unpacked agree in hidden rows, loss and gradients, for every family and every split."""
+"""Packed and unpacked agree in hidden rows, loss and gradients, for every family and every
+split."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def packed_rows(model, chosen, budget, rows=hidden_rows):
     return [parts[i] for i in range(len(chosen))]
 
 
-# transformers computes norms and rotary tables in float32 whatever the weights are, which bounds the agreement.
+# transformers computes norms and rotary tables in float32 whatever the weights are, which bounds
+# the agreement.
 def loss_and_gradients(model, parts):
     model.zero_grad()
     weights = [torch.arange(p.numel(), dtype=p.dtype).view(p.shape).sin() for p in parts]
@@ -72,7 +74,9 @@ def test_packed_equals_plain_forward_in_value_and_gradient(family, shared):
 def test_float32_agrees_to_rounding(family):
     model = tiny_model(family)
     chosen = items()
-    for ours, theirs in zip(packed_rows(model, chosen, 10_000), plain_rows(model, chosen), strict=True):
+    for ours, theirs in zip(
+        packed_rows(model, chosen, 10_000), plain_rows(model, chosen), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -88,7 +92,9 @@ def test_sliding_window_shorter_than_the_sequence_is_respected():
     model = tiny_model("mistral", dtype=torch.float64)
     model.config.sliding_window = 4
     chosen = items()
-    for ours, theirs in zip(packed_rows(model, chosen, 10_000), plain_rows(model, chosen), strict=True):
+    for ours, theirs in zip(
+        packed_rows(model, chosen, 10_000), plain_rows(model, chosen), strict=True
+    ):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -227,7 +227,7 @@ RESOURCES = {
     "burn in threads": (
         ("time_limit",),
         "import threading,hashlib\ndef g():\n while True: hashlib.sha256(bytes(1<<20))\n"
-        "def f():\n for _ in range(8): threading.Thread(target=g).start()",
+        "def f():\n for _ in range(8): threading.Thread(target=g).start()\n g()",
     ),
     "loop in __del__": (
         ("time_limit",),

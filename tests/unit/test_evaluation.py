@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from sdpo.evaluation import bootstrap, discovery_at_k, pass_at_k
 
 
-@given(st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+@given(
+    st.integers(1, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+)
 def test_pass_at_k_is_the_share_of_subsets_with_a_success(case):
     n, c, k = case
     subsets = list(combinations(range(n), k))

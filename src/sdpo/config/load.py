@@ -1,7 +1,8 @@
-"""Recipes and overrides to a `RunConfig`, with the origin of every value and errors that name the cure.
+"""Recipes and overrides to a `RunConfig`, with the origin of every value and errors that name the
+cure.
 
-Precedence: class default < files left to right < `key=value` overrides. Literals in overrides are TOML's; a bare word that is
-not a TOML literal is taken as a string.
+Precedence: class default < files left to right < `key=value` overrides. Literals in overrides are
+TOML's; a bare word that is not a TOML literal is taken as a string.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -46,9 +47,11 @@ def load_config(arguments: Sequence[str]) -> RunConfig:
 
 
 def load(arguments: Sequence[str]) -> Loaded:
-    """Read recipes (built-in names, .toml files, a run's config.json) and `key=value` overrides, left to right.
+    """Read recipes (built-in names, .toml files, a run's config.json) and `key=value` overrides,
+    left to right.
 
-    Raises `ConfigError` for a missing file, bad TOML, an unknown key (with a suggestion and the section's keys) or a bad value.
+    Raises `ConfigError` for a missing file, bad TOML, an unknown key (with a suggestion and the
+    section's keys) or a bad value.
     """
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -68,11 +71,13 @@ def load(arguments: Sequence[str]) -> Loaded:
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
-    """A `RunConfig` from nested plain values. Raises `ConfigError` naming every wrong key and its fix."""
+    """A `RunConfig` from nested plain values. Raises `ConfigError` naming every wrong key and its
+    fix."""
     try:
         return RunConfig.model_validate(_complete(RunConfig, values))
     except ValidationError as error:
-        # A wrong key inside `X | "off"` is also reported as not being "off"; that line would only confuse.
+        # A wrong key inside `X | "off"` is also reported as not being "off"; that line would only
+        # confuse.
         relevant = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
         raise ConfigError("\n".join(_explain(e) for e in relevant or error.errors())) from None
 
@@ -101,7 +106,7 @@ def _read(name: str) -> dict[str, Any]:
         values = json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return values["config"] if "config" in values else values
+    return values.get("config", values)
 
 
 def _literal(text: str) -> Any:
@@ -114,7 +119,9 @@ def _literal(text: str) -> Any:
 def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
     *parents, leaf = key.split(".")
     if not leaf or not all(parents):
-        raise ConfigError(f"override {argument!r}: write section.key=value, for instance optim.lr=1e-5")
+        raise ConfigError(
+            f"override {argument!r}: write section.key=value, for instance optim.lr=1e-5"
+        )
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
@@ -123,7 +130,8 @@ def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    """Merge sections deeply; a section whose `type` changes starts anew, since the old keys belong to another variant."""
+    """Merge sections deeply; a section whose `type` changes starts anew, since the old keys belong
+    to another variant."""
     for key, value in source.items():
         old = target.get(key)
         if isinstance(old, dict) and isinstance(value, Mapping):
@@ -170,9 +178,11 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with the default variant's `type` (and its own settings) wherever a section leaves its type out.
+    """`values` with the default variant's `type` (and its own settings) wherever a section leaves
+    its type out.
 
-    So `objective.divergence.top_k = 20` changes the default divergence instead of asking which one is meant.
+    So `objective.divergence.top_k = 20` changes the default divergence instead of asking which one
+    is meant.
     """
     completed = dict(values)
     for name, value in values.items():
@@ -180,7 +190,9 @@ def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
         if field is None or not isinstance(value, Mapping):
             continue
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel) and value.get("type", _tag(type(default))) == _tag(type(default)):
+        if isinstance(default, BaseModel) and value.get("type", _tag(type(default))) == _tag(
+            type(default)
+        ):
             value = {**default.model_dump(exclude_defaults=True), **value}
             if "type" in type(default).model_fields:
                 value["type"] = _tag(type(default))
@@ -190,9 +202,12 @@ def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _section(cls: type[BaseModel], name: str, tag: object = None) -> type[BaseModel] | None:
-    """Class of the section `name` of `cls`; in a union the member whose `type` (or class name) is `tag`."""
+    """Class of the section `name` of `cls`; in a union the member whose `type` (or class name) is
+    `tag`."""
     annotation = cls.model_fields[name].annotation
-    members = [m for m in (annotation, *get_args(annotation)) if _is_config(m)]
+    members: list[type[BaseModel]] = [
+        m for m in (annotation, *get_args(annotation)) if _is_config(m)
+    ]
     if len(members) == 1:
         return members[0]
     named = [m for m in members if tag in (m.model_fields["type"].default, m.__name__)]
@@ -200,7 +215,8 @@ def _section(cls: type[BaseModel], name: str, tag: object = None) -> type[BaseMo
 
 
 def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
-    """The innermost config class of an error location, and the location without the union tags pydantic adds."""
+    """The innermost config class of an error location, and the location without the union tags
+    pydantic adds."""
     cls: type[BaseModel] = RunConfig
     path: list[str] = []
     parts = [str(part) for part in location]
@@ -224,7 +240,7 @@ def _tag(cls: type[BaseModel]) -> str | None:
     return None if field is None else field.default
 
 
-def _is_config(annotation: Any) -> bool:
+def _is_config(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 

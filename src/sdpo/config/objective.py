@@ -1,7 +1,8 @@
-"""What can be optimised: divergences, policy-gradient surrogates, token weightings and the named objectives.
+"""What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
+objectives.
 
-A named objective is a class that lists the parts it combines; `training/assemble.py` turns it into the specs of
-`sdpo.losses`. Nothing here computes.
+A named objective is a class that lists the parts it combines; `training/assemble.py` turns it into
+the specs of `sdpo.losses`. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class _Support(Config):
     top_k: PositiveInt | Literal["all"] = 100
-    """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole vocabulary. Paper: 100
-    without rich feedback, 20 with it."""
+    """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole
+    vocabulary. Paper: 100 without rich feedback, 20 with it."""
     tail: bool = True
-    """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K. Paper: true."""
+    """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K.
+    Paper: true."""
 
 
 class ReverseKL(_Support):
@@ -36,7 +38,8 @@ class ForwardKL(_Support):
 
 class ForwardCE(_Support):
     type: Literal["forward_ce"] = "forward_ce"
-    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another value."""
+    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another
+    value."""
 
 
 class JSD(_Support):
@@ -89,14 +92,16 @@ class PolicyGradient(Config):
     ratio_cap: PositiveFloat = 2.0
     """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
     normalization: Literal["token", "sequence", "fixed"] = "token"
-    """Denominator: trained tokens of the whole batch, mean per rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
+    """Denominator: trained tokens of the whole batch, mean per rollout, or rollouts x
+    max_completion_tokens (Dr.GRPO)."""
     std: bool = False
     """Whether advantages are divided by the group's standard deviation. Paper: false."""
 
 
 class _Objective(Config):
     kl_coefficient: NonNegative = 0.0
-    """Weight of KL(student | initial model) per trained token, over the whole vocabulary. Paper: 0."""
+    """Weight of KL(student | initial model) per trained token, over the whole vocabulary. Paper:
+    0."""
 
 
 class _Distilling(_Objective):
@@ -109,7 +114,8 @@ class _Distilling(_Objective):
     ratio_cap: PositiveFloat = 2.0
     """Cap of the importance weight of a token sampled by older weights. Paper: 2."""
     importance: Literal["token", "logit"] = "token"
-    """Off-policy correction per sampled token, or per logit with a clipped surrogate (Eq. 13). Paper: token."""
+    """Off-policy correction per sampled token, or per logit with a clipped surrogate (Eq. 13).
+    Paper: token."""
     sequence_estimator: NonNegative = 0.0
     """Weight of the sequence-level term of Eq. 8. Paper: 0, no gain measured."""
     weighting: Weighting = NoWeighting()
@@ -139,7 +145,8 @@ class Hybrid(_Distilling):
 
 class Srpo(_Distilling):
     type: Literal["srpo"] = "srpo"
-    """Failed rollouts with a solved sibling are distilled, all others get the policy gradient (2604.02288)."""
+    """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
+    (2604.02288)."""
     weighting: Weighting = EntropyWeighting()
     policy_gradient: PolicyGradient = PolicyGradient()
     """The surrogate and its clipping."""
@@ -180,7 +187,8 @@ class Rlcsd(_Objective):
 
 class Sdpg(_Distilling):
     type: Literal["sdpg"] = "sdpg"
-    """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model (2606.04036)."""
+    """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
+    (2606.04036)."""
     divergence: Divergence = ReverseKL(top_k="all")
     coefficient: NonNegative = 1e-3
     """Weight of the distillation component."""
@@ -191,7 +199,8 @@ class Sdpg(_Distilling):
 
 class Sft(_Objective):
     type: Literal["sft"] = "sft"
-    """Likelihood of solved attempts sampled from the self-teacher in its contexts (Table 5's baseline)."""
+    """Likelihood of solved attempts sampled from the self-teacher in its contexts (Table 5's
+    baseline)."""
 
 
 Objective = Annotated[

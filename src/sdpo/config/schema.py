@@ -1,6 +1,7 @@
 """Every setting of a run. One class per section; the class default is the only default.
 
-Loads no torch. `sdpo config show RECIPE` prints resolved values with their origin; `load.py` reads files and overrides.
+Loads no torch. `sdpo config show RECIPE` prints resolved values with their origin; `load.py` reads
+files and overrides.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ class FullWeights(Config):
 
 class Lora(Config):
     type: Literal["lora"] = "lora"
-    """Low-rank adapters (PEFT); the initial model stays available for free as the adapter-less model."""
+    """Low-rank adapters (PEFT); the initial model stays available for free as the adapter-less
+    model."""
     rank: PositiveInt = 16
     """Rank of each adapter."""
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     """Scale; the update is alpha / rank times the product."""
 
 
@@ -32,15 +34,18 @@ Adapter = Annotated[FullWeights | Lora, Field(discriminator="type")]
 
 class Model(Config):
     name: str = "smollm2-135m-instruct"
-    """Hub id, folder, GGUF file, or the demo model. Paper: Qwen/Qwen3-8B, allenai/Olmo-3-7B-Instruct."""
+    """Hub id, folder, GGUF file, or the demo model. Paper: Qwen/Qwen3-8B,
+    allenai/Olmo-3-7B-Instruct."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type; auto takes bfloat16 where the hardware multiplies it natively. Optimizer state is float32 always."""
+    """Compute type; auto takes bfloat16 where the hardware multiplies it natively. Optimizer state
+    is float32 always."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     adapter: Adapter = FullWeights()
     """Which weights train."""
-    chat_template_kwargs: dict[str, bool | int | str] = {}
-    """Passed to the chat template, for instance `{enable_thinking = false}`. Paper: thinking off."""
+    chat_template_kwargs: dict[str, bool | int | str] = Field(default_factory=dict)
+    """Passed to the chat template, for instance `{enable_thinking = false}`. Paper: thinking
+    off."""
 
 
 class CodeEnv(Config):
@@ -49,11 +54,13 @@ class CodeEnv(Config):
     tasks: str = "python-basics"
     """Built-in set, or the path of a .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
     sandbox: Literal["auto", "none"] = "auto"
-    """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into the run."""
+    """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into
+    the run."""
     reward: Literal["solved", "fraction"] = "solved"
     """1 when every test passes, or the share of passed tests. Paper: solved."""
     stop_after_failures: PositiveInt = 2
-    """Failed tests after which the rest of an attempt's tests are not run (only with reward `solved`)."""
+    """Failed tests after which the rest of an attempt's tests are not run (only with reward
+    `solved`)."""
     max_feedback_chars: PositiveInt = 2000
     """Upper bound of one feedback text."""
 
@@ -64,7 +71,8 @@ class ChoiceEnv(Config):
     tasks: str
     """Path of a .json or .jsonl file."""
     eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation when the file has no split of its own; chosen by the row's id."""
+    """Share of rows held out for evaluation when the file has no split of its own; chosen by the
+    row's id."""
 
 
 class ToolsEnv(Config):
@@ -92,9 +100,7 @@ class CustomEnv(Config):
     """`package.module:Name` of an `Env` instance, or of a callable that returns one."""
 
 
-Env = Annotated[
-    CodeEnv | ChoiceEnv | ToolsEnv | MathEnv | CustomEnv, Field(discriminator="type")
-]
+Env = Annotated[CodeEnv | ChoiceEnv | ToolsEnv | MathEnv | CustomEnv, Field(discriminator="type")]
 
 
 class LocalEngine(Config):
@@ -135,19 +141,23 @@ class Rollout(Config):
 
 class Context(Config):
     demonstration: Literal["random", "none", "other_task"] = "random"
-    """Solved sibling shown to the teacher. `other_task` is a control: another question's solution."""
+    """Solved sibling shown to the teacher. `other_task` is a control: another question's
+    solution."""
     own_demonstration: bool = False
-    """Whether a solved attempt may be its own demonstration when no sibling solved. Released code of the paper: false."""
+    """Whether a solved attempt may be its own demonstration when no sibling solved. Released code
+    of the paper: false."""
     feedback: Literal["always", "without_demonstration", "never"] = "without_demonstration"
     """When the attempt's own feedback is shown. Paper: without_demonstration."""
     attempt: bool = False
-    """Whether the attempt itself is shown next to its feedback (Table 6: lowers entropy and accuracy). Paper: false."""
+    """Whether the attempt itself is shown next to its feedback (Table 6: lowers entropy and
+    accuracy). Paper: false."""
     plain: bool = False
     """Control: every attempt gets the bare task as its teacher context (`no_context`)."""
     layout: Literal["single_turn", "turns"] = "single_turn"
     """One user turn (the paper), or the demonstration as an earlier answer in the chat."""
     max_tokens: PositiveInt = 1024
-    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the frame never."""
+    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the
+    frame never."""
 
 
 class Live(Config):
@@ -162,8 +172,8 @@ class Frozen(Config):
 
 class Ema(Config):
     type: Literal["ema"] = "ema"
-    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in the compute type if
-    that is not float32."""
+    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in
+    the compute type if that is not float32."""
     rate: Fraction = 0.05
     """Paper: 0.05 without rich feedback, 0.01 with it."""
 
@@ -177,18 +187,21 @@ class Snapshot(Config):
 
 class Gated(Config):
     type: Literal["gated"] = "gated"
-    """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe (2606.03532). One copy."""
+    """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe
+    (2606.03532). One copy."""
     every: PositiveInt = 10
     """Steps between the decisions, and the window both averages are taken over."""
     min_gain: NonNegative = 0.0
     """Rise of the mean reward that a refresh needs."""
     max_tail_growth: PositiveFloat = 1.2
-    """A refresh needs the p90 of completion lengths below this factor times that of the last refresh."""
+    """A refresh needs the p90 of completion lengths below this factor times that of the last
+    refresh."""
 
 
 class TrustRegion(Config):
     type: Literal["trust_region"] = "trust_region"
-    """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy, two teacher passes."""
+    """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy,
+    two teacher passes."""
     mix: Fraction = 0.01
     """Share of the current student in the geometric mean. Paper: 0.01."""
 
@@ -207,7 +220,8 @@ class Teacher(Config):
 
 class Optim(Config):
     lr: PositiveFloat = 1e-5
-    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with it."""
+    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
+    it."""
     warmup_steps: NonNegativeInt = 0
     """Updates of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
     weight_decay: NonNegative = 0.01
@@ -215,8 +229,8 @@ class Optim(Config):
     grad_clip: PositiveFloat = 1.0
     """Bound of the global gradient norm. Paper: 1."""
     updates_per_step: PositiveInt = 1
-    """Optimizer updates a step, each on its own share of the step's tasks; more than 1 is off-policy. Paper: 1 without
-    rich feedback, 32 (one task each) with it."""
+    """Optimizer updates a step, each on its own share of the step's tasks; more than 1 is
+    off-policy. Paper: 1 without rich feedback, 32 (one task each) with it."""
     micro_batch_tokens: PositiveInt = 4096
     """Packed tokens per forward pass; changes memory and speed, never the result."""
     gradient_checkpointing: bool = False
@@ -225,7 +239,8 @@ class Optim(Config):
 
 class Eval(Config):
     every: NonNegativeInt = 10
-    """Steps between evaluations; also before the first and after the last step. 0: only before and after."""
+    """Steps between evaluations; also before the first and after the last step. 0: only before and
+    after."""
     samples: PositiveInt = 4
     """Attempts per task. Paper: 16 without rich feedback, 4 with it."""
     max_tasks: NonNegativeInt = 0
@@ -250,7 +265,8 @@ class Credit(Config):
 
 class Canaries(Config):
     action: Literal["warn", "stop", "rollback"] = "warn"
-    """What happens when a canary fires: a line, the end of the run, or the last good checkpoint with half the rate."""
+    """What happens when a canary fires: a line, the end of the run, or the last good checkpoint
+    with half the rate."""
     patience: PositiveInt = 3
     """Consecutive bad steps before a canary fires."""
 

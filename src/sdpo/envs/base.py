@@ -1,7 +1,8 @@
-"""The environment contract: load tasks, judge rollouts, optionally reply and prove that gold references pass.
+"""The environment contract: load tasks, judge rollouts, optionally reply and prove that gold
+references pass.
 
-An environment is plain Python over records; it knows no model, tokenizer or tensor. `env(tasks, judge)` makes one from a
-list and a function.
+An environment is plain Python over records; it knows no model, tokenizer or tensor. `env(tasks,
+judge)` makes one from a list and a function.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from sdpo.records import Rollout, Task, Turn, Verdict
 class Env(Protocol):
     """What training, evaluation and discovery need of an environment.
 
-    `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must not depend on call
-    order; what it raises stops the run. Two optional methods: `reply(task, turns) -> Message | None` continues a
-    conversation (None ends it), `check() -> CheckReport` proves that references pass and a trivial answer fails. An
-    optional `close()` frees processes.
+    `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
+    not depend on call order; what it raises stops the run. Two optional methods: `reply(task,
+    turns) -> Message | None` continues a conversation (None ends it), `check() -> CheckReport`
+    proves that references pass and a trivial answer fails. An optional `close()` frees processes.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -31,6 +32,15 @@ class Env(Protocol):
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The verdict on one rollout of `task`."""
+        ...
+
+
+@runtime_checkable
+class Closing(Protocol):
+    """An environment that holds processes or files."""
+
+    def close(self) -> None:
+        """Free them."""
         ...
 
 
@@ -76,9 +86,12 @@ class FunctionEnv:
             self.reply = reply
 
     def load(self, split: str) -> Sequence[Task]:
-        """Tasks of `train` or `eval`; `eval` is `train` again when no evaluation tasks were given."""
+        """Tasks of `train` or `eval`; `eval` is `train` again when no evaluation tasks were
+        given."""
         if split not in self._splits:
-            raise ConfigError(f"split {split!r} does not exist; this environment has train and eval")
+            raise ConfigError(
+                f"split {split!r} does not exist; this environment has train and eval"
+            )
         return self._splits[split]
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
@@ -90,7 +103,8 @@ class FunctionEnv:
             verdict = Verdict(reward=float(verdict), solved=verdict >= 1)
         if not isinstance(verdict, Verdict):
             raise TypeError(
-                f"judge returned {type(verdict).__name__} for task {task.id!r}; return a Verdict or a number"
+                f"judge returned {type(verdict).__name__} for task {task.id!r}; "
+                "return a Verdict or a number"
             )
         return verdict
 
@@ -104,8 +118,9 @@ def env(
 ) -> FunctionEnv:
     """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
 
-    A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a bare prompt, whose id is
-    then `task-N`. Raises `TaskError` for an empty list, a repeated id or an unknown field.
+    A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
+    bare prompt, whose id is then `task-N`. Raises `TaskError` for an empty list, a repeated id or
+    an unknown field.
     """
     return FunctionEnv(
         [as_task(task, index) for index, task in enumerate(tasks)],

@@ -1,7 +1,8 @@
-"""env x engine -> groups with verdicts: sample every attempt of a step, then judge all of them concurrently.
+"""env x engine -> groups with verdicts: sample every attempt of a step, then judge all of them
+concurrently.
 
-Batch-first and turn-synchronous. This is the only file that would change for asynchronous rollouts. It computes no advantage
-and knows no teacher.
+Batch-first and turn-synchronous. This is the only file that would change for asynchronous rollouts.
+It computes no advantage and knows no teacher.
 """
 
 from __future__ import annotations
@@ -51,13 +52,18 @@ class Collector:
     ) -> Collected:
         """`group_size` judged attempts at each task.
 
-        Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other tasks, their order and
-        the batch split do not matter. Raises `PromptTooLongError` and, when a judge raises, `JudgeError`.
+        Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
+        tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and, when
+        a judge raises, `JudgeError`.
         """
         start = time.perf_counter()
         rollouts = self._sample(tasks, group_size, sampling, seed)
         sampled = time.perf_counter()
-        attempts = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
+        attempts = [
+            (task, rollout)
+            for task, group in zip(tasks, rollouts, strict=True)
+            for rollout in group
+        ]
         verdicts = judge_all(self.env, attempts)
         groups = [
             Group(
@@ -89,7 +95,10 @@ class Collector:
         ]
         completions = self.engine.generate(requests, sampling)
         rollouts = [
-            [self._rollout(task, index, prompt, completion) for index, completion in enumerate(group)]
+            [
+                self._rollout(task, index, prompt, completion)
+                for index, completion in enumerate(group)
+            ]
             for task, prompt, group in zip(tasks, prompts, completions, strict=True)
         ]
         if self.max_turns > 1 and hasattr(self.env, "reply"):
@@ -113,8 +122,9 @@ class Collector:
     def _continue(
         self, tasks: Sequence[Task], rollouts: list[list[Rollout]], sampling: Sampling, seed: int
     ) -> list[list[Rollout]]:
-        """Play further turns of every attempt whose environment replies, all attempts one turn at a time."""
-        attempts = {
+        """Play further turns of every attempt whose environment replies, all attempts one turn at a
+        time."""
+        attempts: dict[tuple[int, int], tuple[Rollout, tuple[Turn, ...]]] = {
             (row, rollout.index): (rollout, (_turn_of(rollout),))
             for row, group in enumerate(rollouts)
             for rollout in group
@@ -125,12 +135,16 @@ class Collector:
             for key in active:
                 rollout, turns = attempts[key]
                 task = tasks[key[0]]
-                reply = None if turns[-1].truncated else self.env.reply(task, turns)  # ty: ignore[unresolved-attribute]
+                reply = None if turns[-1].truncated else self.env.reply(task, turns)  # ty: ignore[missing-attribute]
                 if reply is None:
                     continue
                 turns = (*turns[:-1], replace(turns[-1], reply=reply))
                 attempts[key] = (rollout, turns)
-                prompt = turns[-1].prompt_ids + turns[-1].completion_ids + self._reply_ids(turns[-1], reply)
+                prompt = (
+                    turns[-1].prompt_ids
+                    + turns[-1].completion_ids
+                    + self._reply_ids(turns[-1], reply)
+                )
                 requests.append(
                     GenerationRequest(
                         prompt_ids=prompt, seeds=(derive(seed, task.id, key[1], number),)
@@ -153,7 +167,8 @@ class Collector:
         ]
 
     def _reply_ids(self, turn: Turn, reply: Message) -> tuple[int, ...]:
-        """Tokens between a completion and the next one: end of turn if missing, the reply, the generation prompt."""
+        """Tokens between a completion and the next one: end of turn if missing, the reply, the
+        generation prompt."""
         return self.chat.reply_ids(reply, ended=turn.completion_ids[-1] in self.chat.stop_ids)
 
 
@@ -168,9 +183,11 @@ def _turn_of(rollout: Rollout) -> Turn:
 
 
 def judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdict]:
-    """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event loop for async ones.
+    """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event
+    loop for async ones.
 
-    What a judge raises is a bug of the environment: it becomes a `JudgeError` with the task's id and the traceback.
+    What a judge raises is a bug of the environment: it becomes a `JudgeError` with the task's id
+    and the traceback.
     """
     return asyncio.run(_judge_all(env, attempts))
 
@@ -187,14 +204,17 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
                 verdict = await loop.run_in_executor(pool, env.judge, task, rollout)
         except Exception as error:
             raise JudgeError(
-                f"judging task {task.id!r}, attempt {rollout.index} raised {type(error).__name__}: {error}\n"
-                + "".join(traceback.format_exception(error))
+                f"judging task {task.id!r}, attempt {rollout.index} raised "
+                f"{type(error).__name__}: {error}\n" + "".join(traceback.format_exception(error))
             ) from error
         if not isinstance(verdict, Verdict):
             raise JudgeError(
-                f"judging task {task.id!r} returned {type(verdict).__name__}; an Env's judge returns a Verdict"
+                f"judging task {task.id!r} returned {type(verdict).__name__}; "
+                "an Env's judge returns a Verdict"
             )
         return verdict
 
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge") as pool:
+    with ThreadPoolExecutor(
+        max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge"
+    ) as pool:
         return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))

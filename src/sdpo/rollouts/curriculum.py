@@ -10,11 +10,12 @@ from sdpo.seeds import derive
 
 
 def tasks_of_step(tasks: Sequence[Task], *, step: int, count: int, seed: int) -> list[Task]:
-    """The `count` tasks of `step` (0-based): consecutive slices of seeded permutations, a new one each epoch.
+    """The `count` tasks of `step` (0-based): consecutive slices of seeded permutations, a new one
+    each epoch.
 
-    A pure function of its arguments, so a resumed run continues the same order. A slice that crosses the end of an epoch takes
-    the rest from the next; within one step a task occurs at most once, unless there are fewer than `count` tasks, when
-    all are taken once.
+    A pure function of its arguments, so a resumed run continues the same order. A slice that
+    crosses the end of an epoch takes the rest from the next; within one step a task occurs at most
+    once, unless there are fewer than `count` tasks, when all are taken once.
     """
     count = min(count, len(tasks))
     position = step * count

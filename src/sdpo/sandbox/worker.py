@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "LANG": "C.UTF-8",
+    # Otherwise each thread reserves 64 MiB of the program's address space.
+    "MALLOC_ARENA_MAX": "1",
 }
 """Everything a zygote sees of the outside; hashing is fixed so that set order repeats."""
 

@@ -43,7 +43,7 @@ FIRST_FD = 40
 """The child's descriptors move here (a Landlock ruleset behind them); all others are closed."""
 STACK_BYTES = 256 << 20
 """Deep recursion in C (`lru_cache`, `sorted` keys) is honest; the default 8 MiB crash on it."""
-THREAD_STACK_BYTES = 16 << 20
+THREAD_STACK_BYTES = 8 << 20
 NOT_LOCKED_DOWN = 70
 
 

@@ -1,7 +1,9 @@
-"""Groups to teacher contexts: what the self-teacher reads before it re-scores each attempt (Table 2).
+"""Groups to teacher contexts: what the self-teacher reads before it re-scores each attempt (Table
+2).
 
-Pure: the random generator and the token counter are arguments. The task's own messages stay whole, system and earlier turns
-included; only demonstration and feedback are ever cut, in the middle, and the context's `reason` says so.
+Pure: the random generator and the token counter are arguments. The task's own messages stay whole,
+system and earlier turns included; only demonstration and feedback are ever cut, in the middle, and
+the context's `reason` says so.
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ def teacher_contexts(
 ) -> list[TeacherContext]:
     """One context per rollout of `group`, in order.
 
-    Solved siblings are drawn in one random order per group and every rollout takes the first that is not itself, so that a
-    group has at most two different demonstrations and their tokens are computed once. `others` are the step's groups that the
-    control `other_task` draws from. Raises `PromptTooLongError` when the task alone exceeds `rules.max_tokens`.
+    Solved siblings are drawn in one random order per group and every rollout takes the first that
+    is not itself, so that a group has at most two different demonstrations and their tokens are
+    computed once. `others` are the step's groups that the control `other_task` draws from. Raises
+    `PromptTooLongError` when the task alone exceeds `rules.max_tokens`.
     """
     order = [index for index, verdict in enumerate(group.verdicts) if verdict.solved]
     rng.shuffle(order)
-    foreign = _foreign_demonstration(group, others, rng) if rules.demonstration == "other_task" else None
+    foreign = (
+        _foreign_demonstration(group, others, rng) if rules.demonstration == "other_task" else None
+    )
     contexts = []
     for index in range(len(group.rollouts)):
         demonstration = _choose_demonstration(index, order, rules)
@@ -60,9 +65,7 @@ def _choose_demonstration(index: int, order: Sequence[int], rules: Context) -> i
     return index if rules.own_demonstration and index in order else None
 
 
-def _foreign_demonstration(
-    group: Group, others: Sequence[Group], rng: random.Random
-) -> str | None:
+def _foreign_demonstration(group: Group, others: Sequence[Group], rng: random.Random) -> str | None:
     solved = [
         rollout.text
         for other in others
@@ -112,7 +115,8 @@ def _fit(
     rules: Context,
     count_tokens: CountTokens,
 ) -> tuple[tuple[Message, ...], int]:
-    """Messages within the budget and the number of characters cut: feedback and attempt go first, then demonstration."""
+    """Messages within the budget and the number of characters cut: feedback and attempt go first,
+    then demonstration."""
     build = _single_turn if rules.layout == "single_turn" else _turns
     parts = [demonstration or "", feedback or "", attempt or ""]
     total = sum(map(len, parts))
@@ -160,7 +164,8 @@ def cut_middle(text: str, keep: int) -> str:
 def _single_turn(
     task: Sequence[Message], demonstration: str | None, feedback: str | None, attempt: str | None
 ) -> tuple[Message, ...]:
-    """The paper's layout: every section inside the task's last user turn, in the order of Table 2."""
+    """The paper's layout: every section inside the task's last user turn, in the order of Table
+    2."""
     sections = [task[-1]["content"]]
     if demonstration is not None:
         sections.append(templates.DEMONSTRATION.format(demonstration=demonstration))
@@ -184,7 +189,12 @@ def _turns(
         last.append(templates.CORRECT)
     if attempt is not None:
         if last:
-            messages.append({"role": "user", "content": "\n\n".join([*last, templates.AGAIN.format(task=question)])})
+            messages.append(
+                {
+                    "role": "user",
+                    "content": "\n\n".join([*last, templates.AGAIN.format(task=question)]),
+                }
+            )
             last = []
         messages.append({"role": "assistant", "content": attempt})
         last.append(templates.WRONG)
@@ -194,5 +204,6 @@ def _turns(
     content = "\n\n".join(last)
     if messages[-1]["role"] == "assistant":
         return (*messages, {"role": "user", "content": content})
-    # Feedback alone has no assistant turn to answer, and two user turns in a row are not a conversation.
+    # Feedback alone has no assistant turn to answer, and two user turns in a row are not a
+    # conversation.
     return (*messages[:-1], {**task[-1], "content": content})

@@ -1,13 +1,14 @@
-"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2 and field.md).
+"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2 and
+field.md).
 
-A schedule keeps tensors for the *trainable* parameters only and lends them to the one module by swapping storage pointers
-(`applied`), so a teacher costs its weights and never a second module; with LoRA that is megabytes. It reads no batch and
-computes no loss.
+A schedule keeps tensors for the *trainable* parameters only and lends them to the one module by
+swapping storage pointers (`applied`), so a teacher costs its weights and never a second module;
+with LoRA that is megabytes. It reads no batch and computes no loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,10 +26,11 @@ def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 @contextmanager
-def applied(module: torch.nn.Module, weights: Weights | None) -> Iterator[None]:
+def applied(module: torch.nn.Module, weights: Weights | None) -> Generator[None]:
     """`module` computing with `weights` inside the block; None leaves it as it is.
 
-    Swaps `Parameter.data`; nothing is copied. Use only without autograd: a graph built inside would see other storage.
+    Swaps `Parameter.data`; nothing is copied. Use only without autograd: a graph built inside would
+    see other storage.
     """
     if weights is None:
         yield
@@ -52,8 +54,8 @@ def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 class TeacherSchedule:
     """The teacher's weights and how they follow the student.
 
-    `weights` is None for a live teacher. `initial` are the starting weights, kept only when something needs them (frozen,
-    trust region, KL to the initial model).
+    `weights` is None for a live teacher. `initial` are the starting weights, kept only when
+    something needs them (frozen, trust region, KL to the initial model).
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class TeacherSchedule:
 
     @torch.no_grad()
     def after_update(self, student: torch.nn.Module) -> None:
-        """Follow one optimizer update: theta' <- (1 - rate) theta' + rate theta, in float32 and in place."""
+        """Follow one optimizer update: theta' <- (1 - rate) theta' + rate theta, in float32 and in
+        place."""
         if not isinstance(self.config, Ema) or self.is_frozen:
             return
         assert self._average is not None
@@ -125,14 +128,17 @@ class TeacherSchedule:
         return True
 
     def _gate_opens(self, config: Gated) -> bool:
-        """Reward rose since the last refresh and the length tail is safe; the first window sets the standard."""
+        """Reward rose since the last refresh and the length tail is safe; the first window sets the
+        standard."""
         reward = sum(r for r, _ in self._window) / len(self._window)
         tail = sum(length for _, length in self._window) / len(self._window)
         if self._last_refresh is None:
             self._last_refresh = (reward, tail)
             return False
         last_reward, last_tail = self._last_refresh
-        opens = reward > last_reward + config.min_gain and tail <= last_tail * config.max_tail_growth
+        opens = (
+            reward > last_reward + config.min_gain and tail <= last_tail * config.max_tail_growth
+        )
         if opens:
             self._last_refresh = (reward, tail)
         return opens
@@ -144,7 +150,8 @@ class TeacherSchedule:
             self._weights = copy_weights(student)
 
     def state(self) -> dict[str, object]:
-        """Everything exact resume needs; the student's own weights are the checkpoint's business."""
+        """Everything exact resume needs; the student's own weights are the checkpoint's
+        business."""
         return {
             "type": self.config.type,
             "initial": None if self.initial is None else dict(self.initial),
@@ -157,16 +164,19 @@ class TeacherSchedule:
         }
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Continue from `state()`. Raises `CheckpointError` when it belongs to another kind of schedule."""
+        """Continue from `state()`. Raises `CheckpointError` when it belongs to another kind of
+        schedule."""
         if state["type"] != self.config.type:
             raise CheckpointError(
-                f"checkpoint has teacher.schedule.type = {state['type']!r}, the run has {self.config.type!r}"
+                f"checkpoint has teacher.schedule.type = {state['type']!r}, "
+                f"the run has {self.config.type!r}"
             )
         self.initial = state["initial"]  # ty: ignore[invalid-assignment]
         self._weights = state["weights"]  # ty: ignore[invalid-assignment]
         self._average = state["average"]  # ty: ignore[invalid-assignment]
         if self._average is not None and self._weights is not None:
-            # In float32 the average *is* the teacher; restore the sharing so that one update moves both.
+            # In float32 the average *is* the teacher; restore the sharing so that one update moves
+            # both.
             self._weights = {
                 name: self._average[name] if w.dtype == torch.float32 else w
                 for name, w in self._weights.items()

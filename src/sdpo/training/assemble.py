@@ -1,12 +1,12 @@
 """Put a run together from its config: every `match` on a variant happens here, once.
 
-`open_sampler` is the half that evaluation and discovery need (policy, environment, engine); `objective_spec` turns a named
-objective into the specs of `sdpo.losses`.
+`open_sampler` is the half that evaluation and discovery need (policy, environment, engine);
+`objective_spec` turns a named objective into the specs of `sdpo.losses`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
 from sdpo.config.schema import Model as ModelConfig
 from sdpo.engines.base import Engine, Sampling
 from sdpo.envs import open_env
-from sdpo.envs.base import Env
+from sdpo.envs.base import Closing, Env
 from sdpo.errors import ConfigError
 from sdpo.rollouts.collect import Collector
 from sdpo.training.model import Policy, load_policy
@@ -23,7 +23,8 @@ from sdpo.training.model import Policy, load_policy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A policy that can be sampled and judged: what evaluation and discovery need, without any training state.
+    """A policy that can be sampled and judged: what evaluation and discovery need, without any
+    training state.
 
     Example:
         with open_sampler(config) as sampler: sampler.collector.collect(...)
@@ -46,11 +47,13 @@ class Sampler:
 
 
 @contextmanager
-def open_sampler(config: RunConfig, env: Env | None = None) -> Iterator[Sampler]:
-    """Load model and environment and close what was opened here. `env` replaces `config.env` and stays open."""
+def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
+    """Load model and environment and close what was opened here. `env` replaces `config.env` and
+    stays open."""
     policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
     policy = with_adapter(policy, config.model)
-    stop_ids = policy.model.generation_config.eos_token_id
+    generation = policy.model.generation_config
+    stop_ids = None if generation is None else generation.eos_token_id
     chat = Chat(
         policy.tokenizer,
         template_kwargs=config.model.chat_template_kwargs,
@@ -67,7 +70,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Iterator[Sampler]
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
     finally:
-        if env is None and hasattr(own_env, "close"):
+        if env is None and isinstance(own_env, Closing):
             own_env.close()
 
 
@@ -84,7 +87,8 @@ def with_adapter(policy: Policy, config: ModelConfig) -> Policy:
             lora = LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             )
-            return policy.replace_model(get_peft_model(policy.model, lora))
+            # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
+            return policy.replace_model(get_peft_model(policy.model, lora))  # ty: ignore[invalid-argument-type]
         case _:
             return policy
 
@@ -99,4 +103,4 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
         case VllmEngine(memory_fraction=memory_fraction):
             from sdpo.engines.vllm import VllmEngine as Vllm
 
-            return Vllm(policy.name, policy.model, memory_fraction=memory_fraction)
+            return Vllm(policy.model, memory_fraction=memory_fraction)

@@ -1,7 +1,7 @@
 """Checkpoints that appear whole or not at all, and what a run directory says about how it was made.
 
-`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. It is written next to its place and
-renamed; an interrupted or failed write leaves the older ones alone.
+`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. It is
+written next to its place and renamed; an interrupted or failed write leaves the older ones alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdpo import __version__
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.errors import CheckpointError, ConfigError
@@ -62,7 +61,8 @@ class Checkpoints:
     ) -> Path:
         """Write `step-N`, then delete all but the newest `keep` (and `protect`).
 
-        Raises `CheckpointError` when the disk is full or read-only; nothing older is lost and no partial folder remains.
+        Raises `CheckpointError` when the disk is full or read-only; nothing older is lost and no
+        partial folder remains.
         """
         final = self.folder / f"step-{step}"
         partial = self.folder / f".partial-{step}"
@@ -72,7 +72,9 @@ class Checkpoints:
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             if hasattr(model, "peft_config"):
-                weights = {name: p.detach().cpu().contiguous() for name, p in trainable(model).items()}
+                weights = {
+                    name: p.detach().cpu().contiguous() for name, p in trainable(model).items()
+                }
                 save_file(weights, partial / WEIGHTS)
             torch.save(dict(state), partial / STATE)
             _sync(partial)
@@ -81,7 +83,8 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
-                f"cannot write checkpoint {final}: {error}; free space or choose another `run` directory. "
+                f"cannot write checkpoint {final}: {error}; "
+                "free space or choose another `run` directory. "
                 f"Complete checkpoints: {self.steps() or 'none'}"
             ) from error
         for old in self.steps()[: -self._keep]:
@@ -90,7 +93,8 @@ class Checkpoints:
         return final
 
     def load(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Put the weights of `step` into `model` and return the saved state. Raises `CheckpointError` when damaged."""
+        """Put the weights of `step` into `model` and return the saved state. Raises
+        `CheckpointError` when damaged."""
         folder = self.folder / f"step-{step}"
         try:
             state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
@@ -141,21 +145,26 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
         partial.rename(path)
     except OSError as error:
         raise ConfigError(
-            f"run = {config.run!r}: cannot write there ({error.strerror}); choose another directory with run=..."
+            f"run = {config.run!r}: cannot write there ({error.strerror}); "
+            "choose another directory with run=..."
         ) from error
     return run_dir
 
 
 def check_same_run(config: RunConfig, path: Path) -> None:
-    """Raises `ConfigError` naming the differing keys when `path` records another config than `config`."""
+    """Raises `ConfigError` naming the differing keys when `path` records another config than
+    `config`."""
     try:
         recorded = json.loads(path.read_text())["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a run's config.json ({error}); choose another run=...") from None
+        raise ConfigError(
+            f"{path} is not a run's config.json ({error}); choose another run=..."
+        ) from None
     different = sorted(_differences(recorded, dump(config)))
     if different:
         raise ConfigError(
-            f"run = {config.run!r} already holds a run with other settings ({', '.join(different)}); "
+            f"run = {config.run!r} already holds a run with other settings "
+            f"({', '.join(different)}); "
             "choose another directory with run=..., or delete that one"
         )
 
@@ -174,7 +183,7 @@ def run_facts() -> dict[str, Any]:
     return {
         "versions": {
             "python": platform.python_version(),
-            "sdpo": __version__,
+            "sdpo": _own_version(),
             **{
                 name: importlib.metadata.version(name)
                 for name in ("torch", "transformers", "numpy", "tokenizers")
@@ -192,13 +201,27 @@ def run_facts() -> dict[str, Any]:
 
 
 def _git_state() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty outside a checkout or without git."""
+    """Commit and uncommitted diff of the code that runs; empty outside a checkout or without
+    git."""
     source = Path(__file__).parent
     found = {}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         for key, command in (("commit", ["rev-parse", "HEAD"]), ("diff", ["diff", "HEAD"])):
             result = subprocess.run(
-                ["git", *command], cwd=source, capture_output=True, text=True, timeout=10, check=True
+                ["git", *command],
+                cwd=source,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
             found[key] = result.stdout.strip()
     return found
+
+
+def _own_version() -> str:
+    """This package's version; a checkout that was never installed has none."""
+    try:
+        return importlib.metadata.version("sdpo")
+    except importlib.metadata.PackageNotFoundError:
+        return "uninstalled"

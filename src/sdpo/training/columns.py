@@ -81,7 +81,8 @@ def distill_weights(
 ) -> dict[Key, torch.Tensor]:
     """Routing x weighting of every distilled sample's tokens, [T_i] each, undivided.
 
-    Weightings that are relative to the batch's mean are normalised here over all ranks, before the first forward.
+    Weightings that are relative to the batch's mean are normalised here over all ranks, before the
+    first forward.
     """
     distilled = [s for s in samples if is_distill_fed(s)]
     if spec.distill is None:

@@ -1,4 +1,5 @@
-"""What the fused pass saw, as numbers for people: token credit of single rollouts and the teacher's distance."""
+"""What the fused pass saw, as numbers for people: token credit of single rollouts and the teacher's
+distance."""
 
 from __future__ import annotations
 
@@ -21,8 +22,9 @@ MAX_GAP = 20.0
 def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
     """Jensen-Shannon divergence between student and teacher per token, [T], nats.
 
-    Exact over the support when that is what is optimised; otherwise the unbiased one-sample estimate f(q/p) at the sampled
-    token, f(r) = (log(2/(1+r)) + r log(2r/(1+r))) / 2, which is never negative.
+    Exact over the support when that is what is optimised; otherwise the unbiased one-sample
+    estimate f(q/p) at the sampled token, f(r) = (log(2/(1+r)) + r log(2r/(1+r))) / 2, which is
+    never negative.
     """
     distill = spec.distill
     if distill is None or (distill.divergence == "jsd" and distill.beta == 0.5):
@@ -38,7 +40,8 @@ def credit_of(
     inspected: set[Key],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[TokenCredit]:
-    """Token credit of the `inspected` samples that have a teacher, from the pass over all `samples`."""
+    """Token credit of the `inspected` samples that have a teacher, from the pass over all
+    `samples`."""
     found = []
     start = 0
     for sample in samples:
@@ -74,7 +77,8 @@ def _credit(
 def _alternatives(
     top: Alternatives | None, rows: slice, *, of_teacher: bool
 ) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """(token id, log-prob) per position, likeliest first, log-probs of the side the list belongs to."""
+    """(token id, log-prob) per position, likeliest first, log-probs of the side the list belongs
+    to."""
     if top is None:
         return ()
     logprobs = top.teacher_logprobs if of_teacher else top.student_logprobs

@@ -1,7 +1,9 @@
-"""Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read this file first.
+"""Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read
+this file first.
 
-Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py, `update` training/step.py. No
-tensors here. What a run is made of is put together in training/run.py.
+Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py,
+`update` training/step.py. No tensors here. What a run is made of is put together in
+training/run.py.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ class TrainResult:
     """How a run ended.
 
     Example:
-        TrainResult(run_dir=Path("runs/quickstart"), step=40, metrics={"eval/solved": 0.41}, finished=True)
+        TrainResult(run_dir=Path("runs/quickstart"), step=40, metrics={"eval/solved": 0.41},
+        finished=True)
     """
 
     run_dir: Path
@@ -34,9 +37,11 @@ class TrainResult:
 
 
 def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
-    """Train as `config` says and return where it ended; an existing run directory of the same config is resumed exactly.
+    """Train as `config` says and return where it ended; an existing run directory of the same
+    config is resumed exactly.
 
-    `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a checkpoint and returns.
+    `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a
+    checkpoint and returns.
     """
     with open_run(config, env) as run:
         try:
@@ -80,6 +85,4 @@ def _train(run: Run) -> TrainResult:
 
 
 def _result(run: Run, *, finished: bool) -> TrainResult:
-    return TrainResult(
-        run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=finished
-    )
+    return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=finished)

@@ -48,9 +48,15 @@ def routing_rule(objective: Objective) -> routing.Rule:
 
 
 def objective_spec(
-    objective: Objective, *, step: int, temperature: float, max_completion_tokens: int, trust: float | None
+    objective: Objective,
+    *,
+    step: int,
+    temperature: float,
+    max_completion_tokens: int,
+    trust: float | None,
 ) -> ObjectiveSpec:
-    """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the teacher's schedule."""
+    """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the
+    teacher's schedule."""
     distills = isinstance(objective, Distilling)
     credit = None
     match objective:
@@ -65,6 +71,7 @@ def objective_spec(
         kl=KlSpec(coefficient=kl) if kl else None,
         credit=credit,
         temperature=temperature,
+        credit_trust=trust if credit is not None else None,
         joint_count=isinstance(objective, Srpo),
     )
 
@@ -86,9 +93,7 @@ def _distill(objective: Distilling, trust: float | None) -> DistillSpec:
     )
 
 
-def _policy_gradient(
-    objective: Objective, max_completion_tokens: int
-) -> PolicyGradientSpec | None:
+def _policy_gradient(objective: Objective, max_completion_tokens: int) -> PolicyGradientSpec | None:
     match objective:
         case Sft():
             return PolicyGradientSpec(kind="sft")

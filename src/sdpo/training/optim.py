@@ -1,7 +1,8 @@
 """AdamW with float32 master weights, float32 gradient accumulation and one clip of the global norm.
 
-Parameters in bfloat16 keep a float32 copy here; gradients of every micro-batch are added in float32 as autograd produces
-them, so the sum does not depend on the number of micro-batches beyond rounding.
+Parameters in bfloat16 keep a float32 copy here; gradients of every micro-batch are added in float32
+as autograd produces them, so the sum does not depend on the number of micro-batches beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from sdpo.training.parallel import Parallel
 class Optimizer:
     """Owns the master weights and gradients of a module's trainable parameters.
 
-    Memory per trained weight: 8 bytes of moments and 4 of gradient, plus 4 for the master copy when the module is not float32.
+    Memory per trained weight: 8 bytes of moments and 4 of gradient, plus 4 for the master copy when
+    the module is not float32.
     """
 
     def __init__(self, config: Optim, module: torch.nn.Module) -> None:
@@ -63,7 +65,8 @@ class Optimizer:
     def update(self, parallel: Parallel, *, where: str) -> float:
         """One AdamW step on the accumulated gradients; the global norm before clipping.
 
-        Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where` names step and tasks.
+        Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where`
+        names step and tasks.
         """
         gradients = list(self._gradients.values())
         parallel.sum_gradients(gradients)
@@ -113,7 +116,7 @@ class Optimizer:
     def load_state(self, state: Mapping[str, object]) -> None:
         """Continue from `state()`; the module's own weights must already be the checkpoint's."""
         self._adamw.load_state_dict(state["adamw"])  # ty: ignore[invalid-argument-type]
-        for name, master in state["masters"].items():  # ty: ignore[unresolved-attribute]
+        for name, master in state["masters"].items():  # ty: ignore[missing-attribute]
             self._masters[name].copy_(master)
         self.num_updates = int(state["num_updates"])  # ty: ignore[invalid-argument-type]
         self.lr_scale = float(state["lr_scale"])  # ty: ignore[invalid-argument-type]

@@ -1,17 +1,18 @@
 """Prefix-tree packing: a prompt's tokens are computed once for all completions that follow it.
 
-Micro-batches are flat rows without padding: prompt, completion, completion, ..., prompt, ... Positions continue from the prompt
-in every branch, and a branch sees its prompt and itself only. Attention runs per tree: the prompt causally, all its branches
-in one padded batch against [prompt | own tokens]. Everything else in the model runs on the flat row. Models that cannot take
-this (recurrent layers, unknown attention) run on right-padded rows instead, with the same results.
+Micro-batches are flat rows without padding: prompt, completion, completion, ..., prompt, ...
+Positions continue from the prompt in every branch, and a branch sees its prompt and itself only.
+Attention runs per tree: the prompt causally, all its branches in one padded batch against [prompt |
+own tokens]. Everything else in the model runs on the flat row. Models that cannot take this
+(recurrent layers, unknown attention) run on right-padded rows instead, with the same results.
 
-Legend: N tokens of a row, R trained completion tokens, D hidden size, H query heads, K key-value heads, B branches of a tree,
-L longest branch, P prompt length, E head size.
+Legend: N tokens of a row, R trained completion tokens, D hidden size, H query heads, K key-value
+heads, B branches of a tree, L longest branch, P prompt length, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -94,8 +95,8 @@ class Layout:
 def pack(items: Sequence[PackItem], *, budget_tokens: int) -> list[MicroBatch]:
     """Micro-batches of about `budget_tokens` packed tokens, deterministic in the order of `items`.
 
-    Items with equal prompts share its tokens. A group that does not fit is split and its prompt computed again; an item
-    that alone exceeds the budget gets its own micro-batch.
+    Items with equal prompts share its tokens. A group that does not fit is split and its prompt
+    computed again; an item that alone exceeds the budget gets its own micro-batch.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, item in enumerate(items):
@@ -137,7 +138,8 @@ def pack(items: Sequence[PackItem], *, budget_tokens: int) -> list[MicroBatch]:
 
 
 def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:
-    """Hidden states [R, D] before the LM head that predict each trained token, item after item; differentiable."""
+    """Hidden states [R, D] before the LM head that predict each trained token, item after item;
+    differentiable."""
     inner = causal_lm(model)
     if not _takes_trees(inner):
         return _padded_rows(inner, micro_batch)
@@ -153,15 +155,17 @@ def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor
 
 
 @contextmanager
-def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """A block for `backward()`: with checkpointing it runs layers again, which must attend as they did going forward."""
+def recomputing(model: PreTrainedModel) -> Generator[None]:
+    """A block for `backward()`: with checkpointing it runs layers again, which must attend as they
+    did going forward."""
     inner = causal_lm(model)
     with engine_attention(inner) if _takes_trees(inner) else nullcontext():
         yield
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Raises `ModelError` unless logits are hidden states times one matrix, which the fused loss relies on."""
+    """Raises `ModelError` unless logits are hidden states times one matrix, which the fused loss
+    relies on."""
     inner = causal_lm(model)
     config = inner.config.get_text_config()
     for name, neutral in (
@@ -172,7 +176,8 @@ def check_head(model: PreTrainedModel) -> None:
         value = getattr(config, name, None)
         if value not in (None, neutral):
             raise ModelError(
-                f"{type(inner).__name__} has {name} = {value}: training with a transformed LM head is not supported"
+                f"{type(inner).__name__} has {name} = {value}: "
+                "training with a transformed LM head is not supported"
             )
     head = inner.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
@@ -247,7 +252,8 @@ class _Branches:
         prompt_value_1KPE: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        """Output [tokens of all branches, H, E], in row order. Memory: B copies of the prompt's keys and values."""
+        """Output [tokens of all branches, H, E], in row order. Memory: B copies of the prompt's
+        keys and values."""
         num_branches, longest = self.places_BL.shape
         query, key, value = (
             x[0][:, self.places_BL].transpose(0, 1) for x in (query_1HNE, key_1KNE, value_1KNE)
@@ -255,12 +261,18 @@ class _Branches:
         prompt_length = prompt_key_1KPE.shape[2]
         key = torch.cat([prompt_key_1KPE.expand(num_branches, -1, -1, -1), key], dim=2)
         value = torch.cat([prompt_value_1KPE.expand(num_branches, -1, -1, -1), value], dim=2)
-        # Padding lies after the real tokens of its branch, so the causal mask hides it from all of them.
+        # Padding lies after the real tokens of its branch, so the causal mask hides it from all of
+        # them.
         mask_LM = torch.ones(
             longest, prompt_length + longest, dtype=torch.bool, device=query.device
         ).tril(prompt_length)
         output_BHLE = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask_LM, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+            query,
+            key,
+            value,
+            attn_mask=mask_LM,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
         return output_BHLE.transpose(1, 2).flatten(0, 1)[self.valid]
 
@@ -304,7 +316,8 @@ def _takes_trees(model: PreTrainedModel) -> bool:
 
 
 def _padded_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:
-    """`hidden_rows` on one right-padded row per item; what stands after a token cannot reach it, so no mask is needed."""
+    """`hidden_rows` on one right-padded row per item; what stands after a token cannot reach it, so
+    no mask is needed."""
     rows: list[tuple[int, ...]] = []
     index: list[int] = []
     width = max(
@@ -325,12 +338,14 @@ def _padded_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tenso
     return hidden_BND.flatten(0, 1)[torch.tensor(index, device=model.device, dtype=torch.long)]
 
 
-class _checkpointing:  # noqa: N801  reads as a statement
-    """Train mode while a checkpointed model records a graph: transformers recomputes activations in no other mode."""
+class _checkpointing:
+    """Train mode while a checkpointed model records a graph: transformers recomputes activations in
+    no other mode."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        # The flag of the layers themselves: the model's property has another name in every transformers release.
+        # The flag of the layers themselves: the model's property has another name in every
+        # transformers release.
         is_checkpointed = any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
         self._is_on = is_checkpointed and torch.is_grad_enabled()
 

@@ -1,6 +1,7 @@
 """Processes of one run: plain data parallel over `torchrun`, nothing at all for a single process.
 
-Every rank samples and judges its own tasks; counts are summed before the first forward, gradients after the last backward.
+Every rank samples and judges its own tasks; counts are summed before the first forward, gradients
+after the last backward.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Parallel:
             return [item]
         items: list[T | None] = [None] * self.world_size
         dist.all_gather_object(items, item)
-        return items  # ty: ignore[invalid-return-type]
+        return items  # ty: ignore[invalid-explicit-return]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -66,7 +67,8 @@ class Parallel:
 
 
 def start_parallel() -> Parallel:
-    """The process group that `torchrun` describes in the environment (nccl with CUDA, else gloo), or a single process."""
+    """The process group that `torchrun` describes in the environment (nccl with CUDA, else gloo),
+    or a single process."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size == 1:
         return Parallel()

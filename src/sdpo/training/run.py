@@ -1,7 +1,7 @@
 """A training run: the parts that `loop.py` drives, their state, and what is written where.
 
-Every rank holds all groups of a step (they are gathered after judging), so statistics and records need no further exchange;
-each rank trains on its own share of the tasks.
+Every rank holds all groups of a step (they are gathered after judging), so statistics and records
+need no further exchange; each rank trains on its own share of the tasks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,9 +80,11 @@ class Run:
         self._recorder.close()
 
     def start(self) -> bool:
-        """Continue from the newest checkpoint if there is one; true when the run starts from the beginning.
+        """Continue from the newest checkpoint if there is one; true when the run starts from the
+        beginning.
 
-        Rows after the checkpoint are dropped from every record, so a killed run's files end up like an uninterrupted one's.
+        Rows after the checkpoint are dropped from every record, so a killed run's files end up like
+        an uninterrupted one's.
         """
         steps = self._checkpoints.steps()
         if steps:
@@ -134,9 +136,7 @@ class Run:
         self._sampler.collector.engine.load_weights(
             self._sampler.policy.model, self._updater.optimizer.num_updates
         )
-        self._credit = [
-            part for parts in self._parallel.gather(result.credit) for part in parts
-        ]
+        self._credit = [part for parts in self._parallel.gather(result.credit) for part in parts]
         self._teacher_lengths = {
             key: length
             for lengths in self._parallel.gather(_teacher_lengths(samples))
@@ -145,8 +145,9 @@ class Run:
         return Metrics.merged(self._parallel.gather(result.metrics.state()))
 
     @contextmanager
-    def undivided(self) -> Iterator[None]:
-        """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second one breaks in."""
+    def undivided(self) -> Generator[None]:
+        """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second
+        one breaks in."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -171,13 +172,15 @@ class Run:
         contexts: Sequence[Sequence[TeacherContext]],
         update: Metrics,
     ) -> dict[str, float]:
-        """Count the step, let the teacher follow it, record its rollouts; the step's metrics without times."""
+        """Count the step, let the teacher follow it, record its rollouts; the step's metrics
+        without times."""
         self.step += 1
         groups = collected.groups
         metrics = rollout_metrics(groups, contexts)
         metrics.merge(update)
         logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
-        # An unbiased estimate over every sampled token, at no cost; multi-turn attempts count their last turn.
+        # An unbiased estimate over every sampled token, at no cost; multi-turn attempts count their
+        # last turn.
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
         row = metrics.reduce()
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
@@ -218,7 +221,8 @@ class Run:
         return summarise(groups).metrics()
 
     def is_due(self, every: int) -> bool:
-        """Whether something done `every` steps (0: never in between) and after the last step is due now."""
+        """Whether something done `every` steps (0: never in between) and after the last step is due
+        now."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alert]:
@@ -243,19 +247,21 @@ class Run:
         self._parallel.barrier()
 
     def save_interrupted(self) -> None:
-        """Save what an interrupt left, unless not even the first row is written: then there is nothing to keep."""
+        """Save what an interrupt left, unless not even the first row is written: then there is
+        nothing to keep."""
         if self.last_metrics:
             self.save()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
     def act(self, alerts: Sequence[Alert]) -> None:
-        """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the last good checkpoint."""
+        """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
+        last good checkpoint."""
         if any(alert.action == "stop" for alert in alerts):
             self.save()
             said = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
             raise CanaryStop(
                 f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}. "
-                "Lower optim.lr or change the teacher, or continue with canaries.action='warn' in a new run"
+                "Lower optim.lr or change the teacher, or set canaries.action='warn' in a new run"
             )
         rollbacks = [alert for alert in alerts if alert.action == "rollback"]
         if rollbacks:
@@ -267,14 +273,16 @@ class Run:
             self._dashboard.say(text)
 
     def _roll_back(self, *, before: int) -> None:
-        """Weights and optimizer of the newest checkpoint older than `before`, then half the rate and a frozen teacher.
+        """Weights and optimizer of the newest checkpoint older than `before`, then half the rate
+        and a frozen teacher.
 
         Steps and records go on: a rollback is part of the run's history, not an undoing of it.
         """
         good = [step for step in self._checkpoints.steps() if step < before]
         if not good:
             raise CanaryStop(
-                f"canary at step {self.step}: no checkpoint older than step {before} to roll back to; "
+                f"canary at step {self.step}: "
+                f"no checkpoint older than step {before} to roll back to; "
                 "set checkpoint.every smaller"
             )
         state = self._checkpoints.load(good[-1], self._updater.model)
@@ -286,14 +294,19 @@ class Run:
         schedule.freeze(self._updater.model)
         self._canaries.restart()
         self.say(
-            f"rolled back to step {good[-1]}; learning rate x {optimizer.lr_scale:g}, teacher frozen"
+            f"rolled back to step {good[-1]}; "
+            f"learning rate x {optimizer.lr_scale:g}, teacher frozen"
         )
         self.save()
 
     def _inspected(self, samples: Sequence[Sequence[Sample]]) -> frozenset[tuple[str, int]]:
-        """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled ones."""
+        """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled
+        ones."""
         taught = [
-            (s.task_id, s.index) for group in samples for s in group if s.teacher_prompt_ids is not None
+            (s.task_id, s.index)
+            for group in samples
+            for s in group
+            if s.teacher_prompt_ids is not None
         ]
         rng = random.Random(derive(self.config.seed, "credit", self.step))
         count = len(self._parallel.share(range(self.config.credit.rollouts)))
@@ -337,7 +350,7 @@ def _teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int
 
 
 @contextmanager
-def open_run(config: RunConfig, env: Env | None = None) -> Iterator[Run]:
+def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
     parallel = start_parallel()
     run_dir = open_run_dir(config, run_facts()) if parallel.is_main else Path(config.run)

@@ -1,4 +1,5 @@
-"""Groups and teacher contexts to samples: token ids for student and teacher, credit and routing. The last file before tensors."""
+"""Groups and teacher contexts to samples: token ids for student and teacher, credit and routing.
+The last file before tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from sdpo.config.objective import Grpo, Objective, PolicyGradient, Rlcsd
 from sdpo.config.schema import Context
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
-from sdpo.records import Group, Message, Rollout, Sample, TeacherContext, Verdict
+from sdpo.records import Component, Group, Message, Rollout, Sample, TeacherContext, Verdict
 from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
 
@@ -22,7 +23,8 @@ class SampleBuilder:
     """How this run turns groups into contexts and samples.
 
     Example:
-        SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective, rule=rule)
+        SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective,
+        rule=rule)
     """
 
     chat: Chat
@@ -36,7 +38,8 @@ class SampleBuilder:
         return not isinstance(self.objective, Grpo)
 
     def contexts(self, groups: Sequence[Group], *, seed: int) -> list[list[TeacherContext]]:
-        """The teacher's context of every rollout; without a teacher in the objective all are empty."""
+        """The teacher's context of every rollout; without a teacher in the objective all are
+        empty."""
         if not self.needs_teacher:
             empty = TeacherContext(messages=None, reason="no_teacher")
             return [[empty] * len(group.rollouts) for group in groups]
@@ -72,7 +75,8 @@ class SampleBuilder:
         ]
 
     def _negative_contexts(self, group: Group, rng: random.Random) -> list[list[TeacherContext]]:
-        """For RLCSD: per rollout up to `num_negatives` contexts that show a failed sibling as if it were right."""
+        """For RLCSD: per rollout up to `num_negatives` contexts that show a failed sibling as if it
+        were right."""
         if not isinstance(self.objective, Rlcsd):
             return [[] for _ in group.rollouts]
         failed = [i for i, verdict in enumerate(group.verdicts) if not verdict.solved]
@@ -86,7 +90,8 @@ class SampleBuilder:
         ]
 
     def _pretend_solved(self, group: Group, index: int, wrong: int) -> TeacherContext:
-        """Context of rollout `index` with the failed rollout `wrong` in the place of a demonstration."""
+        """Context of rollout `index` with the failed rollout `wrong` in the place of a
+        demonstration."""
         pair = Group(
             task=group.task,
             rollouts=(group.rollouts[index], group.rollouts[wrong]),
@@ -106,7 +111,7 @@ def _sample(
     context: TeacherContext,
     chat: Chat,
     advantage: float,
-    weights: Mapping[str, float],
+    weights: Mapping[Component, float],
     negatives: Sequence[TeacherContext],
 ) -> Sample:
     prompt_ids, completion_ids, loss_mask, logprobs = flatten_turns(rollout)
@@ -124,16 +129,18 @@ def _sample(
             if negative.messages is not None
         ),
         advantage=advantage,
-        component_weights=dict(weights),
+        component_weights={str(name): factor for name, factor in weights.items()},
     )
 
 
 def flatten_turns(
     rollout: Rollout,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[float, ...]]:
-    """First prompt, everything after it, which of that was sampled, and the sampler's log-probs (0 where not sampled).
+    """First prompt, everything after it, which of that was sampled, and the sampler's log-probs (0
+    where not sampled).
 
-    The environment's tokens between turns are part of the completion, seen by attention and never trained on.
+    The environment's tokens between turns are part of the completion, seen by attention and never
+    trained on.
     """
     if not rollout.turns:
         count = len(rollout.completion_ids)

@@ -1,7 +1,8 @@
 """One training step: samples in, weights changed, numbers out.
 
-Counts are taken over the whole optimizer batch before the first forward; then the teacher's pass, then the student's
-micro-batches, then one update. Splitting differently changes rounding only. Legend: T trained tokens of a micro-batch.
+Counts are taken over the whole optimizer batch before the first forward; then the teacher's pass,
+then the student's micro-batches, then one update. Splitting differently changes rounding only.
+Legend: T trained tokens of a micro-batch.
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `groups` are this rank's samples per task; `inspect` names rollouts whose credit is kept.
+        """All updates of a step. `groups` are this rank's samples per task; `inspect` names
+        rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
         result = StepResult(metrics=Metrics())
+        for name in ("total", "distill", "pg", "kl"):
+            # Present in every row, also when nothing had a gradient.
+            result.metrics.add(f"loss/{name}", Sum(0.0))
         count = self._config.updates_per_step
         samples = [sample for group in groups for sample in group]
         old = self._old_policy(samples, spec) if count > 1 else {}
@@ -156,7 +161,8 @@ class Updater:
     def _micro_batch(
         self, micro_batch: MicroBatch, samples: Sequence[Sample], batch: _Batch, result: StepResult
     ) -> None:
-        """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's sums."""
+        """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
+        sums."""
         targets = batch.targets
         columns = token_batch(samples, targets, batch.weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
@@ -186,7 +192,9 @@ class Updater:
             loss.loss.backward()
         self.optimizer.accumulate()
         self._observe(loss, samples, batch.spec, result.metrics)
-        result.credit += credit_of(loss.tokens, samples, set(map(key_of, inspected)), self._tokenizer)
+        result.credit += credit_of(
+            loss.tokens, samples, set(map(key_of, inspected)), self._tokenizer
+        )
 
     def _observe(
         self,
@@ -195,7 +203,8 @@ class Updater:
         spec: ObjectiveSpec,
         metrics: Metrics,
     ) -> None:
-        """Add one micro-batch to the step's metrics; component losses are parts of a sum, averaged over the updates."""
+        """Add one micro-batch to the step's metrics; component losses are parts of a sum, averaged
+        over the updates."""
         share = 1.0 / self._config.updates_per_step
         for name, part in (("distill", loss.distill), ("pg", loss.pg), ("kl", loss.kl)):
             metrics.add(f"loss/{name}", Sum(float(part) * share))
@@ -218,7 +227,8 @@ class Updater:
 
     @torch.no_grad()
     def _old_policy(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[Key, OldPolicy]:
-        """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of the step."""
+        """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of
+        the step."""
         head = self.model.get_output_embeddings().weight
         found: dict[Key, OldPolicy] = {}
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
@@ -234,20 +244,24 @@ class Updater:
                 if wants_support:
                     assert spec.distill is not None
                     assert spec.distill.top_k is not None
-                    support = OldSupport(
-                        *token_support(hidden, head, spec.distill.top_k, temperature=spec.temperature)
+                    ids, values = token_support(
+                        hidden, head, spec.distill.top_k, temperature=spec.temperature
                     )
+                    support = OldSupport(ids=ids, logprobs=values)
                 found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
         return found
 
     def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
-        """Whether any component has a gradient for `sample`; others are counted but not computed."""
+        """Whether any component has a gradient for `sample`; others are counted but not
+        computed."""
         if not any(sample.loss_mask):
             return False
         rewarded = bool(sample.component_weights.get("pg")) and (
             sample.advantage != 0 or isinstance(self._objective, Sft)
         )
-        return rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))
+        return (
+            rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))
+        )
 
 
 def _wants_teacher(sample: Sample, spec: ObjectiveSpec) -> bool:

@@ -1,8 +1,10 @@
-"""The teacher's side of an update: hidden states of every attempt under its teacher context, without a graph.
+"""The teacher's side of an update: hidden states of every attempt under its teacher context,
+without a graph.
 
-Legend: R trained completion tokens of one sample, D hidden size. Kept per sample in the compute type until the update is over:
-R x D numbers each (for 256 attempts of 1,000 tokens at D = 4096 in bfloat16: 2 GB), so the student's micro-batches need not
-match the teacher's. Logits are never made here.
+Legend: R trained completion tokens of one sample, D hidden size. Kept per sample in the compute
+type until the update is over: R x D numbers each (for 256 attempts of 1,000 tokens at D = 4096 in
+bfloat16: 2 GB), so the student's micro-batches need not match the teacher's. Logits are never made
+here.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Targets:
     """Hidden states per sample and the heads they belong to.
 
     Example:
-        Targets(teacher={("clamp", 0): hidden_RD}, teacher_head=head_VD, trust={}, reference={}, initial_head=None, negatives={})
+        Targets(teacher={("clamp", 0): hidden_RD}, teacher_head=head_VD, trust={}, reference={},
+        initial_head=None, negatives={})
     """
 
     teacher: dict[Key, torch.Tensor]
@@ -41,7 +44,8 @@ class Targets:
     initial_head: torch.Tensor | None
     """[V, D] of the initial model when `trust` or `reference` need it."""
     negatives: dict[Key, torch.Tensor]
-    """[R, K] log-probs of the sampled tokens under K wrong demonstrations; empty unless contrasted."""
+    """[R, K] log-probs of the sampled tokens under K wrong demonstrations; empty unless
+    contrasted."""
 
 
 @torch.no_grad()
@@ -55,10 +59,13 @@ def score_targets(
     needs_reference: bool,
     wants_teacher: Callable[[Sample], bool],
 ) -> Targets:
-    """Everything the loss compares the student with, for `samples`; those that want no teacher have no teacher entry."""
+    """Everything the loss compares the student with, for `samples`; those that want no teacher have
+    no teacher entry."""
     with_teacher = [s for s in samples if wants_teacher(s)]
 
-    def hidden(chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]) -> dict[Key, torch.Tensor]:
+    def hidden(
+        chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
+    ) -> dict[Key, torch.Tensor]:
         return _hidden_by_sample(model, chosen, prompt, budget_tokens)
 
     with applied(model, schedule.weights):
@@ -84,7 +91,8 @@ def score_targets(
 
 
 def head_of(model: PreTrainedModel, weights: Weights | None) -> torch.Tensor:
-    """The LM head [V, D] that belongs to `weights` (None: the module's own), found by identity so that tied heads work."""
+    """The LM head [V, D] that belongs to `weights` (None: the module's own), found by identity so
+    that tied heads work."""
     head = model.get_output_embeddings().weight
     if weights is not None:
         for name, parameter in model.named_parameters():
@@ -119,12 +127,15 @@ def _hidden_by_sample(
 def _negatives(
     model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, temperature: float
 ) -> dict[Key, torch.Tensor]:
-    """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has any."""
+    """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has
+    any."""
     columns: dict[Key, list[torch.Tensor]] = {}
     head = model.get_output_embeddings().weight
     for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
-        rows = _hidden_by_sample(model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens)
+        rows = _hidden_by_sample(
+            model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens
+        )
         for sample in chosen:
             key = key_of(sample)
             targets = trained_tokens(sample, head.device)
@@ -141,7 +152,11 @@ def key_of(sample: Sample) -> Key:
 def trained_tokens(sample: Sample, device: torch.device) -> torch.Tensor:
     """[R] ids of the completion tokens that train."""
     return torch.tensor(
-        [token for token, trains in zip(sample.completion_ids, sample.loss_mask, strict=True) if trains],
+        [
+            token
+            for token, trains in zip(sample.completion_ids, sample.loss_mask, strict=True)
+            if trains
+        ],
         device=device,
         dtype=torch.long,
     )

@@ -113,15 +113,22 @@ def test_multi_turn_keeps_sampled_tokens_and_masks_the_replies():
         return {"role": "user", "content": f"turn {len(turns)}"} if len(turns) < 3 else None
 
     the_env = env(TASKS, solved_if_a, reply=reply)
-    the_collector = collector(the_env, lambda ids, seed: "yes" if len(ids) % 2 else "no", max_turns=5)
+    the_collector = collector(
+        the_env, lambda ids, seed: "yes" if len(ids) % 2 else "no", max_turns=5
+    )
     for group in collect(the_collector):
         for rollout in group.rollouts:
             assert len(rollout.turns) == 3
             prompt, completion, mask, logprobs = flatten_turns(rollout)
-            assert prompt + completion == rollout.turns[-1].prompt_ids + rollout.turns[-1].completion_ids
+            assert (
+                prompt + completion
+                == rollout.turns[-1].prompt_ids + rollout.turns[-1].completion_ids
+            )
             trained = [token for token, trains in zip(completion, mask, strict=True) if trains]
             assert trained == [t for turn in rollout.turns for t in turn.completion_ids]
-            assert [p for p, m in zip(logprobs, mask, strict=True) if not m] == [0.0] * mask.count(False)
+            assert [p for p, m in zip(logprobs, mask, strict=True) if not m] == [0.0] * mask.count(
+                False
+            )
             shown = CHAT.tokenizer.decode(prompt + completion)
             assert "turn 1" in shown
             assert "turn 2" in shown

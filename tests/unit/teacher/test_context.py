@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_no_two_user_turns_in_a_row(layout):
     for rules in ({}, {"feedback": "always", "attempt": True}):
         for context in contexts(group("S", "F", "F"), layout=layout, **rules):
             roles = [message["role"] for message in context.messages or ()][1:]
-            assert all(a != b for a, b in zip(roles, roles[1:], strict=False))
+            assert all(a != b for a, b in pairwise(roles))
 
 
 def test_feedback_only_when_failed_and_no_demonstration():
@@ -137,7 +138,12 @@ def test_the_four_feedback_combinations_of_table_6():
         tuple(part in text(c) for part in ("ATTEMPT0", "FEEDBACK1", "ATTEMPT1"))
         for c in (output, solution, both, with_attempt)
     ]
-    assert shown == [(False, True, False), (True, False, False), (True, True, False), (True, True, True)]
+    assert shown == [
+        (False, True, False),
+        (True, False, False),
+        (True, True, False),
+        (True, True, True),
+    ]
 
 
 def test_control_other_task_shows_another_tasks_solution():

@@ -136,8 +136,10 @@ def test_applied_lends_and_gives_back():
     schedule = TeacherSchedule(Frozen(), student)
     move(student)
     own = student.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"), applied(student, schedule.weights):
+    with applied(student, schedule.weights):
         assert torch.equal(student.weight, schedule.weights["weight"])
+    assert torch.equal(student.weight, own)
+    with pytest.raises(RuntimeError, match="inside"), applied(student, schedule.weights):
         raise RuntimeError("inside")
     assert torch.equal(student.weight, own)
     assert set(trainable(student)) == {"weight", "bias"}

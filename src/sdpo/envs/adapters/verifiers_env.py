@@ -53,20 +53,10 @@ def from_verifiers(
             )
 
     async def judge(task: Task, rollout: Rollout) -> Verdict:
-        row = task.reference
-        message = {"role": "assistant", "content": rollout.text}
-        state: dict[str, Any] = {
-            "prompt": row["prompt"],
-            "completion": [message],
-            "answer": row.get("answer", ""),
-            "info": row.get("info", {}),
-            "task": row.get("task", "default"),
-            "trajectory": [{"prompt": row["prompt"], "completion": [message]}],
-            "is_truncated": rollout.truncated,
-        }
+        state = _state(task, rollout)
         total, metrics = 0.0, {}
         for function, weight, objects in rewards:
-            value = _call(function, {**row, **state, "state": state, **objects})
+            value = _call(function, {**task.reference, **state, "state": state, **objects})
             if inspect.isawaitable(value):
                 value = await value
             metrics[_name(function)] = float(value)
@@ -87,6 +77,21 @@ def from_verifiers(
         if held_out is None
         else _tasks(environment, environment.get_eval_dataset()),
     )
+
+
+def _state(task: Task, rollout: Rollout) -> dict[str, Any]:
+    """What verifiers' reward functions find about one attempt."""
+    row = task.reference
+    message = {"role": "assistant", "content": rollout.text}
+    return {
+        "prompt": row["prompt"],
+        "completion": [message],
+        "answer": row.get("answer", ""),
+        "info": row.get("info", {}),
+        "task": row.get("task", "default"),
+        "trajectory": [{"prompt": row["prompt"], "completion": [message]}],
+        "is_truncated": rollout.truncated,
+    }
 
 
 def _tasks(environment: Any, rows: Iterable[Mapping[str, Any]]) -> list[Task]:
