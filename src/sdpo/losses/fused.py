@@ -180,12 +180,11 @@ def distillation_loss(
         return RowTerms(distill_weight_R=weights[rows].to(student_logprob_R.dtype))
 
     result = head_pass(inputs, spec, weigh)
-    tokens = result.tokens
     return DistillationResult(
         loss=result.loss,
-        divergence=tokens.divergence,
-        student_logprob=tokens.student_logprob,
-        teacher_logprob=tokens.teacher_logprob,
-        student_entropy=tokens.student_entropy,
-        teacher_entropy=tokens.teacher_entropy,
+        divergence=result.tokens.divergence,
+        student_logprob=result.tokens.student_logprob,
+        teacher_logprob=result.tokens.teacher_logprob,
+        student_entropy=result.tokens.student_entropy,
+        teacher_entropy=result.tokens.teacher_entropy,
     )
