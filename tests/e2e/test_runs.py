@@ -1,0 +1,173 @@
+"""Whole training runs on a tiny model: repeatable, resumable, independent of micro-batches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.errors import CheckpointError, ConfigError, TaskError
+from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.loop import train
+from sdpo.training.run import Run
+
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
+
+
+def judge(task, rollout):
+    hits = sum(character in "abcdefgh" for character in rollout.text)
+    said = None if hits else f"none of the {len(rollout.text)} characters is a letter from a to h"
+    return sdpo.Verdict(reward=float(hits > 0), solved=hits > 0, feedback=said)
+
+
+ENV = sdpo.env(TASKS, judge)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def config(model, run, *overrides):
+    return load_config(
+        [
+            f"run={run}", f"model.name={model}", "steps=4", "rollout.tasks_per_step=3",
+            "rollout.group_size=4", "rollout.max_completion_tokens=8", "optim.lr=1e-3",
+            "rollout.max_prompt_tokens=200", "eval.samples=2", "eval.every=2",
+            "checkpoint.every=2", "objective.type=srpo", *overrides,
+        ]
+    )  # fmt: skip
+
+
+def rows(run):
+    """metrics.jsonl without times."""
+    found = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in found]
+
+
+def test_same_seed_same_metrics_and_another_seed_differs(model, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(config(model, tmp_path / name, f"seed={seed}"), env=ENV)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+    lines = [(tmp_path / n / "rollouts.jsonl").read_text() for n in "ab"]
+    assert lines[0] == lines[1]
+    assert [row["step"] for row in rows(tmp_path / "a")] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("die_at", [1, 2, 3])
+def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, monkeypatch, die_at):
+    train(config(model, tmp_path / "whole"), env=ENV)
+
+    class KilledError(Exception):
+        pass
+
+    finish = Run.finish_step
+
+    def die(self, *arguments):
+        if self.step == die_at:
+            raise KilledError
+        return finish(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish_step", die)
+        with pytest.raises(KilledError):
+            train(config(model, tmp_path / "killed"), env=ENV)
+    train(config(model, tmp_path / "killed"), env=ENV)
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    for name in ("rollouts.jsonl", "credit.jsonl"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_interrupt_saves_and_the_same_call_continues(model, tmp_path, monkeypatch):
+    train(config(model, tmp_path / "whole"), env=ENV)
+    collect = Run.collect
+
+    def interrupted(self, tasks):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return collect(self, tasks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "collect", interrupted)
+        result = train(config(model, tmp_path / "cut"), env=ENV)
+    assert (result.finished, result.step) == (False, 3)
+    assert train(config(model, tmp_path / "cut"), env=ENV).finished
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_micro_batches_change_rounding_only(model, tmp_path):
+    for budget in (40, 100_000):
+        overrides = (f"optim.micro_batch_tokens={budget}", "steps=2")
+        train(config(model, tmp_path / str(budget), *overrides), env=ENV)
+    small, large = rows(tmp_path / "40"), rows(tmp_path / "100000")
+    for one, other in zip(small, large, strict=True):
+        for key in one.keys() & other.keys():
+            if one[key] is None or other[key] is None:
+                assert one[key] is other[key], key
+            else:
+                assert one[key] == pytest.approx(other[key], rel=2e-3, abs=1e-5), key
+
+
+@pytest.mark.parametrize(
+    "objective", ["sdpo", "grpo", "hybrid", "sc_sdpo", "rlsd", "rlcsd", "sdpg"]
+)
+def test_every_objective_trains(model, tmp_path, objective):
+    overrides = (f"objective.type={objective}", "steps=2", "optim.updates_per_step=3")
+    result = train(config(model, tmp_path / "run", *overrides), env=ENV)
+    assert result.finished
+    assert result.metrics["optim/grad_norm"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["live", "frozen", "snapshot", "gated", "trust_region"])
+def test_every_schedule_trains_and_resumes(model, tmp_path, schedule):
+    overrides = (f"teacher.schedule.type={schedule}", "objective.type=sdpo")
+    train(config(model, tmp_path / "whole", *overrides), env=ENV)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "checkpoints" / "step-4")
+    shutil.rmtree(tmp_path / "again", ignore_errors=True)
+    recorded = json.loads((tmp_path / "part" / "config.json").read_text())
+    recorded["config"]["run"] = str(tmp_path / "part")
+    (tmp_path / "part" / "config.json").write_text(json.dumps(recorded))
+    train(config(model, tmp_path / "part", *overrides), env=ENV)
+    assert rows(tmp_path / "part") == rows(tmp_path / "whole")
+
+
+def test_another_config_in_the_same_directory_is_refused(model, tmp_path):
+    train(config(model, tmp_path / "run", "steps=1"), env=ENV)
+    with pytest.raises(ConfigError, match=r"other settings.*optim\.lr"):
+        train(config(model, tmp_path / "run", "steps=1", "optim.lr=1"), env=ENV)
+
+
+def test_full_disk_keeps_the_older_checkpoint(model, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    train(config(model, run, "steps=2"), env=ENV)
+    before = sorted(p.name for p in (run / "checkpoints").iterdir())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sdpo.training.checkpoint._sync", full)
+    shutil.copytree(run, tmp_path / "next")
+    recorded = json.loads((tmp_path / "next" / "config.json").read_text())
+    recorded["config"] |= {"run": str(tmp_path / "next"), "steps": 4}
+    (tmp_path / "next" / "config.json").write_text(json.dumps(recorded))
+    with pytest.raises(CheckpointError, match="No space left"):
+        train(config(model, tmp_path / "next"), env=ENV)
+    assert sorted(p.name for p in (tmp_path / "next" / "checkpoints").iterdir()) == before
+
+
+def test_bad_input_is_refused_in_one_sentence(model, tmp_path):
+    with pytest.raises(TaskError, match="at least one task"):
+        sdpo.env([], judge)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ConfigError, match="cannot write there"):
+        train(config(model, blocked / "run"), env=ENV)
