@@ -28,7 +28,8 @@ def buckets(log_p_TV: Tensor, ids_TK: Tensor | None, tail: bool) -> Tensor:
     inside = p.gather(1, ids_TK)
     if not tail:
         return inside / inside.sum(-1, keepdim=True)
-    return torch.cat([inside, 1 - inside.sum(-1, keepdim=True)], 1)
+    # Summed, not 1 - inside: that is negative by rounding when the support holds all the mass.
+    return torch.cat([inside, p.scatter(1, ids_TK, 0.0).sum(-1, keepdim=True)], 1)
 
 
 def distance(kind: str, beta: float, p: Tensor, q: Tensor) -> Tensor:
