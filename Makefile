@@ -34,4 +34,6 @@ fmt: setup
 	$(BIN)/ruff format .
 
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/judge.py
+	$(BIN)/python benchmarks/rollout.py
