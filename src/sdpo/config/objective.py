@@ -199,8 +199,8 @@ class Sdpg(_Distilling):
 
 class Sft(_Objective):
     type: Literal["sft"] = "sft"
-    """Likelihood of the policy\'s own solved attempts (rejection sampling). The paper\'s Table 5 samples them
-    from the self-teacher instead, which this does not."""
+    """Likelihood of the policy's own solved attempts. The paper's Table 5 samples them from the
+    self-teacher instead, which this does not."""
 
 
 Objective = Annotated[
