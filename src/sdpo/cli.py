@@ -142,16 +142,16 @@ def config() -> None:
 @config.command(name="show")
 @ARGUMENTS
 def config_show(arguments: tuple[str, ...]) -> None:
-    """Resolved values, and where each that is not a default came from."""
-    from sdpo.config.load import flatten, load
+    """What the objective resolves to, then every value with its origin, as TOML that loads."""
+    from sdpo.config.load import load
+    from sdpo.config.toml import to_toml
+    from sdpo.training.describe import describe_objective
 
     loaded = load(arguments)
-    table = Table(box=None)
-    for column in ("key", "value", "from"):
-        table.add_column(column, overflow="fold")
-    for key, value in flatten(loaded.config).items():
-        table.add_row(key, _escape(json.dumps(value)), loaded.origins.get(key, "default"))
-    Console().print(table)
+    for line in describe_objective(loaded.config):
+        click.echo(f"# {line}")
+    click.echo()
+    click.echo(to_toml(loaded), nl=False)
 
 
 @config.command(name="list")

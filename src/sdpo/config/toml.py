@@ -1,0 +1,66 @@
+"""A resolved config as TOML that can be loaded again, each value with its origin as a comment.
+
+Writes what `RunConfig` can hold (numbers, texts, booleans, arrays and sections), not all of TOML.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sdpo.config.load import Loaded, dump
+
+_COMMENT_COLUMN = 44
+"""Where origins are aligned; longer values push theirs to the right."""
+
+
+def to_toml(loaded: Loaded) -> str:
+    """The whole config, section after section.
+
+    Example:
+        to_toml(load(["quickstart"]))    # "seed = 0                    # default\\n..."
+    """
+    return "\n".join(_section(dump(loaded.config), "", loaded.origins)) + "\n"
+
+
+def _section(values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Iterator[str]:
+    """Plain values first, as TOML wants it, then the sections inside."""
+    for key, value in values.items():
+        if _is_section(value):
+            continue
+        name = f"{path}.{key}" if path else key
+        line = f"{key} = {_literal(value)}"
+        yield f"{line:<{_COMMENT_COLUMN}}# {_origin(name, origins)}"
+    for key, value in values.items():
+        if _is_section(value):
+            name = f"{path}.{key}" if path else key
+            yield ""
+            yield f"[{name}]"
+            yield from _section(value, name, origins)
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
+def _origin(name: str, origins: Mapping[str, str]) -> str:
+    origin = origins.get(name, "default")
+    # A path may hold anything; a comment is one line.
+    return " ".join(origin.split())
+
+
+def _literal(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            # DEL is the one character that JSON leaves and TOML forbids.
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list():
+            return f"[{', '.join(map(_literal, value))}]"
+        case Mapping():
+            return "{}"
+    raise AssertionError(f"{type(value).__name__} is not a config value")

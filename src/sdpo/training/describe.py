@@ -1,0 +1,188 @@
+"""What a named objective resolves to, in words: the lines that `sdpo config show` puts above the
+values.
+
+Asks the very functions that training asks (`objective_spec`, the routing rule), so the text cannot
+say anything else than what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sdpo.config.objective import (
+    EntropyWeighting,
+    PolicyGradient,
+    PositionWeighting,
+    Rlcsd,
+    ScSdpo,
+)
+from sdpo.config.schema import RunConfig, TrustRegion
+from sdpo.errors import ConfigError
+from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
+from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.routing import Rule
+from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.records import Group, Rollout, Task, Verdict
+from sdpo.training.objectives import objective_spec, routing_rule
+
+DIVERGENCES = {
+    "reverse_kl": "KL(student | teacher)",
+    "forward_kl": "KL(teacher | student)",
+    "forward_ce": "cross-entropy of the student under the teacher",
+}
+SITUATIONS = (
+    # (what is said, solved?, a sibling solved?, a teacher context?)
+    ("solved, with a teacher context", True, True, True),
+    ("solved, without", True, False, False),
+    ("failed, a sibling solved", False, True, True),
+    ("failed, feedback only", False, False, True),
+    ("failed, without a teacher context", False, False, False),
+)
+
+
+def describe_objective(config: RunConfig) -> list[str]:
+    """One line per part: routing, each component with its denominator, weighting, teacher.
+
+    Raises `ConfigError` for parts that cannot be combined.
+    """
+    schedule = config.teacher.schedule
+    try:
+        spec = objective_spec(
+            config.objective,
+            step=0,
+            temperature=config.rollout.temperature,
+            max_completion_tokens=config.rollout.max_completion_tokens,
+            trust=schedule.mix if isinstance(schedule, TrustRegion) else None,
+        )
+    except ValueError as error:
+        raise ConfigError(f"objective: {error}") from error
+    lines = [f"objective {config.objective.type}, as it resolves:"]
+    lines += _routing(routing_rule(config.objective))
+    if spec.distill is not None:
+        lines += _distill(spec.distill, config, spec)
+    if spec.pg is not None:
+        lines += _policy_gradient(spec.pg, config, spec)
+    if spec.kl is not None:
+        lines += [
+            f"kl        {spec.kl.coefficient:g} x KL(student | initial model), whole vocabulary",
+            "          / trained tokens of the whole batch",
+        ]
+    if spec.needs_teacher:
+        lines.append(f"teacher   {_teacher(config, spec)}")
+    lines.append(f"all at temperature {spec.temperature:g}")
+    return lines
+
+
+def _routing(rule: Rule) -> Iterator[str]:
+    for said, is_solved, sibling_solved, has_context in SITUATIONS:
+        factors = rule(_probe(is_solved, sibling_solved), 0, has_context)
+        fed = [f"{name} x {factor:g}" for name, factor in sorted(factors.items()) if factor]
+        yield f"routing   {said}: {', '.join(fed) or 'nothing'}"
+
+
+def _probe(*solved: bool) -> Group:
+    """A group with one rollout per argument."""
+    rollouts = [
+        Rollout(
+            task_id="probe",
+            index=index,
+            prompt_ids=(),
+            completion_ids=(),
+            sampler_logprobs=(),
+            text="",
+            truncated=False,
+            policy_version=0,
+        )
+        for index in range(len(solved))
+    ]
+    return Group(
+        task=Task(id="probe", messages=()),
+        rollouts=tuple(rollouts),
+        verdicts=tuple(Verdict(reward=float(s), solved=s) for s in solved),
+    )
+
+
+def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> Iterator[str]:
+    name = DIVERGENCES.get(distill.divergence, f"JSD, teacher's weight {distill.beta:g}")
+    match distill.granularity:
+        case "logit":
+            yield f"distill   {name}, per logit"
+            yield f"          support: {_support(distill)}"
+        case "token":
+            yield "distill   log teacher - log student of the sampled token is its advantage"
+        case "sequence":
+            yield "distill   the mean of log teacher - log student is the rollout's advantage"
+    if distill.advantage_clip is not None:
+        yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
+    if distill.importance == "logit":
+        yield (
+            f"          off-policy: surrogate per logit (Eq. 13), ratios within "
+            f"[{1 - distill.eps_low:g}, {1 + distill.eps_high:g}], "
+            f"old / sampler at most {distill.ratio_cap:g}"
+        )
+    else:
+        yield f"          off-policy: student / sampler per token, at most {distill.ratio_cap:g}"
+    if distill.sequence_estimator:
+        yield f"          + {distill.sequence_estimator:g} x sequence-level term (Eq. 8) of {name}"
+    yield f"          weighting: {_weighting(config)}"
+    yield f"          / {_joint(spec) or 'distilled tokens'} of the whole batch"
+
+
+def _support(distill: DistillSpec) -> str:
+    if distill.top_k is None:
+        return "the whole vocabulary"
+    rest = "the rest as one bucket" if distill.tail else "renormalised"
+    return f"the student's top {distill.top_k}, {rest}"
+
+
+def _weighting(config: RunConfig) -> str:
+    parts = []
+    match getattr(config.objective, "weighting", None):
+        case PositionWeighting(w_min=w_min, tau=tau, s=s):
+            parts.append(f"{w_min:g} + {1 - w_min:g} sigmoid((t/T - {tau:g}) / {s:g})")
+        case EntropyWeighting(beta=beta):
+            parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
+    if isinstance(config.objective, ScSdpo):
+        parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
+    return ", times ".join(parts) or "every token alike"
+
+
+def _joint(spec: ObjectiveSpec) -> str | None:
+    return "tokens routed to distill or pg" if spec.joint_count else None
+
+
+def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveSpec) -> list[str]:
+    denominators = {
+        "token": _joint(spec) or "tokens routed to pg",
+        "sequence": "rollouts routed to pg, each the mean of its tokens,",
+        "fixed": f"rollouts routed to pg x {pg.fixed_length}",
+    }
+    over = f"          / {denominators[pg.normalization]} of the whole batch"
+    if pg.kind == "sft":
+        return ["pg        likelihood of the routed attempts", over]
+    std = getattr(config.objective, "policy_gradient", PolicyGradient()).std
+    cap = f"; old / sampler at most {pg.ratio_cap:g}"
+    lines = [
+        f"pg        {pg.kind}, ratios within [{1 - pg.eps_low:g}, {1 + pg.eps_high:g}]{cap}",
+        f"          advantage: reward - group's mean{', over its deviation' if std else ''}",
+    ]
+    match spec.credit:
+        case RlsdCredit(mix=mix, clip=clip):
+            lines.append(
+                f"          x (1 - {mix:g}) + {mix:g} exp(sign x gap), "
+                f"the exponential within [{1 - clip:g}, {1 + clip:g}]"
+            )
+        case RlcsdCredit(scale=scale, mix=mix, tau=tau):
+            assert isinstance(config.objective, Rlcsd)
+            lines.append(
+                f"          + contrast with {config.objective.num_negatives} wrong demonstrations, "
+                f"scale {scale:g}, share {mix:g}, temperature {tau:g}"
+            )
+    return [*lines, over]
+
+
+def _teacher(config: RunConfig, spec: ObjectiveSpec) -> str:
+    settings = config.teacher.schedule.model_dump(exclude={"type"})
+    said = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    kind = config.teacher.schedule.type
+    return f"{kind} ({said})" if said else kind

@@ -1,0 +1,119 @@
+"""`sdpo config show`: what an objective resolves to, and values that load again."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from sdpo.cli import main
+from sdpo.config.load import builtin_recipes, load, load_config
+from sdpo.config.schema import RunConfig
+from sdpo.config.toml import to_toml
+from sdpo.errors import ConfigError
+from sdpo.training.describe import describe_objective
+
+
+def shown(*arguments):
+    result = CliRunner().invoke(main, ["config", "show", *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def described(*overrides):
+    return " ".join("\n".join(describe_objective(load_config(overrides))).split())
+
+
+@pytest.mark.parametrize("recipe", builtin_recipes())
+def test_what_is_shown_loads_as_the_same_config(recipe, tmp_path):
+    file = tmp_path / "shown.toml"
+    file.write_text(shown(recipe))
+    assert load_config([str(file)]) == load_config([recipe])
+
+
+def test_values_that_need_care_survive():
+    awkward = 'a "quoted" \\ back\nslash, \x7f, ünïcode # no comment'
+    loaded = load(
+        [
+            "optim.lr=1e-05", "objective.type=srpo", "objective.advantage_clip=5",
+            "model.chat_template_kwargs={enable_thinking = false, level = 3}",
+            'log.backends=["wandb", "trackio"]', "discover.select.pass_at=3",
+        ]
+    )  # fmt: skip
+    config = loaded.config.model_copy(update={"run": awkward})
+    text = to_toml(type(loaded)(config=config, origins=loaded.origins))
+    import tomllib
+
+    assert RunConfig.model_validate(tomllib.loads(text)) == config
+
+
+def test_every_value_says_where_it_came_from(tmp_path):
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("[optim]\nlr = 2e-5\n")
+    lines = to_toml(load([str(recipe), "steps=3"])).splitlines()
+    assert next(line for line in lines if line.startswith("lr = ")).endswith(str(recipe))
+    assert next(line for line in lines if line.startswith("steps = ")).endswith("command line")
+    assert next(line for line in lines if line.startswith("seed = ")).endswith("# default")
+
+
+def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
+    text = shown("objective.type=srpo", "rollout.max_completion_tokens=7")
+    text = " ".join(text.replace("#", " ").split())
+    for part in (
+        "failed, a sibling solved: distill x 1 ",
+        "failed, feedback only: pg x 1 ",
+        "solved, with a teacher context: pg x 1 ",
+        "JSD, teacher's weight 0.5, per logit",
+        "support: the student's top 100, the rest as one bucket",
+        "weighting: exp(-1 H(teacher)) over its mean in the batch",
+        "pg grpo, ratios within [0.8, 1.28]; old / sampler at most 2",
+        "/ tokens routed to distill or pg of the whole batch",
+        "teacher ema (rate 0.05)",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["objective.type=grpo"], ["failed, feedback only: pg x 1", "/ tokens routed to pg"]),
+        (
+            ["objective.type=grpo", "objective.policy_gradient.normalization=fixed",
+             "objective.policy_gradient.std=true", "rollout.max_completion_tokens=9"],
+            ["rollouts routed to pg x 9", "over its deviation"],
+        ),
+        (["objective.type=hybrid", "objective.mix=0.75"], ["distill x 0.25, pg x 0.75"]),
+        (["objective.type=hybrid", "objective.mix=1"], ["feedback only: pg x 1 "]),
+        (
+            ["objective.type=sdpg"],
+            ["distill x 0.001, pg x 1", "the whole vocabulary", "0.001 x KL(student | initial"],
+        ),
+        (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ distilled tokens"]),
+        (["objective.type=rlsd"], ["x (1 - 0.5) + 0.5 exp(sign x gap)", "within [0.8, 1.2]"]),
+        (["objective.type=rlcsd"], ["contrast with 4 wrong demonstrations"]),
+        (["objective.type=sft"], ["likelihood of the routed attempts", "with a teacher"]),
+        (["objective.divergence.tail=false"], ["renormalised"]),
+        (["objective.granularity=token"], ["of the sampled token is its advantage"]),
+        (["objective.advantage_clip=5"], ["at most 5"]),
+        (["objective.sequence_estimator=0.5"], ["0.5 x sequence-level term"]),
+        (
+            ["objective.divergence.type=reverse_kl", "objective.importance=logit"],
+            ["KL(student | teacher), per logit", "surrogate per logit (Eq. 13)"],
+        ),
+        (["teacher.schedule.type=trust_region"], ["teacher trust_region (mix 0.01)"]),
+        (["objective.weighting.type=position"], ["0.25 + 0.75 sigmoid((t/T - 0.3) / 0.1)"]),
+    ],
+)  # fmt: skip
+def test_the_description_names_the_parts(overrides, parts):
+    text = described(*overrides)
+    for part in parts:
+        assert part in text, text
+
+
+def test_objectives_without_a_teacher_name_none():
+    assert "teacher ema" not in described("objective.type=grpo")
+    assert "distill " not in described("objective.type=grpo")
+
+
+def test_parts_that_cannot_be_combined_are_refused_with_a_cure():
+    with pytest.raises(ConfigError, match="top_k a number"):
+        described("objective.importance=logit", "objective.divergence.top_k=all")
