@@ -61,9 +61,12 @@ class Evaluation:
         return bootstrap(values, level=level)
 
     def metrics(self) -> dict[str, float]:
-        """The `eval/*` keys of metrics.jsonl."""
+        """The `eval/*` keys of metrics.jsonl; `low` and `high`: the 90% interval over tasks."""
+        solved = self.mean_at_k()
         return {
-            "eval/solved": self.mean_at_k().mean,
+            "eval/solved": solved.mean,
+            "eval/solved_low": solved.low,
+            "eval/solved_high": solved.high,
             f"eval/pass@{self.samples}": self.pass_at_k(self.samples).mean,
             "eval/completion_tokens": self.completion_tokens,
         }

@@ -55,7 +55,8 @@ def _train(run: Run) -> TrainResult:
     config = run.config
     tasks = run.env.load("train")
     if run.start():
-        run.record(run.evaluate())
+        metrics = run.evaluate()
+        run.record(metrics, run.watch(metrics))
     while run.step < config.steps:
         start = time.perf_counter()
         step_tasks = tasks_of_step(

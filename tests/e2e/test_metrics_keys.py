@@ -1,0 +1,55 @@
+"""The keys of metrics.jsonl that DESIGN.md promises, from a real run of the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.loop import train
+
+EVERY_STEP = {
+    "step", "rollouts_total", "tokens_total", "train/solved", "train/reward",
+    "train/completion_tokens", "train/truncated", "teacher/context_fraction",
+    "teacher/demonstration_fraction", "teacher/feedback_fraction", "loss/total", "loss/distill",
+    "policy/entropy", "policy/teacher_js", "optim/grad_norm", "optim/lr", "time/generate_s",
+    "time/judge_s", "time/update_s", "time/step_s",
+}  # fmt: skip
+EVALUATION = {
+    "eval/solved", "eval/solved_low", "eval/solved_high", "eval/pass@2", "eval/completion_tokens",
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def judge(task, rollout):
+    is_long = len(rollout.completion_ids) > 4
+    return sdpo.Verdict(reward=float(is_long), solved=is_long, feedback="too short")
+
+
+def test_promised_keys_are_written(model, tmp_path):
+    config = load_config(
+        [
+            f"run={tmp_path / 'run'}", f"model.name={model}", "steps=2", "eval.every=2",
+            "rollout.tasks_per_step=2", "rollout.group_size=4", "eval.samples=2",
+            "rollout.max_completion_tokens=8", "rollout.max_prompt_tokens=200",
+        ]
+    )  # fmt: skip
+    train(config, env=sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(3)], judge))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    start, first, last = (json.loads(line) for line in lines)
+    assert set(start) == EVALUATION | {"step"}
+    assert set(first) >= EVERY_STEP
+    assert not any(key.startswith("eval/") for key in first)
+    assert set(last) >= EVERY_STEP | EVALUATION
+    for row in (start, last):
+        assert 0 <= row["eval/solved_low"] <= row["eval/solved"] <= row["eval/solved_high"] <= 1
