@@ -75,15 +75,21 @@ class Evaluation:
 def evaluate_tasks(
     collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
 ) -> Evaluation:
+    """`samples` judged attempts at each of `tasks`, of which there is at least one, summarised."""
+    return summarise(attempt_tasks(collector, tasks, samples=samples, sampling=sampling, seed=seed))
+
+
+def attempt_tasks(
+    collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
+) -> list[Group]:
     """`samples` judged attempts at each of `tasks`.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
-    collected = collector.collect(
+    return collector.collect(
         tasks, group_size=samples, sampling=sampling, seed=derive(seed, "eval")
-    )
-    return summarise(collected.groups)
+    ).groups
 
 
 def summarise(groups: Sequence[Group]) -> Evaluation:

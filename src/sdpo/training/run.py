@@ -19,7 +19,7 @@ from typing import Any
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
-from sdpo.evaluation import evaluate_tasks, summarise
+from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
@@ -120,9 +120,7 @@ class Run:
         self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
     ) -> Metrics:
         """Train on this rank's share of the groups; metrics of all ranks."""
-        pairs = self._parallel.share(list(zip(groups, contexts, strict=True)))
-        seed = derive(self.config.seed, "samples", self.step)
-        samples = [self._builder.samples(group, of_group, seed=seed) for group, of_group in pairs]
+        samples = self._samples(groups, contexts)
         spec = objective_spec(
             self.config.objective,
             step=self.step,
@@ -206,7 +204,8 @@ class Run:
         """The `eval/*` metrics of the current weights on held-out tasks."""
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
-        part = evaluate_tasks(
+        # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
+        part = attempt_tasks(
             self._sampler.collector,
             self._parallel.share(tasks),
             samples=evaluation.samples,
@@ -215,7 +214,7 @@ class Run:
             ),
             seed=self.config.seed,
         )
-        groups = self._gather(part.groups)
+        groups = self._gather(part)
         if self._parallel.is_main:
             self._recorder.record(self.step, groups, split="eval")
         return summarise(groups).metrics()
@@ -299,13 +298,32 @@ class Run:
         )
         self.save()
 
+    def _samples(
+        self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
+    ) -> list[list[Sample]]:
+        """This rank's samples of each update.
+
+        Tasks go to updates first, then to ranks: what an update sees does not depend on their
+        number."""
+        count = self.config.optim.updates_per_step
+        seed = derive(self.config.seed, "samples", self.step)
+        pairs = list(zip(groups, contexts, strict=True))
+        return [
+            [
+                sample
+                for group, of_group in self._parallel.share(pairs[number::count])
+                for sample in self._builder.samples(group, of_group, seed=seed)
+            ]
+            for number in range(count)
+        ]
+
     def _inspected(self, samples: Sequence[Sequence[Sample]]) -> frozenset[tuple[str, int]]:
         """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled
         ones."""
         taught = [
             (s.task_id, s.index)
-            for group in samples
-            for s in group
+            for part in samples
+            for s in part
             if s.teacher_prompt_ids is not None
         ]
         rng = random.Random(derive(self.config.seed, "credit", self.step))
@@ -343,8 +361,8 @@ class Run:
 def _teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int], int]:
     return {
         (s.task_id, s.index): len(s.teacher_prompt_ids)
-        for group in samples
-        for s in group
+        for part in samples
+        for s in part
         if s.teacher_prompt_ids is not None
     }
 

@@ -92,13 +92,13 @@ class Updater:
 
     def step(
         self,
-        groups: Sequence[Sequence[Sample]],
+        updates: Sequence[Sequence[Sample]],
         spec: ObjectiveSpec,
         *,
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `groups` are this rank's samples per task; `inspect` names
+        """All updates of a step. `updates` are this rank's samples of each; `inspect` names
         rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
@@ -107,11 +107,10 @@ class Updater:
         for name in ("total", "distill", "pg", "kl"):
             # Present in every row, also when nothing had a gradient.
             result.metrics.add(f"loss/{name}", Sum(0.0))
-        count = self._config.updates_per_step
-        samples = [sample for group in groups for sample in group]
-        old = self._old_policy(samples, spec) if count > 1 else {}
-        for number in range(count):
-            part = [sample for group in groups[number::count] for sample in group]
+        assert len(updates) == self._config.updates_per_step
+        samples = [sample for part in updates for sample in part]
+        old = self._old_policy(samples, spec) if len(updates) > 1 else {}
+        for part in updates:
             self._update(part, spec, old, result, where, inspect)
         return result
 

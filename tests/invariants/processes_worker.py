@@ -1,0 +1,67 @@
+"""Training runs as `torchrun` starts them: `processes_worker.py JOBS`, a JSON object of run
+directory to overrides, trained one after the other.
+
+Beside each run directory every rank leaves what the test cannot see otherwise: its weights after
+each step and the names of all files it touched inside the run directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.training.run import Run
+
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
+RANK = os.environ.get("RANK", "0")
+
+
+def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
+    hits = sum(character in "abcdefgh" for character in rollout.text)
+    said = None if hits else f"none of the {len(rollout.text)} characters is a letter from a to h"
+    return sdpo.Verdict(reward=float(hits > 0), solved=hits > 0, feedback=said)
+
+
+def train(run: Path, overrides: list[str]) -> None:
+    """One run that leaves its weights after each step in `RUN.step-S.rank-R.safetensors`."""
+    finish = Run.finish_step
+
+    def finish_and_save(self: Run, *arguments: Any) -> dict[str, float]:
+        row = finish(self, *arguments)
+        weights = {n: p.detach().clone() for n, p in self._updater.model.named_parameters()}
+        save_file(weights, f"{run}.step-{self.step}.rank-{RANK}.safetensors")
+        return row
+
+    Run.finish_step = finish_and_save  # ty: ignore[invalid-assignment]
+    try:
+        sdpo.train(load_config([f"run={run}", *overrides]), env=sdpo.env(TASKS, judge))
+    finally:
+        Run.finish_step = finish
+
+
+def main(jobs: dict[str, list[str]]) -> None:
+    torch.set_num_threads(1)
+    touched: set[str] = set()
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("open", "os.mkdir", "os.rename", "os.remove") and arguments:
+            touched.add(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    for run, overrides in jobs.items():
+        touched.clear()
+        train(Path(run), overrides)
+        inside = sorted(name for name in touched if name.startswith(f"{run}/") or name == run)
+        Path(f"{run}.rank-{RANK}.json").write_text(json.dumps(inside))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""Two processes train what one process trains: same rollouts, same weights up to rounding, and the
+files of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes_worker import train
+from safetensors.torch import load_file
+
+from sdpo.testing import byte_tokenizer, tiny_model
+
+WORKER = Path(__file__).with_name("processes_worker.py")
+LR = 1e-3
+
+CASES = {
+    # More tasks than ranks and not a multiple: ranks have unequal shares. One task is evaluated,
+    # so the second rank has none.
+    "sdpo": ["objective.type=sdpo", "rollout.tasks_per_step=3", "eval.max_tasks=1"],
+    "grpo": ["objective.type=grpo", "rollout.tasks_per_step=4"],
+    # The second rank has no task at all and still takes part in every sum.
+    "lone": ["objective.type=sdpo", "rollout.tasks_per_step=1"],
+    # Token weights relative to their mean over the whole batch, and one count for two components.
+    "srpo": ["objective.type=srpo", "rollout.tasks_per_step=5", "rollout.group_size=6"],
+    # Off-policy: an update must see the same tasks, however many processes share them.
+    "updates": ["objective.type=hybrid", "rollout.tasks_per_step=5", "optim.updates_per_step=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with run directories `one-CASE` and `two-CASE`, by one and by two processes."""
+    folder = tmp_path_factory.mktemp("runs")
+    model = folder / "model"
+    tiny_model(num_layers=1).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    common = [
+        f"model.name={model}", "model.device=cpu", "steps=2", "rollout.group_size=4",
+        "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200", f"optim.lr={LR}",
+        "eval.samples=1", "checkpoint.every=1",
+    ]  # fmt: skip
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(WORKER), json.dumps({str(folder / f"two-{c}"): common + o for c, o in CASES.items()}),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=environment, check=False
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    for case, overrides in CASES.items():
+        train(folder / f"one-{case}", common + overrides)
+    return folder
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rollouts_are_the_same_whoever_sampled_them(case, runs):
+    one, two = (lines(runs / f"{count}-{case}" / "rollouts.jsonl") for count in ("one", "two"))
+    keys = ("step", "split", "task", "index", "text", "reward", "teacher")
+    assert [[row[key] for key in keys] for row in one] == [
+        [row[key] for key in keys] for row in two
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_the_same_up_to_rounding(case, runs):
+    before = load_file(runs / "model" / "model.safetensors")
+    for step in (1, 2):
+        alone = load_file(f"{runs}/one-{case}.step-{step}.rank-0.safetensors")
+        ranks = [load_file(f"{runs}/two-{case}.step-{step}.rank-{r}.safetensors") for r in (0, 1)]
+        for name, weight in alone.items():
+            assert ranks[0][name].equal(ranks[1][name]), name
+            difference = (weight - ranks[0][name]).abs()
+            # Where a gradient is itself rounding, AdamW's step of about lr may have either sign.
+            assert difference.max() <= 2.5 * LR * step, name
+            assert (difference > 1e-3 * LR).float().mean() < 2e-3, name
+            assert (weight - before[name]).abs().mean() > 1e-2 * LR, name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_metrics_are_those_of_the_whole_batch(case, runs):
+    one, two = (lines(runs / f"{count}-{case}" / "metrics.jsonl") for count in ("one", "two"))
+    for alone, shared in zip(one, two, strict=True):
+        assert alone.keys() == shared.keys()
+        for key in alone:
+            if key.startswith("time/"):
+                continue
+            if alone[key] is None:
+                assert shared[key] is None, key
+            else:
+                assert shared[key] == pytest.approx(alone[key], rel=1e-3, abs=1e-6), key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_the_first_process_writes(case, runs):
+    touched = [json.loads((runs / f"two-{case}.rank-{r}.json").read_text()) for r in (0, 1)]
+    assert any(name.endswith("metrics.jsonl") for name in touched[0])
+    assert touched[1] == []
+    files = [
+        sorted(p.relative_to(run).as_posix() for p in run.rglob("*"))
+        for run in (runs / f"one-{case}", runs / f"two-{case}")
+    ]
+    assert files[0] == files[1]
