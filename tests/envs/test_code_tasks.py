@@ -57,6 +57,20 @@ def test_the_three_kinds_load(tmp_path: Path) -> None:
     assert task.reference.tolerance == 1e-6
 
 
+def test_a_worked_example_of_the_same_kind_comes_first(tmp_path: Path) -> None:
+    source = write(tmp_path, FUNCTION, STDIO, ASSERTS)
+    plain = CodeEnv(schema.CodeEnv(tasks=source)).load("train")
+    shown = CodeEnv(schema.CodeEnv(tasks=source, worked_example=True)).load("train")
+    questions = []
+    for task, alone in zip(shown, plain, strict=True):
+        assert task.messages[2:] == alone.messages
+        assert [message["role"] for message in task.messages] == ["user", "assistant", "user"]
+        assert task.messages[1]["content"].startswith("```python\n")
+        questions.append(task.messages[0]["content"])
+    assert questions[0] == questions[2] != questions[1]
+    assert all(question.endswith(REQUEST) for question in questions)
+
+
 def test_each_list_of_tests_falls_back_to_the_other(tmp_path: Path) -> None:
     (_, stdio), (_, asserts) = load_code_tasks(write(tmp_path, STDIO, ASSERTS))
     assert stdio.reference.public == stdio.reference.private

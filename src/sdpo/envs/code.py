@@ -34,6 +34,7 @@ from sdpo.envs.code_tasks import (
     parse_task,
     read_lines,
     with_tests,
+    with_worked_example,
 )
 from sdpo.errors import ConfigError, SdpoError, TaskError
 from sdpo.records import Rollout, Task, Verdict
@@ -103,7 +104,10 @@ class CodeEnv:
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
             if self._tasks is None:
-                self._tasks = load_code_tasks(self.config.tasks)
+                tasks = load_code_tasks(self.config.tasks)
+                if self.config.worked_example:
+                    tasks = [(split, with_worked_example(task)) for split, task in tasks]
+                self._tasks = tasks
             return self._tasks
 
     def _open(self) -> CodeJudge:

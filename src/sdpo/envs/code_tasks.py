@@ -49,6 +49,18 @@ SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
 REQUEST = "Put your code in a ```python block."
 """Ends every prompt. Short, because the demo model is tiny."""
 
+_WORKED_EXAMPLES = {
+    "function": (
+        "Write a Python function `add_ten(n)` that returns n plus 10.",
+        "def add_ten(n):\n    return n + 10",
+    ),
+    "stdio": (
+        "Write a Python program that reads one integer and prints that integer plus 10.",
+        "n = int(input())\nprint(n + 10)",
+    ),
+}
+"""Question and program of `with_worked_example`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeTest:
@@ -214,6 +226,16 @@ def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
         reference=reference,
         metadata={"kind": reference.kind},
     )
+
+
+def with_worked_example(task: Task) -> Task:
+    """`task` after one solved example of its kind, as an earlier exchange of the conversation."""
+    question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
+    example = (
+        {"role": "user", "content": f"{question}\n\n{REQUEST}"},
+        {"role": "assistant", "content": f"```python\n{answer}\n```"},
+    )
+    return replace(task, messages=(*example, *task.messages))
 
 
 def with_tests(task: Task, judged: TestSplit) -> Task:

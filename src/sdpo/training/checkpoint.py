@@ -28,6 +28,7 @@ from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.teacher.schedule import trainable
+from sdpo.training.quiet import quiet
 
 STATE = "state.pt"
 WEIGHTS = "trainable.safetensors"
@@ -69,7 +70,8 @@ class Checkpoints:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            model.save_pretrained(partial)
+            with quiet():
+                model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             if hasattr(model, "peft_config"):
                 weights = {

