@@ -13,7 +13,7 @@ from rich.console import Console
 import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
-from sdpo.config.schema import Optim, RunConfig
+from sdpo.config.schema import Lora, Optim, RunConfig
 from sdpo.discovery.multi_turn import fit
 from sdpo.discovery.records import Discovery
 from sdpo.discovery.run import discover_one, discover_tasks, search
@@ -103,6 +103,25 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
     assert len(rows) == len(results)
     assert rows[0].keys() == set(Discovery.__slots__) | {"step"}
     assert not (tmp_path / "run/solutions").exists()
+    assert (tmp_path / "run/discovery.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_adapters_alone_train_and_restart(model_dir, tmp_path):
+    pytest.importorskip("peft")
+    config = settings(model_dir, tmp_path / "run")
+    lora = Lora(rank=2)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": lora})})
+    with open_sampler(config, world()) as sampler:
+        initial = copy_weights(sampler.policy.model)
+        whole = sum(weight.numel() for weight in sampler.policy.model.parameters())
+        assert sum(weight.numel() for weight in initial.values()) < whole / 4
+        task = sampler.env.load("eval")[0]
+        first = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+        after = copy_weights(sampler.policy.model)
+        assert all(torch.equal(after[name], weight) for name, weight in initial.items())
+        again = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+    assert fixed([first]) == fixed([again])
 
 
 def test_weights_train_within_a_search_and_are_restored(model_dir, tmp_path):
@@ -222,6 +241,8 @@ def test_curves_intervals_and_speed_up():
     other = [found(t, "multi_turn", s, 40 if t == "a" else None) for t in "abc" for s in range(3)]
     independent = [found(t, "best_of_k", s, 1, num_solved=1) for t in "abc" for s in range(3)]
     assert [i.mean for i in curve(own, [9, 10])] == [0.0, 1.0]
+    assert own[0].curve == (0.0,) * 9 + (1.0,) * 91
+    assert independent[0].curve[49] == pytest.approx(0.5)
     assert curve(independent, [1, 50])[1].mean == pytest.approx(0.5)
     gap = difference(own, other, 100)
     assert gap.mean == pytest.approx(2 / 3)
@@ -243,12 +264,14 @@ def test_curves_intervals_and_speed_up():
 def test_feedback_solves_what_independent_samples_do_not(tmp_path):
     config = settings(
         save_toy_model(tmp_path / "model"), tmp_path / "run",
-        budget=320, batch=16, seeds=5, methods=["self_distillation", "best_of_k"],
+        budget=320, batch=16, seeds=10, methods=["self_distillation", "best_of_k"],
     ).model_copy(update={"optim": Optim(lr=2e-3)})  # fmt: skip
     results = discover_tasks(config, toy_env(num_tasks=2))
     own = [r for r in results if r.method == "self_distillation"]
     independent = [r for r in results if r.method == "best_of_k"]
-    assert not any(r.solved for r in independent)
+    # 6,400 independent attempts hit a hidden code once in a while.
+    assert sum(bool(r.solved) for r in independent) <= 2
+    assert sum(bool(r.solved) for r in own) >= 15
     assert difference(own, independent, 320).low > 0
 
 

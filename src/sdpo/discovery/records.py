@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sdpo.evaluation import discovery_at_k, pass_at_k
+
 Method = Literal["self_distillation", "best_of_k", "multi_turn"]
 """How a search proceeds."""
 
@@ -39,6 +41,18 @@ class Discovery:
     """Wall-clock time."""
     stopped: str | None = None
     """Why the search ended before its budget without a solution, for instance a canary."""
+
+    def solved_after(self, k: int) -> float:
+        """Chance that the task is solved after `k` attempts: for best-of-k the unbiased estimate
+        of pass@k from all samples, otherwise 0 or 1."""
+        if self.method == "best_of_k":
+            return pass_at_k(self.attempts, len(self.solved), min(k, self.attempts))
+        return discovery_at_k([self.attempts_to_solve], k)
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """`solved_after` 1, 2, ..., budget attempts: entry k - 1 belongs to k."""
+        return tuple(self.solved_after(k) for k in range(1, self.budget + 1))
 
     def row(self) -> dict[str, Any]:
         """The record as one line of discovery.jsonl."""

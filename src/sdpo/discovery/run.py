@@ -18,6 +18,7 @@ import torch
 from sdpo.config.schema import RunConfig, Select
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.multi_turn import multi_turn
+from sdpo.discovery.plot import write_plot
 from sdpo.discovery.records import Discovery, Method, Tally, from_row
 from sdpo.discovery.self_distillation import self_distillation
 from sdpo.discovery.summary import write_summary
@@ -48,7 +49,8 @@ def discover_tasks(
     """Search for solutions as `config.discover` says; finished searches of the same run directory
     are read, not repeated.
 
-    Writes `discovery.jsonl`, `discovery.json` and `solutions/TASK.txt`. `env` replaces
+    Writes `discovery.jsonl`, `discovery.json`, `discovery.png` (with matplotlib installed) and
+    `solutions/TASK.txt`. `env` replaces
     `config.env`. Raises `SdpoError`.
     """
     say = progress or (lambda results, line: None)
@@ -87,6 +89,7 @@ def discover_tasks(
         finally:
             file.close()
     write_summary(results, run_dir)
+    write_plot(results, run_dir)
     return results
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpo.discovery.records import Discovery
-from sdpo.evaluation import Interval, discovery_at_k, pass_at_k
+from sdpo.evaluation import Interval
 
 RESAMPLES = 2000
 """Bootstrap resamples; all points of a curve share them."""
@@ -39,14 +39,6 @@ def points(results: Sequence[Discovery]) -> list[int]:
     """Attempt counts k at which curves are evaluated, up to the budget."""
     budget = max(result.budget for result in results)
     return sorted({round(k) for k in np.geomspace(1, budget, POINTS)})
-
-
-def probability(result: Discovery, k: int) -> float:
-    """Chance that this search has solved its task after k attempts: for best-of-k an unbiased
-    estimate, otherwise 0 or 1."""
-    if result.method == "best_of_k":
-        return pass_at_k(result.attempts, len(result.solved), min(k, result.attempts))
-    return discovery_at_k([result.attempts_to_solve], k)
 
 
 def curve(results: Sequence[Discovery], ks: Sequence[int]) -> list[Interval]:
@@ -244,7 +236,7 @@ def _by_task(results: Sequence[Discovery], ks: Sequence[int]) -> tuple[np.ndarra
     values = np.zeros((len(tasks), int(counts.max()), len(ks)))
     for row, part in enumerate(tasks.values()):
         for column, result in enumerate(part):
-            values[row, column] = [probability(result, k) for k in ks]
+            values[row, column] = [result.solved_after(k) for k in ks]
     return values, counts
 
 
