@@ -1,6 +1,8 @@
 # Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
+# An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
+TRL_PYTHON ?= $(wildcard /tmp/trlenv/bin/python)
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
 .PHONY: setup quickstart test test-all check fmt bench
@@ -37,3 +39,4 @@ bench: setup
 	$(BIN)/python benchmarks/head.py
 	$(BIN)/python benchmarks/judge.py
 	$(BIN)/python benchmarks/rollout.py
+	$(BIN)/python benchmarks/step.py --prompts short $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))

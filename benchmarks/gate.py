@@ -1,0 +1,48 @@
+"""How `step.py` talks to the two sides it measures; standard library only, since TRL's interpreter
+reads it too.
+
+A side is a process that gets one JSON file (`Gate.spec`), takes one training step per line it
+reads and answers each with one line of JSON. So the sides can take turns step by step, and the peak
+memory of each is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class Gate:
+    """A side's end: opened first thing, before libraries can write to the standard output."""
+
+    def __init__(self) -> None:
+        self.spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+        self._answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever is printed from now on goes to the log
+
+    def wait(self) -> bool:
+        """Waits for the next step; false when there is none."""
+        return bool(sys.stdin.readline().strip())
+
+    def answer(self, numbers: dict[str, float]) -> None:
+        """Sends the measurements of a step, the process's peak memory so far with them."""
+        self._answers.write(json.dumps({**numbers, "peak_bytes": peak_bytes()}) + "\n")
+        self._answers.flush()
+
+
+def peak_bytes() -> int:
+    """Most memory this process ever had resident.
+
+    `ru_maxrss` outlives `exec` and starts at what the parent had; the kernel's own mark does not.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,89 @@
+"""Our side of `step.py`: whole training steps of a real run, assembled as `sdpo.train` does.
+
+Environment, contexts, engine, teacher, update and records are the library's; only the loop around
+them is here, so that steps can be started one by one and nothing is evaluated or saved in between.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gate import Gate
+
+import sdpo
+from sdpo.config.objective import JSD, Sdpo
+from sdpo.config.schema import Context, Ema, LocalEngine, Model, Optim, Rollout, RunConfig, Teacher
+from sdpo.envs.base import Env
+from sdpo.records import Rollout as Attempt
+from sdpo.records import Task, Verdict
+from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.training.run import Run, open_run
+
+
+def build_env(tasks: list[dict[str, Any]]) -> Env:
+    """An environment in which every attempt fails and is told why, so that all are distilled."""
+    feedback = {task["id"]: task["feedback"] for task in tasks}
+
+    def judge(task: Task, attempt: Attempt) -> Verdict:
+        return Verdict(reward=0.0, solved=False, feedback=feedback[task.id][attempt.index])
+
+    return sdpo.env([{"id": task["id"], "prompt": task["prompt"]} for task in tasks], judge)
+
+
+def build_config(spec: dict[str, Any]) -> RunConfig:
+    """The run that `spec` describes."""
+    return RunConfig(
+        run=spec["run"],
+        steps=spec["steps"],
+        model=Model(name=spec["model"], dtype=spec["dtype"], device="cpu"),
+        rollout=Rollout(
+            tasks_per_step=len(spec["tasks"]),
+            group_size=spec["group"],
+            max_prompt_tokens=8192,
+            max_completion_tokens=spec["new_tokens"],
+            ignore_eos=True,
+            engine=LocalEngine(max_sequences=len(spec["tasks"]) * spec["group"]),
+        ),
+        teacher=Teacher(context=Context(max_tokens=8192), schedule=Ema(rate=spec["teacher_rate"])),
+        objective=Sdpo(divergence=JSD(top_k=spec["top_k"])),
+        optim=Optim(lr=spec["lr"], weight_decay=spec["weight_decay"]),
+    )
+
+
+def take_step(run: Run) -> dict[str, float]:
+    """One step, as in `training/loop.py`, and where its time went."""
+    config = run.config
+    start = time.perf_counter()
+    tasks = tasks_of_step(
+        run.env.load("train"),
+        step=run.step,
+        count=config.rollout.tasks_per_step,
+        seed=config.seed,
+    )
+    collected = run.collect(tasks)
+    contexts = run.contexts(collected.groups)
+    row = run.finish_step(collected, contexts, run.update(collected.groups, contexts))
+    step_s = time.perf_counter() - start
+    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    return {
+        "step_s": step_s,
+        "sample_s": collected.generate_s,
+        "teacher_s": row["time/teacher_s"],
+        "rest_s": step_s - collected.generate_s - row["time/teacher_s"],
+        "num_tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
+        "num_distilled": sum(c.messages is not None for group in contexts for c in group),
+        "loss": row["loss/distill"],
+    }
+
+
+def main() -> None:
+    gate = Gate()
+    with open_run(build_config(gate.spec), build_env(gate.spec["tasks"])) as run:
+        run.start()
+        while gate.wait():
+            gate.answer(take_step(run))
+
+
+if __name__ == "__main__":
+    main()
