@@ -1,10 +1,10 @@
 """Canaries: rules that say, from the metrics of a run alone, that it is destroying its model.
 
 Pure: one step's metrics in, alerts out. Thresholds are relative to the run's own start (the median
-of the first steps in which a metric appears), because entropies and lengths differ by factors
-between models and tasks. What an alert leads to is up to the training loop: `warn` says it, `stop`
-ends the run, `rollback` restores the newest checkpoint older than `alert.since`, freezes the
-teacher and halves the learning rate.
+of the first good values of a metric), because entropies and lengths differ by factors between
+models and tasks. What an alert leads to is up to the training loop: `warn` says it, `stop` ends the
+run, `rollback` restores a checkpoint no newer than `alert.good`, freezes the teacher and halves the
+learning rate.
 
 A rule whose metric is absent or NaN in a step is not evaluated in that step.
 """
@@ -20,7 +20,9 @@ from typing import Any, Literal
 Action = Literal["warn", "stop", "rollback"]
 
 BASELINE_STEPS = 3
-"""Steps whose median is "the start"; more would let a fast collapse become its own baseline."""
+"""Steps whose median is "the start". The first shows the untouched model; a later one counts only
+if it is good compared with those before it, or a collapse within three steps would become its own
+baseline."""
 BASELINE_EVALS = 1
 """An evaluation averages over the whole split and the first one comes before any update."""
 WINDOW = 5
@@ -74,7 +76,7 @@ class Alert:
     """A canary that fired.
 
     Example:
-        Alert(canary="entropy_collapse", step=31, since=29, value=0.02, baseline=0.41,
+        Alert(canary="entropy_collapse", step=31, since=29, good=27, value=0.02, baseline=0.41,
               action="stop", message="policy/entropy 0.02, below 0.041 (start 0.41)")
     """
 
@@ -82,13 +84,18 @@ class Alert:
     step: int
     """Step at which patience ran out."""
     since: int
-    """First step of the bad streak; a checkpoint is good when it is older."""
+    """First step of the bad streak."""
+    good: int
+    """Newest step after which the weights were still seen to be good. The attempts of step N show
+    the weights after step N - 1, an evaluation at step N those after step N."""
     value: float
     baseline: float
     """The run's own start, or its best for rates that should not fall back; 0 for absolute
     limits."""
     action: Action
     message: str
+    restored: int | None = None
+    """Checkpoint that a rollback went back to."""
 
     def row(self) -> dict[str, Any]:
         """The alert as one line of alerts.jsonl."""
@@ -100,7 +107,7 @@ class _Memory:
     """What one canary remembers between steps; plain data, so that it resumes exactly."""
 
     start: list[float] = field(default_factory=list)
-    """First observations, until the baseline is known."""
+    """First good observations; their median is the baseline."""
     recent: list[float] = field(default_factory=list)
     """Last `WINDOW` observations."""
     best: float = -math.inf
@@ -108,6 +115,8 @@ class _Memory:
     streak: int = 0
     """Consecutive bad observations."""
     since: int = 0
+    good: int | None = None
+    """As in `Alert`; None until the metric first appears."""
     fired: bool = False
     """Set from firing until the metric is good again: one alert per streak."""
 
@@ -134,6 +143,13 @@ class _Rule:
     is_eval: bool = False
     meaning: str
     """What it says about the run, for the message."""
+
+    @property
+    def delay(self) -> int:
+        """Steps between the oldest weights that a value shows and the step it is observed at."""
+        if self.is_eval:
+            return 0
+        return WINDOW if self.from_best else 1
 
     def bound(self, baseline: float) -> float:
         if self.absolute:
@@ -223,11 +239,21 @@ class Canaries:
         """Names of the canaries whose last observation was bad, for a display."""
         return [name for name, memory in self._memory.items() if memory.streak]
 
-    def restart(self) -> None:
-        """Forget streaks after a rollback; baselines stay, since the restored model is the run's
-        own past."""
+    def good(self, step: int) -> int:
+        """Newest step up to `step` after which no canary has doubts about the weights."""
+        seen = [memory.good for memory in self._memory.values() if memory.good is not None]
+        return min([step, *seen])
+
+    def fired(self) -> list[str]:
+        """Names of the canaries that have fired and whose metric has not been good since."""
+        return [name for name, memory in self._memory.items() if memory.fired]
+
+    def restart(self, step: int) -> None:
+        """Forget streaks after a rollback at `step`; baselines stay, since the restored model is
+        the run's own past."""
         for memory in self._memory.values():
             memory.streak, memory.fired, memory.recent = 0, False, []
+            memory.good = None if memory.good is None else step
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
@@ -241,17 +267,18 @@ class Canaries:
     def _observe(self, rule: _Rule, memory: _Memory, step: int, value: float) -> Alert | None:
         needed = BASELINE_EVALS if rule.is_eval else BASELINE_STEPS
         memory.recent = [*memory.recent, value][-WINDOW:]
-        if len(memory.start) < needed and not rule.absolute:
+        is_first = not memory.start
+        if is_first:
             memory.start.append(value)
-            return None
         compared = statistics.fmean(memory.recent) if rule.from_best else value
         baseline = self._baseline(rule, memory, compared)
-        if baseline is None:
-            return None
         bound = rule.bound(baseline)
         is_bad = compared < bound if rule.below else compared > bound
         if not is_bad:
+            if not is_first and len(memory.start) < needed:
+                memory.start.append(value)
             memory.streak, memory.fired = 0, False
+            memory.good = max(memory.good or 0, step - rule.delay)
             return None
         memory.since = step if memory.streak == 0 else memory.since
         memory.streak += 1
@@ -265,21 +292,23 @@ class Canaries:
             canary=rule.name,
             step=step,
             since=memory.since,
+            good=memory.good or 0,
             value=compared,
             baseline=baseline,
             action=self.action,
             message=_message(rule, compared, baseline, bound),
         )
 
-    def _baseline(self, rule: _Rule, memory: _Memory, compared: float) -> float | None:
+    def _baseline(self, rule: _Rule, memory: _Memory, compared: float) -> float:
+        """What a value is compared with; NaN, compared with which nothing is bad, while unknown."""
         if rule.absolute:
             return 0.0
         if not rule.from_best:
             return statistics.median(memory.start)
         if len(memory.recent) < WINDOW:
-            return None
+            return math.nan
         memory.best = max(memory.best, compared)
-        return memory.best if memory.best >= SOLVED_BEST else None
+        return memory.best if memory.best >= SOLVED_BEST else math.nan
 
 
 def _value(metric: str, metrics: Mapping[str, float]) -> float | None:

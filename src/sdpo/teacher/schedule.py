@@ -144,9 +144,10 @@ class TeacherSchedule:
         return opens
 
     def freeze(self, student: torch.nn.Module) -> None:
-        """Keep the teacher as it is from now on; a live one becomes a copy of the student."""
+        """Keep the teacher as it is from now on; where it has the student's own weights (live, the
+        student's part of a trust region) it gets a copy of them."""
         self.is_frozen = True
-        if self._weights is None and self.trust is None:
+        if self._weights is None:
             self._weights = copy_weights(student)
 
     def state(self) -> dict[str, object]:

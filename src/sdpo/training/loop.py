@@ -15,6 +15,7 @@ from pathlib import Path
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.training.interrupt import undivided
 from sdpo.training.run import Run, open_run
 
 
@@ -57,6 +58,7 @@ def _train(run: Run) -> TrainResult:
     if run.start():
         metrics = run.evaluate()
         run.record(metrics, run.watch(metrics))
+        run.save_start()
     while run.step < config.steps:
         start = time.perf_counter()
         step_tasks = tasks_of_step(
@@ -65,7 +67,7 @@ def _train(run: Run) -> TrainResult:
         collected = run.collect(step_tasks)
         updated = time.perf_counter()
         contexts = run.contexts(collected.groups)
-        with run.undivided():
+        with undivided(run.say):
             losses = run.update(collected.groups, contexts)
             finished = time.perf_counter()
             metrics = run.finish_step(collected, contexts, losses)
@@ -79,9 +81,10 @@ def _train(run: Run) -> TrainResult:
                 metrics |= run.evaluate()
             alerts = run.watch(metrics)
             run.record(metrics, alerts)
+        # First, so that a run killed in between is resumed before the alert and acts on it again.
+        run.act(alerts)
         if run.is_due(config.checkpoint.every):
             run.save()
-        run.act(alerts)
     return _result(run, finished=True)
 
 

@@ -7,13 +7,10 @@ need no further exchange; each rank trains on its own share of the tasks.
 from __future__ import annotations
 
 import random
-import signal
-import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from sdpo.config.schema import RunConfig
@@ -36,6 +33,7 @@ from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.packing import check_head
 from sdpo.training.parallel import Parallel, start_parallel
+from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 
@@ -64,6 +62,7 @@ class Run:
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
+        self._history = EvaluationHistory()
         self._totals = {"rollouts_total": 0, "tokens_total": 0}
         backends = config.log.backends if parallel.is_main else ()
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
@@ -84,11 +83,15 @@ class Run:
         beginning.
 
         Rows after the checkpoint are dropped from every record, so a killed run's files end up like
-        an uninterrupted one's.
+        an uninterrupted one's. Raises `CanaryStop` when a canary has ended the run.
         """
         steps = self._checkpoints.steps()
         if steps:
             self._load(steps[-1])
+            if self._canaries.action == "stop" and (fired := self._canaries.fired()):
+                raise CanaryStop(
+                    f"{self.dir} was stopped at step {self.step} by {', '.join(fired)}; {CURE}"
+                )
             self.say(f"resuming {self.dir} after step {self.step}")
         if self._parallel.is_main:
             self._writer.resume_at(self.step if steps else -1)
@@ -131,9 +134,7 @@ class Run:
         result = self._updater.step(
             samples, spec, where=f"step {self.step + 1}", inspect=self._inspected(samples)
         )
-        self._sampler.collector.engine.load_weights(
-            self._sampler.policy.model, self._updater.optimizer.num_updates
-        )
+        self._publish()
         self._credit = [part for parts in self._parallel.gather(result.credit) for part in parts]
         self._teacher_lengths = {
             key: length
@@ -141,28 +142,6 @@ class Run:
             for key, length in lengths.items()
         }
         return Metrics.merged(self._parallel.gather(result.metrics.state()))
-
-    @contextmanager
-    def undivided(self) -> Generator[None]:
-        """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second
-        one breaks in."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        interrupted = []
-
-        def note(number: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, previous)
-            interrupted.append(number)
-            self.say("interrupt noted; finishing the update first")
-
-        previous = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        if interrupted:
-            raise KeyboardInterrupt
 
     def finish_step(
         self,
@@ -225,8 +204,13 @@ class Run:
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alert]:
-        """Canaries that fire on this step's metrics."""
-        return self._canaries.observe(self.step, metrics)
+        """Canaries that fire on this step's metrics; those that roll back know to which
+        checkpoint."""
+        self._history.observe(self.step, metrics)
+        alerts = self._canaries.observe(self.step, metrics)
+        good = min((alert.good for alert in alerts), default=0)
+        target = self._history.newest_good(self._checkpoints.steps(), good)
+        return [replace(a, restored=target) if a.action == "rollback" else a for a in alerts]
 
     def record(self, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
         """Write the row of this step and show it."""
@@ -238,12 +222,24 @@ class Run:
             )
 
     def save(self) -> None:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step; the one a rollback would need outlives `keep`."""
         if self._parallel.is_main:
+            good = self._canaries.good(self.step)
             self._checkpoints.save(
-                self.step, self._updater.model, self._sampler.policy.tokenizer, self._state()
+                self.step,
+                self._updater.model,
+                self._sampler.policy.tokenizer,
+                self._state(),
+                protect=self._history.newest_good(self._checkpoints.steps(), good)
+                if self._canaries.action == "rollback"
+                else None,
             )
         self._parallel.barrier()
+
+    def save_start(self) -> None:
+        """Write a checkpoint of the initial weights where a rollback may need it."""
+        if self._canaries.action == "rollback":
+            self.save()
 
     def save_interrupted(self) -> None:
         """Save what an interrupt left, unless not even the first row is written: then there is
@@ -259,43 +255,36 @@ class Run:
             self.save()
             said = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
             raise CanaryStop(
-                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}. "
-                "Lower optim.lr or change the teacher, or set canaries.action='warn' in a new run"
+                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}; {CURE}"
             )
-        rollbacks = [alert for alert in alerts if alert.action == "rollback"]
-        if rollbacks:
-            self._roll_back(before=min(alert.since for alert in rollbacks))
+        if any(alert.action == "rollback" for alert in alerts):
+            self._roll_back(alerts[0].restored)
 
     def say(self, text: str) -> None:
         """One line for the user."""
         if self._parallel.is_main:
             self._dashboard.say(text)
 
-    def _roll_back(self, *, before: int) -> None:
-        """Weights and optimizer of the newest checkpoint older than `before`, then half the rate
-        and a frozen teacher.
+    def _roll_back(self, target: int | None) -> None:
+        """Weights, optimizer and teacher of checkpoint `target`, then half the rate and a frozen
+        teacher.
 
         Steps and records go on: a rollback is part of the run's history, not an undoing of it.
         """
-        good = [step for step in self._checkpoints.steps() if step < before]
-        if not good:
+        if target is None:
             raise CanaryStop(
-                f"canary at step {self.step}: "
-                f"no checkpoint older than step {before} to roll back to; "
-                "set checkpoint.every smaller"
+                f"canary at step {self.step}: no good checkpoint is left to roll back to; {CURE}"
             )
-        state = self._checkpoints.load(good[-1], self._updater.model)
-        optimizer, schedule = self._updater.optimizer, self._updater.schedule
-        scale = optimizer.lr_scale
-        optimizer.load_state(state["optimizer"])
-        schedule.load_state(state["schedule"])
-        optimizer.lr_scale = scale / 2
-        schedule.freeze(self._updater.model)
-        self._canaries.restart()
+        roll_back(self._checkpoints.load(target, self._updater.model), self._updater)
+        self._publish()
+        self._canaries.restart(self.step)
+        self._history.restored(self.step, target)
         self.say(
-            f"rolled back to step {good[-1]}; "
-            f"learning rate x {optimizer.lr_scale:g}, teacher frozen"
+            f"rolled back to step {target}; "
+            f"learning rate x {self._updater.optimizer.lr_scale:g}, teacher frozen"
         )
+        # Not before every rank has read the old checkpoint, which the new one may replace.
+        self._parallel.barrier()
         self.save()
 
     def _samples(
@@ -344,6 +333,7 @@ class Run:
             "optimizer": self._updater.optimizer.state(),
             "schedule": self._updater.schedule.state(),
             "canaries": self._canaries.state(),
+            "evaluations": self._history.state(),
         }
 
     def _load(self, step: int) -> None:
@@ -353,6 +343,11 @@ class Run:
         self._updater.optimizer.load_state(state["optimizer"])
         self._updater.schedule.load_state(state["schedule"])
         self._canaries.load_state(state["canaries"])
+        self._history.load_state(state.get("evaluations", ()))
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let the engine sample from the current weights."""
         self._sampler.collector.engine.load_weights(
             self._sampler.policy.model, self._updater.optimizer.num_updates
         )

@@ -95,7 +95,7 @@ def test_an_alert_says_since_when_it_was_bad_and_what_to_do():
     for step, value in enumerate([0.5, 0.4, 0.6, 0.01, 0.01, 0.01], start=1):
         alerts += canaries.observe(step, {"policy/entropy": value})
     (alert,) = alerts
-    assert (alert.step, alert.since, alert.action) == (6, 4, "rollback")
+    assert (alert.step, alert.since, alert.good, alert.action) == (6, 4, 2, "rollback")
     assert (alert.value, alert.baseline) == (0.01, 0.5)
     assert alert.message.startswith("policy/entropy is 0.01, below 0.05 (start 0.5)")
     assert json.loads(json.dumps(alert.row()))["canary"] == "entropy_collapse"
@@ -126,6 +126,27 @@ def test_restart_after_a_rollback_keeps_the_baseline():
         canaries.observe(step, {"policy/entropy": 0.4})
     assert canaries.observe(4, {"policy/entropy": 0.01})
     assert canaries.bad() == ["entropy_collapse"]
-    canaries.restart()
+    canaries.restart(4)
     assert canaries.bad() == []
+    assert canaries.good(9) == 4
     assert canaries.observe(4, {"policy/entropy": 0.01})[0].baseline == 0.4
+
+
+def test_a_collapse_in_the_first_steps_is_not_its_own_baseline():
+    canaries = Canaries()
+    found = []
+    for step, value in enumerate([0.05, 1.0, 1.0, 1.0], start=1):
+        found += canaries.observe(step, {"train/truncated": value})
+    assert [(alert.step, alert.since, alert.good) for alert in found] == [(4, 2, 0)]
+
+
+def test_weights_count_as_good_up_to_the_last_that_every_canary_has_seen():
+    canaries = Canaries(patience=1)
+    assert canaries.good(0) == 0
+    for step in range(1, 10):
+        canaries.observe(step, {"policy/entropy": 0.4})
+    assert canaries.good(9) == 8
+    canaries.observe(5, {"eval/pass@4": 0.5})
+    assert canaries.good(9) == 5
+    canaries.observe(9, {"train/solved": 0.5})
+    assert canaries.good(9) == 4

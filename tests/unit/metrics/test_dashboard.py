@@ -17,7 +17,14 @@ ROW = {
     "tokens_total": 1000.0,
 }
 ALERT = Alert(
-    canary="truncation", step=2, since=1, value=1, baseline=0, action="warn", message="too long"
+    canary="truncation",
+    step=2,
+    since=1,
+    good=0,
+    value=1,
+    baseline=0,
+    action="warn",
+    message="too long",
 )
 LAST = (
     "def f(x):\n    return x + 1\x1b[2J",

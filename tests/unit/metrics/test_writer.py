@@ -16,7 +16,14 @@ def rows(path):
 
 def alert(step):
     return Alert(
-        canary="truncation", step=step, since=step, value=1, baseline=0, action="warn", message="m"
+        canary="truncation",
+        step=step,
+        since=step,
+        good=0,
+        value=1,
+        baseline=0,
+        action="warn",
+        message="m",
     )
 
 
