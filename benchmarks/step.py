@@ -11,7 +11,8 @@ a tail, EMA teacher, AdamW. A step is everything between two batches of tasks: t
 sampling, judging, contexts, teacher, update, teacher's average and, on our side, the run's records.
 
 Each side is a process of its own (so is its peak memory) and the two take turns step by step, so
-that a busy machine slows both; `--order sides` runs one after the other where memory is short.
+that a busy machine slows both (there the CPU seconds say more than the time); `--order sides` runs
+one after the other where memory is short.
 bfloat16 where the CPU multiplies it (ours: weights in bfloat16 with float32 masters; TRL: its
 autocast), else float32. TRL runs without gradient checkpointing, its faster setting, unless
 `--trl-checkpointing`. Its interpreter needs: pip install torch==2.13.0, then trl==1.16.0 datasets.
@@ -40,6 +41,7 @@ PARTS = (
     ("rest_s", "rest of update s"),
     ("update_s", "teacher + rest s"),
     ("step_s", "whole step s"),
+    ("cpu_s", "its CPU seconds"),
     ("peak_bytes", "peak memory GB"),
 )
 

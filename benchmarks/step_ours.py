@@ -54,7 +54,7 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
 def take_step(run: Run) -> dict[str, float]:
     """One step, as in `training/loop.py`, and where its time went."""
     config = run.config
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     tasks = tasks_of_step(
         run.env.load("train"),
         step=run.step,
@@ -64,10 +64,11 @@ def take_step(run: Run) -> dict[str, float]:
     collected = run.collect(tasks)
     contexts = run.contexts(collected.groups)
     row = run.finish_step(collected, contexts, run.update(collected.groups, contexts))
-    step_s = time.perf_counter() - start
+    step_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
     return {
         "step_s": step_s,
+        "cpu_s": cpu_s,
         "sample_s": collected.generate_s,
         "teacher_s": row["time/teacher_s"],
         "rest_s": step_s - collected.generate_s - row["time/teacher_s"],

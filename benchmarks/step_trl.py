@@ -22,7 +22,7 @@ class Turns(TrainerCallback):
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        self._start = 0.0
+        self._start = self._start_cpu = 0.0
         self.sample_s = self.teacher_s = 0.0
         self.losses: list[float] = []
         self.num_tokens = self.num_distilled = 0
@@ -32,13 +32,14 @@ class Turns(TrainerCallback):
             raise SystemExit(0)
         self.sample_s = self.teacher_s = 0.0
         self.losses = []
-        self._start = time.perf_counter()
+        self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
         step_s = time.perf_counter() - self._start
         self._gate.answer(
             {
                 "step_s": step_s,
+                "cpu_s": time.process_time() - self._start_cpu,
                 "sample_s": self.sample_s,
                 "teacher_s": self.teacher_s,
                 "rest_s": step_s - self.sample_s - self.teacher_s,
