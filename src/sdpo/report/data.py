@@ -20,6 +20,9 @@ from sdpo.metrics.writer import ALERTS, METRICS
 from sdpo.rollouts.credit import CREDIT
 from sdpo.rollouts.record import ROLLOUTS
 
+DISCOVERY = "discovery.json"
+"""What a discovery run leaves instead of metrics; discovery/summary.py writes it."""
+
 Row = dict[str, Any]
 Item = TypeVar("Item")
 
@@ -41,11 +44,14 @@ def load_report(run_dirs: Sequence[Path]) -> Row:
     """Everything the page shows. Raises `ConfigError` when a directory is no run or has no metrics
     yet."""
     names = run_names(run_dirs)
-    runs = [
-        _load_run(path, name, share=len(run_dirs))
-        for path, name in zip(run_dirs, names, strict=True)
-    ]
-    return {"runs": runs, "groups": seed_groups(runs)}
+    runs, discoveries = [], []
+    for path, name in zip(run_dirs, names, strict=True):
+        summary = _read_json(path / DISCOVERY)
+        if summary:
+            discoveries.append({"name": name, "summary": summary})
+        if not summary or (path / METRICS).exists():
+            runs.append(_load_run(path, name, share=len(run_dirs)))
+    return {"runs": runs, "groups": seed_groups(runs), "discoveries": discoveries}
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
@@ -66,7 +72,7 @@ def _load_run(run_dir: Path, name: str, *, share: int) -> Row:
             f"{run_dir} has no {METRICS} with a step in it; give the directory of a run "
             "(`run` in its config)"
         )
-    recorded = _read_config(run_dir / "config.json")
+    recorded = _read_json(run_dir / "config.json")
     credit = _spread(list(read_rows(run_dir / CREDIT)), CREDIT_BYTES // share, CREDIT_ROLLOUTS)
     keys = {(row["step"], row["split"], row["task"]) for row in credit}
     groups, num_rollouts = select_rollouts(run_dir, ROLLOUT_BYTES // share, keys)
@@ -83,7 +89,7 @@ def _load_run(run_dir: Path, name: str, *, share: int) -> Row:
     }
 
 
-def _read_config(path: Path) -> Row:
+def _read_json(path: Path) -> Row:
     if not path.exists():
         return {}
     try:

@@ -31,6 +31,7 @@ _SCRIPTS = (
     "charts.js",
     "rollouts.js",
     "cost.js",
+    "discovery.js",
     "report.js",
 )
 
@@ -55,7 +56,8 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def _render(data: Mapping[str, Any]) -> str:
-    names = [run["name"] for run in data["runs"]]
+    parts = [*data["runs"], *data["discoveries"]]
+    names = list(dict.fromkeys(part["name"] for part in parts))
     payload = pack(dumps(data).encode())
     return fill(
         "report.html",

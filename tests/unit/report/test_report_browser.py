@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from chromium import Browser, find
 from synthetic_run import ATTACK, make_run
@@ -134,3 +136,42 @@ def test_the_page_of_one_attempt_works(page, tmp_path):
     page.open(path)
     assert page.evaluate("document.querySelectorAll('.tok').length") == 2 * len(credit.token_ids)
     assert page.errors == []
+
+
+def test_a_discovery_run_has_its_curves_and_tasks(page, tmp_path):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "discovery.json").write_text(json.dumps(discovery_summary()))
+    report = write_report([tmp_path / "found"])
+    page.errors.clear()
+    page.size(1600, 1000)
+    page.open(report)
+    page.wait("document.querySelectorAll('#discovery .scatterlayer path').length >= 4")
+    text = page.evaluate("document.querySelector('#discovery').textContent")
+    assert "Self-distillation against best of k at 64 attempts: +0.40 [0.10, 0.60]." in text
+    assert "4 times fewer" in text
+    assert "clamp" in text
+    links = page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.textContent)")
+    assert links == ["Discovery"]
+    page.size(400, 900)
+    page.wait("document.documentElement.scrollWidth <= 400")
+    assert page.errors == []
+
+
+def discovery_summary():
+    """As discovery/summary.py writes it."""
+    ks = [1, 2, 4, 8, 16, 32, 64]
+    curves = {
+        name: [{"mean": f * i / 6, "low": f * i / 8, "high": f * i / 5} for i in range(7)]
+        for name, f in (("self_distillation", 0.8), ("best_of_k", 0.4))
+    }
+    gain = {
+        "difference": {"k": 64, "mean": 0.4, "low": 0.1, "high": 0.6},
+        "speed_up": {"probability": 0.4, "attempts": 16, "baseline_attempts": 64, "factor": 4.0},
+    }
+    row = {"task_id": "clamp", "searches": 3, "attempts": 90, "seconds": 61.5, "stopped": 1}
+    tasks = [
+        {**row, "method": "self_distillation", "solved": 2, "median_attempts": 12.5},
+        {**row, "method": "best_of_k", "solved": 0, "median_attempts": None},
+    ]
+    against = {"best_of_k": gain}
+    return {"level": 0.9, "ks": ks, "curves": curves, "against": against, "tasks": tasks}

@@ -80,7 +80,9 @@ function alertList(alerts, showRun) {
           className: `badge ${alert.action === "warn" ? "warn" : "bad"}`,
           textContent: `${alert.canary.replaceAll("_", " ")}, ${alert.action}`,
         }),
-        ` ${showRun ? run.name + ", " : ""}step ${alert.step}: ${alert.message} (since step ${alert.since})`,
+        ` ${showRun ? run.name + ", " : ""}step ${alert.step}: ${alert.message} (since step ${alert.since})${
+          Number.isInteger(alert.restored) ? `; went back to step ${alert.restored}` : ""
+        }`,
       ),
     ),
   );
@@ -294,7 +296,8 @@ function rolloutSection(data) {
 async function start() {
   let charts = null;
   let times = null;
-  const toggle = startTheme(() => times && (charts.refresh({}), times.refresh()));
+  let redraw = () => {};
+  const toggle = startTheme(() => redraw());
   const data = JSON.parse(await unpack("data"));
   const library = el("script", {
     nonce: document.currentScript?.nonce || document.querySelector("script[nonce]").nonce,
@@ -307,12 +310,16 @@ async function start() {
     name: group.name,
     runs: group.runs.map((i) => data.runs[i]),
   }));
-  overview(data);
-  charts = curves(data, groups);
-  creditSection(data);
-  rolloutSection(data);
-  times = costSection(data, groups);
-  configSection(data);
+  const found = discoverySection(data);
+  if (data.runs.length) {
+    overview(data);
+    charts = curves(data, groups);
+    creditSection(data);
+    rolloutSection(data);
+    times = costSection(data, groups);
+    configSection(data);
+  }
+  redraw = () => [charts, times, found].forEach((part) => part && part.refresh({}));
   document.querySelectorAll("nav a").forEach((link) => {
     if (!document.querySelector(link.getAttribute("href"))) link.remove();
   });

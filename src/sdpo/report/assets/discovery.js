@@ -1,0 +1,108 @@
+"use strict";
+/* Test-time searches: discovery@k of each method and a table of the tasks. Needs util.js, charts.js and report.js. */
+
+/* One chart per discovery run: the share of searches that had solved their task by attempt k. */
+function discoveryTraces(summary) {
+  const methods = Object.keys(summary.curves).sort(
+    (a, b) => (b === "self_distillation") - (a === "self_distillation") || a.localeCompare(b),
+  );
+  return methods.flatMap((name, i) => {
+    const points = summary.curves[name];
+    const color = seriesColor(i);
+    const x = summary.ks;
+    return [
+      {
+        type: "scatter",
+        mode: "lines",
+        x: [...x, ...[...x].reverse()],
+        y: [...points.map((p) => p.high), ...points.map((p) => p.low).reverse()],
+        fill: "toself",
+        fillcolor: transparent(color, 0.16),
+        line: { width: 0 },
+        hoverinfo: "skip",
+        showlegend: false,
+      },
+      {
+        type: "scatter",
+        mode: "lines",
+        name: name.replaceAll("_", " "),
+        x,
+        y: points.map((p) => p.mean),
+        line: { color, width: 2 },
+        hovertemplate: "%{y:.2f}<extra>%{fullData.name}</extra>",
+      },
+    ];
+  });
+}
+
+function drawDiscovery(plot, summary) {
+  const layout = panelLayout({ unit: "share of searches solved", share: true }, [], { axis: "step" });
+  layout.xaxis = {
+    ...layout.xaxis,
+    type: "log",
+    tickvals: Array.from({ length: 12 }, (_, i) => 4 ** i),
+    title: { ...layout.xaxis.title, text: "attempts" },
+  };
+  Plotly.react(plot, discoveryTraces(summary), { ...layout, showlegend: true }, PLOT_CONFIG);
+}
+
+function table(heads, rows) {
+  const cell = (tag, text, i) => el(tag, { className: i > 1 ? "num" : "", textContent: text });
+  return el(
+    "div",
+    { className: "scroll" },
+    el(
+      "table",
+      {},
+      el("thead", {}, el("tr", {}, ...heads.map((text, i) => cell("th", text, i)))),
+      el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((text, i) => cell("td", text, i))))),
+    ),
+  );
+}
+
+/* What self-distillation gained over another method, in a sentence. */
+function gainOver(name, { difference, speed_up }) {
+  const gap = `${difference.mean >= 0 ? "+" : ""}${difference.mean.toFixed(2)} [${difference.low.toFixed(2)}, ${difference.high.toFixed(2)}]`;
+  const faster = speed_up
+    ? ` It reached ${speed_up.probability.toFixed(2)} after ${number(speed_up.attempts)} attempts instead of ${number(speed_up.baseline_attempts)} (${number(speed_up.factor)} times fewer).`
+    : "";
+  return `Self-distillation against ${name.replaceAll("_", " ")} at ${number(difference.k)} attempts: ${gap}.${faster}`;
+}
+
+function discoverySection(data) {
+  if (!data.discoveries.length) return null;
+  const host = section(
+    "discovery",
+    "Discovery",
+    "Share of searches that have solved their task by attempt k. Bands: interval over tasks and repetitions.",
+  );
+  const plots = data.discoveries.map(({ name, summary }) => {
+    const plot = el("div", { className: "plot tall" });
+    host.append(
+      el(
+        "div",
+        { className: "card" },
+        el("h3", { textContent: `${name} (bands: ${Math.round(100 * summary.level)}%)` }),
+        plot,
+        ...Object.entries(summary.against).map(([other, gain]) =>
+          el("p", { className: "small", textContent: gainOver(other, gain) }),
+        ),
+        table(
+          ["Task", "Method", "Solved", "Median attempts", "Attempts", "Time"],
+          summary.tasks.map((row) => [
+            row.task_id,
+            row.method.replaceAll("_", " "),
+            `${row.solved}/${row.searches}${row.stopped ? ` (${row.stopped} stopped)` : ""}`,
+            number(row.median_attempts),
+            number(row.attempts),
+            duration(row.seconds),
+          ]),
+        ),
+      ),
+    );
+    return { plot, summary };
+  });
+  const refresh = () => plots.forEach(({ plot, summary }) => drawDiscovery(plot, summary));
+  refresh();
+  return { refresh };
+}
