@@ -124,6 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=1)
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=20)
+    parser.add_argument("--micro-batch-tokens", type=int, default=4096)
     parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, demo or `tiny`")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     parser.add_argument("--threads", type=int, default=None)

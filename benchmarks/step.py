@@ -165,6 +165,9 @@ def parse(description: str | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--order", choices=("steps", "sides"), default="steps")
     parser.add_argument("--trl-python", default="", help="interpreter that has trl 1.16")
+    parser.add_argument(
+        "--micro-batch-tokens", type=int, default=4096, help="ours: packed tokens per forward pass"
+    )
     parser.add_argument("--trl-batch", type=int, default=16)
     parser.add_argument("--trl-checkpointing", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/step.json"))

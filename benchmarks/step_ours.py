@@ -47,7 +47,11 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
         ),
         teacher=Teacher(context=Context(max_tokens=8192), schedule=Ema(rate=spec["teacher_rate"])),
         objective=Sdpo(divergence=JSD(top_k=spec["top_k"])),
-        optim=Optim(lr=spec["lr"], weight_decay=spec["weight_decay"]),
+        optim=Optim(
+            lr=spec["lr"],
+            weight_decay=spec["weight_decay"],
+            micro_batch_tokens=spec["micro_batch_tokens"],
+        ),
     )
 
 

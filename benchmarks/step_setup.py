@@ -108,6 +108,7 @@ def make_spec(args, folder: Path, scratch: Path, *, prompt_tokens: int) -> dict[
         "lr": 1e-5,
         "weight_decay": 0.01,
         "teacher_rate": 0.05,
+        "micro_batch_tokens": args.micro_batch_tokens,
         "trl_batch": args.trl_batch,
         "trl_checkpointing": args.trl_checkpointing,
     }
