@@ -68,6 +68,11 @@ def teacher_prompt(task: Task, group: list[Attempt], index: int, order: list[int
 # --- the objective (Eq. 1, Eq. 11)
 
 
+def log_probs(logits: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [T, V], in float32 at least."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def buckets(log_p: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
     """Log-masses [T, K+1]: the support's tokens, then one tail bucket with all the rest (A.3)."""
     top = log_p.gather(1, support)
@@ -78,8 +83,7 @@ def buckets(log_p: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
 def divergence(student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
     """Jensen-Shannon divergence [T] over the student's top-K plus tail; no gradient reaches the
     teacher."""
-    log_p = student_logits.float().log_softmax(-1)
-    log_q = teacher_logits.detach().float().log_softmax(-1)
+    log_p, log_q = log_probs(student_logits), log_probs(teacher_logits.detach())
     support = log_p.detach().topk(min(TOP_K, log_p.shape[-1]), dim=-1).indices
     p, q = buckets(log_p, support), buckets(log_q, support)
     m = torch.logaddexp(p + math.log(1 - BETA), q + math.log(BETA))
@@ -116,7 +120,7 @@ def grpo_loss(model, groups: list[list[Attempt]]) -> torch.Tensor:
         for attempt in group:
             logits = completion_logits(model, attempt.prompt_ids, attempt.completion_ids)
             ids = torch.tensor(attempt.completion_ids)[:, None]
-            logp = logits.float().log_softmax(-1).gather(1, ids)
+            logp = log_probs(logits).gather(1, ids)
             loss = loss - (float(attempt.solved) - mean) * logp.sum() / total
     return loss
 
@@ -211,12 +215,11 @@ def train(
             optimizer.zero_grad()
             teacher.follow(model)
         history.append(sum(a.solved for a in attempts) / len(attempts))
-        print(f"solved {history[-1]:.2f}  loss {float(loss):.4f}  {attempts[0].text[:60]!r}")
+        print(f"solved {history[-1]:.2f}  loss {loss.item():.4f}  {attempts[0].text[:60]!r}")
     return history
 
 
 # --- an environment: say a number; the judge says what is wrong
-# -------------------------------------------------------
 
 
 def sum_task(a: int, b: int) -> Task:
@@ -226,9 +229,8 @@ def sum_task(a: int, b: int) -> Task:
         numbers = "".join(c if c.isdigit() else " " for c in text).split()
         if not numbers:
             return False, "There is no number in the answer."
-        return numbers[-1] == str(
-            a + b
-        ), f"The answer ends with {numbers[-1]}; {a} + {b} is {a + b}."
+        said = f"The answer ends with {numbers[-1]}; {a} + {b} is {a + b}."
+        return numbers[-1] == str(a + b), said
 
     return Task(prompt=f"What is {a} + {b}? Answer with the number only.", judge=judge)
 
