@@ -1,4 +1,4 @@
-"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check` and
+"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check`, `sdpo.credit` and
 `sdpo.discover`."""
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from sdpo.errors import ModelError
 from sdpo.evaluation import Evaluation, evaluate_tasks
 from sdpo.records import Task
 from sdpo.training.assemble import open_sampler
+from sdpo.training.explain import credit
 from sdpo.training.loop import TrainResult
 from sdpo.training.loop import train as train_config
 from sdpo.training.packing import check_head
+
+__all__ = ["as_config", "check", "credit", "discover", "evaluate", "train"]
 
 
 def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:

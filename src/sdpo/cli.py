@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 import click
 from rich.console import Console
@@ -132,6 +132,46 @@ def check(arguments: tuple[str, ...]) -> None:
     )
     if report.failures:
         sys.exit(1)
+
+
+@main.command()
+@click.option("--model", required=True, help="Hub id, folder, GGUF file, or the demo model.")
+@click.option("--prompt", metavar="TEXT|@FILE", help="The task as one user message.")
+@click.option("--task", metavar="ID", help="A task of --tasks, instead of --prompt.")
+@click.option("--tasks", metavar="SET", help="Built-in set or task file; its judge is asked too.")
+@click.option("--worked-example", is_flag=True, help="As env.worked_example = true in a recipe.")
+@click.option(
+    "--completion",
+    required=True,
+    type=click.File(encoding="utf-8"),
+    help="File of the attempt; -: standard input.",
+)
+@click.option(
+    "--feedback",
+    metavar="TEXT|@FILE",
+    help="What the teacher reads about it; default: the judge's, unless a demonstration is given.",
+)
+@click.option(
+    "--demonstration",
+    type=click.File(encoding="utf-8"),
+    help="File of a correct answer that the teacher reads.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["single_turn", "turns"]),
+    default="single_turn",
+    show_default=True,
+)
+@click.option("--html", type=click.Path(path_type=Path), help="Also write the page of the attempt.")
+def credit(
+    completion: TextIO, demonstration: TextIO | None, html: Path | None, **options: Any
+) -> None:
+    """Token credit of one attempt: where a teacher who read feedback or a demonstration agrees."""
+    from sdpo.report.attempt import Attempt, show_attempt
+
+    shown = None if demonstration is None else demonstration.read()
+    attempt = Attempt(completion=completion.read(), demonstration=shown, **options)
+    show_attempt(attempt, Console(), html=html)
 
 
 @main.group()

@@ -36,7 +36,7 @@ def test_public_names():
 
     assert set(sdpo.__all__) == {
         "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Verdict",
-        "check", "discover", "env", "evaluate", "train",
+        "check", "credit", "discover", "env", "evaluate", "train",
     }  # fmt: skip
     for name in sdpo.__all__:
         assert getattr(sdpo, name) is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.style import Style
@@ -18,7 +19,7 @@ from rich.text import Text
 from sdpo.metrics.dashboard import printable
 from sdpo.metrics.jsonl import dumps
 from sdpo.report.page import fill, nonce, read_assets
-from sdpo.rollouts.credit import TokenCredit
+from sdpo.rollouts.credit import Alternatives, TokenCredit
 
 SMALLEST_SCALE = 0.5
 """Nats: below, colours would show rounding instead of disagreement. As in assets/credit.js."""
@@ -82,7 +83,8 @@ def script_json(value: object) -> str:
 
 def _table(credit: TokenCredit) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("token in context", "gap", "student", "teacher", "teacher prefers"):
+    columns = ("token in context", "gap", "student", "teacher", "student prefers")
+    for column in (*columns, "teacher prefers"):
         table.add_column(
             column, justify="right" if column in ("gap", "student", "teacher") else "left"
         )
@@ -93,23 +95,23 @@ def _table(credit: TokenCredit) -> Table:
         before = "".join(_name(credit, token) for token in credit.token_ids[max(0, i - 4) : i])
         place = Text(_visible(before), style="dim")
         place.append(_visible(_name(credit, credit.token_ids[i])), style="bold")
-        best = (
-            credit.teacher_top[i][0]
-            if i < len(credit.teacher_top) and credit.teacher_top[i]
-            else None
-        )
         table.add_row(
             place,
             f"{gaps[i]:+.2f}",
             f"{math.exp(credit.student_logprobs[i]):.1%}",
             f"{math.exp(credit.teacher_logprobs[i]):.1%}",
-            Text(
-                ""
-                if best is None
-                else f"{_visible(_name(credit, best[0]))} {math.exp(best[1]):.1%}"
-            ),
+            _first(credit, credit.student_top, i),
+            _first(credit, credit.teacher_top, i),
         )
     return table
+
+
+def _first(credit: TokenCredit, top: Sequence[Alternatives], position: int) -> Text:
+    """The likeliest token of one side at `position`; empty when it was not kept."""
+    if position >= len(top) or not top[position]:
+        return Text()
+    token, logprob = top[position][0]
+    return Text(f"{_visible(_name(credit, token))} {math.exp(logprob):.1%}")
 
 
 def _finite_gaps(credit: TokenCredit) -> tuple[float, ...]:

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sdpo.chat import Chat
 from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
@@ -52,13 +53,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     stays open."""
     policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
     policy = with_adapter(policy, config.model)
-    generation = policy.model.generation_config
-    stop_ids = None if generation is None else generation.eos_token_id
-    chat = Chat(
-        policy.tokenizer,
-        template_kwargs=config.model.chat_template_kwargs,
-        model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
-    )
+    chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
         collector = Collector(
@@ -72,6 +67,17 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     finally:
         if env is None and isinstance(own_env, Closing):
             own_env.close()
+
+
+def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) -> Chat:
+    """The policy's chat template, with every token that its generation config ends at."""
+    generation = policy.model.generation_config
+    stop_ids = None if generation is None else generation.eos_token_id
+    return Chat(
+        policy.tokenizer,
+        template_kwargs=template_kwargs,
+        model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
+    )
 
 
 def with_adapter(policy: Policy, config: ModelConfig) -> Policy:
