@@ -27,6 +27,8 @@ SCALE_QUANTILE = 0.97
 """A single extreme token must not bleach all others. As in assets/credit.js."""
 SHOWN_GAPS = 8
 """Rows of the table of largest gaps."""
+MAX_OVER_USUAL = 2.0
+"""In a short attempt the quantile is the second largest; the largest must still stand out."""
 MAX_GAP = 20.0
 """Nats: a token one side rules out entirely has an infinite gap, which is no colour."""
 _POSITIVE, _NEGATIVE = (37, 99, 201), (205, 45, 33)
@@ -128,7 +130,10 @@ def _visible(text: str) -> str:
 
 def _scale(gaps: tuple[float, ...]) -> float:
     sizes = sorted(abs(gap) for gap in gaps)
-    return max(SMALLEST_SCALE, sizes[int((len(sizes) - 1) * SCALE_QUANTILE)] if sizes else 0.0)
+    if not sizes:
+        return SMALLEST_SCALE
+    usual = sizes[int((len(sizes) - 1) * SCALE_QUANTILE)]
+    return max(SMALLEST_SCALE, min(sizes[-1], MAX_OVER_USUAL * usual))
 
 
 def _style(gap: float, scale: float) -> Style:

@@ -2,6 +2,7 @@
 /* Token credit of one attempt: a line of credit.jsonl as coloured text. Needs util.js. */
 
 const MAX_SHADE = 0.62; /* Opacity of the strongest colour; the text on it must stay readable in both themes. */
+const MAX_OVER_USUAL = 2;
 const SMALLEST_SCALE = 0.5; /* Nats: below, colours would show rounding instead of disagreement. */
 
 function creditGaps(row) {
@@ -11,7 +12,10 @@ function creditGaps(row) {
 /* The 97th percentile of the absolute gaps: a single extreme token must not bleach all others. */
 function creditScale(gaps) {
   const sizes = gaps.map(Math.abs).sort((a, b) => a - b);
-  return Math.max(SMALLEST_SCALE, sizes[Math.floor((sizes.length - 1) * 0.97)] || 0);
+  if (!sizes.length) return SMALLEST_SCALE;
+  /* A single extreme token must not bleach all others, but in a short attempt it must stand out. */
+  const usual = sizes[Math.floor((sizes.length - 1) * 0.97)];
+  return Math.max(SMALLEST_SCALE, Math.min(sizes.at(-1), MAX_OVER_USUAL * usual));
 }
 
 function shade(value, scale) {
