@@ -616,6 +616,18 @@ def test_top_alternatives_are_those_of_the_dense_distributions():
     torch.testing.assert_close(other.student_logprobs[rows_R], log_p.gather(1, other.ids)[rows_R])
     assert torch.equal(result.tokens.has_teacher.nonzero()[:, 0], rows_R)
 
+    wanted = torch.arange(len(hidden)) % 3 == 1
+    some = objective_loss(
+        hidden, world.head, teacher, world.teacher_head, batch, spec, Denominators(1, 1, 1),
+        top_n=3, top_rows=wanted, chunk_tokens=4,
+    ).tokens  # fmt: skip
+    for part, whole in ((some.student_top, top), (some.teacher_top, other)):
+        assert torch.equal(part.ids[wanted], whole.ids[wanted])
+        torch.testing.assert_close(
+            part.teacher_logprobs[wanted], whole.teacher_logprobs[wanted], equal_nan=True
+        )
+        assert part.student_logprobs[~wanted].isnan().all()
+
 
 def test_a_rollout_split_over_micro_batches_is_refused_where_it_matters():
     world = World(1, rule=grpo)

@@ -56,9 +56,7 @@ class HeadPass(NamedTuple):
     tokens: TokenOutputs
 
 
-def head_pass(
-    inputs: HeadInputs, distill: DistillSpec | None, weigh: Weigh, *, top_n: int = 0
-) -> HeadPass:
+def head_pass(inputs: HeadInputs, distill: DistillSpec | None, weigh: Weigh) -> HeadPass:
     """Loss, component sums and token outputs of one micro-batch.
 
     `distill` says which divergence is measured (and optimised where `weigh` gives it a weight);
@@ -68,7 +66,7 @@ def head_pass(
     walks: list[Walk] = []
 
     def compute(hidden_TD: Tensor, head_VD: Tensor, needs: tuple[bool, bool]) -> Walk:
-        walk = Walk(inputs, Side(hidden_TD, head_VD), distill, weigh, needs, top_n)
+        walk = Walk(inputs, Side(hidden_TD, head_VD), distill, weigh, needs)
         walks.append(walk)
         walk.run()
         return walk

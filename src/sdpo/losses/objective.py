@@ -124,6 +124,7 @@ def objective_loss(
     reference_head: Tensor | None = None,
     trust_hidden: Tensor | None = None,
     top_n: int = 0,
+    top_rows: Tensor | None = None,
     chunk_tokens: int | None = None,
 ) -> ObjectiveResult:
     """Loss of one micro-batch in one pass over the head, divided by the batch's global counts.
@@ -131,21 +132,21 @@ def objective_loss(
     `student_hidden` [T, D] and `student_head` [V, D] may require grad. `teacher_hidden` [R, D']
     belongs to `batch.teacher_rows` (all rows when that is None). `reference_hidden` [T, D''] is the
     initial model in the student's prompt (KL component); `trust_hidden` [R, D''] the initial model
-    in the teacher's context (trust region); `reference_head` serves both. `top_n` asks for that
-    many most likely tokens of both sides. T = 0 and R = 0 give zero loss with a graph.
+    in the teacher's context (trust region); `reference_head` serves both. The `top_n` likeliest
+    tokens are kept where `top_rows` [T]. T = 0 and R = 0 give zero loss with a graph.
     """
     dtype = math_dtype(student_hidden.dtype)
-    has_teacher = teacher_hidden is not None and len(teacher_hidden) > 0
-    assert not has_teacher or teacher_head is not None, "a teacher without a head"
-    assert not has_teacher or (spec.trust is None) == (trust_hidden is None), (
+    num_teacher = 0 if teacher_hidden is None else len(teacher_hidden)
+    assert not num_teacher or teacher_head is not None, "a teacher without a head"
+    assert not num_teacher or (spec.trust is None) == (trust_hidden is None), (
         "trust_hidden goes with a trust-region spec"
     )
     assert (spec.kl is None) == (reference_hidden is None), "reference_hidden goes with spec.kl"
-    num_teacher = len(teacher_hidden) if has_teacher and teacher_hidden is not None else 0
     order_T = _teacher_first(batch, num_teacher)
     if order_T is not None:
         student_hidden = student_hidden[order_T]
         reference_hidden = None if reference_hidden is None else reference_hidden[order_T]
+        top_rows = None if top_rows is None else top_rows[order_T.to(top_rows.device)]
     columns = _Columns.prepare(batch, order_T, spec, denominators, dtype)
     assert not bool(columns.batch.distill_weights[num_teacher:].any()), (
         "a row without a teacher has a distillation weight"
@@ -162,15 +163,17 @@ def objective_loss(
         temperature=spec.temperature,
         old_support=columns.old_support,
         chunk_tokens=chunk_tokens,
+        top_n=top_n,
+        top_rows=top_rows,
     )
-    result = _run(inputs, columns, spec, top_n)
+    result = _run(inputs, columns, spec)
     tokens = result.tokens if order_T is None else result.tokens.scattered(order_T)
     return ObjectiveResult(
         loss=result.loss, distill=result.distill, pg=result.pg, kl=result.kl, tokens=tokens
     )
 
 
-def _run(inputs: HeadInputs, columns: _Columns, spec: ObjectiveSpec, top_n: int) -> HeadPass:
+def _run(inputs: HeadInputs, columns: _Columns, spec: ObjectiveSpec) -> HeadPass:
     """One pass, or two where a token's credit depends on its whole rollout (a chunk may end inside
     one)."""
     measured = spec.distill
@@ -183,12 +186,12 @@ def _run(inputs: HeadInputs, columns: _Columns, spec: ObjectiveSpec, top_n: int)
         def weigh(rows: slice, logprob_R: Tensor, teacher_logprob_R: Tensor | None) -> RowTerms:
             return contributions(columns.batch.rows(rows), spec, logprob_R, teacher_logprob_R, None)
 
-        return head_pass(inputs, measured, weigh, top_n=top_n)
+        return head_pass(inputs, measured, weigh)
     columns.check_whole_sequences()
     needs_divergence = spec.distill is not None and spec.distill.sequence_estimator > 0
     with torch.no_grad():
         first = head_pass(
-            replace(inputs, initial=None),
+            replace(inputs, initial=None, top_n=0),
             measured if needs_divergence else None,
             lambda rows, logprob_R, teacher_logprob_R: RowTerms(),
         ).tokens
@@ -200,7 +203,7 @@ def _run(inputs: HeadInputs, columns: _Columns, spec: ObjectiveSpec, top_n: int)
         terms = RowTerms(*(None if term is None else term[rows] for term in whole))
         return terms._replace(distill_weight_R=None) if teacher_logprob_R is None else terms
 
-    return head_pass(inputs, measured, weigh_known, top_n=top_n)
+    return head_pass(inputs, measured, weigh_known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.losses.alternatives import Alternatives, Scores, fill_alternatives
 from sdpo.losses.buckets import OldSupport
 from sdpo.losses.heads import (
     Side,
@@ -58,16 +59,6 @@ Weigh = Callable[[slice, Tensor, Tensor | None], RowTerms]
 rows."""
 
 
-class Alternatives(NamedTuple):
-    """The most likely tokens of one side at each position, with both sides' log-probabilities; [T,
-    N] each."""
-
-    ids: Tensor
-    student_logprobs: Tensor
-    teacher_logprobs: Tensor
-    """NaN for rows without a teacher."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadInputs:
     """One micro-batch of rows and the models it is compared with. Rows that have a teacher come
@@ -93,6 +84,10 @@ class HeadInputs:
     temperature: float = 1.0
     old_support: OldSupport | None = None
     chunk_tokens: int | None = None
+    top_n: int = 0
+    """Most likely tokens of both sides to keep per row."""
+    top_rows: Tensor | None = None
+    """[T] bool, on the CPU: rows that keep them; None: all. It costs a pass over [V] per row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,14 +146,12 @@ class Walk:
         distill: DistillSpec | None,
         weigh: Weigh,
         needs: tuple[bool, bool],
-        top_n: int,
     ) -> None:
         self._inputs = inputs
         self._student = student
         self._distill = distill
         self._weigh = weigh
         self._needs = needs
-        self._top_n = top_n
         self._count, self._vocabulary = len(inputs.targets), len(student.head_VD)
         self._dtype = math_dtype(student.hidden_TD.dtype)
         assert len(student.hidden_TD) == self._count, "one hidden state per target"
@@ -245,7 +238,7 @@ class Walk:
             softmax_rows(log_q_RV, q_RV, scratch_RV, out.teacher_entropy[rows])
             out.teacher_logprob[rows] = log_q_RV.gather(1, targets_R1)[:, 0]
             teacher = (log_q_RV, q_RV, scratch_RV)
-        self._alternatives(rows, (log_p_RV, 0.0), (log_q_RV, 0.0))
+        self._note_alternatives(rows, (log_p_RV, 0.0), (log_q_RV, 0.0))
         terms = self._terms(rows, has_teacher=teacher is not None)
         finished, _ = finish_rows(
             self._distill,
@@ -278,7 +271,9 @@ class Walk:
                 logits_q_RV, targets_R1
             )
             out.teacher_logprob[rows] = logprob_R1[:, 0]
-        self._alternatives(rows, (logits_p_RV, normaliser_p_R1), (logits_q_RV, normaliser_q_R1))
+        self._note_alternatives(
+            rows, (logits_p_RV, normaliser_p_R1), (logits_q_RV, normaliser_q_R1)
+        )
         terms = self._terms(rows, has_teacher=logits_q_RV is not None)
         finished = finish(
             logits_p_RV,
@@ -326,26 +321,9 @@ class Walk:
             out.initial_kl[rows] = finished.initial_kl_R
             sums[2] += self._initial_weight * finished.initial_kl_R.sum()
 
-    def _alternatives(
-        self,
-        rows: slice,
-        student: tuple[Tensor, Tensor | float],
-        teacher: tuple[Tensor | None, Tensor | float | None],
-    ) -> None:
-        """Fill in the most likely tokens; each side is logits [R, V] and what to subtract from
-        them."""
-        out = self.tokens
-        if out.student_top is None or out.teacher_top is None:
-            return
-        for own_RV, top in ((student[0], out.student_top), (teacher[0], out.teacher_top)):
-            if own_RV is None:
-                continue
-            ids_RN = own_RV.topk(top.ids.shape[1]).indices
-            top.ids[rows] = ids_RN
-            top.student_logprobs[rows] = student[0].gather(1, ids_RN) - student[1]
-            if teacher[0] is not None:
-                assert teacher[1] is not None
-                top.teacher_logprobs[rows] = teacher[0].gather(1, ids_RN) - teacher[1]
+    def _note_alternatives(self, rows: slice, student: Scores, teacher: Scores) -> None:
+        tops = (self.tokens.student_top, self.tokens.teacher_top)
+        fill_alternatives(tops, rows, student, teacher, self._inputs.top_rows)
 
     def _collect(self, chunk: slice, gradient_CV: Tensor) -> None:
         """Turn a chunk's logit gradient into d/d(hidden) and add to d/d(head)."""
@@ -365,7 +343,7 @@ class Walk:
             return self._full((self._count,), torch.nan)
 
         def alternatives() -> Alternatives:
-            shape = (self._count, min(self._top_n, self._vocabulary))
+            shape = (self._count, min(self._inputs.top_n, self._vocabulary))
             ids = torch.zeros(shape, dtype=torch.long, device=self._inputs.targets.device)
             return Alternatives(ids, self._full(shape, torch.nan), self._full(shape, torch.nan))
 
@@ -376,8 +354,8 @@ class Walk:
             student_entropy=column(),
             teacher_entropy=column(),
             initial_kl=column(),
-            student_top=alternatives() if self._top_n else None,
-            teacher_top=alternatives() if self._top_n else None,
+            student_top=alternatives() if self._inputs.top_n else None,
+            teacher_top=alternatives() if self._inputs.top_n else None,
         )
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:

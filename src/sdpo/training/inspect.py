@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sdpo.losses.alternatives import Alternatives
 from sdpo.losses.objective import ObjectiveSpec
-from sdpo.losses.walk import Alternatives, TokenOutputs
+from sdpo.losses.walk import TokenOutputs
 from sdpo.records import Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.training.targets import Key, key_of

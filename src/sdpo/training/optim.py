@@ -1,8 +1,8 @@
 """AdamW with float32 master weights, float32 gradient accumulation and one clip of the global norm.
 
-Parameters in bfloat16 keep a float32 copy here; gradients of every micro-batch are added in float32
-as autograd produces them, so the sum does not depend on the number of micro-batches beyond
-rounding.
+Parameters in bfloat16 keep a float32 copy here, and gradients of every micro-batch are added in
+float32 as autograd produces them, so the sum does not depend on the number of micro-batches beyond
+rounding. For float32 parameters that sum is autograd's own `.grad`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class Optimizer:
             name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
             for name, p in self._parameters.items()
         }
-        self._gradients = {name: torch.zeros_like(m) for name, m in self._masters.items()}
         decayed = [m for m in self._masters.values() if m.ndim >= 2]
         plain = [m for m in self._masters.values() if m.ndim < 2]
         self._adamw = torch.optim.AdamW(
@@ -55,11 +54,17 @@ class Optimizer:
         return self._config.lr * self.lr_scale * ramp
 
     def accumulate(self) -> None:
-        """Add the parameters' gradients of one micro-batch to the float32 sums and clear them."""
+        """Add the gradients of one micro-batch to the float32 sums of parameters that have their
+        own, and clear them; a float32 parameter's gradient is its sum already."""
         for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                self._gradients[name].add_(parameter.grad)
-                parameter.grad = None
+            master = self._masters[name]
+            if parameter is master or parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad.add_(parameter.grad)
+            parameter.grad = None
 
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:
@@ -68,7 +73,12 @@ class Optimizer:
         Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where`
         names step and tasks.
         """
-        gradients = list(self._gradients.values())
+        gradients = []
+        for master in self._masters.values():
+            # Every rank and every parameter takes part, whatever its micro-batches reached.
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            gradients.append(master.grad)
         parallel.sum_gradients(gradients)
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
@@ -81,11 +91,8 @@ class Optimizer:
             torch._foreach_mul_(gradients, self._config.grad_clip / norm)
         for group in self._adamw.param_groups:
             group["lr"] = self.lr
-        for name, master in self._masters.items():
-            master.grad = self._gradients[name]
         self._adamw.step()
         for name, master in self._masters.items():
-            master.grad = None
             parameter = self._parameters[name]
             if parameter is not master:
                 parameter.copy_(master)
@@ -95,8 +102,7 @@ class Optimizer:
 
     def clear(self) -> None:
         """Forget the accumulated gradients."""
-        torch._foreach_zero_(list(self._gradients.values()))
-        for parameter in self._parameters.values():
+        for parameter in (*self._parameters.values(), *self._masters.values()):
             parameter.grad = None
 
     def state(self) -> dict[str, object]:

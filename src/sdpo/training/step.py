@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,14 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.columns import OldPolicy, distill_weights, token_batch
 from sdpo.training.inspect import credit_of, teacher_js
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import MicroBatch, hidden_rows, pack, recomputing
+from sdpo.training.packing import (
+    MicroBatch,
+    PackItem,
+    hidden_rows,
+    pack,
+    recomputing,
+    shares_prefixes,
+)
 from sdpo.training.parallel import Parallel
 from sdpo.training.targets import Key, Targets, key_of, pack_item, score_targets, trained_tokens
 
@@ -147,7 +154,7 @@ class Updater:
             inspect=inspect,
         )
         items = [pack_item(sample, sample.prompt_ids) for sample in active]
-        for micro_batch in pack(items, budget_tokens=self._config.micro_batch_tokens):
+        for micro_batch in self._pack(items):
             chosen = [active[i] for i in micro_batch.item_indices]
             self._micro_batch(micro_batch, chosen, batch, result)
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
@@ -165,7 +172,7 @@ class Updater:
         targets = batch.targets
         columns = token_batch(samples, targets, batch.weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
-        inspected = [sample for sample in samples if key_of(sample) in batch.inspect]
+        inspected = {key_of(sample) for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             self.model.get_output_embeddings().weight,
@@ -178,6 +185,7 @@ class Updater:
             reference_head=targets.initial_head,
             trust_hidden=_stack(samples, targets.trust),
             top_n=CREDIT_ALTERNATIVES if inspected else 0,
+            top_rows=_rows_of(samples, inspected),
         )
         value = float(loss.loss.detach())
         if not math.isfinite(value):
@@ -191,9 +199,7 @@ class Updater:
             loss.loss.backward()
         self.optimizer.accumulate()
         self._observe(loss, samples, batch.spec, result.metrics)
-        result.credit += credit_of(
-            loss.tokens, samples, set(map(key_of, inspected)), self._tokenizer
-        )
+        result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
 
     def _observe(
         self,
@@ -232,7 +238,7 @@ class Updater:
         found: dict[Key, OldPolicy] = {}
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
         items = [pack_item(sample, sample.prompt_ids) for sample in samples]
-        for micro_batch in pack(items, budget_tokens=self._config.micro_batch_tokens):
+        for micro_batch in self._pack(items):
             rows = hidden_rows(self.model, micro_batch)
             counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
             for index, hidden in zip(micro_batch.item_indices, rows.split(counts), strict=True):
@@ -249,6 +255,13 @@ class Updater:
                     support = OldSupport(ids=ids, logprobs=values)
                 found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
         return found
+
+    def _pack(self, items: Sequence[PackItem]) -> list[MicroBatch]:
+        return pack(
+            items,
+            budget_tokens=self._config.micro_batch_tokens,
+            share_prefixes=shares_prefixes(self.model),
+        )
 
     def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
         """Whether any component has a gradient for `sample`; others are counted but not
@@ -277,6 +290,11 @@ def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torc
         return None
     found = [parts[key_of(s)] for s in samples if key_of(s) in parts]
     return torch.cat(found) if found else None
+
+
+def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:
+    """[T] whether a trained token belongs to one of the chosen samples; on the CPU."""
+    return torch.tensor([key_of(s) in chosen for s in samples for m in s.loss_mask if m])
 
 
 def _mean(values: torch.Tensor) -> Mean:

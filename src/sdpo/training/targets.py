@@ -18,7 +18,11 @@ from transformers import PreTrainedModel
 from sdpo.losses.heads import token_statistics
 from sdpo.records import Sample
 from sdpo.teacher.schedule import TeacherSchedule, Weights, applied
-from sdpo.training.packing import PackItem, hidden_rows, pack
+from sdpo.training.packing import PackItem, hidden_rows, pack, shares_prefixes
+
+_BUDGET_WITHOUT_GRAPH = 4
+"""Times the student's budget of tokens: without a graph a layer's activations are gone after it,
+and contexts that share a task stay together."""
 
 Key = tuple[str, int]
 """Task id and index of a sample."""
@@ -116,7 +120,12 @@ def _hidden_by_sample(
 ) -> dict[Key, torch.Tensor]:
     found: dict[Key, torch.Tensor] = {}
     items = [pack_item(sample, prompt(sample)) for sample in samples]
-    for micro_batch in pack(items, budget_tokens=budget_tokens):
+    packed = pack(
+        items,
+        budget_tokens=budget_tokens * _BUDGET_WITHOUT_GRAPH,
+        share_prefixes=shares_prefixes(model),
+    )
+    for micro_batch in packed:
         rows = hidden_rows(model, micro_batch)
         counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
         for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
