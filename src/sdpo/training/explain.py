@@ -187,7 +187,6 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         targets=torch.tensor(sample.completion_ids, device=policy.device),
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
+        top_n=CREDIT_ALTERNATIVES,
     )
-    return head_pass(
-        inputs, None, lambda rows, student, teacher: RowTerms(), top_n=CREDIT_ALTERNATIVES
-    ).tokens
+    return head_pass(inputs, None, lambda rows, student, teacher: RowTerms()).tokens
