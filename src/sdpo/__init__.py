@@ -1,9 +1,9 @@
 """Reinforcement learning from rich feedback: the model rereads its own attempt knowing what the
 environment said about it.
 
-`sdpo.train`, `sdpo.evaluate`, `sdpo.discover`, `sdpo.check`, `sdpo.credit` and `sdpo.env` do what
-the commands do; the records are what environments are written with. Importing this loads no torch;
-the functions do when they are first used.
+`sdpo.train`, `sdpo.evaluate`, `sdpo.discover`, `sdpo.check`, `sdpo.probe`, `sdpo.credit` and
+`sdpo.env` do what the commands do; the records are what environments are written with. Importing
+this loads no torch; the functions do when they are first used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sdpo.errors import SdpoError
 from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
 
 if TYPE_CHECKING:
-    from sdpo.api import check, credit, discover, evaluate, train
+    from sdpo.api import check, credit, discover, evaluate, probe, train
 
 __version__ = "0.1.0"
 
@@ -32,10 +32,11 @@ __all__ = [
     "discover",
     "env",
     "evaluate",
+    "probe",
     "train",
 ]
 
-_LAZY = ("check", "credit", "discover", "evaluate", "train")
+_LAZY = ("check", "credit", "discover", "evaluate", "probe", "train")
 
 
 def __getattr__(name: str) -> Any:

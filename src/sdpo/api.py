@@ -1,5 +1,5 @@
-"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check`, `sdpo.credit` and
-`sdpo.discover`."""
+"""The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check`, `sdpo.probe`,
+`sdpo.credit` and `sdpo.discover`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.discovery.records import Discovery
 from sdpo.discovery.run import discover_one
 from sdpo.envs.base import CheckReport, Env
-from sdpo.errors import ModelError
+from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, evaluate_tasks
 from sdpo.records import Task
 from sdpo.training.assemble import open_sampler
@@ -16,8 +16,9 @@ from sdpo.training.explain import credit
 from sdpo.training.loop import TrainResult
 from sdpo.training.loop import train as train_config
 from sdpo.training.packing import check_head
+from sdpo.training.probe import Probe, choose_tasks, probe_tasks
 
-__all__ = ["as_config", "check", "credit", "discover", "evaluate", "train"]
+__all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
 
 def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:
@@ -95,6 +96,30 @@ def check(*arguments: str | RunConfig, env: Env | None = None) -> CheckReport:
         if checker is None:
             return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
         return checker()
+
+
+def probe(
+    *arguments: str | RunConfig, env: Env | None = None, tasks: int = 16, samples: int = 4
+) -> Probe:
+    """Whether the recipe's model solves what it failed at once it reads what a teacher would read:
+    `samples` attempts at each of `tasks` training tasks, then the teacher's answer to every failed
+    one in each kind of context. Trains nothing; the same seed gives the same numbers.
+
+    Example:
+        sdpo.probe("quickstart", tasks=6).sentence()
+    """
+    config = as_config(*arguments)
+    if samples < 1:
+        raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
+    with open_sampler(config, env) as sampler:
+        return probe_tasks(
+            sampler.collector,
+            choose_tasks(sampler.env.load("train"), tasks, config.seed),
+            config.teacher.context,
+            samples=samples,
+            sampling=sampler.sampling(config, temperature=config.rollout.temperature),
+            seed=config.seed,
+        )
 
 
 def as_config(*arguments: str | RunConfig) -> RunConfig:

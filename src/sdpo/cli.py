@@ -117,7 +117,16 @@ def judge(
 
 @main.command()
 @ARGUMENTS
-def check(arguments: tuple[str, ...]) -> None:
+@click.option("--probe", is_flag=True, help="Also sample the teacher: does what it reads help?")
+@click.option("--probe-tasks", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--probe-samples",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Attempts per task.",
+)
+def check(arguments: tuple[str, ...], probe: bool, probe_tasks: int, probe_samples: int) -> None:
     """References pass, prompts fit, the chat template round-trips, the head can be trained."""
     from sdpo import api
 
@@ -132,6 +141,11 @@ def check(arguments: tuple[str, ...]) -> None:
     )
     if report.failures:
         sys.exit(1)
+    if probe:
+        from sdpo.report.probe import probe_text
+
+        found = api.probe(*arguments, tasks=probe_tasks, samples=probe_samples)
+        console.print(probe_text(found), soft_wrap=True)
 
 
 @main.command()

@@ -36,7 +36,7 @@ def test_public_names():
 
     assert set(sdpo.__all__) == {
         "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Verdict",
-        "check", "credit", "discover", "env", "evaluate", "train",
+        "check", "credit", "discover", "env", "evaluate", "probe", "train",
     }  # fmt: skip
     for name in sdpo.__all__:
         assert getattr(sdpo, name) is not None
@@ -44,7 +44,7 @@ def test_public_names():
 
 def test_public_functions_do_not_shadow_modules():
     modules = {p.stem if p.is_file() else p.name for p in (ROOT / "src" / "sdpo").iterdir()}
-    assert not modules & {"train", "evaluate", "discover", "credit", "env", "check"}
+    assert not modules & {"train", "evaluate", "discover", "credit", "env", "check", "probe"}
 
 
 def test_import_is_cheap():
