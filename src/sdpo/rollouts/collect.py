@@ -20,7 +20,7 @@ from sdpo.chat import Chat
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import JudgeError
-from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
+from sdpo.records import Group, Message, Rollout, Task, TeacherContext, Turn, Verdict
 from sdpo.seeds import derive
 
 
@@ -76,6 +76,48 @@ class Collector:
         return Collected(
             groups=groups, generate_s=sampled - start, judge_s=time.perf_counter() - sampled
         )
+
+    def collect_in_contexts(
+        self,
+        groups: Sequence[Group],
+        contexts: Sequence[Sequence[TeacherContext]],
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[Group]:
+        """One judged attempt, of a single turn, in every teacher context that exists, by the
+        weights the engine has.
+
+        An attempt has index and `prompt_ids` of the rollout its context was made for, so that it
+        can be trained on without the context; its `sampler_logprobs` are those within the context.
+        """
+        requests: list[GenerationRequest] = []
+        made_for: list[tuple[Task, Rollout]] = []
+        for group, of_group in zip(groups, contexts, strict=True):
+            for rollout, context in zip(group.rollouts, of_group, strict=True):
+                if context.messages is None:
+                    continue
+                prompt = self.chat.prompt_ids(context.messages)
+                seeds = (derive(seed, group.task.id, rollout.index),)
+                requests.append(GenerationRequest(prompt_ids=prompt, seeds=seeds))
+                made_for.append((group.task, rollout))
+        completions = self.engine.generate(requests, sampling)
+        attempts = [
+            (task, self._rollout(task, rollout.index, rollout.prompt_ids, completion))
+            for (task, rollout), (completion,) in zip(made_for, completions, strict=True)
+        ]
+        judged = list(zip(attempts, judge_all(self.env, attempts), strict=True))
+        by_task = {group.task.id: [] for group in groups}
+        for (task, rollout), verdict in judged:
+            by_task[task.id].append((rollout, verdict))
+        return [
+            Group(
+                task=group.task,
+                rollouts=tuple(rollout for rollout, _ in by_task[group.task.id]),
+                verdicts=tuple(verdict for _, verdict in by_task[group.task.id]),
+            )
+            for group in groups
+        ]
 
     def _sample(
         self, tasks: Sequence[Task], group_size: int, sampling: Sampling, seed: int

@@ -60,6 +60,12 @@ class Parallel:
         dist.all_gather_object(items, item)
         return items  # ty: ignore[invalid-explicit-return]
 
+    def gather_shares(self, items: Sequence[T]) -> list[T]:
+        """The inverse of `share`: the items of all ranks in the order of what was shared out."""
+        parts = self.gather(list(items))
+        count = sum(len(part) for part in parts)
+        return [parts[i % len(parts)][i // len(parts)] for i in range(count)]
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sdpo.config.objective import Sft
 from sdpo.config.schema import RunConfig
+from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
@@ -34,7 +36,8 @@ from sdpo.training.optim import Optimizer
 from sdpo.training.packing import check_head
 from sdpo.training.parallel import Parallel, start_parallel
 from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
-from sdpo.training.samples import SampleBuilder
+from sdpo.training.samples import NO_CONTEXT, SampleBuilder, teacher_lengths
+from sdpo.training.self_teacher import check_can_sample, solved_by_self_teacher
 from sdpo.training.step import Updater
 
 
@@ -101,16 +104,14 @@ class Run:
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order."""
-        rollout = self.config.rollout
-        sampling = self._sampler.sampling(self.config, temperature=rollout.temperature)
         collected = self._sampler.collector.collect(
             self._parallel.share(tasks),
-            group_size=rollout.group_size,
-            sampling=sampling,
+            group_size=self.config.rollout.group_size,
+            sampling=self._sampling(),
             seed=derive(self.config.seed, "rollout", self.step),
         )
         return Collected(
-            groups=self._gather(collected.groups),
+            groups=self._parallel.gather_shares(collected.groups),
             generate_s=collected.generate_s,
             judge_s=collected.judge_s,
         )
@@ -123,6 +124,14 @@ class Run:
         self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
     ) -> Metrics:
         """Train on this rank's share of the groups; metrics of all ranks."""
+        share = None
+        if isinstance(self.config.objective, Sft):
+            groups, share = solved_by_self_teacher(
+                *(self._sampler, self._updater.schedule, self._parallel, groups, contexts),
+                sampling=self._sampling(),
+                seed=derive(self.config.seed, "teacher", self.step),
+            )
+            contexts = [[NO_CONTEXT] * len(group.rollouts) for group in groups]
         samples = self._samples(groups, contexts)
         spec = objective_spec(
             self.config.objective,
@@ -134,11 +143,13 @@ class Run:
         result = self._updater.step(
             samples, spec, where=f"step {self.step + 1}", inspect=self._inspected(samples)
         )
+        if share is not None:
+            result.metrics.add("teacher/solved", share)
         self._publish()
         self._credit = [part for parts in self._parallel.gather(result.credit) for part in parts]
         self._teacher_lengths = {
             key: length
-            for lengths in self._parallel.gather(_teacher_lengths(samples))
+            for lengths in self._parallel.gather(teacher_lengths(samples))
             for key, length in lengths.items()
         }
         return Metrics.merged(self._parallel.gather(result.metrics.state()))
@@ -193,7 +204,7 @@ class Run:
             ),
             seed=self.config.seed,
         )
-        groups = self._gather(part)
+        groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
             self._recorder.record(self.step, groups, split="eval")
         return summarise(groups).metrics()
@@ -306,6 +317,10 @@ class Run:
             for number in range(count)
         ]
 
+    def _sampling(self) -> Sampling:
+        temperature = self.config.rollout.temperature
+        return self._sampler.sampling(self.config, temperature=temperature)
+
     def _inspected(self, samples: Sequence[Sequence[Sample]]) -> frozenset[tuple[str, int]]:
         """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled
         ones."""
@@ -318,13 +333,6 @@ class Run:
         rng = random.Random(derive(self.config.seed, "credit", self.step))
         count = len(self._parallel.share(range(self.config.credit.rollouts)))
         return frozenset(rng.sample(taught, min(count, len(taught))))
-
-    def _gather(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups of all ranks in the order of the tasks they were shared out from."""
-        parts = self._parallel.gather(list(groups))
-        return [
-            parts[i % len(parts)][i // len(parts)] for i in range(sum(len(part) for part in parts))
-        ]
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -353,18 +361,10 @@ class Run:
         )
 
 
-def _teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int], int]:
-    return {
-        (s.task_id, s.index): len(s.teacher_prompt_ids)
-        for part in samples
-        for s in part
-        if s.teacher_prompt_ids is not None
-    }
-
-
 @contextmanager
 def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
+    check_can_sample(config)
     parallel = start_parallel()
     run_dir = open_run_dir(config, run_facts()) if parallel.is_main else Path(config.run)
     parallel.barrier()

@@ -17,6 +17,9 @@ from sdpo.records import Component, Group, Message, Rollout, Sample, TeacherCont
 from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
 
+NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
+"""Of a rollout that no teacher reads."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBuilder:
@@ -41,8 +44,7 @@ class SampleBuilder:
         """The teacher's context of every rollout; without a teacher in the objective all are
         empty."""
         if not self.needs_teacher:
-            empty = TeacherContext(messages=None, reason="no_teacher")
-            return [[empty] * len(group.rollouts) for group in groups]
+            return [[NO_CONTEXT] * len(group.rollouts) for group in groups]
         return [
             teacher_contexts(
                 group,
@@ -104,6 +106,16 @@ class SampleBuilder:
 
     def _count_tokens(self, messages: Sequence[Message]) -> int:
         return len(self.chat.prompt_ids(messages))
+
+
+def teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int], int]:
+    """Tokens of every teacher's prompt, by task id and index."""
+    return {
+        (s.task_id, s.index): len(s.teacher_prompt_ids)
+        for part in samples
+        for s in part
+        if s.teacher_prompt_ids is not None
+    }
 
 
 def _sample(
