@@ -42,6 +42,14 @@ def test_precedence_is_default_then_files_then_overrides(tmp_path):
         (["nope"], ["'nope'", "neither a built-in recipe nor a file"]),
         (["discover.select.pass_att=3"], ["discover.select.pass_att", "pass_at"]),
         (["objective.type=sdpo", "objective.mix=0.5"], ["objective.mix", "granularity"]),
+        (
+            ["objective.importance=logit"],
+            ["objective: importance", "divergence.type = 'reverse_kl"],
+        ),
+        (
+            ["objective.type=srpo", "objective.policy_gradient.normalization=fixed"],
+            ["objective: srpo", "normalization at 'token'"],
+        ),
     ],
 )
 def test_wrong_input_names_key_and_cure(arguments, parts):

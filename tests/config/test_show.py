@@ -9,7 +9,6 @@ from sdpo.cli import main
 from sdpo.config.load import builtin_recipes, load, load_config
 from sdpo.config.schema import RunConfig
 from sdpo.config.toml import to_toml
-from sdpo.errors import ConfigError
 from sdpo.training.describe import describe_objective
 
 
@@ -112,8 +111,3 @@ def test_the_description_names_the_parts(overrides, parts):
 def test_objectives_without_a_teacher_name_none():
     assert "teacher ema" not in described("objective.type=grpo")
     assert "distill " not in described("objective.type=grpo")
-
-
-def test_parts_that_cannot_be_combined_are_refused_with_a_cure():
-    with pytest.raises(ConfigError, match="top_k a number"):
-        described("objective.importance=logit", "objective.divergence.top_k=all")

@@ -172,6 +172,8 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key}.type = {tag!r} is not known.{hint} Choose one of: {expected}"
     if error["type"] == "union_tag_not_found":
         return f"{key} needs a type; write {key}.type = ..."
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
     if error["type"] == "missing":
         return f"{key} is required: add it to the recipe or pass {key}=..."
     return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -7,9 +7,9 @@ the specs of `sdpo.losses`. Nothing here computes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
 
@@ -121,6 +121,21 @@ class _Distilling(_Objective):
     weighting: Weighting = NoWeighting()
     """How strongly each distilled token counts."""
 
+    @model_validator(mode="after")
+    def _eq13_is_reverse_kl_per_logit(self) -> Self:
+        is_defined = (
+            self.granularity == "logit"
+            and self.divergence.type == "reverse_kl"
+            and self.divergence.top_k != "all"
+        )
+        if self.importance == "logit" and not is_defined:
+            raise ValueError(
+                "importance = 'logit' (Eq. 13) needs granularity = 'logit', "
+                "divergence.type = 'reverse_kl' and a number for divergence.top_k; "
+                "set these, or importance = 'token'"
+            )
+        return self
+
 
 class Sdpo(_Distilling):
     type: Literal["sdpo"] = "sdpo"
@@ -150,6 +165,15 @@ class Srpo(_Distilling):
     weighting: Weighting = EntropyWeighting()
     policy_gradient: PolicyGradient = PolicyGradient()
     """The surrogate and its clipping."""
+
+    @model_validator(mode="after")
+    def _counts_tokens(self) -> Self:
+        if self.policy_gradient.normalization != "token":
+            raise ValueError(
+                "srpo divides both components by one count of tokens: "
+                "leave policy_gradient.normalization at 'token', or take objective.type = 'hybrid'"
+            )
+        return self
 
 
 class ScSdpo(_Distilling):
@@ -199,8 +223,8 @@ class Sdpg(_Distilling):
 
 class Sft(_Objective):
     type: Literal["sft"] = "sft"
-    """Likelihood of the policy's own solved attempts. The paper's Table 5 samples them from the
-    self-teacher instead, which this does not."""
+    """Likelihood of the self-teacher's solved attempts after the task's own prompt: the off-policy
+    baseline of Table 5."""
 
 
 Objective = Annotated[

@@ -17,7 +17,6 @@ from sdpo.config.objective import (
     ScSdpo,
 )
 from sdpo.config.schema import RunConfig, TrustRegion
-from sdpo.errors import ConfigError
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
@@ -41,21 +40,15 @@ SITUATIONS = (
 
 
 def describe_objective(config: RunConfig) -> list[str]:
-    """One line per part: routing, each component with its denominator, weighting, teacher.
-
-    Raises `ConfigError` for parts that cannot be combined.
-    """
+    """One line per part: routing, each component with its denominator, weighting, teacher."""
     schedule = config.teacher.schedule
-    try:
-        spec = objective_spec(
-            config.objective,
-            step=0,
-            temperature=config.rollout.temperature,
-            max_completion_tokens=config.rollout.max_completion_tokens,
-            trust=schedule.mix if isinstance(schedule, TrustRegion) else None,
-        )
-    except ValueError as error:
-        raise ConfigError(f"objective: {error}") from error
+    spec = objective_spec(
+        config.objective,
+        step=0,
+        temperature=config.rollout.temperature,
+        max_completion_tokens=config.rollout.max_completion_tokens,
+        trust=schedule.mix if isinstance(schedule, TrustRegion) else None,
+    )
     lines = [f"objective {config.objective.type}, as it resolves:"]
     lines += _routing(routing_rule(config.objective))
     if spec.distill is not None:

@@ -1,0 +1,344 @@
+"""Ways to see what a setting does, each as small as it can be: a config to plain, comparable facts.
+
+An error is a fact too. The only fakes stand at the engine (vLLM) and at services outside.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+import sdpo
+from sdpo.config.schema import RunConfig
+from sdpo.discovery.run import discover_tasks
+from sdpo.engines import vllm
+from sdpo.envs import open_env
+from sdpo.errors import SdpoError
+from sdpo.metrics import writer
+from sdpo.records import Group, Rollout, Verdict
+from sdpo.rollouts.collect import Collected
+from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.assemble import open_sampler
+from sdpo.training.loop import train
+from sdpo.training.run import open_run
+
+TEMPLATE_SWITCH = "{% if aloud %}(aloud) {% endif %}"
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
+LATE = 6
+"""Policy version from which the attempts of the toy environment lose their form."""
+
+
+def judge(task: sdpo.Task, rollout: Rollout) -> Verdict:
+    """Letters from a to h are right; everything is badly formed after `LATE` updates."""
+    hits = sum(character in "abcdefgh" for character in rollout.text)
+    category = "incorrect_format" if rollout.policy_version >= LATE else "wrong_answer"
+    return Verdict(
+        reward=min(1.0, hits / 2),
+        solved=hits > 1,
+        feedback=None if hits > 1 else f"only {hits} of its characters are from a to h",
+        info={"category": "accepted" if hits > 1 else category},
+    )
+
+
+def reply(task: sdpo.Task, turns: Any) -> dict[str, str] | None:
+    return {"role": "user", "content": "again"} if len(turns) < 3 else None
+
+
+ENV = sdpo.env(TASKS, judge, reply=reply)
+QUIET_ENV = sdpo.env(TASKS, judge)
+
+
+def make_world(folder: Path) -> None:
+    """Two models (the tokenizer's template has a switch) and the task files of every environment,
+    two of each."""
+    for seed, name in enumerate(("model", "other_model")):
+        tokenizer = byte_tokenizer()
+        assert isinstance(tokenizer.chat_template, str)
+        tokenizer.chat_template = TEMPLATE_SWITCH + tokenizer.chat_template
+        tokenizer.save_pretrained(folder / name)
+        _model(seed, tokenizer.eos_token_id).save_pretrained(folder / name)
+    options = "What?\n\nA: 1 kg\nB: 2 kg"
+    tools = "Tools:\nfind: finds\nParameters: {}\nFind it."
+    for number, name in enumerate(("", "other_")):
+        ids = range(10 * number, 10 * number + 8)
+        code = {
+            "id": f"code{number}", "prompt": "Write `f(x)`.", "kind": "function",
+            "entry_point": "f", "time_limit_s": 5.0,
+            "tests": {"public": [{"input": [i], "output": -i if i else 0} for i in range(5)]},
+            "reference_solution": "def f(x):\n    return -x\n",
+        }  # fmt: skip
+        rows: dict[str, list[dict[str, Any]]] = {
+            "code": [code, code | {"id": f"more{number}"}],
+            "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
+            "math": [{"id": str(i), "problem": f"What is {i}?", "answer": str(i)} for i in ids],
+            "tools": [
+                {"idx": i, "prompt": f"{tools} {i}",
+                 "answer": [{"Action": "find", "Action_Input": "{}"}]} for i in ids
+            ],
+        }  # fmt: skip
+        for kind, lines in rows.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{name}{kind}.jsonl").write_text(text)
+        (folder / f"{name}custom.py").write_text(
+            f"import sdpo\nENV = sdpo.env(['say {number}'], lambda task, rollout: 0.0)\n"
+        )
+
+
+@torch.no_grad()
+def _model(seed: int, end: int) -> Any:
+    """A tiny model with opinions: large weights, and an end of turn after about ten tokens."""
+    model = tiny_model(num_layers=1, hidden_size=16, seed=seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.mul_(8.0)
+    embeddings: Any = model.get_input_embeddings()
+    # Every state points along the first coordinate, and the end of turn lies furthest that way.
+    embeddings.weight[:, 0] = 1.0
+    embeddings.weight[end, 0] = 2.0
+    return model
+
+
+# --- learning from given attempts -----------------------------------------------------------
+
+
+def _group(task: sdpo.Task, chat: Any, step: int, rewards: list[float], prompt: Any) -> Group:
+    texts = [f"{task.id} {'abcdefgh'[i]} {'x' * (3 * i + step)}" for i in range(len(rewards))]
+    rollouts, verdicts = [], []
+    for index, (text, reward) in enumerate(zip(texts, rewards, strict=True)):
+        ids = (*chat.text_ids(text), chat.stop_ids[0])
+        # Some tokens the sampler found likelier than the student does, some less: caps act.
+        logprobs = tuple(-7.5 if (i + index) % 3 else -4.5 for i in range(len(ids)))
+        rollouts.append(
+            Rollout(
+                task_id=task.id, index=index, prompt_ids=prompt, completion_ids=ids,
+                sampler_logprobs=logprobs, text=text, truncated=False, policy_version=step,
+            )
+        )  # fmt: skip
+        said = None if reward == 1.0 else f"{task.id}: {'no, ' * 40}that is {reward}"
+        verdicts.append(Verdict(reward=reward, solved=reward == 1.0, feedback=said))
+    return Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts))
+
+
+REWARDS = (
+    [1.0, 0.0, 0.25, 0.0],  # one solved: nobody else's demonstration for it
+    [0.0, 0.5, 0.0, 0.25],  # all failed: feedback only
+    [1.0, 1.0, 0.0, 0.0],
+    [1.0, 1.0, 1.0, 0.0],
+)
+
+
+def learned(config: RunConfig) -> Any:
+    """Losses and weights after `config.steps` steps of a real run on written attempts; rewards
+    rise from step to step."""
+    facts: list[Any] = []
+    with _in_fresh_directory(config), open_run(config, QUIET_ENV) as run:
+        tasks = run.env.load("train")
+        chat = run._sampler.chat
+        for step in range(config.steps):
+            groups = []
+            for number, task in enumerate(tasks):
+                rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
+                prompt = chat.prompt_ids(task.messages)
+                groups.append(_group(task, chat, step, rewards, prompt))
+            contexts = run.contexts(groups)
+            update = run.update(groups, contexts)
+            collected = Collected(groups=groups, generate_s=0.0, judge_s=0.0)
+            row = run.finish_step(collected, contexts, update)
+            facts.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
+        weights = run._updater.model.named_parameters()
+        facts.append({name: p.detach().double().sum().item() for name, p in weights})
+    return facts
+
+
+# --- whole runs ------------------------------------------------------------------------------
+
+
+def trained(config: RunConfig, env: Any = ENV) -> Any:
+    """Everything a whole run leaves in its directory, without times."""
+    with _in_fresh_directory(config):
+        try:
+            train(config, env=env)
+        except SdpoError as error:
+            return type(error).__name__, _files(Path(config.run))
+        return _files(Path(config.run))
+
+
+def trained_single_turn(config: RunConfig) -> Any:
+    return trained(config, QUIET_ENV)
+
+
+def placed(config: RunConfig) -> Any:
+    """Where the run is."""
+    with _in_fresh_directory(config):
+        result = train(config, env=QUIET_ENV)
+        return str(result.run_dir), (Path(config.run) / "metrics.jsonl").exists()
+
+
+def worked(config: RunConfig) -> Any:
+    """How often modules ran and with how many tokens: for settings that must not change results."""
+    calls: collections.Counter[Any] = collections.Counter()
+
+    def count(module: torch.nn.Module, arguments: Any) -> None:
+        shapes = tuple(tuple(a.shape) for a in arguments if isinstance(a, torch.Tensor))
+        calls[type(module).__name__, shapes] += 1
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        trained_single_turn(config)
+    finally:
+        hook.remove()
+    return calls
+
+
+def _files(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [
+                {k: v for k, v in row.items() if not k.startswith(("time/", "seconds"))}
+                for row in rows
+            ]
+        elif path.parts[-2:-1] == ("checkpoints",) or name.startswith("checkpoints/step"):
+            found[name] = None
+    return found
+
+
+@contextlib.contextmanager
+def _in_fresh_directory(config: RunConfig) -> Any:
+    shutil.rmtree(config.run, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(config.run, ignore_errors=True)
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def loaded(config: RunConfig) -> Any:
+    """Name, compute type, device and trainable weights of the policy, and what it thinks."""
+    try:
+        with open_sampler(config, QUIET_ENV) as sampler:
+            model = sampler.policy.model
+            shapes = {n: (tuple(p.shape), str(p.dtype)) for n, p in model.named_parameters()}
+            scales = [getattr(m, "scaling", None) for m in model.modules()]
+            return (
+                shapes,
+                [s for s in scales if isinstance(s, dict)],
+                float(next(model.parameters()).detach().double().sum()),
+                sampler.chat.prompt_ids(QUIET_ENV.load("train")[0].messages),
+            )
+    except SdpoError as error:
+        return type(error).__name__
+
+
+def sampled_with(config: RunConfig) -> Any:
+    """Class of the engine, and what vLLM would have been opened with."""
+    opened: list[Any] = []
+
+    class Fake:
+        class LLM:
+            def __init__(self, **settings: Any) -> None:
+                opened.append({k: v for k, v in settings.items() if k != "model"})
+
+    original, vllm._vllm = vllm._vllm, lambda: Fake
+    try:
+        with open_sampler(config, QUIET_ENV) as sampler:
+            return type(sampler.collector.engine).__name__, opened
+    finally:
+        vllm._vllm = original
+
+
+def mirrored(config: RunConfig) -> Any:
+    """Services that a run opened."""
+    opened: list[str] = []
+
+    class Silent:
+        def log(self, *_: Any) -> None: ...
+        def table(self, *_: Any) -> None: ...
+        def alert(self, *_: Any) -> None: ...
+        def close(self) -> None: ...
+
+    def open_backend(name: str, *_: Any) -> Silent:
+        opened.append(name)
+        return Silent()
+
+    originals = writer.check_installed, writer.open_backend
+    writer.check_installed = lambda names: None
+    writer.open_backend = open_backend
+    try:
+        trained_single_turn(config)
+    finally:
+        writer.check_installed, writer.open_backend = originals
+    return opened
+
+
+ANSWERS = (
+    "```python\ndef f(x):\n    return x\n```",
+    "```python\ndef f(x):\n    return x * 'a long story'\n```",
+    "<answer>B</answer>",
+    "Action: find\nAction Input: {}",
+    "\\boxed{3}",
+)
+
+
+def judged(config: RunConfig) -> Any:
+    """Tasks of both splits of the environment and verdicts on a few answers."""
+    env = open_env(config.env)
+    try:
+        tasks = {split: env.load(split) for split in ("train", "eval")}
+        facts: list[Any] = [{s: [(t.id, t.messages) for t in ts] for s, ts in tasks.items()}]
+        if config.env.type in ("custom", "math"):
+            return facts
+        for text in ANSWERS:
+            rollout = Rollout(
+                task_id="", index=0, prompt_ids=(1,), completion_ids=(2,),
+                sampler_logprobs=(0.0,), text=text, truncated=False, policy_version=0,
+            )  # fmt: skip
+            verdict: Any = env.judge(tasks["train"][0], rollout)
+            info = {k: v for k, v in verdict.info.items() if not k.endswith("_s")}
+            facts.append((verdict.reward, verdict.feedback, info))
+        return facts
+    finally:
+        if hasattr(env, "close"):
+            env.close()
+
+
+def isolated(config: RunConfig) -> Any:
+    """How the sandbox is set up, or why none can be had."""
+    env: Any = open_env(config.env)
+    try:
+        return env._open().sandbox._settings
+    except SdpoError as error:
+        return type(error).__name__
+    finally:
+        env.close()
+
+
+def discovered(config: RunConfig) -> Any:
+    """Every search of a discovery and every prompt it sampled from."""
+    prompts: list[Any] = []
+
+    def watch(task: sdpo.Task, rollout: Rollout) -> Verdict:
+        prompts.append((task.id, rollout.prompt_ids, rollout.text))
+        solved = task.id == "t1" and rollout.index % 2 == 0
+        said = None if solved else f"{len(rollout.text)} characters are not it"
+        return Verdict(reward=float(solved), solved=solved, feedback=said)
+
+    env = sdpo.env(TASKS[:2], watch, eval_tasks=TASKS[1:3])
+    with _in_fresh_directory(config):
+        try:
+            results = discover_tasks(config, env)
+        except SdpoError as error:
+            return type(error).__name__, sorted(prompts)
+    rows = [{k: v for k, v in r.row().items() if k != "seconds"} for r in results]
+    return rows, sorted(prompts)
