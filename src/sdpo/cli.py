@@ -145,7 +145,7 @@ def check(arguments: tuple[str, ...], probe: bool, probe_tasks: int, probe_sampl
         from sdpo.report.probe import probe_text
 
         found = api.probe(*arguments, tasks=probe_tasks, samples=probe_samples)
-        console.print(probe_text(found), soft_wrap=True)
+        console.print(probe_text(found))
 
 
 @main.command()

@@ -13,7 +13,7 @@ KINDS: dict[Kind, str] = {
     "demonstration": "demonstration",
     "feedback": "feedback",
     "both": "both",
-    "other_task": "other task's demonstration (control)",
+    "other_task": "another task's (control)",
     "no_context": "bare task (control)",
 }
 
@@ -24,6 +24,8 @@ def probe_text(probe: Probe) -> RenderableType:
         title=f"{probe.num_failed} of {probe.num_attempts} attempts at {probe.num_tasks} tasks "
         "failed; the teacher's answers to those",
         title_justify="left",
+        box=None,
+        pad_edge=False,
     )
     table.add_column("the teacher reads")
     for column in ("attempts", "tasks", "student", "teacher", "gain", "90% interval"):
@@ -40,8 +42,8 @@ def _cells(result: KindResult) -> list[str]:
         return [*counts, "-", "-", "-", "-"]
     return [
         *counts,
-        f"{result.student:.3f}",
-        f"{result.teacher:.3f}",
-        f"{gain.mean:+.3f}",
-        f"{gain.low:+.3f} to {gain.high:+.3f}",
+        f"{result.student:.2f}",
+        f"{result.teacher:.2f}",
+        f"{gain.mean:+.2f}",
+        f"{gain.low:+.2f} to {gain.high:+.2f}",
     ]
