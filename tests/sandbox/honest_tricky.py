@@ -41,6 +41,9 @@ _FUNCTIONS = {
     "negative big number": ("def f(): return -(2 ** 80)", [], -(2**80)),
     "infinity": ("def f(): return [float('inf'), -float('inf')]", [], [math.inf, -math.inf]),
     "float to the last bit": ("def f(): return 0.1 + 0.2", [], 0.1 + 0.2),
+    "complex": ("def f(): return [1j ** 2, complex(0.5, -1)]", [], [(-1 + 0j), (0.5 - 1j)]),
+    "memory error handled": (
+        "def f():\n try: return len(bytes(10**12))\n except MemoryError: return -1", [], -1),
     "bool stays bool": ("def f(): return [True, 1]", [], [True, 1]),
     "unicode": ("def f(s): return s + '\\u00e9\\U0001f600'", ["\u00fc"], "\u00fc\u00e9\U0001f600"),
     "NUL in a string": ("def f(): return 'a\\x00b'", [], "a\x00b"),

@@ -240,11 +240,44 @@ RESOURCES = {
     "loop while compiling": (HARMLESS, "x = " + "(" * 150 + "1" + ")" * 150 + "\ndef f():\n while True: pass"),
     "much memory": (("memory_limit",), "def f():\n return len(bytearray(1 << 40))"),
     "memory bit by bit": (("memory_limit",), "def f():\n x=[]\n while True: x.append(bytearray(1<<20))"),
-    "memory by small objects": (ENDED, "def f():\n x=[]\n while True: x=[x,[0]*1000]"),
-    "memory by mmap": ((*DENIED, "memory_limit"), "import mmap\ndef f():\n x=[]\n while True: x.append(mmap.mmap(-1,1<<26))"),
+    "memory by small objects": (("memory_limit", "time_limit"), "def f():\n x=[]\n while True: x=[x,[0]*1000]"),
+    "memory by mmap": (("memory_limit",), "import mmap\ndef f():\n x=[]\n while True: x.append(mmap.mmap(-1,1<<26))"),
     "memory, swallowed": (
         ENDED,
         "def f():\n x=[]\n while True:\n  try: x.append(bytearray(1<<24))\n  except MemoryError: pass",
+    ),
+    "memory by repetition": (("memory_limit",), "def f():\n return len(b'a' * 10 ** 9)"),
+    "memory while loading": (("memory_limit",), "x = [0] * 10 ** 9\ndef f():\n return 1"),
+    "memory by a pattern's replacement": (
+        ("memory_limit",),
+        "import re\ndef f():\n return len(re.sub('a', 'b' * 10 ** 6, 'a' * 1000))",
+    ),
+    "memory by thread stacks": (
+        ("memory_limit",),
+        "import threading,time\nthreading.stack_size(32 << 20)\ndef f():\n"
+        " while True: threading.Thread(target=time.sleep,args=(60,),daemon=True).start()",
+    ),
+    "memory in C without a look at the answer": (
+        ("memory_limit",),
+        """
+        import ctypes
+        malloc = ctypes.CDLL(None).malloc
+        malloc.restype = ctypes.c_void_p
+        def f():
+            while True:
+                place = malloc(1 << 20)
+                ctypes.memset(place, 1, 1 << 20)
+        """,
+    ),
+    "memory, renamed": (
+        ("memory_limit",),
+        """
+        def f():
+            try:
+                return len(bytearray(10 ** 9))
+            except MemoryError:
+                raise ValueError("no")
+        """,
     ),
     "endless recursion": (DENIED, "def f():\n return f()"),
     "endless recursion without a limit": (

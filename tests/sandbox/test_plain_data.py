@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from sdpo.sandbox import Opaque, contains_opaque, plain, values
 
 scalars = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.complex_numbers(allow_nan=False)
+    | st.text()
+    | st.binary()
 )
 keys = scalars | st.tuples(scalars, scalars)
 anything = st.recursive(
@@ -74,6 +80,9 @@ def test_other_objects_become_their_type_name() -> None:
         {"i": "zz"},
         {"f": 1.0},
         {"f": "1e5x"},
+        {"c": [1.0]},
+        {"c": [{"f": "0x1p0"}, 1]},
+        {"c": [{"f": "0x1p0"}, {"c": [{"f": "0x1p0"}, {"f": "0x1p0"}]}]},
         {"t": 3},
         {"d": [1]},
         {"d": [[1, 2, 3]]},
@@ -83,7 +92,7 @@ def test_other_objects_become_their_type_name() -> None:
     ],
 )
 def test_malformed_data_is_refused(data: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, TypeError, KeyError)):
         plain.decode([data])
 
 

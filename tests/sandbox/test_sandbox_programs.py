@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,11 @@ def check_stdio(sandbox: Sandbox, name: str) -> None:
         assert outcome.stdout == text
 
 
+def crowding() -> float:
+    """How much longer everything takes while other processes want the same cores."""
+    return max(1.0, 2 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def check_hostile(sandbox: Sandbox, outside, name: str) -> None:
     statuses, source = HOSTILE[name]
     started = time.monotonic()
@@ -67,7 +73,7 @@ def check_hostile(sandbox: Sandbox, outside, name: str) -> None:
     took = time.monotonic() - started
     assert outcome.status in statuses, (name, outcome)
     assert outcome.value != "escaped", name
-    assert took < MAX_S, (name, took)
+    assert took < MAX_S * crowding(), (name, took)
     outside.assert_untouched()
 
 

@@ -29,6 +29,9 @@ machine was busy is added to it."""
 MAX_WALL_FACTOR = 20.0
 MAX_THREADS = 256
 """Each costs kernel memory that no limit of a process counts."""
+INTERPRETER_KB = 32 << 10
+"""Resident memory that is not the program's. One that a signal ended while it held half of its
+limit ran out of memory: code in C has no other way to say so."""
 MAX_FRAME_BYTES = 16 << 20
 HELLO = {"hello": 1}
 EXTRA_FILE_BYTES = 1 << 20
@@ -51,8 +54,8 @@ class Child:
             "cpu_s": int(limits.total_cpu_s + limits.cpu_s) + 2,
         }
         self._is_over = False
-        self._is_killed = False
         self._last_cpu_s = 0.0
+        self._resident_kb = 0
         self._buffer = bytearray()
         self._has_greeted = False
         self._pipes = Pipes()
@@ -108,7 +111,7 @@ class Child:
         try:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            status, cpu_s = self._zygote.reap()
+            status, cpu_s, self._resident_kb = self._zygote.reap()
             self._last_cpu_s = max(self._last_cpu_s, cpu_s)
             return status
         finally:
@@ -178,6 +181,9 @@ class Child:
             )
             if is_kernels:
                 return Outcome(status="time_limit", stdout=stdout, cpu_s=cpu_s)
+            if self._resident_kb - INTERPRETER_KB > self._limits.memory_mb * 1024 // 2:
+                # Code in C that got no memory, or the kernel's out-of-memory killer.
+                return Outcome(status="memory_limit", stdout=stdout, cpu_s=cpu_s)
             return Outcome(status="signal", signal=number, stdout=stdout, cpu_s=cpu_s)
         return self._exited(os.WEXITSTATUS(status), stdout, cpu_s)
 

@@ -29,6 +29,8 @@ def encode(value: Any) -> Any:
         return value if -SAFE_INT <= value <= SAFE_INT else {"i": hex(value)}
     if isinstance(value, float):
         return {"f": "nan" if value != value else value.hex()}
+    if isinstance(value, complex):
+        return {"c": [encode(value.real), encode(value.imag)]}
     if isinstance(value, list):
         return [encode(item) for item in value]
     if isinstance(value, tuple):
@@ -62,8 +64,8 @@ def _decode(data: Any, depth: int, deadline: float) -> Any:
     match tag:
         case "i" if isinstance(body, str) and len(body) <= MAX_INT_DIGITS:
             return int(body, 16)
-        case "f" if isinstance(body, str):
-            return float("nan") if body == "nan" else float.fromhex(body)
+        case "f" | "c":
+            return _float(body) if tag == "f" else _complex(body)
         case "t" if isinstance(body, list):
             return tuple(_decode(item, depth + 1, deadline) for item in body)
         case "s" if isinstance(body, list):
@@ -75,6 +77,15 @@ def _decode(data: Any, depth: int, deadline: float) -> Any:
         case "o" if isinstance(body, str):
             return Opaque(body[:200])
     raise ValueError("unknown tag")
+
+
+def _float(body: str) -> float:
+    return float("nan") if body == "nan" else float.fromhex(body)
+
+
+def _complex(body: list[Any]) -> complex:
+    real, imaginary = (_float(part["f"]) for part in body)
+    return complex(real, imaginary)
 
 
 def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:

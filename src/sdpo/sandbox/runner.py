@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import errno
 import gc
 import io
 import json
@@ -26,6 +27,7 @@ from sdpo.sandbox.values import decode, encode
 
 MAX_VALUE_BYTES = 4 << 20
 MAX_FRAMES = 12
+MAX_CAUSES = 16
 MAX_MESSAGE_CHARS = 2000
 FILENAME = "Solution.py"
 HELLO = {"hello": 1}
@@ -122,6 +124,21 @@ def wait_for_threads() -> None:
     pools._shutdown = False
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether the memory limit is behind an error: as the interpreter, the kernel or a thread that
+    got no stack says it, also where the program raised something else while handling that."""
+    for _ in range(MAX_CAUSES):
+        match error:
+            case None:
+                return False
+            case MemoryError() | OSError(errno=errno.ENOMEM):
+                return True
+            case RuntimeError(args=("can't start new thread",)):
+                return True
+        error = error.__context__
+    return False
+
+
 def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
     """Let go of what the program held, so that there is memory to describe the error."""
     namespace.clear()
@@ -149,11 +166,11 @@ def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) 
         if job["mode"] == "stdio":
             end_of_script(namespace)
         return {"x": exit_code(end.code)}
-    except MemoryError as error:
+    except BaseException as error:  # noqa: BLE001 - whatever a program raises is its answer
+        if not is_out_of_memory(error):
+            return {"e": describe(error)}
         free_frames(error, namespace)
         return {"mem": describe(error)}
-    except BaseException as error:  # noqa: BLE001 - whatever a program raises is its answer
-        return {"e": describe(error)}
 
 
 def exit_code(code: Any) -> int:

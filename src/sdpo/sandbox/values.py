@@ -23,6 +23,8 @@ def encode(value: Any, depth: int = 0) -> Any:
         return value if -SAFE_INT <= value <= SAFE_INT else {"i": hex(value)}
     if kind is float:
         return {"f": value.hex() if value == value else "nan"}
+    if kind is complex:
+        return {"c": [encode(value.real), encode(value.imag)]}
     if kind is list:
         return [encode(item, depth + 1) for item in value]
     if kind is tuple:
@@ -42,6 +44,8 @@ def encode_subclass(value: Any, kind: type, depth: int) -> Any:
         return encode(int.__add__(value, 0), depth)
     if issubclass(kind, float):
         return encode(float.__add__(value, 0.0), depth)
+    if issubclass(kind, complex):
+        return encode(complex.__add__(value, 0j), depth)
     if issubclass(kind, str):
         return "".join(str.__iter__(value))
     if issubclass(kind, bytes):
@@ -68,6 +72,8 @@ def decode(data: Any) -> Any:
             return int(body, 16)
         case "f":
             return float("nan") if body == "nan" else float.fromhex(body)
+        case "c":
+            return complex(*map(decode, body))
         case "t":
             return tuple(decode(item) for item in body)
         case "s":

@@ -203,10 +203,10 @@ class Zygote:
         pipes.give_away()
         return fds[0]
 
-    def reap(self) -> tuple[int, float]:
-        """Wait status and CPU seconds of the child, which was killed or has ended."""
+    def reap(self) -> tuple[int, float, int]:
+        """Wait status, CPU seconds and most resident KiB of the child, which has ended."""
         report = self._receive()
-        return report["status"], report["cpu_s"]
+        return report["status"], report["cpu_s"], report["resident_kb"]
 
     def close(self) -> None:
         """End the process and whatever child it has."""

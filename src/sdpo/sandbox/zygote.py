@@ -97,8 +97,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, int] | None, list[int]
     return json.loads(data), list(fds)
 
 
-def wait(connection: socket.socket, pid: int, pidfd: int) -> tuple[int, float]:
-    """Wait status and CPU seconds of the child; kills it when the judge goes away."""
+def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float]:
+    """Status, CPU seconds and largest memory of the child; kills it when the judge goes away."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(connection, select.POLLHUP | select.POLLRDHUP)
@@ -112,7 +112,11 @@ def wait(connection: socket.socket, pid: int, pidfd: int) -> tuple[int, float]:
             os._exit(0)
     _, status, usage = os.wait4(pid, 0)
     kill_orphans()
-    return status, usage.ru_utime + usage.ru_stime
+    return {
+        "status": status,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "resident_kb": usage.ru_maxrss,
+    }
 
 
 def kill_orphans() -> None:
@@ -227,9 +231,9 @@ def main() -> None:
         for fd in fds:
             os.close(fd)
         socket.send_fds(connection, [b"{}"], [pidfd])
-        status, cpu_s = wait(connection, pid, pidfd)
+        ended = wait(connection, pid, pidfd)
         os.close(pidfd)
-        connection.send(json.dumps({"status": status, "cpu_s": cpu_s}).encode())
+        connection.send(json.dumps(ended).encode())
 
 
 if __name__ == "__main__":
