@@ -89,7 +89,7 @@ def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
         (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ distilled tokens"]),
         (["objective.type=rlsd"], ["x (1 - 0.5) + 0.5 exp(sign x gap)", "within [0.8, 1.2]"]),
         (["objective.type=rlcsd"], ["contrast with 4 wrong demonstrations"]),
-        (["objective.type=sft"], ["likelihood of the routed attempts", "with a teacher"]),
+        (["objective.type=sft"], ["attempts the self-teacher sampled", "teacher ema"]),
         (["objective.divergence.tail=false"], ["renormalised"]),
         (["objective.granularity=token"], ["of the sampled token is its advantage"]),
         (["objective.advantage_clip=5"], ["at most 5"]),

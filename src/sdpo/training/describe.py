@@ -15,6 +15,7 @@ from sdpo.config.objective import (
     PositionWeighting,
     Rlcsd,
     ScSdpo,
+    Sft,
 )
 from sdpo.config.schema import RunConfig, TrustRegion
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
@@ -60,7 +61,7 @@ def describe_objective(config: RunConfig) -> list[str]:
             f"kl        {spec.kl.coefficient:g} x KL(student | initial model), whole vocabulary",
             "          / trained tokens of the whole batch",
         ]
-    if spec.needs_teacher:
+    if spec.needs_teacher or isinstance(config.objective, Sft):
         lines.append(f"teacher   {_teacher(config, spec)}")
     lines.append(f"all at temperature {spec.temperature:g}")
     return lines
@@ -152,7 +153,8 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     }
     over = f"          / {denominators[pg.normalization]} of the whole batch"
     if pg.kind == "sft":
-        return ["pg        likelihood of the routed attempts", over]
+        said = "likelihood, after the task's own prompt, of attempts the self-teacher sampled"
+        return [f"pg        {said}", over]
     std = getattr(config.objective, "policy_gradient", PolicyGradient()).std
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
