@@ -146,6 +146,19 @@ def test_another_config_in_the_same_directory_is_refused(model, tmp_path):
         train(config(model, tmp_path / "run", "steps=1", "optim.lr=1"), env=ENV)
 
 
+def test_more_steps_continue_a_finished_run(model, tmp_path):
+    train(config(model, tmp_path / "whole"), env=ENV)
+    facts = json.loads((tmp_path / "whole" / "config.json").read_text())
+    train(config(model, tmp_path / "grown", "steps=2"), env=ENV)
+    train(config(model, tmp_path / "grown"), env=ENV)
+    assert rows(tmp_path / "grown") == rows(tmp_path / "whole")
+    grown = json.loads((tmp_path / "grown" / "config.json").read_text())
+    assert grown.keys() == facts.keys()
+    assert grown["config"]["steps"] == 4
+    with pytest.raises(ConfigError, match=r"other settings.*steps"):
+        train(config(model, tmp_path / "grown", "steps=3"), env=ENV)
+
+
 def test_full_disk_keeps_the_older_checkpoint(model, tmp_path, monkeypatch):
     run = tmp_path / "run"
     train(config(model, run, "steps=2"), env=ENV)

@@ -130,7 +130,8 @@ def _sync(folder: Path) -> None:
 
 
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
-    """The run's directory with its config.json; an existing one must hold the same config.
+    """The run's directory with its config.json; an existing one must hold the same config, except
+    that `steps` may have grown: then the run goes on.
 
     Raises `ConfigError` when the directory belongs to another config or cannot be written.
     """
@@ -138,8 +139,10 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     path = run_dir / "config.json"
     try:
         if path.exists():
-            check_same_run(config, path)
-            return run_dir
+            recorded = check_same_run(config, path)
+            if recorded["config"]["steps"] == config.steps:
+                return run_dir
+            facts = {name: value for name, value in recorded.items() if name != "config"}
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"config": dump(config), **facts}
         partial = path.with_suffix(".partial")
@@ -153,22 +156,27 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     return run_dir
 
 
-def check_same_run(config: RunConfig, path: Path) -> None:
-    """Raises `ConfigError` naming the differing keys when `path` records another config than
-    `config`."""
+def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
+    """The record at `path`. Raises `ConfigError` naming the differing keys when it belongs to
+    another config than `config`; more `steps` are no difference."""
     try:
-        recorded = json.loads(path.read_text())["config"]
+        recorded = json.loads(path.read_text())
+        before = recorded["config"]
+        is_longer = before["steps"] < config.steps
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is not a run's config.json ({error}); choose another run=..."
         ) from None
-    different = sorted(_differences(recorded, dump(config)))
+    different = set(_differences(before, dump(config)))
+    if is_longer:
+        different.discard("steps")
     if different:
         raise ConfigError(
             f"run = {config.run!r} already holds a run with other settings "
-            f"({', '.join(different)}); "
+            f"({', '.join(sorted(different))}); "
             "choose another directory with run=..., or delete that one"
         )
+    return recorded
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:
