@@ -103,6 +103,33 @@ _FUNCTIONS = {
     "pickle and copy": ("import pickle,copy\ndef f(x): return copy.deepcopy(pickle.loads(pickle.dumps(x)))", [[1]], [1]),
     "eval and exec": ("def f():\n d={}\n exec('a=1', d)\n return eval('a+1', d)", [], 2),
     "unhashable answers": ("def f(): return {'a': [1], 'b': {'c': []}}", [], {"a": [1], "b": {"c": []}}),
+    "file in the working folder": (
+        "def f():\n open('notes.txt','w').write('a\\nb')\n return open('notes.txt').read().split()", [], ["a", "b"]),
+    "file appended to and cut": (
+        "def f():\n open('x','w').write('abc')\n h=open('x','r+')\n h.seek(2)\n h.truncate()\n h.close()\n"
+        " open('x','a').write('!')\n return open('x').read()", [], "ab!"),
+    "file renamed, copied and removed": (
+        "import os,shutil\ndef f():\n open('a','w').write('x')\n os.rename('a','b')\n shutil.copyfile('b','c')\n"
+        " os.remove('b')\n return os.listdir(), open('c').read()", [], (["c"], "x")),
+    "named temporary file": (
+        "import tempfile\ndef f():\n with tempfile.NamedTemporaryFile('w+') as h:\n  h.write('x')\n  h.seek(0)\n"
+        "  return h.read(), open(h.name).read()", [], ("x", "x")),
+    "nameless temporary file": (
+        "import tempfile\ndef f():\n with tempfile.TemporaryFile() as h:\n  h.write(b'x')\n  h.seek(0)\n  return h.read()",
+        [], b"x"),
+    "temporary folder": (
+        "import os,tempfile\ndef f():\n with tempfile.TemporaryDirectory() as d:\n"
+        "  p=os.path.join(d,'x')\n  open(p,'w').write('1')\n  r=open(p).read()\n return r, os.path.exists(d)",
+        [], ("1", False)),
+    "path of pathlib": (
+        "from pathlib import Path\ndef f():\n p=Path('x')\n p.write_text('\\u00e9')\n r=p.read_text()\n p.unlink()\n"
+        " return r, p.exists()", [], ("\u00e9", False)),
+    "csv and JSON files": (
+        "import csv,json\ndef f():\n with open('t.csv','w',newline='') as h: csv.writer(h).writerow([1,2])\n"
+        " json.dump(list(csv.reader(open('t.csv'))), open('t.json','w'))\n return json.load(open('t.json'))",
+        [], [["1", "2"]]),
+    "file of some size": (
+        "def f():\n open('x','wb').write(bytes(6<<20))\n return len(open('x','rb').read())", [], 6 << 20),
     "windows line ends": ("def f(x):\r\n    return x\r\n", [1], 1),
     "tabs": ("def f(x):\n\treturn x", [1], 1),
 }  # fmt: skip
@@ -142,6 +169,11 @@ _STDIO = {
     "large output": ("print('x' * 900000)", "", "x" * 900000 + "\n"),
     "unicode in and out": ("print(input()[::-1])", "\u00e9\u4e2d\n", "\u4e2d\u00e9\n"),
     "main guard": ("if __name__ == '__main__':\n    print('x')", "", "x\n"),
+    "file that must be new": (
+        "open('x','x').write(input())\nprint(open('x').read())", "a\n", "a\n"),
+    "print into a file": ("print('x', file=open('o','w'))\nprint(open('o').read(), end='')", "", "x\n"),
+    "stdin saved first": (
+        "import sys,shutil\nshutil.copyfileobj(sys.stdin, open('in','w'))\nprint(sum(map(int, open('in'))))", "1\n2\n", "3\n"),
     "seek": ("import sys\na=sys.stdin.read()\nsys.stdin.seek(0)\nprint(a==sys.stdin.read())", "x", "True\n"),
 }  # fmt: skip
 

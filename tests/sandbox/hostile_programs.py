@@ -149,7 +149,99 @@ SIGNALS = {
 FILES = {
     "write outside": (DENIED, "def f():\n open('FOLDER/x','w')\n return 'escaped'"),
     "append to a file outside": (DENIED, "def f():\n open('SECRET','a').write('x')\n return 'escaped'"),
-    "write to the working folder": (DENIED, "def f():\n open('x','w')\n return 'escaped'"),
+    "write beside the scratch folder": (DENIED, "def f():\n open('../x','w')\n return 'escaped'"),
+    "rename out of the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n open('x','w').close()\n os.rename('x','FOLDER/x')\n return 'escaped'",
+    ),
+    "rename into the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n os.rename('SECRET','x')\n return 'escaped'",
+    ),
+    "link in the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n os.symlink('SECRET','l')\n return open('l').read() and 'escaped'",
+    ),
+    "hard link in the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n os.link('SECRET','l')\n return open('l').read() and 'escaped'",
+    ),
+    "hard link through a descriptor": (
+        HARMLESS,
+        "import ctypes\ndef f():\n"
+        " return 'escaped' if ctypes.CDLL(None).linkat(-100,b'SECRET',-100,b'l',0)==0 else 0",
+    ),
+    "remove the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n os.rmdir(os.getcwd())\n return 'escaped'",
+    ),
+    "device in the scratch folder": (
+        DENIED,
+        "import os\ndef f():\n os.mknod('d',0o20666,os.makedev(1,1))\n return 'escaped'",
+    ),
+    "named pipe in the scratch folder": (DENIED, "import os\ndef f():\n os.mkfifo('p')\n return 'escaped'"),
+    "run a file of its own": (
+        DENIED,
+        "import os\ndef f():\n open('x','w').write('#!/bin/sh')\n os.execv('x',['x'])",
+    ),
+    "one endless file": (
+        DENIED,
+        "def f():\n with open('x','wb') as file:\n  while True: file.write(bytes(1<<16))",
+    ),
+    "many full files": (
+        (*DENIED, "output_limit"),
+        """
+        import os
+        def f():
+            number = 0
+            while True:
+                number += 1
+                with open(str(number), 'wb') as file:
+                    file.write(bytes(1 << 20))
+        """,
+    ),
+    "files that are full and nameless": (
+        (*DENIED, "time_limit", "output_limit"),
+        """
+        import os
+        def f():
+            while True:
+                with open('x', 'wb') as file:
+                    file.write(bytes(1 << 20))
+                os.unlink('x')
+        """,
+    ),
+    "nameless files held by memory": (
+        (*DENIED, "signal", "output_limit"),
+        """
+        import mmap, os
+        def f():
+            held = []
+            while True:
+                with open('x', 'w+b') as file:
+                    file.truncate(1 << 20)
+                    held.append(mmap.mmap(file.fileno(), 0))
+                    for place in range(0, 1 << 20, 4096):
+                        held[-1][place] = 1
+                os.unlink('x')
+        """,
+    ),
+    "many empty files": (
+        (*DENIED, "output_limit"),
+        "def f():\n for n in range(10 ** 7): open(str(n), 'w').close()",
+    ),
+    "deep folders that cannot be listed": (
+        HARMLESS,
+        """
+        import os
+        def f():
+            path = '.'
+            for n in range(1000):
+                path += '/d'
+                os.mkdir(path, 0o300)
+                open(path + '/x', 'w').close()
+        """,
+    ),
     "write to shared memory": (DENIED, "def f():\n open('/dev/shm/x','w')\n return 'escaped'"),
     "read a file outside": (DENIED, "def f():\n return open('SECRET').read() and 'escaped'"),
     "read through /proc/self/root": (DENIED, "def f():\n return open('/proc/self/rootSECRET').read() and 'escaped'"),
@@ -172,7 +264,6 @@ FILES = {
         "import ctypes\ndef f():\n"
         " return 'escaped' if ctypes.CDLL(None).mount(b'x',b'/tmp',b'tmpfs',0,b'')==0 else 0",
     ),
-    "temporary file": (DENIED, "import tempfile\ndef f():\n tempfile.NamedTemporaryFile()\n return 'escaped'"),
     "fill the disk through stdin": (
         DENIED,
         "import os\ndef f():\n while True: os.write(0, bytes(1<<16))",

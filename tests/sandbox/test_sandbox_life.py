@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +131,26 @@ def test_closing_ends_every_process() -> None:
     assert descendants(os.getpid()) > before
     sandbox.close()
     assert descendants(os.getpid()) == before
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_no_scratch_folder_outlives_its_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = "import os\ndef f():\n open('left','w').close()\n return os.getcwd()"
+    program = Program(source=source, mode="function", entry_point="f")
+    with LocalSandbox(Settings(jailed=True, namespaces=False, landlock=True), 1) as sandbox:
+        (outcome,) = sandbox.run(program, [[]], LIMITS)
+        (folder,) = tmp_path.iterdir()
+        assert outcome.value == str(folder)
+        assert list(folder.iterdir()) == []
+        if is_killed:
+            (folder / "left").touch()
+            for pid in zygote_pids(sandbox):
+                os.kill(pid, signal.SIGKILL)
+            assert values(sandbox, TWENTY) == list(range(1, 21))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_zygote_loses_nothing() -> None:

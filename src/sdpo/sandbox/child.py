@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sdpo.sandbox import plain
+from sdpo.sandbox import plain, scratch
 from sdpo.sandbox.protocol import Failure, Frame, Limits, Outcome, Program, Status
 from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError
 
@@ -34,8 +34,11 @@ INTERPRETER_KB = 32 << 10
 limit ran out of memory: code in C has no other way to say so."""
 MAX_FRAME_BYTES = 16 << 20
 HELLO = {"hello": 1}
-EXTRA_FILE_BYTES = 1 << 20
-"""A program may write to the memory file that is its standard input, and to nothing else."""
+EXTRA_FILE_BYTES = 8 << 20
+"""Beyond the largest input, which lies in a memory file that the program may write to as well."""
+MAX_WRITTEN_BYTES, MAX_ANSWER_BYTES = 64 << 20, 5 << 20
+"""What a program may write to a scratch folder that has no size of its own, over all inputs; what
+it prints and answers comes on top, since the kernel counts them together."""
 
 
 class Child:
@@ -56,6 +59,7 @@ class Child:
         self._is_over = False
         self._last_cpu_s = 0.0
         self._resident_kb = 0
+        self._num_asked = 0
         self._buffer = bytearray()
         self._has_greeted = False
         self._pipes = Pipes()
@@ -88,6 +92,7 @@ class Child:
         """The outcome of one input."""
         if self._has_greeted and (self._pipes.read_results(self._buffer) and self._buffer):
             return self._kill("tampering", 0.0)
+        self._num_asked += 1
         request: dict[str, Any] = {"n": index}
         if self._program.mode == "stdio":
             self._pipes.set_stdin(value)
@@ -125,7 +130,9 @@ class Child:
 
     def _wait(self, cpu: float) -> dict[str, Any] | Status | None:
         """The frame that answers, the name of a broken limit, or None when the child has ended."""
-        clock = _Clock(self._pid, self._limits)
+        per_input = self._limits.output_bytes + MAX_ANSWER_BYTES
+        max_written = MAX_WRITTEN_BYTES + self._num_asked * per_input
+        clock = _Clock(self._pid, self._limits, self._zygote.watched, max_written)
         limit = self._limits.output_bytes
         while True:
             ready = dict(self._poller.poll(POLL_MS))
@@ -245,10 +252,12 @@ class Child:
 
 
 class _Clock:
-    """Watches what CPU time does not show: sleeping programs and too many threads."""
+    """Watches what CPU time does not show: sleeping programs, too many threads, too many files."""
 
-    def __init__(self, pid: int, limits: Limits) -> None:
+    def __init__(self, pid: int, limits: Limits, folder: str | None, max_written: int) -> None:
         self._pid = pid
+        self._folder = folder
+        self._max_written = max_written
         self._wall_s = WALL_FACTOR * limits.cpu_s + WALL_EXTRA_S
         self._started = time.monotonic()
         self._looked = self._started
@@ -263,6 +272,11 @@ class _Clock:
             self._waited_before = _waited_for_core_s(self._pid)
         if _num_threads(self._pid) > MAX_THREADS:
             return "memory_limit"
+        if self._folder is not None and (
+            scratch.num_written(self._pid) > self._max_written
+            or scratch.num_entries(self._folder) > scratch.MAX_ENTRIES
+        ):
+            return "output_limit"
         elapsed = now - self._started
         if elapsed < self._wall_s:
             return None

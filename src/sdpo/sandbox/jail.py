@@ -48,10 +48,15 @@ PLAIN: dict[str, tuple[int | None, int | None]] = {
     "eventfd2": (290, 19), "epoll_create1": (291, 20), "dup3": (292, 24), "pipe2": (293, 59),
     "getcpu": (309, 168), "getrandom": (318, 278), "membarrier": (324, 283), "statx": (332, 291),
     "rseq": (334, 293), "close_range": (436, 436), "faccessat2": (439, 439),
-    "epoll_pwait2": (441, 441),
+    "epoll_pwait2": (441, 441), "rename": (82, None), "mkdir": (83, None), "rmdir": (84, None),
+    "unlink": (87, None), "mkdirat": (258, 34), "unlinkat": (263, 35), "renameat": (264, 38),
+    "renameat2": (316, 276), "ftruncate": (77, 46), "msync": (26, 227),
 }  # fmt: skip
-OPENS = ("open", "openat")
-"""Left out of the filter in strict mode, where no Landlock says which files may be read."""
+NEED_LANDLOCK = (
+    "open", "openat", "rename", "mkdir", "rmdir", "unlink", "mkdirat", "unlinkat", "renameat",
+    "renameat2",
+)  # fmt: skip
+"""Left out of the filter in strict mode, where no Landlock says which files may be touched."""
 BY_ARGUMENT: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131),
     "prlimit64": (302, 261), "socketpair": (53, 199), "ioctl": (16, 29), "fcntl": (72, 25),
@@ -66,6 +71,7 @@ FCNTLS = (0, 1, 2, 3, 4, 1030, 1032)
 """DUPFD, GETFD, SETFD, GETFL, SETFL, DUPFD_CLOEXEC, GETPIPE_SZ. Not SETOWN: together with SETSIG
 and O_ASYNC it sends any signal to any process of the same user."""
 CLONE_THREAD, AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 0x10000, 1, 1, 0xF
+MAP_SHARED, MAP_ANONYMOUS = 1, 0x20
 
 ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -142,8 +148,11 @@ def only_null(argument: int) -> list[bytes]:
     ]
 
 
-def filter_head(*, is_strict: bool) -> list[bytes]:
-    """The part of the filter that does not depend on the process."""
+def filter_head(*, is_strict: bool, is_watched: bool = False) -> list[bytes]:
+    """The part of the filter that does not depend on the process.
+
+    `is_watched`: the judge counts what is written, so no file may be written through memory.
+    """
     column, audit = own_machine()
     number = {name: numbers[column] for name, numbers in BY_ARGUMENT.items()}
     program = [
@@ -156,9 +165,18 @@ def filter_head(*, is_strict: bool) -> list[bytes]:
         instruction(JGT, 0, 1, LAST_KNOWN),
         returns(ERRNO | ENOSYS),
     ]
-    plain = [
-        numbers[column] for name, numbers in PLAIN.items() if not (is_strict and name in OPENS)
-    ]
+    left_out = {*(NEED_LANDLOCK if is_strict else ()), *(("mmap",) if is_watched else ())}
+    plain = [numbers[column] for name, numbers in PLAIN.items() if name not in left_out]
+    if is_watched:
+        own_memory = [
+            load_argument(3),
+            instruction(JSET, 0, 1, MAP_ANONYMOUS),
+            returns(ALLOW),
+            instruction(JSET, 0, 1, MAP_SHARED),
+            DENY,
+            returns(ALLOW),
+        ]
+        program += when(PLAIN["mmap"][column] or 0, own_memory)
     for low, high in ranges([each for each in plain if each is not None]):
         program += [
             instruction(JGE, 0, 2, low),

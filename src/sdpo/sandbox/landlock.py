@@ -1,7 +1,7 @@
 """Which files a program may read: the interpreter's library, shared libraries, time zones.
 
-Landlock, by system calls and without root. Nothing may be written, no TCP, no signal and no
-abstract socket outside. Runs inside `python -I -S` without this package.
+Landlock, by system calls and without root. Nothing may be written but the scratch folder; no TCP,
+no signal and no abstract socket outside. Runs inside `python -I -S` without this package.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import sys
 from sdpo.sandbox.jail import LIBC, JailError, errno_text
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, TRUNCATE = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 14
+WRITE = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
+"""What a program may do in its scratch folder; folders only where their number has a bound."""
+FOLDERS = MAKE_DIR | REMOVE_DIR
 FS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 FS_LATEST = (1 << 16) - 1
 """Every access to files that ABI 5 knows; later ones add none that an open file lacks."""
@@ -69,8 +73,9 @@ def readable_paths(packages: list[str]) -> list[str]:
     return [path for path in paths if os.path.exists(path)]
 
 
-def ruleset(paths: list[str]) -> int | None:
-    """A descriptor that lets a process read `paths` and nothing else; None without Landlock."""
+def ruleset(paths: list[str], writable: list[tuple[str, int]]) -> int | None:
+    """A descriptor that lets a process read `paths`, write as `writable` says, and nothing else;
+    None without Landlock."""
     version = abi()
     if not version:
         return None
@@ -86,7 +91,7 @@ def ruleset(paths: list[str]) -> int | None:
     if descriptor < 0:
         return None
     read = EXECUTE | READ_FILE | READ_DIR
-    for path, access in [*((path, read) for path in paths), *DEVICES]:
+    for path, access in [*((path, read) for path in paths), *DEVICES, *writable]:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
         rights = access if os.path.isdir(path) else access & ~READ_DIR
         rule = struct.pack("=Qi", rights & handled, handle)

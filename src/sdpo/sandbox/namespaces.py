@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from sdpo.sandbox import scratch
 from sdpo.sandbox.jail import LIBC, PR_SET_PDEATHSIG, SIGKILL, JailError, errno_text, own_machine
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -56,7 +57,8 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 
 
 def private_root(paths: list[str]) -> None:
-    """Replace the file system by a read-only one that holds `paths`, /dev/null and /proc."""
+    """Replace the file system by a read-only one that holds `paths`, /dev/null, /proc and
+    a small folder to write to."""
     wanted = {path: os.path.realpath(path) for path in [*paths, "/dev/null", "/dev/urandom"]}
     column, _ = own_machine()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -76,6 +78,10 @@ def private_root(paths: list[str]) -> None:
     if LIBC.umount2(OLD_ROOT.encode(), MNT_DETACH):
         raise JailError(f"umount of the old root: {errno_text()}")
     os.rmdir(OLD_ROOT)
+    os.mkdir(scratch.INSIDE)
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    size = f"size={scratch.MAX_BYTES},nr_inodes={scratch.MAX_ENTRIES},mode=700"
+    mount("tmpfs", scratch.INSIDE, "tmpfs", flags, size)
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import thread as pools
 from typing import Any, NoReturn
 
+from sdpo.sandbox import scratch
 from sdpo.sandbox.values import decode, encode
 
 MAX_VALUE_BYTES = 4 << 20
@@ -213,8 +214,8 @@ def send(fd: int, message: dict[str, Any]) -> None:
         data = data[os.write(fd, data) :]
 
 
-def serve(fds: Sequence[int]) -> NoReturn:
-    """Answer requests until the judge closes the pipe."""
+def serve(fds: Sequence[int], folder: str | None) -> NoReturn:
+    """Answer requests until the judge closes the pipe; `folder` is where the program may write."""
     commands, results, stdout, stdin = fds
     send(results, HELLO)
     job = receive(commands)
@@ -222,8 +223,14 @@ def serve(fds: Sequence[int]) -> NoReturn:
     setup = compiled(job["setup"], "<setup>")
     # Frozen objects of the zygote are not visited; the program's own garbage is its business.
     gc.enable()
+    is_first = True
     while True:
         request = receive(commands)
+        if folder is not None and not is_first:
+            # As with globals: files do not leak between tests.
+            with contextlib.suppress(OSError):
+                scratch.empty(folder)
+        is_first = False
         streams = Streams(stdin, stdout)
         reply = answer(job, code, setup, request)
         streams.flush()

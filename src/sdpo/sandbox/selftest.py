@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -59,10 +58,10 @@ FIX = (
 
 def self_test(sandbox: Sandbox) -> None:
     """Raises `SandboxError` naming the first thing that a jailed program could do."""
-    handle, name = tempfile.mkstemp(prefix="sdpo-self-test-")
-    os.close(handle)
-    path = Path(name)
-    try:
+    with tempfile.TemporaryDirectory(prefix="sdpo-self-test-") as folder:
+        path = Path(folder, "outside")
+        path.touch()
+        name = str(path)
         program = Program(source=SOURCE, mode="function", entry_point="attempt")
         limits = Limits(cpu_s=2.0, memory_mb=256)
         # What works once is not tried further: without a jail it would do harm.
@@ -80,8 +79,6 @@ def self_test(sandbox: Sandbox) -> None:
                 )
         if not path.exists() or path.stat().st_size:
             raise SandboxError(f"the sandbox does not hold here: {name} was changed. {FIX}")
-    finally:
-        path.unlink(missing_ok=True)
     _expect(sandbox, "allocate", [1 << 30], "memory_limit", "use 1 GiB under a limit of 256 MiB")
     _expect(sandbox, "spin", [], "time_limit", "run longer than its CPU limit")
 

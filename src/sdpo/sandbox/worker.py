@@ -9,9 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from sdpo.sandbox import scratch
 
 SCRIPT = Path(__file__).with_name("zygote.py")
 ANSWER_TIMEOUT_S = 30.0
@@ -157,12 +160,15 @@ class Zygote:
     """One warm interpreter that forks children one after the other."""
 
     def __init__(self, settings: Settings) -> None:
+        # Namespaces bring their own.
+        self._scratch = "" if settings.namespaces else tempfile.mkdtemp(prefix="sdpo-scratch-")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
         fd = theirs.fileno()
+        started_with = {**asdict(settings), "scratch": self._scratch}
         with theirs:
             self._process = subprocess.Popen(
-                [*self._command(), str(fd), json.dumps(asdict(settings))],
+                [*self._command(), str(fd), json.dumps(started_with)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -180,6 +186,8 @@ class Zygote:
             self.close()
             raise ZygoteRefusedError(ready["error"])
         self.has_landlock = bool(ready["landlock"])
+        self.watched = self._scratch if ready["is_watched"] else None
+        """A folder without a size of its own, to which the child may write."""
 
     @staticmethod
     def _command() -> list[str]:
@@ -217,6 +225,9 @@ class Zygote:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        if self._scratch:
+            with contextlib.suppress(OSError):  # only a zygote that was killed left anything
+                scratch.remove(self._scratch)
 
     def _receive(self) -> dict[str, Any]:
         try:

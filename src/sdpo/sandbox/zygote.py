@@ -56,7 +56,7 @@ def child(job: dict[str, int], fds: list[int], prepared: dict[str, Any]) -> NoRe
             os._exit(status)
         arrange_descriptors(fds, prepared)
         lock_down(job, prepared)
-        prepared["runner"].serve(range(FIRST_FD, FIRST_FD + NUM_FDS))
+        prepared["runner"].serve(range(FIRST_FD, FIRST_FD + NUM_FDS), prepared["folder"])
         status = 0
     finally:
         os._exit(status)
@@ -97,8 +97,9 @@ def receive(connection: socket.socket) -> tuple[dict[str, int] | None, list[int]
     return json.loads(data), list(fds)
 
 
-def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float]:
-    """Status, CPU seconds and largest memory of the child; kills it when the judge goes away."""
+def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float] | None:
+    """Status, CPU seconds and largest memory of the child; kills it when the judge goes away, and
+    then there is nothing to say."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     poller.register(connection, select.POLLHUP | select.POLLRDHUP)
@@ -109,7 +110,7 @@ def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float]:
         if events.get(connection.fileno()):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.waitpid(pid, 0)
-            os._exit(0)
+            return None
     _, status, usage = os.wait4(pid, 0)
     kill_orphans()
     return {
@@ -172,7 +173,7 @@ def as_bare_package() -> None:
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
     """Enter namespaces, preload, and make what all children share."""
-    from sdpo.sandbox import jail, landlock, namespaces, runner
+    from sdpo.sandbox import jail, landlock, namespaces, runner, scratch
 
     jail.own_machine()
     paths = landlock.readable_paths(settings["packages"])
@@ -183,8 +184,16 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
     is_jailed = settings["jailed"]
     settings["landlock"] = settings["landlock"] and landlock.abi() > 0
     preload(settings)
-    os.chdir("/")
-    ruleset = landlock.ruleset(paths) if is_jailed and settings["landlock"] else None
+    folder, writable = settings["scratch"], []
+    if settings["namespaces"]:
+        folder, writable = scratch.INSIDE, [(scratch.INSIDE, landlock.WRITE | landlock.FOLDERS)]
+    elif is_jailed and settings["landlock"] and scratch.can_be_watched():
+        writable = [(folder, landlock.WRITE)]
+    ruleset = landlock.ruleset(paths, writable) if is_jailed and settings["landlock"] else None
+    if is_jailed and (ruleset is None or not writable):
+        folder = None
+    is_watched = is_jailed and folder is not None and not settings["namespaces"]
+    os.chdir(folder or "/")
     if is_jailed:
         jail.drop_privileges()
     runner.before_programs()
@@ -198,7 +207,10 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         "landlock": landlock,
         "is_jailed": is_jailed,
         "ruleset": ruleset,
-        "filter": b"".join(jail.filter_head(is_strict=ruleset is None)),
+        "scratch": scratch,
+        "folder": folder,
+        "is_watched": is_watched,
+        "filter": b"".join(jail.filter_head(is_strict=ruleset is None, is_watched=is_watched)),
         "pid": os.getpid(),
         "base_bytes": jail.address_space(),
     }
@@ -219,7 +231,17 @@ def main() -> None:
         return
     gc.collect()
     gc.freeze()
-    connection.send(json.dumps({"landlock": prepared["ruleset"] is not None}).encode())
+    ready = {"landlock": prepared["ruleset"] is not None, "is_watched": prepared["is_watched"]}
+    connection.send(json.dumps(ready).encode())
+    try:
+        answer(connection, prepared)
+    finally:
+        if settings["scratch"]:
+            prepared["scratch"].remove(settings["scratch"])
+
+
+def answer(connection: socket.socket, prepared: dict[str, Any]) -> None:
+    """Fork for each request until the judge goes."""
     while True:
         job, fds = receive(connection)
         if job is None:
@@ -233,6 +255,10 @@ def main() -> None:
         socket.send_fds(connection, [b"{}"], [pidfd])
         ended = wait(connection, pid, pidfd)
         os.close(pidfd)
+        if ended is None:
+            return
+        if prepared["folder"] is not None:
+            prepared["scratch"].empty(prepared["folder"])
         connection.send(json.dumps(ended).encode())
 
 

@@ -1,0 +1,75 @@
+"""The one folder a program may write to: empty at its start, gone at its end.
+
+In namespaces it is a small tmpfs that only the zygote and its children see. Without them it is a
+folder of its own among the temporary files, and the judge counts what the program writes. Standard
+library only: used by the judge, the zygote and its children.
+"""
+
+from __future__ import annotations
+
+import os
+
+INSIDE = "/scratch"
+"""Its path in a private root."""
+MAX_BYTES = 16 << 20
+"""Of the tmpfs; where there is none the judge counts what is written (`child.py`)."""
+MAX_ENTRIES = 128
+FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def empty(folder: str) -> None:
+    """Remove everything in `folder`. Nothing may run in there meanwhile."""
+    if os.listdir(folder):
+        handle = os.open(folder, FOLDER_FLAGS)
+        try:
+            _empty(handle)
+        finally:
+            os.close(handle)
+
+
+def _empty(handle: int) -> None:
+    for name in os.listdir(handle):
+        try:
+            os.unlink(name, dir_fd=handle)
+        except (IsADirectoryError, PermissionError):
+            # A program may make a folder that even its owner may not list.
+            os.chmod(name, 0o700, dir_fd=handle)
+            inner = os.open(name, FOLDER_FLAGS, dir_fd=handle)
+            try:
+                _empty(inner)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=handle)
+
+
+def remove(folder: str) -> None:
+    """Remove `folder` with its content, whoever comes first: the zygote or the judge."""
+    try:
+        empty(folder)
+        os.rmdir(folder)
+    except FileNotFoundError:
+        pass
+
+
+def num_written(pid: int) -> int:
+    """Bytes a process has written so far, pipes included; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/io", "rb") as file:
+            for line in file:
+                if line.startswith(b"wchar:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def can_be_watched() -> bool:
+    """Whether this kernel counts what a process writes."""
+    return os.path.exists("/proc/self/io")
+
+
+def num_entries(folder: str) -> int:
+    try:
+        return len(os.listdir(folder))
+    except OSError:
+        return 0
