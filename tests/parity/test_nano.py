@@ -7,6 +7,7 @@ import importlib.util
 import random
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,12 +17,12 @@ from sdpo.config.objective import JSD, Grpo, Sdpo
 from sdpo.config.schema import Context, Ema, Optim
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import teacher_contexts
-from sdpo.teacher.schedule import TeacherSchedule
+from sdpo.teacher.schedule import TeacherSchedule, trainable
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training import model as library_model
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import start_parallel
+from sdpo.training.parallel import Parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 
@@ -38,15 +39,13 @@ def nano():
     return module
 
 
-class GradientOptimizer(Optimizer):
-    """An optimizer that keeps the gradient and leaves the weights."""
+class Watching(Parallel):
+    """A single process that keeps what it would have exchanged: the whole gradient of an update."""
 
-    gradient: dict[str, torch.Tensor]
+    kept: ClassVar[list[torch.Tensor]] = []
 
-    def update(self, parallel, *, where):
-        self.gradient = {name: part.clone() for name, part in self._gradients.items()}
-        self.clear()
-        return 0.0
+    def sum_gradients(self, gradients):
+        Watching.kept = [part.clone() for part in gradients]
 
 
 def judged_groups(nano):
@@ -106,8 +105,8 @@ def as_records(nano, model, judged):
 def library(model, objective, teacher_weights, groups):
     """Loss and gradient of the package's updater, in two micro-batches or more."""
     chat = Chat(byte_tokenizer())
-    config = Optim(micro_batch_tokens=200)
-    optimizer = GradientOptimizer(config, model)
+    # A rate that leaves every weight as it is.
+    config = Optim(micro_batch_tokens=200, lr=1e-30, weight_decay=0)
     schedule = TeacherSchedule(Ema(), model)
     schedule._weights = teacher_weights
     builder = SampleBuilder(
@@ -120,13 +119,14 @@ def library(model, objective, teacher_weights, groups):
         for sample in builder.samples(group, of_group, seed=0)
     ]
     updater = Updater(
-        model, byte_tokenizer(), optimizer, schedule,
-        config=config, objective=objective, parallel=start_parallel(),
+        model, byte_tokenizer(), Optimizer(config, model), schedule,
+        config=config, objective=objective, parallel=Watching(),
     )  # fmt: skip
     spec = objective_spec(objective, step=0, temperature=1.0, max_completion_tokens=8, trust=None)
     schedule.after_update = lambda student: None
     result = updater.step([samples], spec, where="test")
-    return result.metrics.reduce()["loss/total"], optimizer.gradient, samples
+    gradient = dict(zip(trainable(model), Watching.kept, strict=True))
+    return result.metrics.reduce()["loss/total"], gradient, samples
 
 
 def by_hand(loss, model):
