@@ -258,7 +258,7 @@ class Checkpoint(Config):
     every: NonNegativeInt = 10
     """Steps between checkpoints; also after the last step. 0: only after the last."""
     keep: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept; with `canaries.action = "rollback"` the one to return to besides."""
 
 
 class Credit(Config):
@@ -268,8 +268,8 @@ class Credit(Config):
 
 class Canaries(Config):
     action: Literal["warn", "stop", "rollback"] = "warn"
-    """What happens when a canary fires: a line, the end of the run, or the last good checkpoint
-    with half the rate."""
+    """What happens when a canary fires: a line, the end of the run, or a return to the last good
+    checkpoint with a frozen teacher and half the rate (step 0 is saved too, so there is one)."""
     patience: PositiveInt = 3
     """Consecutive bad steps before a canary fires."""
 
