@@ -121,7 +121,7 @@ TURNS = {
     "Optim.weight_decay": turn("0.5"),
     "Optim.grad_clip": turn("1e-9"),
     "Optim.updates_per_step": turn("2"),
-    "Optim.micro_batch_tokens": turn("400", observe=worked),
+    "Optim.micro_batch_tokens": turn("40", observe=worked),
     "Optim.gradient_checkpointing": turn("true", observe=worked),
     "Eval.every": turn("1", observe=trained_single_turn),
     "Eval.samples": turn("2", observe=trained_single_turn),
