@@ -85,31 +85,16 @@ class Collector:
         sampling: Sampling,
         seed: int,
     ) -> list[Group]:
-        """One judged attempt, of a single turn, in every teacher context that exists, by the
-        weights the engine has.
-
-        An attempt has index and `prompt_ids` of the rollout its context was made for, so that it
-        can be trained on without the context; its `sampler_logprobs` are those within the context.
-        """
-        requests: list[GenerationRequest] = []
-        made_for: list[tuple[Task, Rollout]] = []
-        for group, of_group in zip(groups, contexts, strict=True):
-            for rollout, context in zip(group.rollouts, of_group, strict=True):
-                if context.messages is None:
-                    continue
-                prompt = self.chat.prompt_ids(context.messages)
-                seeds = (derive(seed, group.task.id, rollout.index),)
-                requests.append(GenerationRequest(prompt_ids=prompt, seeds=seeds))
-                made_for.append((group.task, rollout))
-        completions = self.engine.generate(requests, sampling)
-        attempts = [
-            (task, self._rollout(task, rollout.index, rollout.prompt_ids, completion))
-            for (task, rollout), (completion,) in zip(made_for, completions, strict=True)
+        """One judged attempt in every teacher context that exists; see `answer`."""
+        asked = [
+            (group.task, rollout, self.chat.prompt_ids(context.messages))
+            for group, of_group in zip(groups, contexts, strict=True)
+            for rollout, context in zip(group.rollouts, of_group, strict=True)
+            if context.messages is not None
         ]
-        judged = list(zip(attempts, judge_all(self.env, attempts), strict=True))
         by_task = {group.task.id: [] for group in groups}
-        for (task, rollout), verdict in judged:
-            by_task[task.id].append((rollout, verdict))
+        for answer in self.answer(asked, sampling=sampling, seed=seed):
+            by_task[answer[0].task_id].append(answer)
         return [
             Group(
                 task=group.task,
@@ -118,6 +103,33 @@ class Collector:
             )
             for group in groups
         ]
+
+    def answer(
+        self,
+        asked: Sequence[tuple[Task, Rollout, tuple[int, ...]]],
+        *,
+        sampling: Sampling,
+        seed: int,
+    ) -> list[tuple[Rollout, Verdict]]:
+        """One judged attempt, of a single turn, after each prompt, by the weights the engine has;
+        `asked` are (task, the rollout that is answered anew, prompt ids).
+
+        An attempt has index and `prompt_ids` of that rollout, so that it can be trained on and is
+        judged as if made without the other prompt; its `sampler_logprobs` are those after it. Its
+        random numbers come from (seed, task.id, index) alone.
+        """
+        requests = [
+            GenerationRequest(prompt_ids=prompt, seeds=(derive(seed, task.id, rollout.index),))
+            for task, rollout, prompt in asked
+        ]
+        attempts = [
+            (task, self._rollout(task, rollout.index, rollout.prompt_ids, completion))
+            for (task, rollout, _), (completion,) in zip(
+                asked, self.engine.generate(requests, sampling), strict=True
+            )
+        ]
+        verdicts = judge_all(self.env, attempts)
+        return [(rollout, v) for (_, rollout), v in zip(attempts, verdicts, strict=True)]
 
     def _sample(
         self, tasks: Sequence[Task], group_size: int, sampling: Sampling, seed: int

@@ -20,11 +20,11 @@ from statistics import fmean
 from typing import Literal
 
 from sdpo.config.schema import Context
-from sdpo.engines.base import GenerationRequest, Sampling
+from sdpo.engines.base import Sampling
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
-from sdpo.records import Group, Message, Rollout, Task, TeacherContext
-from sdpo.rollouts.collect import Collector, judge_all
+from sdpo.records import Group, Message, Task, TeacherContext
+from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
 
@@ -123,7 +123,17 @@ def probe_tasks(
     )
     asked = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
     wanted = list(dict.fromkeys(ask for found in asked.values() for ask in found))
-    solved = _answers(collector, tasks, wanted, sampling, seed)
+    attempts = {
+        (group.task.id, rollout.index): (group.task, rollout)
+        for group in groups
+        for rollout in group.rollouts
+    }
+    answers = collector.answer(
+        [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in wanted],
+        sampling=sampling,
+        seed=derive(seed, "probe", "teacher"),
+    )
+    solved = {ask: verdict.solved for ask, (_, verdict) in zip(wanted, answers, strict=True)}
     student = {group.task.id: group.solved_rate for group in again}
     return Probe(
         num_tasks=len(groups),
@@ -203,44 +213,6 @@ def _is_of(kind: Kind, context: TeacherContext) -> bool:
     if kind == "both":
         return context.demonstration is not None and context.feedback_used
     return context.messages is not None
-
-
-def _answers(
-    collector: Collector,
-    tasks: Sequence[Task],
-    wanted: Sequence[_Ask],
-    sampling: Sampling,
-    seed: int,
-) -> dict[_Ask, bool]:
-    """Whether the teacher's answer to each ask solves the task. Equal prompts are computed once."""
-    by_prompt: dict[tuple[int, ...], list[_Ask]] = {}
-    for ask in wanted:
-        by_prompt.setdefault(ask.prompt_ids, []).append(ask)
-    requests = [
-        GenerationRequest(
-            prompt_ids=prompt_ids,
-            seeds=tuple(derive(seed, "probe", "teacher", ask.task_id, ask.index) for ask in asks),
-        )
-        for prompt_ids, asks in by_prompt.items()
-    ]
-    known = {task.id: task for task in tasks}
-    attempts: dict[_Ask, tuple[Task, Rollout]] = {}
-    completions = collector.engine.generate(requests, sampling)
-    for asks, answers in zip(by_prompt.values(), completions, strict=True):
-        for ask, answer in zip(asks, answers, strict=True):
-            rollout = Rollout(
-                task_id=ask.task_id,
-                index=ask.index,
-                prompt_ids=ask.prompt_ids,
-                completion_ids=answer.token_ids,
-                sampler_logprobs=answer.logprobs,
-                text=collector.chat.decode(answer.token_ids),
-                truncated=answer.truncated,
-                policy_version=collector.engine.policy_version,
-            )
-            attempts[ask] = (known[ask.task_id], rollout)
-    verdicts = judge_all(collector.env, list(attempts.values()))
-    return {ask: verdict.solved for ask, verdict in zip(attempts, verdicts, strict=True)}
 
 
 def _result(
