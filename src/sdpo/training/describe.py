@@ -62,7 +62,7 @@ def describe_objective(config: RunConfig) -> list[str]:
             "          / trained tokens of the whole batch",
         ]
     if spec.needs_teacher or isinstance(config.objective, Sft):
-        lines.append(f"teacher   {_teacher(config, spec)}")
+        lines.append(f"teacher   {_teacher(config)}")
     lines.append(f"all at temperature {spec.temperature:g}")
     return lines
 
@@ -176,7 +176,7 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     return [*lines, over]
 
 
-def _teacher(config: RunConfig, spec: ObjectiveSpec) -> str:
+def _teacher(config: RunConfig) -> str:
     settings = config.teacher.schedule.model_dump(exclude={"type"})
     said = ", ".join(f"{key} {value:g}" for key, value in settings.items())
     kind = config.teacher.schedule.type

@@ -35,16 +35,17 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.columns import OldPolicy, distill_weights, token_batch
 from sdpo.training.inspect import credit_of, teacher_js
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import (
-    MicroBatch,
-    PackItem,
-    hidden_rows,
-    pack,
-    recomputing,
-    shares_prefixes,
-)
+from sdpo.training.packing import MicroBatch, hidden_rows, pack, recomputing, shares_prefixes
 from sdpo.training.parallel import Parallel
-from sdpo.training.targets import Key, Targets, key_of, pack_item, score_targets, trained_tokens
+from sdpo.training.targets import (
+    Key,
+    Targets,
+    hidden_states,
+    key_of,
+    pack_item,
+    score_targets,
+    trained_tokens,
+)
 
 CREDIT_ALTERNATIVES = 5
 """Most likely tokens of student and teacher kept per position of an inspected rollout."""
@@ -154,7 +155,12 @@ class Updater:
             inspect=inspect,
         )
         items = [pack_item(sample, sample.prompt_ids) for sample in active]
-        for micro_batch in self._pack(items):
+        packed = pack(
+            items,
+            budget_tokens=self._config.micro_batch_tokens,
+            share_prefixes=shares_prefixes(self.model),
+        )
+        for micro_batch in packed:
             chosen = [active[i] for i in micro_batch.item_indices]
             self._micro_batch(micro_batch, chosen, batch, result)
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
@@ -237,31 +243,20 @@ class Updater:
         head = self.model.get_output_embeddings().weight
         found: dict[Key, OldPolicy] = {}
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
-        items = [pack_item(sample, sample.prompt_ids) for sample in samples]
-        for micro_batch in self._pack(items):
-            rows = hidden_rows(self.model, micro_batch)
-            counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
-            for index, hidden in zip(micro_batch.item_indices, rows.split(counts), strict=True):
-                sample = samples[index]
-                tokens = trained_tokens(sample, hidden.device)
-                logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
-                support = None
-                if wants_support:
-                    assert spec.distill is not None
-                    assert spec.distill.top_k is not None
-                    ids, values = token_support(
-                        hidden, head, spec.distill.top_k, temperature=spec.temperature
-                    )
-                    support = OldSupport(ids=ids, logprobs=values)
-                found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
+        budget = self._config.micro_batch_tokens
+        for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
+            tokens = trained_tokens(sample, hidden.device)
+            logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
+            support = None
+            if wants_support:
+                assert spec.distill is not None
+                assert spec.distill.top_k is not None
+                ids, values = token_support(
+                    hidden, head, spec.distill.top_k, temperature=spec.temperature
+                )
+                support = OldSupport(ids=ids, logprobs=values)
+            found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
         return found
-
-    def _pack(self, items: Sequence[PackItem]) -> list[MicroBatch]:
-        return pack(
-            items,
-            budget_tokens=self._config.micro_batch_tokens,
-            share_prefixes=shares_prefixes(self.model),
-        )
 
     def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
         """Whether any component has a gradient for `sample`; others are counted but not

@@ -9,7 +9,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,8 @@ def score_targets(
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
     ) -> dict[Key, torch.Tensor]:
-        return _hidden_by_sample(model, chosen, prompt, budget_tokens)
+        found = hidden_states(model, chosen, prompt, budget_tokens)
+        return {key_of(sample): rows for sample, rows in found}
 
     with applied(model, schedule.weights):
         teacher = hidden(with_teacher, lambda s: s.teacher_prompt_ids or ())
@@ -112,13 +113,14 @@ def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:
     )
 
 
-def _hidden_by_sample(
+def hidden_states(
     model: PreTrainedModel,
     samples: Sequence[Sample],
     prompt: Callable[[Sample], tuple[int, ...]],
     budget_tokens: int,
-) -> dict[Key, torch.Tensor]:
-    found: dict[Key, torch.Tensor] = {}
+) -> Iterator[tuple[Sample, torch.Tensor]]:
+    """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
+    student's `budget_tokens`. Gradients must be off."""
     items = [pack_item(sample, prompt(sample)) for sample in samples]
     packed = pack(
         items,
@@ -129,8 +131,7 @@ def _hidden_by_sample(
         rows = hidden_rows(model, micro_batch)
         counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
         for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
-            found[key_of(samples[index])] = part
-    return found
+            yield samples[index], part
 
 
 def _negatives(
@@ -142,14 +143,11 @@ def _negatives(
     head = model.get_output_embeddings().weight
     for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
-        rows = _hidden_by_sample(
-            model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens
-        )
-        for sample in chosen:
-            key = key_of(sample)
+        found = hidden_states(model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens)
+        for sample, rows in found:
             targets = trained_tokens(sample, head.device)
-            logprob, _ = token_statistics(rows[key], head, targets, temperature=temperature)
-            columns.setdefault(key, []).append(logprob)
+            logprob, _ = token_statistics(rows, head, targets, temperature=temperature)
+            columns.setdefault(key_of(sample), []).append(logprob)
     return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}
 
 
