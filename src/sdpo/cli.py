@@ -118,18 +118,18 @@ def judge(
 @main.command()
 @ARGUMENTS
 @click.option("--probe", is_flag=True, help="Also sample the teacher: does what it reads help?")
-@click.option("--probe-tasks", type=click.IntRange(1), default=16, show_default=True)
-@click.option(
-    "--probe-samples",
-    type=click.IntRange(1),
-    default=4,
-    show_default=True,
-    help="Attempts per task.",
-)
-def check(arguments: tuple[str, ...], probe: bool, probe_tasks: int, probe_samples: int) -> None:
+@click.option("--probe-tasks", type=click.IntRange(1), help="Training tasks; default 16.")
+@click.option("--probe-samples", type=click.IntRange(1), help="Attempts per task; default 4.")
+def check(
+    arguments: tuple[str, ...], probe: bool, probe_tasks: int | None, probe_samples: int | None
+) -> None:
     """References pass, prompts fit, the chat template round-trips, the head can be trained."""
     from sdpo import api
 
+    sizes = {"tasks": probe_tasks, "samples": probe_samples}
+    chosen = {name: size for name, size in sizes.items() if size is not None}
+    if chosen and not probe:
+        raise click.UsageError(f"--probe-{min(chosen)} needs --probe")
     report = api.check(*arguments)
     console = Console()
     for task, what in report.failures.items():
@@ -144,7 +144,7 @@ def check(arguments: tuple[str, ...], probe: bool, probe_tasks: int, probe_sampl
     if probe:
         from sdpo.report.probe import probe_text
 
-        found = api.probe(*arguments, tasks=probe_tasks, samples=probe_samples)
+        found = api.probe(*arguments, **chosen)
         console.print(probe_text(found))
 
 

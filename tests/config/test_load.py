@@ -50,6 +50,10 @@ def test_precedence_is_default_then_files_then_overrides(tmp_path):
             ["objective.type=srpo", "objective.policy_gradient.normalization=fixed"],
             ["objective: srpo", "normalization at 'token'"],
         ),
+        (
+            ["objective.divergence.top_k=all", "objective.divergence.tail=false"],
+            ["objective.divergence: tail = false", "give top_k a number"],
+        ),
     ],
 )
 def test_wrong_input_names_key_and_cure(arguments, parts):

@@ -25,6 +25,15 @@ class _Support(Config):
     """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K.
     Paper: true."""
 
+    @model_validator(mode="after")
+    def _whole_vocabulary_has_no_tail(self) -> Self:
+        if self.top_k == "all" and not self.tail:
+            raise ValueError(
+                "tail = false renormalises a top-K, and top_k = 'all' leaves nothing out: "
+                "give top_k a number, or leave tail at true"
+            )
+        return self
+
 
 class ReverseKL(_Support):
     type: Literal["reverse_kl"] = "reverse_kl"

@@ -64,6 +64,8 @@ class Attempt:
                 f"--prompt = {self.prompt!r}, --task = {self.task!r}, --tasks = {self.tasks!r}: "
                 "give either --prompt TEXT or both --task ID and --tasks SET"
             )
+        if self.worked_example and self.tasks is None:
+            raise ConfigError("--worked-example belongs to code tasks: give --task and --tasks too")
         if self.task is None or self.tasks is None:
             assert prompt is not None
             return prompt, None

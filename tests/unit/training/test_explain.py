@@ -143,6 +143,12 @@ def test_the_task_is_named_once(folder, arguments):
     assert "give either --prompt" in " ".join(result.output.split())
 
 
+def test_a_worked_example_without_code_tasks_is_refused(folder):
+    result = invoke(folder, "--prompt", "x", "--worked-example", "--feedback", FEEDBACK)
+    assert result.exit_code == 2
+    assert "give --task and --tasks" in " ".join(result.output.split())
+
+
 def test_a_missing_feedback_file_is_named(folder):
     result = invoke(folder, "--prompt", "x", "--feedback", "@nowhere.txt")
     assert result.exit_code == 2

@@ -61,6 +61,12 @@ def copies(prompt, number):
     return f"solution:\n\nanswer {number}\n" in prompt
 
 
+def test_sizes_without_the_probe_are_refused():
+    result = CliRunner().invoke(main, ["check", "quickstart", "--probe-samples", "2"])
+    assert result.exit_code == 2
+    assert "--probe-samples needs --probe" in result.output
+
+
 def test_demonstrations_that_help_are_seen_and_nothing_else():
     found = probed(reader(copies))
     kinds = found.kinds
