@@ -65,7 +65,7 @@ def check_stdio(sandbox: Sandbox, name: str) -> None:
 
 def crowding() -> float:
     """How much longer everything takes while other processes want the same cores."""
-    return max(1.0, 2 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
 WEAKER_STATUSES = {
