@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
-TRL_PYTHON ?= $(wildcard /tmp/trlenv/bin/python)
+TRL_PYTHON ?=
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
 .PHONY: setup quickstart test test-all check fmt bench

@@ -29,6 +29,8 @@ import sys
 import time
 from pathlib import Path
 
+from memory import peak_bytes, reset_peak
+
 SRC = Path(__file__).resolve().parent.parent / "src"
 KINDS = ("padded", "packed")
 
@@ -142,32 +144,6 @@ def measure(arguments, kind: str, prompt: int, group: int) -> dict:
     peak = peak_bytes(arguments.device) - base
     seconds = statistics.median(step() for _ in range(arguments.repeats))
     return {"seconds": seconds, "bytes": peak, "check": total}
-
-
-def reset_peak(device: str) -> int:
-    """Bytes in use now, with the peak counter set back to them."""
-    if device == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return status_bytes("VmRSS")
-
-
-def peak_bytes(device: str) -> int:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    return status_bytes("VmHWM")
-
-
-def status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(key)
 
 
 def run_one(kind: str, prompt: int, group: int) -> dict | None:
