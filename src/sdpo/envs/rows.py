@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ _SPLITS = {"train": "train", "eval": "eval", "test": "eval", "validation": "eval
 """Names of splits in files to ours."""
 
 
-class RowsEnv:
+class RowsEnv(ABC):
     """An environment whose tasks are the rows of one `.json` or `.jsonl` file.
 
     A subclass says how a row becomes a task and how a text is judged, and what it would answer with
@@ -67,21 +68,21 @@ class RowsEnv:
                 failures[task.id] = "a trivial answer passes"
         return CheckReport(num_tasks=len(tasks), failures=failures, skipped=0)
 
+    @abstractmethod
     def parse(self, line: Line) -> Task:
         """The task of one row. Raises `TaskError` naming file, line and key."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference_answer(self, task: Task) -> str:
         """A completion that is right by the row's reference."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trivial_answer(self, task: Task) -> str:
         """A completion that must not pass."""
-        raise NotImplementedError
 
     def _load(self) -> dict[str, list[Task]]:
         with self._lock:
