@@ -1,7 +1,7 @@
 """SDPO in one file: the executable specification of this project, equal to the package by
 tests/parity/test_nano.py.
 
-    python examples/nano_sdpo.py [steps]     # the demo model on a CPU: half a minute a step
+    python examples/nano_sdpo.py [steps]     # the demo model on two cores: 40 seconds a step
 
 No packing, no fused head, no resume: dense logits, autograd and plain loops, so that each equation
 of the paper (arXiv 2601.20802) is one or two lines. Legend: T completion tokens, V vocabulary, K

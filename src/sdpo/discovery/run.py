@@ -50,8 +50,7 @@ def discover_tasks(
     are read, not repeated.
 
     Writes `discovery.jsonl`, `discovery.json`, `discovery.png` (with matplotlib installed) and
-    `solutions/TASK.txt`. `env` replaces
-    `config.env`. Raises `SdpoError`.
+    `solutions/TASK.txt`. `env` replaces `config.env`. Raises `SdpoError`.
     """
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts())

@@ -9,11 +9,11 @@ function creditGaps(row) {
   return row.teacher_logprob.map((q, i) => (q === null ? -20 : q) - (row.student_logprob[i] ?? -20));
 }
 
-/* The 97th percentile of the absolute gaps: a single extreme token must not bleach all others. */
+/* The 97th percentile of the absolute gaps, so that a single extreme token does not bleach all others; in a short
+   attempt, where that is the second largest, up to twice as much. As in report/credit.py. */
 function creditScale(gaps) {
   const sizes = gaps.map(Math.abs).sort((a, b) => a - b);
   if (!sizes.length) return SMALLEST_SCALE;
-  /* A single extreme token must not bleach all others, but in a short attempt it must stand out. */
   const usual = sizes[Math.floor((sizes.length - 1) * 0.97)];
   return Math.max(SMALLEST_SCALE, Math.min(sizes.at(-1), MAX_OVER_USUAL * usual));
 }
