@@ -127,7 +127,7 @@ def check(
     from sdpo import api
 
     sizes = {"tasks": probe_tasks, "samples": probe_samples}
-    chosen = {name: size for name, size in sizes.items() if size is not None}
+    chosen: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if chosen and not probe:
         raise click.UsageError(f"--probe-{min(chosen)} needs --probe")
     report = api.check(*arguments)

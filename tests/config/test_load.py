@@ -70,7 +70,7 @@ def test_section_without_type_changes_the_default_variant():
 
 
 def test_partial_section_keeps_the_variants_own_settings():
-    config = load_config(["objective.type=sdpg", "objective.divergence.tail=false"])
+    config = load_config(["objective.type=sdpg", "objective.divergence.tail=true"])
     assert config.objective.divergence.type == "reverse_kl"
     assert config.objective.divergence.top_k == "all"
 
