@@ -126,6 +126,7 @@ TURNS = {
     "Eval.every": turn("1", observe=trained_single_turn),
     "Eval.samples": turn("2", observe=trained_single_turn),
     "Eval.max_tasks": turn("2", observe=trained_single_turn),
+    "Eval.probe_tasks": turn("2", observe=trained_single_turn),
     "Eval.temperature": turn("1.5", observe=trained_single_turn),
     "Eval.top_p": turn("0.01", observe=trained_single_turn),
     "Checkpoint.every": turn("1", observe=trained_single_turn),

@@ -22,6 +22,11 @@ EVERY_STEP = {
 EVALUATION = {
     "eval/solved", "eval/solved_low", "eval/solved_high", "eval/pass@2", "eval/completion_tokens",
 }  # fmt: skip
+PROBE = {"probe/failed"} | {
+    f"probe/gain_{kind}{bound}"
+    for kind in ("recipe", "demonstration", "feedback", "both", "other_task", "no_context")
+    for bound in ("", "_low", "_high")
+}
 
 
 @pytest.fixture
@@ -32,8 +37,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def judge(task, rollout):
-    is_long = len(rollout.completion_ids) > 4
-    return sdpo.Verdict(reward=float(is_long), solved=is_long, feedback="too short")
+    is_even = rollout.completion_ids[0] % 2 == 0
+    return sdpo.Verdict(reward=float(is_even), solved=is_even, feedback="begins with an odd token")
 
 
 def test_promised_keys_are_written(model, tmp_path):
@@ -42,14 +47,15 @@ def test_promised_keys_are_written(model, tmp_path):
             f"run={tmp_path / 'run'}", f"model.name={model}", "steps=2", "eval.every=2",
             "rollout.tasks_per_step=2", "rollout.group_size=4", "eval.samples=2",
             "rollout.max_completion_tokens=8", "rollout.max_prompt_tokens=200",
+            "eval.probe_tasks=3", "seed=1",
         ]
     )  # fmt: skip
     train(config, env=sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(3)], judge))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     start, first, last = (json.loads(line) for line in lines)
-    assert set(start) == EVALUATION | {"step"}
+    assert set(start) == EVALUATION | PROBE | {"step"}
     assert set(first) >= EVERY_STEP
-    assert not any(key.startswith("eval/") for key in first)
-    assert set(last) >= EVERY_STEP | EVALUATION
+    assert not any(key.startswith(("eval/", "probe/")) for key in first)
+    assert set(last) >= EVERY_STEP | EVALUATION | {"probe/failed"}
     for row in (start, last):
         assert 0 <= row["eval/solved_low"] <= row["eval/solved"] <= row["eval/solved_high"] <= 1

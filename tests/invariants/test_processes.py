@@ -22,7 +22,8 @@ CASES = {
     # More tasks than ranks and not a multiple: ranks have unequal shares. One task is evaluated,
     # so the second rank has none.
     "sdpo": ["objective.type=sdpo", "rollout.tasks_per_step=3", "eval.max_tasks=1"],
-    "grpo": ["objective.type=grpo", "rollout.tasks_per_step=4"],
+    # Three tasks are probed by two ranks.
+    "grpo": ["objective.type=grpo", "rollout.tasks_per_step=4", "eval.probe_tasks=3"],
     # The second rank has no task at all and still takes part in every sum.
     "lone": ["objective.type=sdpo", "rollout.tasks_per_step=1"],
     # Token weights relative to their mean over the whole batch, and one count for two components.

@@ -248,6 +248,9 @@ class Eval(Config):
     """Attempts per task. Paper: 16 without rich feedback, 4 with it."""
     max_tasks: NonNegativeInt = 0
     """Evaluate the first so many tasks; 0 means all."""
+    probe_tasks: NonNegativeInt = 0
+    """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
+    each: does what the teacher reads still help the current weights? 0: no probe."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95

@@ -194,6 +194,10 @@ RULES = (
         meaning="the teacher has nothing left to say",
     ),
     _Rule(
+        name="teacher_harms", metric="probe/gain_recipe_high", below=True, absolute=True,
+        is_eval=True, meaning="the student solves more without what its teacher reads",
+    ),
+    _Rule(
         name="pass_at_k", metric="eval/pass@*", below=True, factor=1 - PASS_AT_K_DROP,
         offset=-PASS_AT_K_FALL, offset_only_if_larger=True, is_eval=True,
         meaning="held-out tasks that were solvable no longer are",

@@ -187,6 +187,7 @@ _SHOWN = (
     ("entropy", "policy/entropy", ".2f"),
     ("len", "train/completion_tokens", ".0f"),
     ("eval", "eval/solved", ".3f"),
+    ("teacher gain", "probe/gain_recipe", "+.2f"),
 )
 """Label, metric and format of what both displays show, in order."""
 

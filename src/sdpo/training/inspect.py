@@ -4,6 +4,7 @@ distance."""
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,14 @@ def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
     gap = (tokens.teacher_logprob - tokens.student_logprob).clamp(-MAX_GAP, MAX_GAP)
     log_mean = torch.logaddexp(gap, torch.zeros_like(gap)) - math.log(2)
     return ((gap - log_mean) * gap.exp() - log_mean) / 2
+
+
+def choose_inspected(
+    samples: Sequence[Sequence[Sample]], count: int, *, seed: int
+) -> frozenset[Key]:
+    """Keys of the samples whose credit is kept: a seeded choice of `count` with a teacher."""
+    taught = [key_of(s) for part in samples for s in part if s.teacher_prompt_ids is not None]
+    return frozenset(random.Random(seed).sample(taught, min(count, len(taught))))
 
 
 def credit_of(

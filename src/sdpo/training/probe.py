@@ -27,10 +27,13 @@ from sdpo.records import Group, Message, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
+from sdpo.training.parallel import Parallel
 
 Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_context"]
 """What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
 feedback, both, or, as controls, another task's solved answer and nothing."""
+
+ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,17 @@ class Probe:
     num_failed: int
     kinds: Mapping[Kind, KindResult]
 
+    def metrics(self) -> dict[str, float]:
+        """The `probe/*` keys of metrics.jsonl: the share of attempts that failed and every kind's
+        gain with its 90% interval; kinds no failed attempt can have are absent."""
+        values = {"probe/failed": self.num_failed / self.num_attempts}
+        for kind, result in self.kinds.items():
+            if result.gain is not None:
+                values[f"probe/gain_{kind}"] = result.gain.mean
+                values[f"probe/gain_{kind}_low"] = result.gain.low
+                values[f"probe/gain_{kind}_high"] = result.gain.high
+        return values
+
     def sentence(self) -> str:
         """Whether self-distillation is likely to help here, in words."""
         if not self.num_failed:
@@ -104,21 +118,24 @@ def probe_tasks(
     samples: int,
     sampling: Sampling,
     seed: int,
+    parallel: Parallel = ALONE,
 ) -> Probe:
     """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
 
-    Everything random depends on `seed`, task and attempt only. Raises `ConfigError` for attempts
-    of several turns, which a teacher cannot answer at once.
+    Everything random depends on `seed`, task and attempt only, not on the number of processes, each
+    of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
+    several turns, which a teacher cannot answer at once.
     """
-    if collector.max_turns > 1:
-        raise ConfigError(
-            f"rollout.max_turns = {collector.max_turns}: the teacher probe knows attempts of one "
-            "turn only; probe with rollout.max_turns=1"
-        )
+    check_can_probe(collector.max_turns)
     groups, again = (
-        collector.collect(
-            tasks, group_size=samples, sampling=sampling, seed=derive(seed, "probe", which)
-        ).groups
+        parallel.gather_shares(
+            collector.collect(
+                parallel.share(tasks),
+                group_size=samples,
+                sampling=sampling,
+                seed=derive(seed, "probe", which),
+            ).groups
+        )
         for which in ("student", "student again")
     )
     asked = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
@@ -128,10 +145,12 @@ def probe_tasks(
         for group in groups
         for rollout in group.rollouts
     }
-    answers = collector.answer(
-        [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in wanted],
-        sampling=sampling,
-        seed=derive(seed, "probe", "teacher"),
+    answers = parallel.gather_shares(
+        collector.answer(
+            [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in parallel.share(wanted)],
+            sampling=sampling,
+            seed=derive(seed, "probe", "teacher"),
+        )
     )
     solved = {ask: verdict.solved for ask, (_, verdict) in zip(wanted, answers, strict=True)}
     student = {group.task.id: group.solved_rate for group in again}
@@ -141,6 +160,15 @@ def probe_tasks(
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
         kinds={kind: _result(found, solved, student) for kind, found in asked.items()},
     )
+
+
+def check_can_probe(max_turns: int) -> None:
+    """Raises `ConfigError` for attempts of several turns."""
+    if max_turns > 1:
+        raise ConfigError(
+            f"rollout.max_turns = {max_turns}: the teacher probe knows attempts of one turn only; "
+            "set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
+        )
 
 
 def choose_tasks(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:

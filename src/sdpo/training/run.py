@@ -6,7 +6,6 @@ need no further exchange; each rank trains on its own share of the tasks.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,10 +30,12 @@ from sdpo.seeds import derive
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.assemble import Sampler, open_sampler
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.inspect import choose_inspected
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.packing import check_head
 from sdpo.training.parallel import Parallel, start_parallel
+from sdpo.training.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
 from sdpo.training.samples import NO_CONTEXT, SampleBuilder, teacher_lengths
 from sdpo.training.self_teacher import check_can_sample, solved_by_self_teacher
@@ -110,11 +111,7 @@ class Run:
             sampling=self._sampling(),
             seed=derive(self.config.seed, "rollout", self.step),
         )
-        return Collected(
-            groups=self._parallel.gather_shares(collected.groups),
-            generate_s=collected.generate_s,
-            judge_s=collected.judge_s,
-        )
+        return replace(collected, groups=self._parallel.gather_shares(collected.groups))
 
     def contexts(self, groups: Sequence[Group]) -> list[list[TeacherContext]]:
         """What the teacher reads for every rollout of every group."""
@@ -140,9 +137,12 @@ class Run:
             max_completion_tokens=self.config.rollout.max_completion_tokens,
             trust=self._updater.schedule.trust,
         )
-        result = self._updater.step(
-            samples, spec, where=f"step {self.step + 1}", inspect=self._inspected(samples)
+        inspected = choose_inspected(
+            samples,
+            len(self._parallel.share(range(self.config.credit.rollouts))),
+            seed=derive(self.config.seed, "credit", self.step),
         )
+        result = self._updater.step(samples, spec, where=f"step {self.step + 1}", inspect=inspected)
         if share is not None:
             result.metrics.add("teacher/solved", share)
         self._publish()
@@ -191,7 +191,8 @@ class Run:
         return row | self._totals | {"teacher/refreshed": float(refreshed)}
 
     def evaluate(self) -> dict[str, float]:
-        """The `eval/*` metrics of the current weights on held-out tasks."""
+        """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
+        on training tasks when the config asks for them."""
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
         # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
@@ -207,7 +208,7 @@ class Run:
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
             self._recorder.record(self.step, groups, split="eval")
-        return summarise(groups).metrics()
+        return summarise(groups).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
         """Whether something done `every` steps (0: never in between) and after the last step is due
@@ -298,6 +299,20 @@ class Run:
         self._parallel.barrier()
         self.save()
 
+    def _probe(self) -> dict[str, float]:
+        config = self.config
+        if not config.eval.probe_tasks:
+            return {}
+        return probe_tasks(
+            self._sampler.collector,
+            choose_tasks(self.env.load("train"), config.eval.probe_tasks, config.seed),
+            config.teacher.context,
+            samples=config.eval.samples,
+            sampling=self._sampling(),
+            seed=config.seed,
+            parallel=self._parallel,
+        ).metrics()
+
     def _samples(
         self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
     ) -> list[list[Sample]]:
@@ -320,19 +335,6 @@ class Run:
     def _sampling(self) -> Sampling:
         temperature = self.config.rollout.temperature
         return self._sampler.sampling(self.config, temperature=temperature)
-
-    def _inspected(self, samples: Sequence[Sequence[Sample]]) -> frozenset[tuple[str, int]]:
-        """Keys of the rollouts whose credit is kept: a seeded choice among this rank's distilled
-        ones."""
-        taught = [
-            (s.task_id, s.index)
-            for part in samples
-            for s in part
-            if s.teacher_prompt_ids is not None
-        ]
-        rng = random.Random(derive(self.config.seed, "credit", self.step))
-        count = len(self._parallel.share(range(self.config.credit.rollouts)))
-        return frozenset(rng.sample(taught, min(count, len(taught))))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -365,6 +367,8 @@ class Run:
 def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
     check_can_sample(config)
+    if config.eval.probe_tasks:
+        check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
     run_dir = open_run_dir(config, run_facts()) if parallel.is_main else Path(config.run)
     parallel.barrier()

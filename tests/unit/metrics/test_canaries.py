@@ -17,6 +17,7 @@ HEALTHY = {
     "train/solved": 0.4,
     "eval/pass@4": 0.5,
     "eval/pass@16": 0.6,
+    "probe/gain_recipe_high": 0.2,
 }
 
 
@@ -45,6 +46,7 @@ def fired(bad, *, start=HEALTHY, patience=3, healthy_steps=8, bad_steps=12):
         ({"policy/teacher_js": 0.001}, ("teacher_collapse", 11)),
         ({"policy/initial_kl": 2.0}, ("initial_kl", 11)),
         ({"eval/pass@16": 0.3}, ("pass_at_k", 10)),
+        ({"probe/gain_recipe_high": -0.01}, ("teacher_harms", 10)),
         # The mean of the last five steps is below 40% of the best from the fourth bad one on.
         ({"train/solved": 0.01}, ("solved_collapse", 14)),
     ],
@@ -64,6 +66,7 @@ def test_each_canary_fires_once_after_patience(bad, expected):
         {"train/solved": 1.0, "rollouts/flat_failed": 0.0},
         {"eval/pass@16": 0.5},
         {"eval/pass@4": 0.1},
+        {"probe/gain_recipe_high": 0.0},
         {"policy/entropy": math.nan},
     ],
 )

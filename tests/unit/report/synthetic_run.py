@@ -113,7 +113,17 @@ def _evaluation(rng, solved):
         "eval/solved_high": min(1.0, value + 0.06),
         "eval/pass@4": min(1.0, value * 1.6),
         "eval/completion_tokens": 50 + rng.gauss(0, 4),
+        "probe/failed": 1 - value,
+        **_gain("recipe", 0.12 - value / 5),
+        **_gain("demonstration", 0.4 - value / 2),
+        **_gain("feedback", rng.gauss(0, 0.02)),
+        **_gain("no_context", rng.gauss(0, 0.02)),
     }
+
+
+def _gain(kind, mean):
+    name = f"probe/gain_{kind}"
+    return {name: mean, f"{name}_low": mean - 0.05, f"{name}_high": mean + 0.05}
 
 
 def _rollouts(rng, step, tasks, group_size, length, solved):

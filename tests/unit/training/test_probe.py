@@ -83,6 +83,18 @@ def test_demonstrations_that_help_are_seen_and_nothing_else():
     assert "format" not in found.sentence()
 
 
+def test_metrics_are_the_kinds_that_some_failed_attempt_can_have():
+    found = probed(reader(copies))
+    metrics = found.metrics()
+    assert metrics["probe/failed"] == found.num_failed / 48
+    gain = found.kinds["demonstration"].gain
+    names = ("probe/gain_demonstration", "probe/gain_demonstration_low")
+    assert tuple(metrics[name] for name in names) == (gain.mean, gain.low)
+    alone = probed(reader(lambda prompt, number: False, student=0)).metrics()
+    assert "probe/gain_feedback" in alone
+    assert "probe/gain_demonstration" not in alone
+
+
 def test_the_recipe_is_made_of_what_its_rules_show():
     found = probed(reader(copies), Context(demonstration="none", feedback="always"))
     assert found.kinds["recipe"] == found.kinds["feedback"]

@@ -86,6 +86,20 @@ const PANELS = [
     share: true,
   },
   {
+    group: "Policy and teacher",
+    title: "Teacher probe: what reading adds to the solved rate",
+    keys: {
+      "probe/gain_recipe": "this recipe's context",
+      "probe/gain_demonstration": "a demonstration",
+      "probe/gain_feedback": "feedback",
+      "probe/gain_both": "both",
+      "probe/gain_other_task": "another task's demonstration (control)",
+      "probe/gain_no_context": "bare task (control)",
+    },
+    sparse: true,
+    canaries: ["teacher_harms"],
+  },
+  {
     group: "Signs of collapse",
     title: "Repeated n-grams",
     keys: { "rollouts/repeated_ngrams": "repeated" },
