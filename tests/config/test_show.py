@@ -54,6 +54,16 @@ def test_every_value_says_where_it_came_from(tmp_path):
     assert next(line for line in lines if line.startswith("seed = ")).endswith("# default")
 
 
+def test_what_a_change_of_type_dropped_is_called_a_default():
+    loaded = load(["quickstart", "objective.type=hybrid"])
+    assert loaded.config.objective.divergence.top_k == 100
+    assert loaded.origins["objective.type"] == "command line"
+    assert not any(key.startswith("objective.divergence") for key in loaded.origins)
+    kept = load(["quickstart", "objective.type=srpo"])
+    assert kept.config.objective.divergence.top_k == 20
+    assert kept.origins["objective.divergence.top_k"] == "quickstart"
+
+
 def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
     text = shown("objective.type=srpo", "rollout.max_completion_tokens=7")
     text = " ".join(text.replace("#", " ").split())

@@ -67,7 +67,10 @@ def load(arguments: Sequence[str]) -> Loaded:
             _merge(merged, values)
             origins |= dict.fromkeys(_leaves(values), argument)
     _merge(merged, overrides)
-    return Loaded(config=resolve(merged), origins=origins | overridden)
+    # A section that started anew has lost keys that an earlier file set.
+    kept = set(_leaves(merged))
+    found = {key: origin for key, origin in (origins | overridden).items() if key in kept}
+    return Loaded(config=resolve(merged), origins=found)
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
