@@ -111,3 +111,48 @@ def test_only_the_first_process_writes(case, runs):
         for run in (runs / f"one-{case}", runs / f"two-{case}")
     ]
     assert files[0] == files[1]
+
+
+ONE_RANK_FAILS = """
+import dataclasses, os, sys
+import torch
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.training import step
+
+original = step.objective_loss
+
+def spoilt(*arguments, **named):
+    result = original(*arguments, **named)
+    if os.environ["RANK"] == "1":
+        return dataclasses.replace(result, loss=result.loss * float("nan"))
+    return result
+
+step.objective_loss = spoilt
+folder, model = sys.argv[1:]
+env = sdpo.env(
+    [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)],
+    lambda task, rollout: sdpo.Verdict(reward=0.0, solved=False, feedback="no"),
+)
+try:
+    sdpo.train(load_config([
+        f"run={folder}/run", f"model.name={model}", "model.device=cpu", "steps=1",
+        "rollout.tasks_per_step=4", "rollout.group_size=2", "rollout.max_completion_tokens=4",
+        "rollout.max_prompt_tokens=200", "eval.samples=1", "objective.type=sdpo",
+    ]), env=env)
+except sdpo.SdpoError as error:
+    open(f"{folder}/said.{os.environ['RANK']}", "w").write(str(error))
+"""
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(runs, tmp_path):
+    (tmp_path / "fails.py").write_text(ONE_RANK_FAILS)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(tmp_path / "fails.py"), str(tmp_path), str(runs / "model"),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(command, capture_output=True, timeout=120, env=environment, check=True)
+    said = [(tmp_path / f"said.{rank}").read_text() for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "step 1: the loss is nan on tasks" in said[0]

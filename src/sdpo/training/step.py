@@ -160,9 +160,16 @@ class Updater:
             budget_tokens=self._config.micro_batch_tokens,
             share_prefixes=shares_prefixes(self.model),
         )
+        problem = ""
         for micro_batch in packed:
             chosen = [active[i] for i in micro_batch.item_indices]
-            self._micro_batch(micro_batch, chosen, batch, result)
+            problem = self._micro_batch(micro_batch, chosen, batch, result)
+            if problem:
+                break
+        # All ranks stop together; one that raised alone would leave the others waiting for it.
+        if problem := next(filter(None, self._parallel.gather(problem)), ""):
+            self.optimizer.clear()
+            raise NonFiniteLossError(problem)
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
         norm = self.optimizer.update(self._parallel, where=f"{where}, tasks {tasks}")
@@ -172,9 +179,9 @@ class Updater:
 
     def _micro_batch(
         self, micro_batch: MicroBatch, samples: Sequence[Sample], batch: _Batch, result: StepResult
-    ) -> None:
+    ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
-        sums."""
+        sums. Empty, or the message of a loss that is not finite."""
         targets = batch.targets
         columns = token_batch(samples, targets, batch.weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
@@ -195,9 +202,8 @@ class Updater:
         )
         value = float(loss.loss.detach())
         if not math.isfinite(value):
-            self.optimizer.clear()
             tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
-            raise NonFiniteLossError(
+            return (
                 f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
                 "Lower optim.lr, or resume from the last checkpoint"
             )
@@ -206,6 +212,7 @@ class Updater:
         self.optimizer.accumulate()
         self._observe(loss, samples, batch.spec, result.metrics)
         result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
+        return ""
 
     def _observe(
         self,
