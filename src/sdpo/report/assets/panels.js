@@ -87,7 +87,7 @@ const PANELS = [
   },
   {
     group: "Policy and teacher",
-    title: "Teacher probe: what reading adds to the solved rate",
+    title: "Teacher probe, gain in solved rate",
     keys: {
       "probe/gain_recipe": "this recipe's context",
       "probe/gain_demonstration": "a demonstration",
