@@ -16,7 +16,7 @@ from sdpo.config.load import load_config
 from sdpo.config.schema import Lora, Optim, RunConfig
 from sdpo.discovery.multi_turn import fit
 from sdpo.discovery.records import Discovery
-from sdpo.discovery.run import discover_one, discover_tasks, search
+from sdpo.discovery.run import discover_one, discover_tasks, searches
 from sdpo.discovery.summary import (
     curve,
     difference,
@@ -77,6 +77,12 @@ def fixed(results):
     return [replace(result, seconds=0.0) for result in results]
 
 
+def search(sampler, config, task, initial, **watch):
+    method = "self_distillation"
+    (result,) = searches(sampler, config, task, method=method, seeds=[0], initial=initial, **watch)
+    return result
+
+
 def often(task, rollout):
     return bool(rollout.text) and ord(rollout.text[0]) % 8 == 0
 
@@ -117,10 +123,10 @@ def test_adapters_alone_train_and_restart(model_dir, tmp_path):
         whole = sum(weight.numel() for weight in sampler.policy.model.parameters())
         assert sum(weight.numel() for weight in initial.values()) < whole / 4
         task = sampler.env.load("eval")[0]
-        first = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+        first = search(sampler, config, task, initial)
         after = copy_weights(sampler.policy.model)
         assert all(torch.equal(after[name], weight) for name, weight in initial.items())
-        again = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+        again = search(sampler, config, task, initial)
     assert fixed([first]) == fixed([again])
 
 
@@ -131,16 +137,14 @@ def test_weights_train_within_a_search_and_are_restored(model_dir, tmp_path):
         model = sampler.policy.model
         initial = copy_weights(model)
 
-        def watch(tally):
+        def watch(seed, tally):
             trained.append({name: w.clone() for name, w in copy_weights(model).items()})
 
         task = sampler.env.load("eval")[0]
-        first = search(
-            sampler, config, task, method="self_distillation", seed=0, initial=initial, watch=watch
-        )
+        first = search(sampler, config, task, initial, watch=watch)
         for name, weight in copy_weights(model).items():
             assert torch.equal(weight, initial[name])
-        again = search(sampler, config, task, method="self_distillation", seed=0, initial=initial)
+        again = search(sampler, config, task, initial)
     assert all(torch.equal(trained[0][name], initial[name]) for name in initial)
     assert any(not torch.equal(trained[1][name], initial[name]) for name in initial)
     assert fixed([first]) == fixed([again])
@@ -162,6 +166,18 @@ def test_attempts_are_counted_in_order(model_dir, tmp_path, method):
     else:
         batch = 4 if method == "self_distillation" else 1
         assert result.attempts - batch < result.attempts_to_solve <= result.attempts
+
+
+def test_repetitions_side_by_side_are_what_each_is_alone(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run", seeds=4, methods=["multi_turn"], tasks=["b"])
+    together = discover_tasks(config, world(solves=often))
+    assert sorted(result.seed for result in together) == [0, 1, 2, 3]
+    assert len({result.attempts for result in together}) > 1
+    for result in together:
+        alone = discover_one(
+            "b", config, world(solves=often), method="multi_turn", seed=result.seed
+        )
+        assert fixed([alone]) == fixed([result])
 
 
 def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):

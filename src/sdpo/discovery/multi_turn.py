@@ -3,13 +3,17 @@ time.
 
 The oldest feedback leaves first when the prompt outgrows its window. As in the paper it is no
 conversation: the task is asked once, its feedback follows.
+
+Repetitions advance side by side, an attempt of each at a time: one sequence alone leaves a device
+idle. What a repetition samples does not depend on the others.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
@@ -22,42 +26,84 @@ from sdpo.teacher.context import cut_middle
 from sdpo.training.assemble import Sampler
 
 
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """One repetition: what it has tried and what it reads next.
+
+    Example:
+        Conversation(repetition=0, tally=Tally(256))
+    """
+
+    repetition: int
+    tally: Tally
+    sections: list[str] = field(default_factory=list)
+    """Feedback so far, with the attempts if they are shown; oldest first."""
+    seconds: float = 0.0
+    """Its equal share of the time of every round it took part in."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Solved, or out of budget."""
+        return not self.tally.left or self.tally.solution is not None
+
+
 def multi_turn(
     sampler: Sampler,
     config: RunConfig,
     task: Task,
     *,
-    seed: int,
-    tally: Tally,
-    watch: Callable[[Tally], None] = lambda tally: None,
-) -> None:
-    """Attempt `task` until solved or out of budget, each time with the feedback so far.
+    repetitions: Sequence[int],
+    watch: Callable[[int, Tally], None] = lambda repetition, tally: None,
+) -> Iterator[Conversation]:
+    """Attempt `task` once per round in every one of `repetitions`, each with its own feedback so
+    far, and yield each when it is solved or out of budget.
 
-    Raises `PromptTooLongError` when the task alone exceeds `discover.window_tokens`.
+    `watch` sees the first one still at work after every round. Raises `PromptTooLongError` when the
+    task alone exceeds `discover.window_tokens`.
     """
-    window = config.discover.window_tokens
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     collector = replace(
-        sampler.collector, env=JudgedAs(sampler.env, task), max_prompt_tokens=window
+        sampler.collector,
+        env=JudgedAs(sampler.env, task),
+        max_prompt_tokens=config.discover.window_tokens,
     )
-    sections: list[str] = []
-    while tally.left and tally.solution is None:
-        sections, messages = fit(sampler.chat, task.messages, sections, window)
-        collected = collector.collect(
-            [replace(task, messages=messages)],
+    working = [
+        Conversation(repetition=number, tally=Tally(config.discover.budget))
+        for number in repetitions
+    ]
+    turn = 0
+    while working:
+        start = time.perf_counter()
+        groups = collector.collect(
+            [_asked(sampler.chat, config, task, conversation) for conversation in working],
             group_size=1,
             sampling=sampling,
-            seed=derive(seed, "turn", tally.attempts),
-        )
-        group = collected.groups[0]
-        rollout, verdict = group.rollouts[0], group.verdicts[0]
-        tally.add(rollout.text, solved=verdict.solved)
-        if config.discover.show_attempts:
-            text = sampler.chat.as_content(rollout.text)
-            sections.append(templates.ATTEMPT.format(attempt=text))
-        if verdict.feedback is not None:
-            sections.append(templates.FEEDBACK.format(feedback=verdict.feedback))
-        watch(tally)
+            seed=derive(config.seed, "discover", "multi_turn", turn),
+        ).groups
+        for conversation, group in zip(working, groups, strict=True):
+            rollout, verdict = group.rollouts[0], group.verdicts[0]
+            conversation.tally.add(rollout.text, solved=verdict.solved)
+            if config.discover.show_attempts:
+                text = sampler.chat.as_content(rollout.text)
+                conversation.sections.append(templates.ATTEMPT.format(attempt=text))
+            if verdict.feedback is not None:
+                said = templates.FEEDBACK.format(feedback=verdict.feedback)
+                conversation.sections.append(said)
+        watch(working[0].repetition, working[0].tally)
+        share = (time.perf_counter() - start) / len(working)
+        for conversation in working:
+            conversation.seconds += share
+        yield from [conversation for conversation in working if conversation.is_finished]
+        working = [conversation for conversation in working if not conversation.is_finished]
+        turn += 1
+
+
+def _asked(chat: Chat, config: RunConfig, task: Task, conversation: Conversation) -> Task:
+    """`task` with what the repetition has been told; its id, from which random numbers come, is
+    that of the repetition."""
+    window = config.discover.window_tokens
+    conversation.sections, messages = fit(chat, task.messages, conversation.sections, window)
+    return replace(task, id=f"{task.id}/{conversation.repetition}", messages=messages)
 
 
 class JudgedAs:
@@ -77,7 +123,7 @@ class JudgedAs:
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The environment's verdict on `rollout`; the task as shown is not used."""
-        verdict = self._env.judge(self._task, rollout)
+        verdict = self._env.judge(self._task, replace(rollout, task_id=self._task.id))
         if inspect.isawaitable(verdict):
             verdict = await verdict
         return verdict

@@ -38,7 +38,7 @@ class Discovery:
     """Places of all solved attempts. Best-of-k samples on to its budget, so that the unbiased
     pass@k can be computed from their number."""
     seconds: float
-    """Wall-clock time."""
+    """Wall-clock time; searches that ran side by side share it equally."""
     stopped: str | None = None
     """Why the search ended before its budget without a solution, for instance a canary."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,29 +63,35 @@ def discover_tasks(
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
         plan = [
-            (task, method, seed)
+            (task, method, seeds)
             for task in tasks
             for method in config.discover.methods
-            for seed in range(config.discover.seeds)
-            if (task.id, method, seed) not in done
+            if (
+                seeds := [
+                    seed
+                    for seed in range(config.discover.seeds)
+                    if (task.id, method, seed) not in done
+                ]
+            )
         ]
         try:
-            for task, method, seed in plan:
-                result = search(
+            for task, method, seeds in plan:
+                for result in searches(
                     sampler,
                     config,
                     task,
                     method=method,
-                    seed=seed,
+                    seeds=seeds,
                     initial=initial,
-                    watch=lambda tally, m=method, t=task, s=seed: say(
-                        results, f"{t.id}, {m}, seed {s}: {tally.attempts}/{tally.budget} attempts"
+                    watch=lambda seed, tally, m=method, t=task: say(
+                        results,
+                        f"{t.id}, {m}, seed {seed}: {tally.attempts}/{tally.budget} attempts",
                     ),
-                )
-                _save_solution(run_dir, result)
-                results.append(result)
-                file.append([result.row() | {"step": len(results)}])
-                say(results, "")
+                ):
+                    _save_solution(run_dir, result)
+                    results.append(result)
+                    file.append([result.row() | {"step": len(results)}])
+                    say(results, "")
         finally:
             file.close()
     write_summary(results, run_dir)
@@ -106,49 +113,55 @@ def discover_one(
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
             task = _named(sampler.env.load(config.discover.split), [task])[0]
-        return search(
+        (result,) = searches(
             sampler,
             config,
             task,
             method=method,
-            seed=seed,
+            seeds=[seed],
             initial=_initial(sampler, config, [method]),
-            watch=lambda tally: say([], f"{tally.attempts}/{tally.budget} attempts"),
+            watch=lambda _, tally: say([], f"{tally.attempts}/{tally.budget} attempts"),
         )
+        return result
 
 
-def search(
+def searches(
     sampler: Sampler,
     config: RunConfig,
     task: Task,
     *,
     method: Method,
-    seed: int,
+    seeds: Sequence[int],
     initial: Mapping[str, torch.Tensor],
-    watch: Callable[[Tally], None] = lambda tally: None,
-) -> Discovery:
-    """One search. `initial` are the weights `sampler` holds, needed by `self_distillation`
-    only."""
-    start = time.perf_counter()
-    tally = Tally(config.discover.budget)
-    own = derive(config.seed, "discover", method, task.id, seed)
-    stopped = None
-    match method:
-        case "self_distillation":
-            stopped = self_distillation(
-                sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
+    watch: Callable[[int, Tally], None] = lambda seed, tally: None,
+) -> Iterator[Discovery]:
+    """A search for each of `seeds`, yielded as it ends. `initial` are the weights `sampler` holds,
+    needed by `self_distillation` only."""
+    if method == "multi_turn":
+        for ended in multi_turn(sampler, config, task, repetitions=seeds, watch=watch):
+            yield ended.tally.result(
+                task_id=task.id, method=method, seed=ended.repetition, seconds=ended.seconds
             )
-        case "best_of_k":
-            best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
-        case "multi_turn":
-            multi_turn(sampler, config, task, seed=own, tally=tally, watch=watch)
-    return tally.result(
-        task_id=task.id,
-        method=method,
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        stopped=stopped,
-    )
+        return
+    for seed in seeds:
+        start = time.perf_counter()
+        tally = Tally(config.discover.budget)
+        own = derive(config.seed, "discover", method, task.id, seed)
+        see = partial(watch, seed)
+        stopped = None
+        if method == "self_distillation":
+            stopped = self_distillation(
+                sampler, config, task, seed=own, tally=tally, initial=initial, watch=see
+            )
+        else:
+            best_of_k(sampler, config, task, seed=own, tally=tally, watch=see)
+        yield tally.result(
+            task_id=task.id,
+            method=method,
+            seed=seed,
+            seconds=time.perf_counter() - start,
+            stopped=stopped,
+        )
 
 
 def _initial(
