@@ -6,7 +6,8 @@ credit, rollouts.jsonl and metrics.jsonl.
 Both arms train the same steps of the default size (8 tasks x 8 attempts x 128 tokens unless
 changed) in this process and take turns, the second order reversed. A step lasts from the end of one
 record to the end of the next, so that it holds all work of a step; the first of a run warms up.
-CPU time is what to read on a busy machine.
+CPU time is what to read on a busy machine. `inside_cpu_share` is the CPU time of the recording
+functions themselves over that of the steps: free of the noise between two runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,12 +31,22 @@ import torch
 
 import sdpo
 from sdpo.config.load import load_config
+from sdpo.losses import walk
+from sdpo.metrics.canaries import Canaries
+from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training import run, step
 from sdpo.training.loop import train
 from sdpo.training.run import Run
 
+RECORDING = (
+    (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
+    (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
+    (run, "rollout_metrics"), (run, "choose_inspected"), (step, "credit_of"),
+    (walk, "fill_alternatives"),
+)  # fmt: skip
 TASKS = [{"id": f"t{i}", "prompt": f"Write a word with the letter {i:04}. " * 3} for i in range(8)]
 
 
@@ -51,6 +62,28 @@ def unrecorded() -> Generator[None]:
         mock.patch.object(RolloutRecorder, "record", return_value=[]),
         mock.patch.object(MetricsWriter, "write"),
     ):
+        yield
+
+
+@contextmanager
+def accounted(spent: list[float]) -> Generator[None]:
+    """Adds the CPU seconds inside recording functions to `spent`; none of them calls another."""
+
+    def timed(owner: Any, name: str) -> Any:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            start = time.process_time()
+            try:
+                return original(*arguments, **named)
+            finally:
+                spent.append(time.process_time() - start)
+
+        return mock.patch.object(owner, name, call)
+
+    with ExitStack() as stack:
+        for owner, name in RECORDING:
+            stack.enter_context(timed(owner, name))
         yield
 
 
@@ -85,6 +118,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a completion")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    spent: list[float] = []
     found: dict[str, list[tuple[float, float]]] = {"defaults": [], "off": []}
     with tempfile.TemporaryDirectory() as name:
         options.model = Path(name) / "model"
@@ -100,13 +134,18 @@ def main() -> None:
                     with unrecorded():
                         found[arm] += steps_of_run(folder, options, ["credit.rollouts=0"])
                 else:
-                    found[arm] += steps_of_run(folder, options, [])
+                    with accounted(spent):
+                        found[arm] += steps_of_run(folder, options, [])
     medians = {
         arm: [statistics.median(column) for column in zip(*steps, strict=True)]
         for arm, steps in found.items()
     }
     report = {
         "steps_per_arm": len(found["off"]),
+        # The first step of a run is recorded, but not among those timed.
+        "inside_cpu_share": round(
+            sum(spent) / options.rounds / (options.steps + 1) / medians["defaults"][1], 5
+        ),
         **{f"{arm}_{kind}_s": round(medians[arm][i], 4)
            for arm in medians for i, kind in enumerate(("wall", "cpu"))},
         **{f"{kind}_ratio": round(medians["defaults"][i] / medians["off"][i], 4)
