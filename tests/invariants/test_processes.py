@@ -115,7 +115,6 @@ def test_only_the_first_process_writes(case, runs):
 
 ONE_RANK_FAILS = """
 import dataclasses, os, sys
-import torch
 import sdpo
 from sdpo.config.load import load_config
 from sdpo.training import step

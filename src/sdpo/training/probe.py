@@ -33,7 +33,7 @@ Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_
 """What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
 feedback, both, or, as controls, another task's solved answer and nothing."""
 
-ALONE = Parallel()
+_ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def probe_tasks(
     samples: int,
     sampling: Sampling,
     seed: int,
-    parallel: Parallel = ALONE,
+    parallel: Parallel = _ALONE,
 ) -> Probe:
     """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
 
