@@ -59,3 +59,39 @@ def test_promised_keys_are_written(model, tmp_path):
     assert set(last) >= EVERY_STEP | EVALUATION | {"probe/failed"}
     for row in (start, last):
         assert 0 <= row["eval/solved_low"] <= row["eval/solved"] <= row["eval/solved_high"] <= 1
+
+
+def test_credit_is_kept_of_attempts_that_are_distilled(model, tmp_path):
+    """SRPO has a context for every failed attempt and distils only those with a solved sibling."""
+    config = load_config(
+        [
+            f"run={tmp_path / 'run'}", f"model.name={model}", "steps=3", "objective.type=srpo",
+            "rollout.tasks_per_step=3", "rollout.group_size=3", "eval.samples=1", "eval.every=0",
+            "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200",
+        ]
+    )  # fmt: skip
+
+    def mostly_wrong(task, rollout):
+        solved = rollout.completion_ids[0] % 6 == 0
+        return sdpo.Verdict(reward=float(solved), solved=solved, feedback="take another token")
+
+    tasks = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(9)]
+    train(config, env=sdpo.env(tasks, mostly_wrong))
+    rows, credit = (
+        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
+        for name in ("rollouts.jsonl", "credit.jsonl")
+    )
+    found = 0
+    for step in (1, 2, 3):
+        own = [row for row in rows if row["split"] == "train" and row["step"] == step]
+        solved = {row["task"] for row in own if row["solved"]}
+        distilled = {
+            (row["task"], row["index"])
+            for row in own
+            if row["task"] in solved and not row["solved"]
+        }
+        kept = {(row["task"], row["index"]) for row in credit if row["step"] == step}
+        assert kept <= distilled
+        assert len(kept) == min(2, len(distilled))
+        found += len(kept) and len(distilled) < len(own) - len(solved)
+    assert found

@@ -36,12 +36,11 @@ def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
     return ((gap - log_mean) * gap.exp() - log_mean) / 2
 
 
-def choose_inspected(
-    samples: Sequence[Sequence[Sample]], count: int, *, seed: int
-) -> frozenset[Key]:
-    """Keys of the samples whose credit is kept: a seeded choice of `count` with a teacher."""
-    taught = [key_of(s) for part in samples for s in part if s.teacher_prompt_ids is not None]
-    return frozenset(random.Random(seed).sample(taught, min(count, len(taught))))
+def choose_inspected(compared: Sequence[Sample], count: int, *, seed: int) -> frozenset[Key]:
+    """Keys of the samples whose credit is kept: a seeded choice of `count` (all when there are
+    fewer) of those the teacher is compared with."""
+    chosen = random.Random(seed).sample(compared, min(count, len(compared)))
+    return frozenset(key_of(sample) for sample in chosen)
 
 
 def credit_of(

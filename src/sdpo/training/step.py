@@ -265,6 +265,11 @@ class Updater:
             found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
         return found
 
+    def compares(self, sample: Sample, spec: ObjectiveSpec) -> bool:
+        """Whether a step puts the teacher beside the student on `sample`, so that it has token
+        credit. A context alone is not enough: SRPO distils only some of those that have one."""
+        return self._trains(sample, spec) and _wants_teacher(sample, spec)
+
     def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
         """Whether any component has a gradient for `sample`; others are counted but not
         computed."""
