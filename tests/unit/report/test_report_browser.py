@@ -1,11 +1,15 @@
+import importlib.util
 import json
 
 import pytest
 from chromium import Browser, find
 from synthetic_run import ATTACK, make_run
 
+from sdpo.config.load import load_config
 from sdpo.report import credit_page, write_report
 from sdpo.rollouts.credit import read_credit
+from sdpo.training.gguf import DEMO_PACKAGE
+from sdpo.training.loop import train
 
 pytestmark = [
     pytest.mark.browser,
@@ -175,3 +179,22 @@ def discovery_summary():
     ]
     against = {"best_of_k": gain}
     return {"level": 0.9, "ks": ks, "curves": curves, "against": against, "tasks": tasks}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec(DEMO_PACKAGE) is None,
+    reason="the demo model's wheel is not installed: make setup",
+)
+def test_the_report_of_the_quickstart_opens(page, tmp_path):
+    """One step of the real recipe with the real model, evaluated on three tasks."""
+    run = tmp_path / "quickstart"
+    train(load_config(["quickstart", f"run={run}", "steps=1", "eval.max_tasks=3"]))
+    report = write_report([run])
+    page.requests.clear()
+    page.size(1600, 9000)
+    page.open(report)
+    page.wait("document.querySelectorAll('.js-plotly-plot .scatterlayer path').length > 4")
+    assert page.evaluate("document.querySelectorAll('#credit .tok').length") > 0
+    assert page.errors == []
+    assert [u for u in page.requests if u != report.resolve().as_uri() and u[:5] != "data:"] == []
