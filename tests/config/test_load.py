@@ -75,6 +75,40 @@ def test_partial_section_keeps_the_variants_own_settings():
     assert config.objective.divergence.top_k == "all"
 
 
+def test_changing_the_objective_changes_one_thing(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[objective]\ntype = "srpo"\nkl_coefficient = 0.1\n'
+        "[objective.policy_gradient]\neps_high = 0.5\n"
+        '[objective.divergence]\ntype = "forward_kl"\ntop_k = 20\n'
+        "[objective.weighting]\nbeta = 3.0\n"
+    )
+    hybrid = load_config([str(recipe), "objective.type=hybrid"]).objective
+    assert (hybrid.divergence.type, hybrid.divergence.top_k) == ("forward_kl", 20)
+    assert (hybrid.kl_coefficient, hybrid.policy_gradient.eps_high) == (0.1, 0.5)
+    assert hybrid.weighting.type == "none"  # srpo declares its own
+    grpo = load_config([str(recipe), "objective.type=grpo"]).objective
+    assert grpo.policy_gradient.eps_high == 0.5
+    sdpg = load_config([str(recipe), "objective.type=sdpg"]).objective
+    assert (sdpg.divergence.type, sdpg.divergence.top_k) == ("reverse_kl", "all")
+
+
+def test_changing_the_divergence_keeps_its_support(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[objective.divergence]\nbeta = 0.3\ntop_k = 20\n")  # jsd by default
+    jsd = load_config([str(recipe), "objective.divergence.type=jsd"]).objective.divergence
+    assert (jsd.beta, jsd.top_k) == (0.3, 20)
+    loaded = load([str(recipe), "objective.divergence.type=reverse_kl"])
+    assert loaded.config.objective.divergence.top_k == 20
+    assert "objective.divergence.beta" not in loaded.origins
+
+
+def test_one_name_with_two_meanings_is_not_kept(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[objective]\ntype = "hybrid"\nmix = 0.9\n')
+    assert load_config([str(recipe), "objective.type=rlsd"]).objective.mix == 0.5
+
+
 def test_changing_type_drops_keys_of_the_other_variant(tmp_path):
     recipe = tmp_path / "a.toml"
     recipe.write_text('[teacher.schedule]\ntype = "ema"\nrate = 0.5\n')

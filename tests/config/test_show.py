@@ -55,8 +55,8 @@ def test_every_value_says_where_it_came_from(tmp_path):
 
 
 def test_what_a_change_of_type_dropped_is_called_a_default():
-    loaded = load(["quickstart", "objective.type=hybrid"])
-    assert loaded.config.objective.divergence.top_k == 100
+    loaded = load(["quickstart", "objective.type=sdpg"])
+    assert loaded.config.objective.divergence.top_k == "all"
     assert loaded.origins["objective.type"] == "command line"
     assert not any(key.startswith("objective.divergence") for key in loaded.origins)
     kept = load(["quickstart", "objective.type=srpo"])

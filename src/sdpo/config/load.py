@@ -12,6 +12,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import get_annotations
 from pathlib import Path
 from typing import Any, TypeGuard, get_args
 
@@ -132,20 +133,38 @@ def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
     target[leaf] = value
 
 
-def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
-    """Merge sections deeply; a section whose `type` changes starts anew, since the old keys belong
-    to another variant."""
+def _merge(
+    target: dict[str, Any], source: Mapping[str, Any], cls: type[BaseModel] | None = RunConfig
+) -> None:
+    """Merge sections of `cls` deeply. A section whose `type` changes keeps only the keys that both
+    variants inherit: elsewhere one name (`mix`) may mean two things."""
     for key, value in source.items():
-        old = target.get(key)
-        if isinstance(old, dict) and isinstance(value, Mapping):
-            if "type" in value and value["type"] != old.get("type"):
-                old = target[key] = {}
-            _merge(old, value)
-        elif isinstance(value, Mapping):
-            target[key] = {}
-            _merge(target[key], value)
-        else:
+        if not isinstance(value, Mapping):
             target[key] = value
+            continue
+        old = target.get(key)
+        old = target[key] = dict(old) if isinstance(old, dict) else {}
+        if cls is None or key not in cls.model_fields:
+            _merge(old, value, None)
+            continue
+        default = _default(cls, key)
+        before = _section(cls, key, old.get("type", default and _tag(type(default))))
+        after = _section(cls, key, value["type"]) if "type" in value else before
+        if after is not before:
+            for name in [name for name in old if not _inherit(before, after, name)]:
+                del old[name]
+        _merge(old, value, after)
+
+
+def _inherit(before: type[BaseModel] | None, after: type[BaseModel] | None, name: str) -> bool:
+    """Whether both classes take the field `name` from one base class, neither declaring it anew."""
+    if before is None or after is None:
+        return False
+    first, second = (
+        next((base for base in cls.__mro__ if name in get_annotations(base)), None)
+        for cls in (before, after)
+    )
+    return first is not None and first is second
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -191,19 +210,23 @@ def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
     """
     completed = dict(values)
     for name, value in values.items():
-        field = cls.model_fields.get(name)
-        if field is None or not isinstance(value, Mapping):
+        if name not in cls.model_fields or not isinstance(value, Mapping):
             continue
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel) and value.get("type", _tag(type(default))) == _tag(
-            type(default)
-        ):
+        default = _default(cls, name)
+        if default is not None and value.get("type", _tag(type(default))) == _tag(type(default)):
             value = {**default.model_dump(exclude_defaults=True), **value}
             if "type" in type(default).model_fields:
                 value["type"] = _tag(type(default))
         inner = _section(cls, name, value.get("type"))
         completed[name] = value if inner is None else _complete(inner, value)
     return completed
+
+
+def _default(cls: type[BaseModel], name: str) -> BaseModel | None:
+    """The section that `cls` has by default under `name`; None where it has none."""
+    field = cls.model_fields[name]
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    return default if isinstance(default, BaseModel) else None
 
 
 def _section(cls: type[BaseModel], name: str, tag: object = None) -> type[BaseModel] | None:

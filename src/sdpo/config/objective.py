@@ -113,6 +113,11 @@ class _Objective(Config):
     0."""
 
 
+class _Rewarded(_Objective):
+    policy_gradient: PolicyGradient = PolicyGradient()
+    """The surrogate and its clipping."""
+
+
 class _Distilling(_Objective):
     divergence: Divergence = JSD()
     """Distance between student and self-teacher."""
@@ -151,29 +156,23 @@ class Sdpo(_Distilling):
     """Self-distillation alone (Eq. 1)."""
 
 
-class Grpo(_Objective):
+class Grpo(_Rewarded):
     type: Literal["grpo"] = "grpo"
     """Rewards alone: the paper's baseline (Eq. 12)."""
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
 
-class Hybrid(_Distilling):
+class Hybrid(_Distilling, _Rewarded):
     type: Literal["hybrid"] = "hybrid"
     """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
     mix: Fraction = 0.9
     """Weight of the reward component. Paper: 0.9 in Fig. 11."""
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
 
-class Srpo(_Distilling):
+class Srpo(_Distilling, _Rewarded):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
     (2604.02288)."""
     weighting: Weighting = EntropyWeighting()
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
     @model_validator(mode="after")
     def _counts_tokens(self) -> Self:
@@ -190,7 +189,7 @@ class ScSdpo(_Distilling):
     """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
 
 
-class Rlsd(_Objective):
+class Rlsd(_Rewarded):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
     mix: Fraction = 0.5
@@ -199,11 +198,9 @@ class Rlsd(_Objective):
     """Steps over which `mix` falls linearly to 0."""
     clip: Fraction = 0.2
     """The teacher's factor stays within 1 +- clip."""
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
 
-class Rlcsd(_Objective):
+class Rlcsd(_Rewarded):
     type: Literal["rlcsd"] = "rlcsd"
     """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
     scale: PositiveFloat = 1.0
@@ -214,11 +211,9 @@ class Rlcsd(_Objective):
     """Temperature of the tanh, nats."""
     num_negatives: PositiveInt = 4
     """Wrong demonstrations averaged per rollout."""
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
 
-class Sdpg(_Distilling):
+class Sdpg(_Distilling, _Rewarded):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036)."""
@@ -226,8 +221,6 @@ class Sdpg(_Distilling):
     coefficient: NonNegative = 1e-3
     """Weight of the distillation component."""
     kl_coefficient: NonNegative = 1e-3
-    policy_gradient: PolicyGradient = PolicyGradient()
-    """The surrogate and its clipping."""
 
 
 class Sft(_Objective):
