@@ -113,7 +113,11 @@ class Chat:
         """
         template = str(self.tokenizer.chat_template)
         known = [pair for pair in THINKING_MARKERS if pair[1] in template]
-        text = strip_thinking(text, known or THINKING_MARKERS[:1])
+        return self.inert(strip_thinking(text, known or THINKING_MARKERS[:1]))
+
+    def inert(self, text: str) -> str:
+        """`text` with its special tokens broken up: what an environment quotes cannot end a turn
+        either."""
         for token in self.tokenizer.all_special_tokens:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import sdpo
 from sdpo.config.load import load_config
 from sdpo.errors import CheckpointError, ConfigError, TaskError
 from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.loop import train
 from sdpo.training.run import Run
+from sdpo.training.step import Updater
 
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
 
@@ -101,6 +108,99 @@ def test_interrupt_saves_and_the_same_call_continues(model, tmp_path, monkeypatc
     assert (result.finished, result.step) == (False, 3)
     assert train(config(model, tmp_path / "cut"), env=ENV).finished
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monkeypatch):
+    """Half an update must not replace the checkpoint before it."""
+    overrides = ("objective.type=hybrid", "optim.updates_per_step=3", "checkpoint.every=1")
+    train(config(model, tmp_path / "whole", *overrides), env=ENV)
+    update, calls = Updater._update, []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Updater, "_update", interrupted)
+        result = train(config(model, tmp_path / "cut", *overrides), env=ENV)
+    assert (result.finished, result.step) == (False, 1)
+    assert train(config(model, tmp_path / "cut", *overrides), env=ENV).finished
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_an_interrupt_does_not_swallow_a_rollback(model, tmp_path, monkeypatch):
+    overrides = ("canaries.action=rollback", "canaries.patience=1", "checkpoint.every=1")
+    finish, record = Run.finish_step, Run.record
+
+    def truncated(self, *arguments):
+        row = finish(self, *arguments)
+        return row | {"train/truncated": float(self.step >= 2)}
+
+    def interrupted(self, metrics, alerts=()):
+        record(self, metrics, alerts)
+        if alerts:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "finish_step", truncated)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record", interrupted)
+        result = train(config(model, tmp_path / "run", *overrides), env=ENV)
+    assert (result.finished, result.step) == (False, 2)
+    state = torch.load(tmp_path / "run" / "checkpoints" / "step-2" / "state.pt")
+    assert state["optimizer"]["lr_scale"] == 0.5
+
+
+def test_updates_without_tasks_change_nothing(model, tmp_path):
+    """More updates than tasks: the empty ones must not move momentum, average or warm-up."""
+    for count in (3, 5):
+        overrides = ("objective.type=hybrid", f"optim.updates_per_step={count}", "steps=2")
+        train(config(model, tmp_path / str(count), *overrides), env=ENV)
+    assert rows(tmp_path / "3") == rows(tmp_path / "5")
+
+
+def test_equation_13_works_on_policy(model, tmp_path):
+    overrides = (
+        "objective.type=sdpo", "objective.importance=logit", "steps=2",
+        "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9",
+    )  # fmt: skip
+    assert (
+        train(config(model, tmp_path / "run", *overrides), env=ENV).metrics["optim/grad_norm"] > 0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_start_from_the_seed(model, tmp_path):
+    found = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        overrides = ("model.adapter.type=lora", f"seed={seed}", "steps=1", "optim.lr=1e-12")
+        train(config(model, tmp_path / name, *overrides), env=ENV)
+        folder = tmp_path / name / "checkpoints" / "step-1"
+        found.append(load_file(folder / "trainable.safetensors"))
+    name = next(key for key in found[0] if "lora_A" in key)
+    first, same, other = (weights[name] for weights in found)
+    assert torch.allclose(first, same, atol=1e-6)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+def test_a_mixture_of_experts_resumes(model, tmp_path):
+    """transformers fuses experts in memory and saves them apart, under other names."""
+    shape = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=32, max_position_embeddings=256,
+    )  # fmt: skip
+    mixture = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, mixture, byte_tokenizer(), {"step": 1})
+    before = {name: p.detach().clone() for name, p in mixture.named_parameters()}
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter.zero_()
+    assert checkpoints.load(1, mixture) == {"step": 1}
+    assert all(torch.equal(p, before[name]) for name, p in mixture.named_parameters())
 
 
 def test_micro_batches_change_rounding_only(model, tmp_path):

@@ -87,7 +87,8 @@ def multi_turn(
                 text = sampler.chat.as_content(rollout.text)
                 conversation.sections.append(templates.ATTEMPT.format(attempt=text))
             if verdict.feedback is not None:
-                said = templates.FEEDBACK.format(feedback=verdict.feedback)
+                feedback = sampler.chat.inert(verdict.feedback)
+                said = templates.FEEDBACK.format(feedback=feedback)
                 conversation.sections.append(said)
         watch(working[0].repetition, working[0].tally)
         share = (time.perf_counter() - start) / len(working)

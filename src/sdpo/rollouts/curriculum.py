@@ -18,17 +18,29 @@ def tasks_of_step(tasks: Sequence[Task], *, step: int, count: int, seed: int) ->
     once, unless there are fewer than `count` tasks, when all are taken once.
     """
     count = min(count, len(tasks))
-    position = step * count
-    chosen: list[Task] = []
-    while len(chosen) < count:
-        epoch, offset = divmod(position, len(tasks))
-        order = list(range(len(tasks)))
-        random.Random(derive(seed, "task_order", epoch)).shuffle(order)
-        taken = {task.id for task in chosen}
-        for index in order[offset:]:
-            if len(chosen) == count:
-                break
-            position += 1
-            if tasks[index].id not in taken:
-                chosen.append(tasks[index])
-    return chosen
+    if not count:
+        return []
+    epoch, offset = divmod(step * count, len(tasks))
+    order: list[int] = []
+    for number in range(epoch + 1):
+        order = _order_of_epoch(order, number, size=len(tasks), count=count, seed=seed)
+    chosen = order[offset : offset + count]
+    if len(chosen) < count:
+        following = _order_of_epoch(order, epoch + 1, size=len(tasks), count=count, seed=seed)
+        chosen += following[: count - len(chosen)]
+    return [tasks[index] for index in chosen]
+
+
+def _order_of_epoch(
+    previous: Sequence[int], epoch: int, *, size: int, count: int, seed: int
+) -> list[int]:
+    """A permutation whose beginning avoids the tasks that the step it shares with the `previous`
+    epoch already has; they come later in this epoch instead of being left out."""
+    order = list(range(size))
+    random.Random(derive(seed, "task_order", epoch)).shuffle(order)
+    shared = epoch * size % count
+    if not shared:
+        return order
+    taken = set(previous[size - shared :])
+    first = [index for index in order if index not in taken][: count - shared]
+    return first + [index for index in order if index not in set(first)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from sdpo.config.schema import Context
 from sdpo.errors import PromptTooLongError
@@ -20,7 +21,18 @@ CountTokens = Callable[[Sequence[Message]], int]
 """Tokens of a rendered conversation, generation prompt included."""
 
 StripThinking = Callable[[str], str]
-"""An attempt's text without hidden reasoning."""
+"""An attempt's text without hidden reasoning and live special tokens."""
+
+Inert = Callable[[str], str]
+"""An environment's text without live special tokens; feedback may quote the attempt."""
+
+
+class _Said(NamedTuple):
+    """What a context may show besides the task, safe to show."""
+
+    demonstration: str | None
+    feedback: str | None
+    attempt: str | None
 
 
 def teacher_contexts(
@@ -30,6 +42,7 @@ def teacher_contexts(
     count_tokens: CountTokens,
     *,
     strip_thinking: StripThinking = str.strip,
+    inert: Inert = str,
     others: Sequence[Group] = (),
 ) -> list[TeacherContext]:
     """One context per rollout of `group`, in order.
@@ -52,7 +65,13 @@ def teacher_contexts(
             text = group.rollouts[demonstration].text
         if text is not None:
             text = strip_thinking(text)
-        contexts.append(_context(group, index, demonstration, text, rules, count_tokens))
+        feedback = group.verdicts[index].feedback
+        said = _Said(
+            demonstration=text,
+            feedback=None if feedback is None else inert(feedback),
+            attempt=strip_thinking(group.rollouts[index].text) if rules.attempt else None,
+        )
+        contexts.append(_context(group, index, demonstration, said, rules, count_tokens))
     return contexts
 
 
@@ -80,25 +99,25 @@ def _context(
     group: Group,
     index: int,
     demonstration: int | None,
-    demonstration_text: str | None,
+    said: _Said,
     rules: Context,
     count_tokens: CountTokens,
 ) -> TeacherContext:
     verdict = group.verdicts[index]
     if rules.plain:
         return TeacherContext(messages=group.task.messages, reason="plain")
-    feedback = None if verdict.solved else verdict.feedback
+    feedback = None if verdict.solved else said.feedback
     if rules.feedback == "never" or (
-        rules.feedback == "without_demonstration" and demonstration_text is not None
+        rules.feedback == "without_demonstration" and said.demonstration is not None
     ):
         feedback = None
-    if demonstration_text is None and feedback is None:
+    if said.demonstration is None and feedback is None:
         solved_alone = verdict.solved and rules.demonstration == "random"
         return TeacherContext(
             messages=None, reason="solved_alone" if solved_alone else "nothing_to_say"
         )
-    attempt = group.rollouts[index].text if rules.attempt and feedback is not None else None
-    messages, cut = _fit(group, demonstration_text, feedback, attempt, rules, count_tokens)
+    said = said._replace(feedback=feedback, attempt=None if feedback is None else said.attempt)
+    messages, cut = _fit(group, said, rules, count_tokens)
     return TeacherContext(
         messages=messages,
         demonstration=demonstration,
@@ -108,17 +127,12 @@ def _context(
 
 
 def _fit(
-    group: Group,
-    demonstration: str | None,
-    feedback: str | None,
-    attempt: str | None,
-    rules: Context,
-    count_tokens: CountTokens,
+    group: Group, said: _Said, rules: Context, count_tokens: CountTokens
 ) -> tuple[tuple[Message, ...], int]:
     """Messages within the budget and the number of characters cut: feedback and attempt go first,
     then demonstration."""
     build = _single_turn if rules.layout == "single_turn" else _turns
-    parts = [demonstration or "", feedback or "", attempt or ""]
+    parts = [part or "" for part in said]
     total = sum(map(len, parts))
 
     def messages(keep: int) -> tuple[Message, ...]:
@@ -128,9 +142,7 @@ def _fit(
             keep = max(0, keep - len(part))
         return build(
             group.task.messages,
-            None if demonstration is None else kept[0],
-            None if feedback is None else kept[1],
-            None if attempt is None else kept[2],
+            *(None if part is None else text for part, text in zip(said, kept, strict=True)),
         )
 
     whole = messages(total)

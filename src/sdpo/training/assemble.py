@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from sdpo.chat import Chat
 from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
 from sdpo.config.schema import Model as ModelConfig
@@ -19,6 +21,7 @@ from sdpo.envs import open_env
 from sdpo.envs.base import Closing, Env
 from sdpo.errors import ConfigError
 from sdpo.rollouts.collect import Collector
+from sdpo.seeds import derive
 from sdpo.training.model import Policy, load_policy
 
 
@@ -52,7 +55,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
     stays open."""
     policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
-    policy = with_adapter(policy, config.model)
+    policy = with_adapter(policy, config.model, config.seed)
     chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
@@ -80,8 +83,9 @@ def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) ->
     )
 
 
-def with_adapter(policy: Policy, config: ModelConfig) -> Policy:
-    """`policy` with the trainable weights that `config.adapter` names."""
+def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
+    """`policy` with the trainable weights that `config.adapter` names; `seed` decides the new ones,
+    on every rank alike."""
     match config.adapter:
         case Lora(rank=rank, alpha=alpha):
             try:
@@ -93,8 +97,12 @@ def with_adapter(policy: Policy, config: ModelConfig) -> Policy:
             lora = LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             )
+            device = policy.model.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(derive(seed, "adapter"))
+                adapted = get_peft_model(policy.model, lora)
             # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
-            return policy.replace_model(get_peft_model(policy.model, lora))  # ty: ignore[invalid-argument-type]
+            return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
         case _:
             return policy
 

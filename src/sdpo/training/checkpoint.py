@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +32,8 @@ from sdpo.training.quiet import quiet
 
 STATE = "state.pt"
 WEIGHTS = "trainable.safetensors"
-"""Trained weights in their own dtype, kept apart from the Hugging Face files only with adapters."""
+"""Trained weights under the model's own names, kept apart only where the Hugging Face files have
+other names: with adapters, and for mixtures whose experts transformers fuses in memory."""
 
 
 class Checkpoints:
@@ -73,10 +74,9 @@ class Checkpoints:
             with quiet():
                 model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
-            if hasattr(model, "peft_config"):
-                weights = {
-                    name: p.detach().cpu().contiguous() for name, p in trainable(model).items()
-                }
+            trained = trainable(model)
+            if not trained.keys() <= _saved_names(partial):
+                weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
                 save_file(weights, partial / WEIGHTS)
             torch.save(dict(state), partial / STATE)
             _sync(partial)
@@ -111,6 +111,14 @@ class Checkpoints:
                     raise CheckpointError(f"checkpoint {folder} lacks the weight {name}")
                 parameter.copy_(weights[name])
         return state
+
+
+def _saved_names(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

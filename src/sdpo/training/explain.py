@@ -156,6 +156,7 @@ def _context(
         random.Random(0),
         lambda messages: len(chat.prompt_ids(messages)),
         strip_thinking=chat.as_content,
+        inert=chat.inert,
     )[0]
 
 

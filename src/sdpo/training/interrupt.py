@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class BrokenOff(KeyboardInterrupt):
+    """A second Ctrl-C broke into an undivided block: what it left must not be saved."""
+
+
 @contextmanager
 def undivided(say: Callable[[str], None]) -> Generator[None]:
     """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second one
-    breaks in. `say` tells the user."""
+    breaks in and raises `BrokenOff`. `say` tells the user."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -26,6 +30,8 @@ def undivided(say: Callable[[str], None]) -> Generator[None]:
     previous = signal.signal(signal.SIGINT, note)
     try:
         yield
+    except KeyboardInterrupt:
+        raise BrokenOff from None
     finally:
         signal.signal(signal.SIGINT, previous)
     if interrupted:

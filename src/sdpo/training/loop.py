@@ -15,7 +15,7 @@ from pathlib import Path
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.rollouts.curriculum import tasks_of_step
-from sdpo.training.interrupt import undivided
+from sdpo.training.interrupt import BrokenOff, undivided
 from sdpo.training.run import Run, open_run
 
 
@@ -42,11 +42,16 @@ def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
     config is resumed exactly.
 
     `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a
-    checkpoint and returns.
+    checkpoint and returns; a second one during an update returns at once and leaves the last one.
     """
     with open_run(config, env) as run:
         try:
             return _train(run)
+        except BrokenOff:
+            run.say(
+                "interrupted inside a step; the same command continues from the last checkpoint"
+            )
+            return _result(run, finished=False)
         except KeyboardInterrupt:
             run.save_interrupted()
             return _result(run, finished=False)
@@ -81,8 +86,9 @@ def _train(run: Run) -> TrainResult:
                 metrics |= run.evaluate()
             alerts = run.watch(metrics)
             run.record(metrics, alerts)
-        # First, so that a run killed in between is resumed before the alert and acts on it again.
-        run.act(alerts)
+            # Before any save, so that a run killed in between is resumed before the alert and acts
+            # on it again.
+            run.act(alerts)
         if run.is_due(config.checkpoint.every):
             run.save()
     return _result(run, finished=True)

@@ -226,6 +226,7 @@ def _failed(
             random.Random(derive(seed, "probe", group.task.id)),
             count_tokens,
             strip_thinking=chat.as_content,
+            inert=chat.inert,
             others=groups,
         )
         for index, (context, verdict) in enumerate(zip(contexts, group.verdicts, strict=True)):

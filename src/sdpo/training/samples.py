@@ -52,6 +52,7 @@ class SampleBuilder:
                 random.Random(derive(seed, group.task.id)),
                 self._count_tokens,
                 strip_thinking=self.chat.as_content,
+                inert=self.chat.inert,
                 others=groups,
             )
             for group in groups
@@ -101,7 +102,12 @@ class SampleBuilder:
         )
         rng = random.Random(0)
         return teacher_contexts(
-            pair, self.rules, rng, self._count_tokens, strip_thinking=self.chat.as_content
+            pair,
+            self.rules,
+            rng,
+            self._count_tokens,
+            strip_thinking=self.chat.as_content,
+            inert=self.chat.inert,
         )[0]
 
     def _count_tokens(self, messages: Sequence[Message]) -> int:

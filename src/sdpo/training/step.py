@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,10 +67,10 @@ class StepResult:
 class _Batch:
     """What every micro-batch of one optimizer update shares."""
 
-    targets: Targets
-    weights: Mapping[Key, torch.Tensor]
-    old: Mapping[Key, OldPolicy]
     denominators: Denominators
+    share: float
+    """1 / the step's updates: reported losses are means over them."""
+    old: Mapping[Key, OldPolicy]
     spec: ObjectiveSpec
     where: str
     inspect: frozenset[Key]
@@ -115,24 +115,33 @@ class Updater:
         for name in ("total", "distill", "pg", "kl"):
             # Present in every row, also when nothing had a gradient.
             result.metrics.add(f"loss/{name}", Sum(0.0))
-        assert len(updates) == self._config.updates_per_step
-        samples = [sample for part in updates for sample in part]
-        old = self._old_policy(samples, spec) if len(updates) > 1 else {}
-        for part in updates:
-            self._update(part, spec, old, result, where, inspect)
+        counted = [(part, self._denominators(part, spec)) for part in updates]
+        # Without anything to train on, AdamW's momentum and the teacher's average would still move.
+        counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
+        result.metrics.add("optim/lr", Last(self.optimizer.lr))
+        result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
+        samples = [sample for part, _ in counted for sample in part]
+        wants_support = spec.distill is not None and spec.distill.importance == "logit"
+        old = self._old_policy(samples, spec) if len(counted) > 1 or wants_support else {}
+        for part, denominators in counted:
+            batch = _Batch(
+                denominators=denominators,
+                share=1.0 / len(counted),
+                spec=spec,
+                old=old,
+                where=where,
+                inspect=inspect,
+            )
+            self._update(part, batch, result)
         return result
 
-    def _update(
-        self,
-        samples: Sequence[Sample],
-        spec: ObjectiveSpec,
-        old: Mapping[Key, OldPolicy],
-        result: StepResult,
-        where: str,
-        inspect: frozenset[Key],
-    ) -> None:
+    def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
+        """Counts of one update over all ranks."""
         counts = count_denominators(samples, spec)
-        denominators = Denominators(*self._parallel.sum([counts.distill, counts.pg, counts.kl]))
+        return Denominators(*self._parallel.sum([counts.distill, counts.pg, counts.kl]))
+
+    def _update(self, samples: Sequence[Sample], batch: _Batch, result: StepResult) -> None:
+        spec = batch.spec
         active = [sample for sample in samples if self._trains(sample, spec)]
         start = time.perf_counter()
         targets = score_targets(
@@ -145,15 +154,7 @@ class Updater:
             wants_teacher=lambda sample: _wants_teacher(sample, spec),
         )
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
-        batch = _Batch(
-            targets=targets,
-            weights=distill_weights(active, targets, self._objective, spec, self._parallel),
-            old=old,
-            denominators=denominators,
-            spec=spec,
-            where=where,
-            inspect=inspect,
-        )
+        weights = distill_weights(active, targets, self._objective, spec, self._parallel)
         items = [pack_item(sample, sample.prompt_ids) for sample in active]
         packed = pack(
             items,
@@ -163,7 +164,7 @@ class Updater:
         problem = ""
         for micro_batch in packed:
             chosen = [active[i] for i in micro_batch.item_indices]
-            problem = self._micro_batch(micro_batch, chosen, batch, result)
+            problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
             if problem:
                 break
         # All ranks stop together; one that raised alone would leave the others waiting for it.
@@ -172,18 +173,23 @@ class Updater:
             raise NonFiniteLossError(problem)
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
-        norm = self.optimizer.update(self._parallel, where=f"{where}, tasks {tasks}")
+        norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
         result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
         self.schedule.after_update(self.model)
 
     def _micro_batch(
-        self, micro_batch: MicroBatch, samples: Sequence[Sample], batch: _Batch, result: StepResult
+        self,
+        micro_batch: MicroBatch,
+        samples: Sequence[Sample],
+        targets: Targets,
+        weights: Mapping[Key, torch.Tensor],
+        batch: _Batch,
+        result: StepResult,
     ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
         sums. Empty, or the message of a loss that is not finite."""
-        targets = batch.targets
-        columns = token_batch(samples, targets, batch.weights, batch.old, self.model.device)
+        columns = token_batch(samples, targets, weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
         inspected = {key_of(sample) for sample in samples} & batch.inspect
         loss = objective_loss(
@@ -210,7 +216,7 @@ class Updater:
         with recomputing(self.model):
             loss.loss.backward()
         self.optimizer.accumulate()
-        self._observe(loss, samples, batch.spec, result.metrics)
+        self._observe(loss, samples, batch, result.metrics)
         result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
         return ""
 
@@ -218,12 +224,12 @@ class Updater:
         self,
         loss: ObjectiveResult,
         samples: Sequence[Sample],
-        spec: ObjectiveSpec,
+        batch: _Batch,
         metrics: Metrics,
     ) -> None:
         """Add one micro-batch to the step's metrics; component losses are parts of a sum, averaged
         over the updates."""
-        share = 1.0 / self._config.updates_per_step
+        spec, share = batch.spec, batch.share
         for name, part in (("distill", loss.distill), ("pg", loss.pg), ("kl", loss.kl)):
             metrics.add(f"loss/{name}", Sum(float(part) * share))
         metrics.add("loss/total", Sum(float(loss.loss.detach()) * share))

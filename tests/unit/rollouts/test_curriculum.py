@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +26,15 @@ def test_no_task_twice_in_a_step(count, step, seed):
 
 def test_an_epoch_sees_every_task_once():
     assert sorted(i for step in range(5) for i in ids(step, 2)) == sorted(t.id for t in TASKS)
+
+
+@given(size=st.integers(1, 40), count=st.integers(1, 50), seed=st.integers(0, 99))
+def test_after_whole_epochs_all_tasks_were_seen_equally_often(size, count, seed):
+    tasks, taken = [replace(TASKS[0], id=str(i)) for i in range(size)], Counter()
+    for step in range(size):
+        chosen = tasks_of_step(tasks, step=step, count=count, seed=seed)
+        taken.update(task.id for task in chosen)
+    assert set(taken.values()) == {min(count, size)}
 
 
 def test_order_depends_on_seed_and_epoch():
