@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sdpo.config.load import load_config
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.records import Discovery
@@ -21,7 +23,7 @@ from sdpo.training.probe import Probe, choose_tasks, probe_tasks
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
 
-def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:
+def train(*arguments: str | Path | RunConfig, env: Env | None = None) -> TrainResult:
     """Train and return where the run ended.
 
     `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one
@@ -35,13 +37,13 @@ def train(*arguments: str | RunConfig, env: Env | None = None) -> TrainResult:
 
 
 def evaluate(
-    *arguments: str | RunConfig, env: Env | None = None, split: str = "eval"
+    *arguments: str | Path | RunConfig, env: Env | None = None, split: str = "eval"
 ) -> Evaluation:
     """`eval.samples` judged attempts at every task of `split` (at most `eval.max_tasks`) by the
     recipe's model.
 
     Example:
-        sdpo.evaluate("quickstart", "model.name=runs/quickstart/checkpoints/step-16").mean_at_k()
+        sdpo.evaluate("quickstart", "model.name=runs/quickstart/checkpoints/step-8").mean_at_k()
     """
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
@@ -58,7 +60,7 @@ def evaluate(
 
 
 def discover(
-    task: Task | str, *arguments: str | RunConfig, env: Env | None = None, seed: int = 0
+    task: Task | str, *arguments: str | Path | RunConfig, env: Env | None = None, seed: int = 0
 ) -> Discovery:
     """Test-time self-distillation on one task (or its id in the environment): train on its own
     failures until one attempt solves it or `discover.budget` is spent. Writes nothing.
@@ -69,7 +71,7 @@ def discover(
     return discover_one(task, as_config(*arguments), env, seed=seed)
 
 
-def check(*arguments: str | RunConfig, env: Env | None = None) -> CheckReport:
+def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckReport:
     """Prove that a recipe can run before it costs anything.
 
     Gold references pass and a trivial answer fails (where the environment can say so), every prompt
@@ -86,6 +88,11 @@ def check(*arguments: str | RunConfig, env: Env | None = None) -> CheckReport:
                     max_tokens=config.rollout.max_prompt_tokens,
                     what=f"task {task.id!r}: prompt",
                 )
+                if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):
+                    raise ModelError(
+                        f"the chat template of {config.model.name!r} leaves out the text of task "
+                        f"{task.id!r}; take a model with a working template"
+                    )
         probe = "def f(x):\n    return x"
         if sampler.chat.decode(sampler.chat.text_ids(probe)) != probe:
             raise ModelError(
@@ -99,7 +106,7 @@ def check(*arguments: str | RunConfig, env: Env | None = None) -> CheckReport:
 
 
 def probe(
-    *arguments: str | RunConfig, env: Env | None = None, tasks: int = 16, samples: int = 4
+    *arguments: str | Path | RunConfig, env: Env | None = None, tasks: int = 16, samples: int = 4
 ) -> Probe:
     """Whether the recipe's model solves what it failed at once it reads what a teacher would read:
     `samples` attempts at each of `tasks` training tasks, then the teacher's answer to every failed
@@ -122,8 +129,15 @@ def probe(
         )
 
 
-def as_config(*arguments: str | RunConfig) -> RunConfig:
-    """The config that recipes and overrides name, or the one given."""
+def as_config(*arguments: str | Path | RunConfig) -> RunConfig:
+    """The config that recipes and overrides name, or the one given. Raises `ConfigError` for
+    anything else."""
     if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
         return arguments[0]
-    return load_config([argument for argument in arguments if isinstance(argument, str)])
+    for argument in arguments:
+        if not isinstance(argument, str | Path):
+            raise ConfigError(
+                f"{type(argument).__name__} given where a recipe or key=value belongs; pass names, "
+                "files and overrides, or one RunConfig alone (load_config makes one of several)"
+            )
+    return load_config([str(argument) for argument in arguments])

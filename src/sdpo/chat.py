@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from sdpo.errors import ModelError, PromptTooLongError
 from sdpo.records import Message
 
@@ -125,7 +127,13 @@ class Chat:
     def _probe_end_of_turn(self) -> str:
         """Text the template puts right after an assistant's message, found by rendering one."""
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}]
-        rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._kwargs)
+        try:
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._kwargs)
+        except TemplateError as error:
+            raise ModelError(
+                f"the chat template of {self.tokenizer.name_or_path!r} cannot render a question "
+                f"and its answer: {error}; repair chat_template.jinja or model.chat_template_kwargs"
+            ) from None
         assert isinstance(rendered, str)
         return rendered.rpartition(_MARK)[2]
 

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo.errors import SdpoError
+from sdpo.errors import ConfigError, SdpoError
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -64,6 +64,8 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
     """mean@k and pass@k with bootstrap intervals; `model.name` may be a checkpoint folder."""
     from sdpo import api
 
+    if out is not None and not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
     evaluation = api.evaluate(*arguments, split=split)
     table = Table(
         title=f"{len(evaluation.num_solved)} tasks x {evaluation.samples} attempts ({split})"

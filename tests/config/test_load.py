@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from sdpo.api import as_config
 from sdpo.config import RunConfig
 from sdpo.config.load import builtin_recipes, dump, flatten, load, load_config, resolve
 from sdpo.errors import ConfigError
@@ -91,6 +92,31 @@ def test_changing_the_objective_changes_one_thing(tmp_path):
     assert grpo.policy_gradient.eps_high == 0.5
     sdpg = load_config([str(recipe), "objective.type=sdpg"]).objective
     assert (sdpg.divergence.type, sdpg.divergence.top_k) == ("reverse_kl", "all")
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model=/tmp/x", ["model is a section", "name"]),
+        ("optim=3", ["optim is a section", "lr"]),
+        ("objective=grpo", ["objective is a section", "type"]),
+        ("log.backends=wandb", ["log.backends", '["..."]']),
+    ],
+)
+def test_a_value_where_a_section_or_list_belongs_says_so(override, parts):
+    with pytest.raises(ConfigError) as error:
+        load_config([override])
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_python_arguments_are_never_dropped(tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("steps = 3\n")
+    assert as_config(recipe, "seed=4").steps == 3
+    for wrong in ((RunConfig(), "seed=4"), ({"steps": 3},)):
+        with pytest.raises(ConfigError, match="one RunConfig alone"):
+            as_config(*wrong)
 
 
 def test_changing_the_divergence_keeps_its_support(tmp_path):

@@ -246,6 +246,22 @@ def test_another_config_in_the_same_directory_is_refused(model, tmp_path):
         train(config(model, tmp_path / "run", "steps=1", "optim.lr=1"), env=ENV)
 
 
+def test_another_environment_in_the_same_directory_is_refused(model, tmp_path):
+    train(config(model, tmp_path / "run", "steps=1"), env=ENV)
+    other = sdpo.env([{"id": "x", "prompt": "say x"}], judge)
+    for env in (other, None):
+        with pytest.raises(ConfigError, match="another environment"):
+            train(config(model, tmp_path / "run", "steps=2"), env=env)
+    again = sdpo.env(TASKS, judge)
+    assert train(config(model, tmp_path / "run", "steps=2"), env=again).step == 2
+
+
+def test_a_start_that_failed_does_not_claim_the_directory(model, tmp_path):
+    with pytest.raises(sdpo.SdpoError):
+        train(config(tmp_path / "missing", tmp_path / "run", "steps=1"), env=ENV)
+    assert train(config(model, tmp_path / "run", "steps=1"), env=ENV).finished
+
+
 def test_more_steps_continue_a_finished_run(model, tmp_path):
     train(config(model, tmp_path / "whole"), env=ENV)
     facts = json.loads((tmp_path / "whole" / "config.json").read_text())

@@ -100,16 +100,18 @@ def _read(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, recipes, n=1)
         raise ConfigError(
             f"recipe {name!r} is neither a built-in recipe nor a file"
-            + (f"; did you mean {close[0]!r}?" if close else "")
-            + f" Built-in: {', '.join(recipes)}"
+            + (f"; did you mean {close[0]!r}?" if close else ";")
+            + f" built-in: {', '.join(recipes)}"
         )
     try:
         text = path.read_text()
         if path.suffix != ".json":
             return tomllib.loads(text)
         values = json.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no sections but a {type(values).__name__}")
     return values.get("config", values)
 
 
@@ -194,6 +196,14 @@ def _explain(error: ErrorDetails) -> str:
         return f"{key}.type = {tag!r} is not known.{hint} Choose one of: {expected}"
     if error["type"] == "union_tag_not_found":
         return f"{key} needs a type; write {key}.type = ..."
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        known = list(cls.model_fields) if cls is not RunConfig else ["type"]
+        return (
+            f"{key} = {error['input']!r}: {key} is a section, not a value; write {key}.KEY=... "
+            f"with one of: {', '.join(known)}"
+        )
+    if error["type"] == "tuple_type":
+        return f"{key} = {error['input']!r}: a list is needed; write '{key}=[\"...\"]'"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
     if error["type"] == "missing":
@@ -258,7 +268,7 @@ def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
         if inner is None:
             continue
         cls = inner
-        if tag in (cls.__name__, _tag(cls)):
+        if tag is not None and tag in (cls.__name__, _tag(cls)):
             parts.pop(0)
     return cls, path
 

@@ -54,7 +54,7 @@ def discover_tasks(
     `solutions/TASK.txt`. `env` replaces `config.env`. Raises `SdpoError`.
     """
     say = progress or (lambda results, line: None)
-    run_dir = open_run_dir(config, run_facts())
+    run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
     results = [from_row(row) for row in read_rows(file.path)]

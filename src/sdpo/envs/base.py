@@ -7,9 +7,11 @@ judge)` makes one from a list and a function.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from sdpo.errors import ConfigError, TaskError
@@ -96,11 +98,16 @@ class FunctionEnv:
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""
-        verdict = self._judge(task, rollout)
-        if inspect.isawaitable(verdict):
-            verdict = await verdict
-        if isinstance(verdict, (int, float)):
-            verdict = Verdict(reward=float(verdict), solved=verdict >= 1)
+        if inspect.iscoroutinefunction(self._judge):
+            verdict = await self._judge(task, rollout)
+        else:
+            # In a thread: one that waits for a service must not hold up the others.
+            verdict = await asyncio.to_thread(self._judge, task, rollout)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+        if isinstance(verdict, Real):
+            reward = float(verdict)
+            return Verdict(reward=reward, solved=reward >= 1)
         if not isinstance(verdict, Verdict):
             raise TypeError(
                 f"judge returned {type(verdict).__name__} for task {task.id!r}; "

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from sdpo.chat import Chat
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
@@ -261,14 +263,31 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
                 f"judging task {task.id!r}, attempt {rollout.index} raised "
                 f"{type(error).__name__}: {error}\n" + "".join(traceback.format_exception(error))
             ) from error
-        if not isinstance(verdict, Verdict):
-            raise JudgeError(
-                f"judging task {task.id!r} returned {type(verdict).__name__}; "
-                "an Env's judge returns a Verdict"
-            )
-        return verdict
+        return _checked(verdict, task)
 
     with ThreadPoolExecutor(
         max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge"
     ) as pool:
         return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))
+
+
+def _checked(verdict: object, task: Task) -> Verdict:
+    """`verdict`; raises `JudgeError` naming a field that no run could survive."""
+    if not isinstance(verdict, Verdict):
+        raise JudgeError(
+            f"judging task {task.id!r} returned {type(verdict).__name__}; "
+            "an Env's judge returns a Verdict"
+        )
+    reward, feedback = verdict.reward, verdict.feedback
+    wrong = None
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        wrong = f"reward = {reward!r}, which must be a finite number"
+    elif verdict.solved not in (True, False):
+        wrong = f"solved = {verdict.solved!r}, which must be true or false"
+    elif feedback is not None and not isinstance(feedback, str):
+        wrong = f"feedback = {feedback!r}, which must be text or None"
+    elif bad := [name for name, value in verdict.metrics.items() if not isinstance(value, Real)]:
+        wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
+    if wrong:
+        raise JudgeError(f"judging task {task.id!r} returned a Verdict with {wrong}")
+    return verdict

@@ -7,6 +7,7 @@ written next to its place and renamed; an interrupted or failed write leaves the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
+from sdpo.envs.base import Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.teacher.schedule import trainable
 from sdpo.training.quiet import quiet
@@ -138,16 +140,17 @@ def _sync(folder: Path) -> None:
 
 
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
-    """The run's directory with its config.json; an existing one must hold the same config, except
-    that `steps` may have grown: then the run goes on.
+    """The run's directory with its config.json; one that holds results must have the same config
+    and environment, except that `steps` may have grown: then the run goes on.
 
-    Raises `ConfigError` when the directory belongs to another config or cannot be written.
+    Raises `ConfigError` when the directory belongs to another run or cannot be written.
     """
     run_dir = Path(config.run)
     path = run_dir / "config.json"
     try:
-        if path.exists():
+        if path.exists() and _has_begun(run_dir):
             recorded = check_same_run(config, path)
+            _check_same_env(config, recorded.get("environment"), facts.get("environment"))
             if recorded["config"]["steps"] == config.steps:
                 return run_dir
             facts = {name: value for name, value in recorded.items() if name != "config"}
@@ -162,6 +165,28 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
             "choose another directory with run=..."
         ) from error
     return run_dir
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether a run has left anything to continue; one that failed before its first row has not."""
+    names = ("metrics.jsonl", "discovery.jsonl", "selection.jsonl")
+    files = [run_dir / name for name in names]
+    return any(f.is_file() and f.stat().st_size for f in files) or any(
+        run_dir.glob("checkpoints/step-*")
+    )
+
+
+def _check_same_env(config: RunConfig, recorded: Any, given: Any) -> None:
+    if recorded == given:
+        return
+    said = [
+        "that of its config" if found is None else f"env={found['class']} of {found['tasks']} tasks"
+        for found in (recorded, given)
+    ]
+    raise ConfigError(
+        f"run = {config.run!r} was made with another environment ({said[0]}, now {said[1]}); "
+        "pass the same env= or choose another directory with run=..."
+    )
 
 
 def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
@@ -196,9 +221,11 @@ def _differences(left: Any, right: Any, key: str = "") -> list[str]:
     return [] if left == right else [key]
 
 
-def run_facts() -> dict[str, Any]:
-    """Versions, git commit and diff, command and host: what a repeat of the run needs to know."""
+def run_facts(env: Env | None = None) -> dict[str, Any]:
+    """Versions, git commit and diff, command, host, and which environment replaced the config's:
+    what a repeat of the run needs to know."""
     return {
+        "environment": None if env is None else _fingerprint(env),
         "versions": {
             "python": platform.python_version(),
             "sdpo": _own_version(),
@@ -216,6 +243,13 @@ def run_facts() -> dict[str, Any]:
         },
         "command": sys.argv,
     }
+
+
+def _fingerprint(env: Env) -> dict[str, Any]:
+    tasks = env.load("train")
+    text = json.dumps([[task.id, task.messages] for task in tasks], default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return {"class": type(env).__name__, "tasks": len(tasks), "digest": digest}
 
 
 def _git_state() -> dict[str, str]:

@@ -370,7 +370,7 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
-    run_dir = open_run_dir(config, run_facts()) if parallel.is_main else Path(config.run)
+    run_dir = open_run_dir(config, run_facts(env)) if parallel.is_main else Path(config.run)
     parallel.barrier()
     with open_sampler(config, env) as sampler:
         model = sampler.policy.model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 
 import pytest
@@ -79,6 +80,36 @@ def test_async_judges_run_concurrently():
     groups = collect(collector(env(TASKS, judge)))
     assert peak == 9
     assert all(v.solved for g in groups for v in g.verdicts)
+
+
+def test_plain_judges_that_wait_run_concurrently():
+    """Two attempts meet at the barrier only when they are judged at the same time."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    def judge(task, rollout):
+        barrier.wait()
+        return 1.0
+
+    (group,) = collect(collector(env(TASKS, judge)), tasks=TASKS[:1], group_size=2)
+    assert group.rewards == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"reward": float("nan")}, "reward = nan"),
+        ({"reward": None}, "reward = None"),
+        ({"solved": "no"}, "solved = 'no'"),
+        ({"feedback": 3}, "feedback = 3"),
+        ({"metrics": {"s": "a"}}, "metrics"),
+    ],
+)
+def test_a_verdict_no_run_survives_names_task_and_field(fields, said):
+    values = {"reward": 0.0, "solved": False, **fields}
+    the_env = env(TASKS, lambda task, rollout: Verdict(**values))
+    with pytest.raises(JudgeError, match="'a'") as error:
+        collect(collector(the_env), tasks=TASKS[:1])
+    assert said in str(error.value)
 
 
 def test_a_judge_that_raises_stops_with_task_and_traceback():
