@@ -45,7 +45,12 @@ def main() -> None:
 @main.command()
 @ARGUMENTS
 def train(arguments: tuple[str, ...]) -> None:
-    """Train on rich feedback; the same command on an interrupted run continues it."""
+    """Train on rich feedback; the same command on an interrupted run continues it.
+
+    RECIPE is a built-in name (`sdpo config list`), a TOML file, or a run's folder; later ones and
+    key=value override earlier ones (`sdpo config show RECIPE --explain`). Results go to the folder
+    `run`.
+    """
     from sdpo import api
 
     result = api.train(*arguments)
@@ -197,7 +202,8 @@ def config() -> None:
 
 @config.command(name="show")
 @ARGUMENTS
-def config_show(arguments: tuple[str, ...]) -> None:
+@click.option("--explain", is_flag=True, help="Say above every key what it means.")
+def config_show(arguments: tuple[str, ...], explain: bool) -> None:
     """What the objective resolves to, then every value with its origin, as TOML that loads."""
     from sdpo.config.load import load
     from sdpo.config.toml import to_toml
@@ -207,7 +213,7 @@ def config_show(arguments: tuple[str, ...]) -> None:
     for line in describe_objective(loaded.config):
         click.echo(f"# {line}")
     click.echo()
-    click.echo(to_toml(loaded), nl=False)
+    click.echo(to_toml(loaded, explain=explain), nl=False)
 
 
 @config.command(name="list")

@@ -29,6 +29,17 @@ def test_what_is_shown_loads_as_the_same_config(recipe, tmp_path):
     assert load_config([str(file)]) == load_config([recipe])
 
 
+def test_explained_values_say_what_they_mean_and_load_the_same(tmp_path):
+    text = shown("quickstart", "--explain")
+    lines = text.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("group_size = "))
+    assert lines[place - 1] == "# Attempts per task. Paper: 8."
+    assert all(len(line) <= 100 for line in lines if line.startswith("# "))
+    file = tmp_path / "shown.toml"
+    file.write_text(text)
+    assert load_config([str(file)]) == load_config(["quickstart"])
+
+
 def test_values_that_need_care_survive():
     awkward = 'a "quoted" \\ back\nslash, \x7f, ünïcode # no comment'
     loaded = load(

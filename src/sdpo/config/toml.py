@@ -6,8 +6,11 @@ Writes what `RunConfig` can hold (numbers, texts, booleans, arrays and sections)
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from pydantic import BaseModel
 
 from sdpo.config.load import Loaded, dump
 
@@ -15,29 +18,54 @@ _COMMENT_COLUMN = 44
 """Where origins are aligned; longer values push theirs to the right."""
 
 
-def to_toml(loaded: Loaded) -> str:
-    """The whole config, section after section.
+_WIDTH = 98
+"""Of an explanation, which stands on lines of its own."""
+
+
+def to_toml(loaded: Loaded, *, explain: bool = False) -> str:
+    """The whole config, section after section; with `explain`, what each key means stands above it.
 
     Example:
         to_toml(load(["quickstart"]))    # "seed = 0                    # default\\n..."
     """
-    return "\n".join(_section(dump(loaded.config), "", loaded.origins)) + "\n"
+    docs = dict(_docs(loaded.config)) if explain else {}
+    return "\n".join(_section(dump(loaded.config), "", loaded.origins, docs)) + "\n"
 
 
-def _section(values: Mapping[str, Any], path: str, origins: Mapping[str, str]) -> Iterator[str]:
+def _docs(config: BaseModel, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and meaning of everything in `config`."""
+    for key, field in type(config).model_fields.items():
+        name = f"{path}.{key}" if path else key
+        if field.description:
+            yield name, field.description
+        value = getattr(config, key)
+        if isinstance(value, BaseModel):
+            yield from _docs(value, name)
+
+
+def _comment(text: str | None) -> list[str]:
+    lines = textwrap.wrap(" ".join(text.split()), _WIDTH) if text else []
+    return [f"# {line}" for line in lines]
+
+
+def _section(
+    values: Mapping[str, Any], path: str, origins: Mapping[str, str], docs: Mapping[str, str]
+) -> Iterator[str]:
     """Plain values first, as TOML wants it, then the sections inside."""
     for key, value in values.items():
         if _is_section(value):
             continue
         name = f"{path}.{key}" if path else key
+        yield from _comment(docs.get(name))
         line = f"{key} = {_literal(value)}"
         yield f"{line:<{_COMMENT_COLUMN}}# {_origin(name, origins)}"
     for key, value in values.items():
         if _is_section(value):
             name = f"{path}.{key}" if path else key
             yield ""
+            yield from _comment(docs.get(name))
             yield f"[{name}]"
-            yield from _section(value, name, origins)
+            yield from _section(value, name, origins, docs)
 
 
 def _is_section(value: object) -> bool:
