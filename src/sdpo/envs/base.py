@@ -77,11 +77,16 @@ class FunctionEnv:
     ) -> None:
         if not tasks:
             raise TaskError("env(tasks=[]): at least one task is needed")
-        seen: set[str] = set()
-        for task in tasks:
-            if task.id in seen:
-                raise TaskError(f"task id {task.id!r} occurs twice; ids must be unique")
-            seen.add(task.id)
+        if eval_tasks is not None and not eval_tasks:
+            raise TaskError("env(eval_tasks=[]): leave it out to evaluate on the training tasks")
+        if not callable(judge):
+            raise TaskError(f"env(judge={judge!r}): a function judge(task, rollout) is needed")
+        for split in (tasks, eval_tasks or ()):
+            seen: set[str] = set()
+            for task in split:
+                if task.id in seen:
+                    raise TaskError(f"task id {task.id!r} occurs twice; ids must be unique")
+                seen.add(task.id)
         self._splits = {"train": tuple(tasks), "eval": tuple(eval_tasks or tasks)}
         self._judge = judge
         if reply is not None:
@@ -126,9 +131,16 @@ def env(
     """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
 
     A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
-    bare prompt, whose id is then `task-N`. Raises `TaskError` for an empty list, a repeated id or
-    an unknown field.
+    bare prompt, whose id is then `task-N`. `eval_tasks` are evaluated on (default: `tasks`).
+    `reply(task, turns)` returns the message that continues a conversation, or None to end it; it is
+    asked when `rollout.max_turns` is above 1. Raises `TaskError` for an empty list, a repeated id,
+    and an unknown or wrong field.
     """
+    for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
+        if isinstance(given, str | Mapping):
+            raise TaskError(
+                f"env({name}=...) takes a list of tasks, not one {type(given).__name__}"
+            )
     return FunctionEnv(
         [as_task(task, index) for index, task in enumerate(tasks)],
         judge,
@@ -146,6 +158,8 @@ def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
     if isinstance(task, str):
         task = {"prompt": task}
     fields = dict(task)
+    if "prompt" in fields and "messages" in fields:
+        raise TaskError(f"task {fields.get('id', index)!r}: give prompt or messages, not both")
     if "prompt" in fields:
         fields["messages"] = ({"role": "user", "content": fields.pop("prompt")},)
     fields.setdefault("id", f"task-{index}")
@@ -156,5 +170,13 @@ def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
             + (f"unknown fields {sorted(unknown)}" if unknown else "no prompt")
             + "; a task has id, prompt or messages, reference, metadata"
         )
+    if not isinstance(fields["id"], str):
+        raise TaskError(f"task {fields['id']!r}: an id is text; write id={str(fields['id'])!r}")
     fields["messages"] = tuple(fields["messages"])  # ty: ignore[invalid-argument-type]
+    for message in fields["messages"]:
+        parts = [message.get(key) for key in ("role", "content")] if message else [None]
+        if not all(isinstance(part, str) for part in parts):
+            raise TaskError(
+                f"task {fields['id']!r}: message {message!r} needs role and content, both text"
+            )
     return Task(**fields)  # ty: ignore[invalid-argument-type]

@@ -13,7 +13,7 @@ from sdpo import Task, Verdict, env
 from sdpo.chat import Chat
 from sdpo.engines.base import Sampling
 from sdpo.engines.scripted import ScriptedEngine
-from sdpo.errors import JudgeError, PromptTooLongError
+from sdpo.errors import JudgeError, PromptTooLongError, TaskError
 from sdpo.rollouts.collect import Collector
 from sdpo.testing import byte_tokenizer
 from sdpo.training.samples import flatten_turns
@@ -80,6 +80,25 @@ def test_async_judges_run_concurrently():
     groups = collect(collector(env(TASKS, judge)))
     assert peak == 9
     assert all(v.solved for g in groups for v in g.verdicts)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "said"),
+    [
+        ("hello", {}, "a list of tasks"),
+        ({"prompt": "x"}, {}, "a list of tasks"),
+        ([{"prompt": 5}], {}, "role and content"),
+        ([{"messages": [{"content": "x"}]}], {}, "role and content"),
+        ([{"prompt": "x", "messages": []}], {}, "not both"),
+        ([{"id": 3, "prompt": "x"}], {}, "id='3'"),
+        (["x"], {"eval_tasks": []}, "leave it out"),
+        (["x"], {"eval_tasks": [{"id": "q", "prompt": "x"}] * 2}, "occurs twice"),
+        (["x"], {"judge": "no"}, "a function"),
+    ],
+)
+def test_tasks_no_run_survives_are_refused_at_once(tasks, options, said):
+    with pytest.raises(TaskError, match=said):
+        env(tasks, **{"judge": solved_if_a, **options})
 
 
 def test_plain_judges_that_wait_run_concurrently():
