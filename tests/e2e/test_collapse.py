@@ -28,7 +28,8 @@ ALERT = Alert(
 def config(model, run, *overrides):
     return load_config(
         [
-            f"run={run}", f"model.name={model}", "rollout.tasks_per_step=8", "rollout.group_size=8",
+            f"run={run}", f"model.name={model}", "model.dtype=float32",
+            "rollout.tasks_per_step=8", "rollout.group_size=8",
             "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200", "eval.every=5",
             f"optim.lr={30 * LR}", *overrides,
         ]

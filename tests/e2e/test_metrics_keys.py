@@ -44,7 +44,8 @@ def judge(task, rollout):
 def test_promised_keys_are_written(model, tmp_path):
     config = load_config(
         [
-            f"run={tmp_path / 'run'}", f"model.name={model}", "steps=2", "eval.every=2",
+            f"run={tmp_path / 'run'}", f"model.name={model}", "model.dtype=float32",
+            "steps=2", "eval.every=2",
             "rollout.tasks_per_step=2", "rollout.group_size=4", "eval.samples=2",
             "rollout.max_completion_tokens=8", "rollout.max_prompt_tokens=200",
             "eval.probe_tasks=3", "seed=1",
@@ -65,7 +66,8 @@ def test_credit_is_kept_of_attempts_that_are_distilled(model, tmp_path):
     """SRPO has a context for every failed attempt and distils only those with a solved sibling."""
     config = load_config(
         [
-            f"run={tmp_path / 'run'}", f"model.name={model}", "steps=3", "objective.type=srpo",
+            f"run={tmp_path / 'run'}", f"model.name={model}", "model.dtype=float32",
+            "steps=3", "objective.type=srpo",
             "rollout.tasks_per_step=3", "rollout.group_size=3", "eval.samples=1", "eval.every=0",
             "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200",
         ]

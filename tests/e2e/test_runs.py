@@ -45,7 +45,8 @@ def model(tmp_path_factory) -> Path:
 def config(model, run, *overrides):
     return load_config(
         [
-            f"run={run}", f"model.name={model}", "steps=4", "rollout.tasks_per_step=3",
+            f"run={run}", f"model.name={model}", "model.dtype=float32", "steps=4",
+            "rollout.tasks_per_step=3",
             "rollout.group_size=4", "rollout.max_completion_tokens=8", "optim.lr=1e-3",
             "rollout.max_prompt_tokens=200", "eval.samples=2", "eval.every=2",
             "checkpoint.every=2", "objective.type=srpo", *overrides,

@@ -16,9 +16,10 @@ from sdpo.training import step as training_step
 from sdpo.training import targets
 from sdpo.training.packing import PackItem
 
-GRANULARITY_MARGIN = 0.1
-"""Nats of the right code by which token may fall behind sequence. At rates of 2e-4 and 5e-4 it was
-0.17 to 0.70 above it in each of six runs, and logit 2.5 above token."""
+GRANULARITY_LR = 2e-4
+"""At 5e-4 the token run of one seed falls apart in its last steps, depending on how the machine
+rounds. At this rate, over three seeds, token ended 0.15 to 0.24 nats above sequence and logit 1.08
+to 1.25 above token."""
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
 LIVE = "teacher.schedule.type=live"
 
@@ -61,13 +62,13 @@ def test_finer_credit_learns_more(reader, tmp_path, seed):
             reader,
             tmp_path / name,
             *(LIVE, f"objective.granularity={name}"),
-            *("rollout.group_size=48", "steps=24", "optim.lr=5e-4", "eval.samples=2"),
+            *("rollout.group_size=48", "steps=24", f"optim.lr={GRANULARITY_LR}", "eval.samples=2"),
             seed=seed,
         ).nats
         for name in ("logit", "token", "sequence")
     )
-    assert logit >= token + 1
-    assert token >= sequence - GRANULARITY_MARGIN
+    assert logit >= token + 0.6
+    assert token >= sequence + 0.05
 
 
 def wrong_sign(monkeypatch):

@@ -41,7 +41,8 @@ def runs(tmp_path_factory) -> Path:
     tiny_model(num_layers=1).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
     common = [
-        f"model.name={model}", "model.device=cpu", "steps=2", "rollout.group_size=4",
+        f"model.name={model}", "model.device=cpu", "model.dtype=float32", "steps=2",
+        "rollout.group_size=4",
         "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200", f"optim.lr={LR}",
         "eval.samples=1", "checkpoint.every=1",
     ]  # fmt: skip
@@ -135,7 +136,8 @@ env = sdpo.env(
 )
 try:
     sdpo.train(load_config([
-        f"run={folder}/run", f"model.name={model}", "model.device=cpu", "steps=1",
+        f"run={folder}/run", f"model.name={model}", "model.device=cpu",
+        "model.dtype=float32", "steps=1",
         "rollout.tasks_per_step=4", "rollout.group_size=2", "rollout.max_completion_tokens=4",
         "rollout.max_prompt_tokens=200", "eval.samples=1", "objective.type=sdpo",
     ]), env=env)
