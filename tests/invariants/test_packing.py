@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
 from sdpo.engines.attention import Scores
 from sdpo.testing import tiny_model
-from sdpo.training import backbone
+from sdpo.training import backbone, block_attention
 from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
+from sdpo.training.block_attention import BlockAttention
 from sdpo.training.packing import (
     PackItem,
     enable_checkpointing,
@@ -314,8 +315,8 @@ def test_models_that_cannot_take_a_tree_get_rows_of_their_own(make):
 
 def test_a_model_whose_attention_misbehaves_is_found_out(monkeypatch):
     model = tiny_model("llama")
-    attend = BranchAttention.attend
-    monkeypatch.setattr(BranchAttention, "attend", lambda *a: attend(*a) * 1.01)
+    attend = BlockAttention.attend
+    monkeypatch.setattr(BlockAttention, "attend", lambda *a: attend(*a) * 1.01)
     assert backbone.attention_kind(model) == "separate"
 
 
@@ -330,13 +331,13 @@ def test_separate_rows_recompute_too():
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
-def test_adapters_stay_in_use():
+def test_adapters_stay_in_use(double_norms):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(
         r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
     )
     torch.manual_seed(0)
-    model = peft.get_peft_model(tiny_model("llama"), config).eval()
+    model = peft.get_peft_model(tiny_model("llama", dtype=torch.float64), config).eval()
     chosen = shared_prompts(random.Random(0))
     plain = plain_rows(model.get_base_model(), chosen)
     assert_same(model, chosen, packed_rows(model, chosen, 40), plain)
@@ -378,9 +379,13 @@ def test_flex_mask_is_the_tree(window):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("window", [None, 150, 7])
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_both_plans_agree(window, softcap):
+@pytest.mark.parametrize("block_scores", [1 << 19, 1 << 12])
+def test_plans_agree(window, softcap, block_scores, monkeypatch):
+    """The same output and gradients from blocks (whole segments and parts of them), branches and,
+    output only, FlexAttention."""
+    monkeypatch.setattr(block_attention, "_BLOCK_SCORES", block_scores)
     rng = random.Random(0)
     chosen = teacher_contexts(rng) + long_prefix(rng) + shared_prompts(rng)
     prompt = tokens(rng, 300)
@@ -389,15 +394,20 @@ def test_both_plans_agree(window, softcap):
         for n in (140, 20)
     ]
     (batch,) = pack(chosen, budget_tokens=10_000)
-    num_tokens = -(-len(batch.token_ids) // FLEX_BLOCK) * FLEX_BLOCK
+    count, device = len(batch.token_ids), torch.device("cpu")
+    num_tokens = -(-count // FLEX_BLOCK) * FLEX_BLOCK
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, num_tokens, 16, generator=generator) for heads in (4, 2, 2)
     )
     scores = Scores(scaling=0.25, window=window, softcap=softcap)
-    device, count = torch.device("cpu"), len(batch.token_ids)
     flex = FlexAttention(batch.segments, num_tokens, device).attend(0, query, key, value, scores)
-    branches = BranchAttention(batch.segments, device).attend(
-        0, query[:, :, :count], key[:, :, :count], value[:, :, :count], scores
-    )
-    torch.testing.assert_close(flex[:, :count], branches, rtol=1e-5, atol=1e-5)
+    found = []
+    for plan in (BranchAttention(batch.segments, device), BlockAttention(batch.segments)):
+        leaves = [x[:, :, :count].clone().requires_grad_() for x in (query, key, value)]
+        output = plan.attend(0, *leaves, scores)
+        output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))
+        found.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for branches, blocks in zip(*found, strict=True):
+        torch.testing.assert_close(blocks, branches, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flex[:, :count], found[0][0], rtol=1e-5, atol=1e-5)

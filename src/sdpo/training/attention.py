@@ -1,11 +1,11 @@
 """Attention over a packed prefix tree: every token sees its ancestors' tokens and its own run.
 
-Two plans for the engine's attention registry (`sdpo.engines.attention`), with the same results.
-`BranchAttention` gathers the continuations of one prefix as a padded batch of queries against
-[prefix | own tokens] and calls PyTorch's fused attention: no score outside the tree, and the
-fastest on a CPU, where flash attention runs at matmul speed forward and backward. `FlexAttention`
-is one block-sparse kernel over the whole row, for CUDA. Both know sliding windows and soft-capping;
-neither drops attention out.
+Two plans for the engine's attention registry (`sdpo.engines.attention`), with the same results; a
+third, for CPUs, is `block_attention.py`. `FlexAttention` is one block-sparse kernel over the whole
+row, for CUDA. `BranchAttention`, for where that does not compile, gathers the continuations of one
+prefix as a padded batch of queries against [prefix | own tokens] and calls PyTorch's fused
+attention: no score outside the tree. Both know sliding windows and soft-capping; neither drops
+attention out.
 
 Legend: N tokens of the row, S segments, B branches of a batch, L longest of them, P tokens of
 their common prefix, H query heads, K key-value heads, E head size, Q blocks of the row.

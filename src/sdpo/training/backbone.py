@@ -23,12 +23,13 @@ from sdpo.engines.architecture import causal_lm, evaluating, probe
 from sdpo.engines.attention import engine_attention
 from sdpo.errors import ModelError
 from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
+from sdpo.training.block_attention import BlockAttention
 from sdpo.training.prefix_tree import Segment
 
 _logger = logging.getLogger(__name__)
 
-Kind = Literal["flex", "branches", "separate"]
-"""How a model attends: two kernels over a packed tree, or items in rows of their own."""
+Kind = Literal["flex", "branches", "blocks", "separate"]
+"""How a model attends: three ways over a packed tree, or items in rows of their own."""
 
 _TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Largest difference of hidden states that rounding explains, relative to their largest magnitude;
@@ -90,12 +91,15 @@ def tree_hidden(
     """Last hidden states [N, D] of a packed tree."""
     num_tokens = len(token_ids_N)
     ids_1N, positions_1N = token_ids_N[None].to(model.device), position_ids_N[None].to(model.device)
-    if (kind or attention_kind(model)) == "flex":
+    kind = kind or attention_kind(model)
+    if kind == "flex":
         missing = -num_tokens % FLEX_BLOCK
         ids_1N, positions_1N = (
             torch.nn.functional.pad(x, (0, missing)) for x in (ids_1N, positions_1N)
         )
         plan: Any = FlexAttention(segments, num_tokens + missing, model.device)
+    elif kind == "blocks":
+        plan = BlockAttention(segments)
     else:
         plan = BranchAttention(segments, model.device)
     with engine_attention(model):
@@ -167,7 +171,7 @@ def _find_kind(model: PreTrainedModel) -> Kind:
         if has_sinks or probe(model) is None:
             return "separate"
         kinds: tuple[Kind, ...] = (
-            ("flex", "branches") if model.device.type == "cuda" else ("branches",)
+            ("flex", "branches") if model.device.type == "cuda" else ("blocks",)
         )
         for kind in kinds:
             try:
