@@ -1,8 +1,15 @@
-"""Which number format a device multiplies fast."""
+"""Which number format a device multiplies fast, and how a CPU's memory is kept."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
+
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+_KEPT_BYTES = 1 << 30
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -17,3 +24,16 @@ def default_dtype(device: torch.device) -> torch.dtype:
         has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float32
     return torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse freed memory of up to 1 GiB a piece instead of giving it back.
+
+    glibc returns large tensors to the system when they are freed, and the system clears every page
+    again for the next one: measured 7 to 17% of an update on two cores. CUDA has PyTorch's own
+    caching. Does nothing where the C library is another one.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

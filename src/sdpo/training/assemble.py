@@ -17,6 +17,7 @@ from sdpo.chat import Chat
 from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
 from sdpo.config.schema import Model as ModelConfig
 from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.device import keep_freed_memory
 from sdpo.envs import open_env
 from sdpo.envs.base import Closing, Env
 from sdpo.errors import ConfigError
@@ -55,6 +56,8 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
     stays open."""
     policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    if policy.device.type == "cpu":
+        keep_freed_memory()
     policy = with_adapter(policy, config.model, config.seed)
     chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env

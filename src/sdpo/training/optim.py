@@ -8,7 +8,8 @@ rounding. For float32 parameters that sum is autograd's own `.grad`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -53,18 +54,33 @@ class Optimizer:
         ramp = min(1.0, (self.num_updates + 1) / warmup) if warmup else 1.0
         return self._config.lr * self.lr_scale * ramp
 
-    def accumulate(self) -> None:
-        """Add the gradients of one micro-batch to the float32 sums of parameters that have their
-        own, and clear them; a float32 parameter's gradient is its sum already."""
-        for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            if parameter is master or parameter.grad is None:
-                continue
+    @contextmanager
+    def accumulating(self) -> Generator[None]:
+        """Inside the block `backward()` adds the gradient of a parameter with a master copy to its
+        float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
+        never exist at once. A float32 parameter's gradient is its sum already.
+        """
+
+        def add(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
+            assert parameter.grad is not None
             if master.grad is None:
                 master.grad = parameter.grad.float()
             else:
                 master.grad.add_(parameter.grad)
             parameter.grad = None
+
+        handles = [
+            parameter.register_post_accumulate_grad_hook(
+                lambda parameter, master=self._masters[name]: add(parameter, master)
+            )
+            for name, parameter in self._parameters.items()
+            if parameter is not self._masters[name]
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:

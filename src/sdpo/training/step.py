@@ -213,9 +213,8 @@ class Updater:
                 f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
                 "Lower optim.lr, or resume from the last checkpoint"
             )
-        with recomputing(self.model):
+        with recomputing(self.model), self.optimizer.accumulating():
             loss.loss.backward()
-        self.optimizer.accumulate()
         self._observe(loss, samples, batch, result.metrics)
         result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
         return ""

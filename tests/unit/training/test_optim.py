@@ -31,8 +31,8 @@ def test_matches_torch_adamw_with_clipping():
     ]
     reference = torch.optim.AdamW(groups, lr=1e-2)
     for _ in range(5):
-        backward(ours)
-        optimizer.accumulate()
+        with optimizer.accumulating():
+            backward(ours)
         norm = optimizer.update(Parallel(), where="test")
         backward(theirs)
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.05)
@@ -47,11 +47,26 @@ def test_bfloat16_weights_move_by_less_than_their_resolution():
     optimizer = Optimizer(Optim(lr=1e-5, weight_decay=0.0), model)
     start = model.weight.detach().float().clone()
     for _ in range(300):
-        backward(model)
-        optimizer.accumulate()
+        with optimizer.accumulating():
+            backward(model)
         optimizer.update(Parallel(), where="test")
     moved = (model.weight.float() - start).abs()
     assert moved.max() > 1.5e-3, "300 steps of 1e-5 add up in the master weights"
+
+
+def test_narrow_gradients_are_summed_in_float32_and_freed_on_the_way():
+    model = module(torch.bfloat16)
+    optimizer = Optimizer(Optim(), model)
+    expected = torch.zeros(4, 8)
+    for scale in (1.0, 1e-3):
+        backward(model, scale)
+        assert model.weight.grad is not None, "outside the block autograd keeps its own"
+        expected += model.weight.grad.float()
+        model.zero_grad()
+        with optimizer.accumulating():
+            backward(model, scale)
+            assert model.weight.grad is None
+    torch.testing.assert_close(optimizer._masters["weight"].grad, expected, rtol=0, atol=0)
 
 
 def test_warmup_is_linear_then_constant():
@@ -60,8 +75,8 @@ def test_warmup_is_linear_then_constant():
     rates = []
     for _ in range(6):
         rates.append(optimizer.lr)
-        backward(model)
-        optimizer.accumulate()
+        with optimizer.accumulating():
+            backward(model)
         optimizer.update(Parallel(), where="test")
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
@@ -70,8 +85,8 @@ def test_non_finite_gradient_changes_nothing_and_names_the_place():
     model = module()
     before = model.weight.detach().clone()
     optimizer = Optimizer(Optim(), model)
-    backward(model, scale=float("nan"))
-    optimizer.accumulate()
+    with optimizer.accumulating():
+        backward(model, scale=float("nan"))
     with pytest.raises(NonFiniteLossError, match="step 3"):
         optimizer.update(Parallel(), where="step 3, tasks a, b")
     assert torch.equal(model.weight, before)
@@ -82,15 +97,15 @@ def test_resumed_optimizer_continues_exactly():
     straight, first = module(), module()
     one, two = Optimizer(Optim(lr=1e-2), straight), Optimizer(Optim(lr=1e-2), first)
     for optimizer, model in ((one, straight), (two, first)):
-        backward(model)
-        optimizer.accumulate()
+        with optimizer.accumulating():
+            backward(model)
         optimizer.update(Parallel(), where="")
     resumed = module()
     resumed.load_state_dict(first.state_dict())
     three = Optimizer(Optim(lr=1e-2), resumed)
     three.load_state(two.state())
     for optimizer, model in ((one, straight), (three, resumed)):
-        backward(model)
-        optimizer.accumulate()
+        with optimizer.accumulating():
+            backward(model)
         optimizer.update(Parallel(), where="")
     assert torch.equal(straight.weight, resumed.weight)
