@@ -8,11 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
+from sdpo.engines import block_attention
 from sdpo.engines.attention import Scores
+from sdpo.engines.block_attention import BlockAttention
 from sdpo.testing import tiny_model
-from sdpo.training import backbone, block_attention
+from sdpo.training import backbone
 from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
-from sdpo.training.block_attention import BlockAttention
 from sdpo.training.packing import (
     PackItem,
     enable_checkpointing,
@@ -20,6 +21,7 @@ from sdpo.training.packing import (
     pack,
     shares_prefixes,
 )
+from sdpo.training.prefix_tree import paths
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -403,7 +405,7 @@ def test_plans_agree(window, softcap, block_scores, monkeypatch):
     scores = Scores(scaling=0.25, window=window, softcap=softcap)
     flex = FlexAttention(batch.segments, num_tokens, device).attend(0, query, key, value, scores)
     found = []
-    for plan in (BranchAttention(batch.segments, device), BlockAttention(batch.segments)):
+    for plan in (BranchAttention(batch.segments, device), BlockAttention(paths(batch.segments))):
         leaves = [x[:, :, :count].clone().requires_grad_() for x in (query, key, value)]
         output = plan.attend(0, *leaves, scores)
         output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))

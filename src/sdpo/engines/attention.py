@@ -23,6 +23,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sdpo.engines.block_attention import BlockAttention
+
 ATTENTION_NAME = "sdpo_engine"
 
 _MASKED = -1e30
@@ -135,6 +137,13 @@ class PackedPlan:
     """Receives (layer, keys [1, K, T, D], values); how prefill fills the cache."""
     windows: set[int] = field(default_factory=set)
     """Sliding windows that layers asked for, noted for the architecture check."""
+    _blocks: BlockAttention = field(init=False)
+
+    def __post_init__(self) -> None:
+        places = [(span.prompt, span) if span.prompt else (span,) for span in self.spans]
+        self._blocks = BlockAttention(
+            [tuple(slice(span.start, span.stop) for span in path) for path in places]
+        )
 
     def attend(
         self,
@@ -148,6 +157,8 @@ class PackedPlan:
             self.keep(layer, key_1KTD, value_1KTD)
         if scores.window is not None:
             self.windows.add(scores.window)
+        if query_1HTD.device.type == "cpu":
+            return self._blocks.attend(layer, query_1HTD, key_1KTD, value_1KTD, scores)
         output_1THD = torch.empty_like(
             query_1HTD.transpose(1, 2), memory_format=torch.contiguous_format
         )

@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from sdpo.engines.attention import Scores
-from sdpo.training.prefix_tree import Segment
+from sdpo.training.prefix_tree import Segment, paths
 
 FLEX_BLOCK = 128
 """Rows for `FlexAttention` are padded to a multiple of it: the tile of its kernels."""
@@ -149,8 +149,10 @@ class BranchAttention:
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self._batches: list[_Batch] = []
         order: list[torch.Tensor] = []
+        above = paths(segments)
         for parent, siblings in _siblings(segments).items():
-            prefix = torch.tensor(_path_places(segments, parent), dtype=torch.long)
+            runs = () if parent is None else above[parent]
+            prefix = torch.tensor([t for run in runs for t in range(run.start, run.stop)]).long()
             for similar in _similar(siblings):
                 lengths_B = torch.tensor([len(segment) for segment in similar])
                 starts_B = torch.tensor([segment.start for segment in similar])
@@ -185,16 +187,6 @@ def _siblings(segments: Sequence[Segment]) -> dict[int | None, list[Segment]]:
     for segment in segments:
         found.setdefault(segment.parent, []).append(segment)
     return found
-
-
-def _path_places(segments: Sequence[Segment], index: int | None) -> list[int]:
-    """Places of the tokens from the root to the end of a segment."""
-    places: list[int] = []
-    while index is not None:
-        segment = segments[index]
-        places[:0] = range(segment.start, segment.stop)
-        index = segment.parent
-    return places
 
 
 def _similar(siblings: Sequence[Segment]) -> list[list[Segment]]:

@@ -21,10 +21,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdpo.engines.architecture import causal_lm, evaluating, probe
 from sdpo.engines.attention import engine_attention
+from sdpo.engines.block_attention import BlockAttention
 from sdpo.errors import ModelError
 from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
-from sdpo.training.block_attention import BlockAttention
-from sdpo.training.prefix_tree import Segment
+from sdpo.training.prefix_tree import Segment, paths
 
 _logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def tree_hidden(
         )
         plan: Any = FlexAttention(segments, num_tokens + missing, model.device)
     elif kind == "blocks":
-        plan = BlockAttention(segments)
+        plan = BlockAttention(paths(segments))
     else:
         plan = BranchAttention(segments, model.device)
     with engine_attention(model):

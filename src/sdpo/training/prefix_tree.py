@@ -36,6 +36,15 @@ class Segment:
         return self.stop - self.start
 
 
+def paths(segments: Sequence[Segment]) -> list[tuple[slice, ...]]:
+    """Places of each segment's tokens after those of its ancestors, root first."""
+    found: list[tuple[slice, ...]] = []
+    for segment in segments:
+        before = () if segment.parent is None else found[segment.parent]
+        found.append((*before, slice(segment.start, segment.stop)))
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """Tokens `start` to `stop` of sequence `owner` and of every other sequence below it.

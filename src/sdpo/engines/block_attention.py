@@ -1,7 +1,8 @@
-"""Attention over a packed prefix tree on a CPU: explicit scores, in blocks that stay in cache.
+"""Attention of a packed row on a CPU, for prefill, scoring and training: explicit scores, in blocks
+that stay in cache.
 
 PyTorch's fused attention multiplies small tiles there, at a quarter of the speed of its batched
-products. A block is some tokens of one segment against everything on their path: one product
+products. A block is some tokens of one run against everything on their path: one product
 for its scores, a softmax, one for its output, and five in the backward pass, which computes the
 scores again instead of keeping them. Nothing is padded, and keys behind the block are left out.
 
@@ -17,14 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sdpo.engines.attention import Scores
-from sdpo.training.prefix_tree import Segment
+if TYPE_CHECKING:
+    from sdpo.engines.attention import Scores
+
+Path = tuple[slice, ...]
+"""Places of a run of tokens, the last slice, after those of all it continues, from the start of its
+sequence."""
 
 _BLOCK_SCORES = 1 << 19
 """Scores [H, R, M] of a block: 2 MiB in float32, of which the backward pass holds two."""
@@ -34,17 +39,17 @@ _MIN_ROWS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Some tokens of one segment and everything they see."""
+    """Some tokens of one run and everything they see."""
 
     rows: slice
     """Places of the block's tokens."""
-    path: tuple[slice, ...]
-    """Places of all tokens that the last of them sees, in order; its own run is the end."""
+    path: Path
+    """Places of all tokens that the last of them sees, in order."""
 
     @property
     def num_scores(self) -> int:
         """R x M."""
-        return (self.rows.stop - self.rows.start) * sum(r.stop - r.start for r in self.path)
+        return _length((self.rows,)) * _length(self.path)
 
 
 class _Plan:
@@ -54,19 +59,19 @@ class _Plan:
     is computed in it.
     """
 
-    def __init__(self, segments: Sequence[Segment], num_heads: int, dtype: torch.dtype) -> None:
-        self.blocks = _blocks(segments, num_heads)
+    def __init__(self, paths: Sequence[Path], num_heads: int, dtype: torch.dtype) -> None:
+        self.blocks = _blocks(paths, num_heads)
         size = num_heads * max(block.num_scores for block in self.blocks)
         self._scores, self._gradient = (torch.empty(size, dtype=_wide(dtype)) for _ in range(2))
         self._narrow = torch.empty(size, dtype=dtype)
 
-    def scores(self, query_KQE: Tensor, key_KME: Tensor) -> Tensor:
-        """Products [K, Q, M] in the wide type; overwritten by the next call."""
-        return _products(self._scores, query_KQE, key_KME)
+    def scores(self, query_KQE: Tensor, key_KME: Tensor, scaling: float) -> Tensor:
+        """Scaled products [K, Q, M] in the wide type; overwritten by the next call."""
+        return _products(self._scores, query_KQE, key_KME, scaling)
 
     def gradient(self, grad_KQE: Tensor, value_KME: Tensor) -> Tensor:
-        """The same in another buffer."""
-        return _products(self._gradient, grad_KQE, value_KME)
+        """Products in another buffer."""
+        return _products(self._gradient, grad_KQE, value_KME, 1.0)
 
     def narrow(self, x_KQM: Tensor) -> Tensor:
         """`x` in the inputs' type; overwritten by the next call."""
@@ -76,10 +81,10 @@ class _Plan:
 
 
 class BlockAttention:
-    """Attention of one packed row; its blocks serve every layer."""
+    """Attention of one packed row, whose runs have `paths`; its blocks serve every layer."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments = segments
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
         self._plans: dict[int, _Plan] = {}
 
     def attend(
@@ -93,30 +98,30 @@ class BlockAttention:
         """Attention output [1, N, H, E]. Memory: a few blocks of scores."""
         num_heads = query_1HNE.shape[1]
         if num_heads not in self._plans:
-            self._plans[num_heads] = _Plan(self._segments, num_heads, query_1HNE.dtype)
+            self._plans[num_heads] = _Plan(self._paths, num_heads, query_1HNE.dtype)
         query_NHE, key_NKE, value_NKE = (
             x[0].transpose(0, 1) for x in (query_1HNE, key_1KNE, value_1KNE)
         )
         plan = self._plans[num_heads]
-        output: Any = _TreeAttention.apply(query_NHE, key_NKE, value_NKE, plan, scores)
+        output: Any = _BlockAttention.apply(query_NHE, key_NKE, value_NKE, plan, scores)
         return output[None]
 
 
-def _blocks(segments: Sequence[Segment], num_heads: int) -> list[_Block]:
+def _blocks(paths: Sequence[Path], num_heads: int) -> list[_Block]:
     blocks: list[_Block] = []
-    paths: list[tuple[slice, ...]] = []
-    for segment in segments:
-        before = () if segment.parent is None else paths[segment.parent]
-        paths.append((*before, slice(segment.start, segment.stop)))
-        length = segment.position + len(segment)
-        size = max(_MIN_ROWS, _BLOCK_SCORES // (num_heads * length))
-        for start in range(segment.start, segment.stop, size):
-            rows = slice(start, min(start + size, segment.stop))
-            blocks.append(_Block(rows, (*before, slice(segment.start, rows.stop))))
+    for *before, run in paths:
+        size = max(_MIN_ROWS, _BLOCK_SCORES // (num_heads * _length((*before, run))))
+        for start in range(run.start, run.stop, size):
+            rows = slice(start, min(start + size, run.stop))
+            blocks.append(_Block(rows, (*before, slice(run.start, rows.stop))))
     return blocks
 
 
-class _TreeAttention(torch.autograd.Function):
+def _length(path: Path) -> int:
+    return sum(run.stop - run.start for run in path)
+
+
+class _BlockAttention(torch.autograd.Function):
     """Block after block; the backward pass too, which sums the gradients of shared keys in the
     wide type."""
 
@@ -149,8 +154,8 @@ class _TreeAttention(torch.autograd.Function):
         plan, scaling = ctx.plan, ctx.scores.scaling
         dtype, (_, num_heads, _), num_kv_heads = query_NHE.dtype, query_NHE.shape, key_NKE.shape[1]
         grad_query_NHE = torch.empty_like(query_NHE, memory_format=torch.contiguous_format)
-        grad_key_NKE, grad_value_NKE = (
-            torch.zeros(x.shape, dtype=_wide(dtype)) for x in (key_NKE, value_NKE)
+        grad_key_KNE, grad_value_KNE = (
+            torch.zeros(x.transpose(0, 1).shape, dtype=_wide(dtype)) for x in (key_NKE, value_NKE)
         )
         for block in plan.blocks:
             key_KME, value_KME = _path(key_NKE, block), _path(value_NKE, block)
@@ -159,7 +164,7 @@ class _TreeAttention(torch.autograd.Function):
             )
             weights_KQM, slope_KQM = _weights(query_KQE, key_KME, block, plan, ctx.scores)
             weights = plan.narrow(weights_KQM).transpose(1, 2)
-            _add(grad_value_NKE, block, torch.bmm(weights, grad_KQE), 1.0)
+            _add(grad_value_KNE, block, torch.bmm(weights, grad_KQE), 1.0)
             # d/d(score) = p (dp - sum p dp), where sum p dp = gradient . output.
             wide_KQE = grad_KQE.to(_wide(dtype))
             grad_KQM = plan.gradient(wide_KQE, value_KME)
@@ -169,25 +174,29 @@ class _TreeAttention(torch.autograd.Function):
             narrow_KQM = plan.narrow(grad_KQM)
             attended_KQE = torch.bmm(narrow_KQM, key_KME).mul_(scaling)
             grad_query_NHE[block.rows] = _ungrouped(attended_KQE, num_heads)
-            _add(grad_key_NKE, block, torch.bmm(narrow_KQM.transpose(1, 2), query_KQE), scaling)
-        return grad_query_NHE, grad_key_NKE.to(dtype), grad_value_NKE.to(dtype), None, None
+            _add(grad_key_KNE, block, torch.bmm(narrow_KQM.transpose(1, 2), query_KQE), scaling)
+        grad_key_NKE, grad_value_NKE = (
+            x.to(dtype).transpose(0, 1) for x in (grad_key_KNE, grad_value_KNE)
+        )
+        return grad_query_NHE, grad_key_NKE, grad_value_NKE, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _products(out: Tensor, a_KQE: Tensor, b_KME: Tensor) -> Tensor:
-    """a . b in the type of the flat buffer `out`, [K, Q, M] in its beginning."""
+def _products(out: Tensor, a_KQE: Tensor, b_KME: Tensor, scale: float) -> Tensor:
+    """scale * a . b in the type of the flat buffer `out`, [K, Q, M] in its beginning."""
     shape = (len(a_KQE), a_KQE.shape[1], b_KME.shape[1])
     out_KQM = out[: shape[0] * shape[1] * shape[2]].view(shape)
-    return torch.bmm(a_KQE, b_KME.to(out.dtype).transpose(1, 2), out=out_KQM)
+    b_KEM = b_KME.to(out.dtype).transpose(1, 2)
+    return torch.baddbmm(out_KQM, a_KQE.to(out.dtype), b_KEM, beta=0.0, alpha=scale, out=out_KQM)
 
 
 def _path(x_NKE: Tensor, block: _Block) -> Tensor:
-    """Keys or values of a block's path, [K, M, E]."""
+    """Keys or values of a block's path, [K, M, E], contiguous."""
     parts = [x_NKE[run] for run in block.path]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1).contiguous()
 
 
 def _grouped(x_RHE: Tensor, num_kv_heads: int) -> Tensor:
@@ -209,7 +218,7 @@ def _weights(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [K, Q, M] in the wide type, and what soft-capping multiplies their
     gradient with."""
-    scores_KQM = plan.scores(query_KQE.to(_wide(query_KQE.dtype)) * scores.scaling, key_KME)
+    scores_KQM = plan.scores(query_KQE, key_KME, scores.scaling)
     slope_KQM = None
     if scores.softcap is not None:
         scores_KQM = scores.capped(scores_KQM)
@@ -231,10 +240,10 @@ def _hide(scores_KQM: Tensor, block: _Block, window: int | None) -> None:
     scores_KRGM[..., first:].masked_fill_(hidden_RM[:, None], float("-inf"))
 
 
-def _add(total_NKE: Tensor, block: _Block, part_KME: Tensor, scale: float) -> None:
+def _add(total_KNE: Tensor, block: _Block, part_KME: Tensor, scale: float) -> None:
     """Add a path's gradient to its tokens."""
     start = 0
     for run in block.path:
         stop = start + run.stop - run.start
-        total_NKE[run].add_(part_KME[:, start:stop].transpose(0, 1), alpha=scale)
+        total_KNE[:, run].add_(part_KME[:, start:stop], alpha=scale)
         start = stop
