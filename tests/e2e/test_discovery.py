@@ -14,6 +14,7 @@ import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
 from sdpo.config.schema import Lora, Optim, RunConfig
+from sdpo.discovery.attempts import Tally
 from sdpo.discovery.multi_turn import fit
 from sdpo.discovery.records import Discovery
 from sdpo.discovery.run import discover_one, discover_tasks, searches
@@ -79,7 +80,8 @@ def fixed(results):
 
 def search(sampler, config, task, initial, **watch):
     method = "self_distillation"
-    (result,) = searches(sampler, config, task, method=method, seeds=[0], initial=initial, **watch)
+    wanted = [(task, Tally(task.id, method, 0, budget=config.discover.budget))]
+    (result,) = searches(sampler, config, wanted, method=method, initial=initial, **watch)
     return result
 
 
@@ -92,7 +94,7 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
     config = settings(model_dir, tmp_path / "run")
     results = discover_tasks(config, world(seen=seen))
     assert [(r.task_id, r.method, r.seed) for r in results] == [
-        (task, method, seed) for task in "ab" for method in METHODS for seed in range(2)
+        (task, method, seed) for method in METHODS for task in "ab" for seed in range(2)
     ]
     assert all(r.attempts == r.budget == BUDGET for r in results)
     assert all(r.attempts_to_solve is None and r.solution is None for r in results)
@@ -107,6 +109,13 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
     assert all(seen[BUDGET * i][1].policy_version == 0 for i in range(len(results)))
     rows = [json.loads(line) for line in lines(tmp_path / "run/discovery.jsonl")]
     assert len(rows) == len(results)
+    attempts = [json.loads(line) for line in lines(tmp_path / "run/attempts.jsonl")]
+    assert sorted(
+        (row["task_id"], row["method"], row["seed"], row["attempt"]) for row in attempts
+    ) == sorted(
+        (r.task_id, r.method, r.seed, place + 1) for r in results for place in range(BUDGET)
+    )
+    assert {row["feedback"] for row in attempts} == {"Expected 7."}
     assert rows[0].keys() == set(Discovery.__slots__) | {"step"}
     assert not (tmp_path / "run/solutions").exists()
     assert (tmp_path / "run/discovery.png").read_bytes().startswith(b"\x89PNG")
@@ -137,7 +146,7 @@ def test_weights_train_within_a_search_and_are_restored(model_dir, tmp_path):
         model = sampler.policy.model
         initial = copy_weights(model)
 
-        def watch(seed, tally):
+        def watch(tally):
             trained.append({name: w.clone() for name, w in copy_weights(model).items()})
 
         task = sampler.env.load("eval")[0]
@@ -168,16 +177,64 @@ def test_attempts_are_counted_in_order(model_dir, tmp_path, method):
         assert result.attempts - batch < result.attempts_to_solve <= result.attempts
 
 
-def test_repetitions_side_by_side_are_what_each_is_alone(model_dir, tmp_path):
-    config = settings(model_dir, tmp_path / "run", seeds=4, methods=["multi_turn"], tasks=["b"])
+def test_conversations_side_by_side_are_what_each_is_alone(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run", seeds=2, methods=["multi_turn"])
     together = discover_tasks(config, world(solves=often))
-    assert sorted(result.seed for result in together) == [0, 1, 2, 3]
+    assert sorted((r.task_id, r.seed) for r in together) == [(t, s) for t in "ab" for s in (0, 1)]
     assert len({result.attempts for result in together}) > 1
     for result in together:
         alone = discover_one(
-            "b", config, world(solves=often), method="multi_turn", seed=result.seed
+            result.task_id, config, world(solves=often), method="multi_turn", seed=result.seed
         )
         assert fixed([alone]) == fixed([result])
+
+
+@pytest.mark.parametrize("show_attempts", [False, True])
+def test_a_killed_conversation_goes_on_where_it_was(model_dir, tmp_path, show_attempts):
+    rules = {"methods": ["multi_turn"], "budget": 12, "window_tokens": 260}
+    rules["show_attempts"] = show_attempts
+    whole = discover_tasks(settings(model_dir, tmp_path / "whole", **rules), world())
+    calls = []
+
+    def killer(results, line):
+        calls.append(line)
+        # Within a round: two searches have made their sixth attempt, two have not.
+        if len(calls) == 5 * 4 + 2:
+            raise KeyboardInterrupt
+
+    config = settings(model_dir, tmp_path / "cut", **rules)
+    with pytest.raises(KeyboardInterrupt):
+        discover_tasks(config, world(), progress=killer)
+    path = tmp_path / "cut/attempts.jsonl"
+    assert len(lines(path)) == 22
+    seen = []
+    assert fixed(discover_tasks(config, world(seen=seen))) == fixed(whole)
+    assert len(seen) == 12 * 4 - 22
+    texts = [
+        {
+            (row["task_id"], row["seed"], row["attempt"]): row["text"]
+            for row in map(json.loads, lines(tmp_path / name / "attempts.jsonl"))
+        }
+        for name in ("whole", "cut")
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 12 * 4
+
+
+def test_a_search_that_starts_again_leaves_no_attempts_twice(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run", methods=["self_distillation"])
+
+    def killer(results, line):
+        if len(results) == 1 and "8/10" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        discover_tasks(config, world(), progress=killer)
+    path = tmp_path / "run/attempts.jsonl"
+    assert len(lines(path)) == BUDGET + 8
+    discover_tasks(config, world())
+    rows = [json.loads(line) for line in lines(path)]
+    assert len(rows) == len({(r["task_id"], r["seed"], r["attempt"]) for r in rows}) == BUDGET * 4
 
 
 def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):
@@ -273,8 +330,22 @@ def test_curves_intervals_and_speed_up():
     text = " ".join(console.file.getvalue().split())
     assert "a: self_distillation, attempt 10" in text
     assert f"{factor['factor']:.2g}x at" in text
-    with live_progress(Console(file=io.StringIO())) as say:
+    with live_progress(Console(file=io.StringIO(), force_terminal=True)) as say:
         say(own, "now")
+
+
+def test_progress_in_a_log_file_is_lines(monkeypatch):
+    monkeypatch.setattr("sdpo.discovery.summary.SECONDS_BETWEEN_LINES", 1e9)
+    console = Console(file=io.StringIO())
+    old = [found("a", "best_of_k", 0, None)]
+    with live_progress(console) as say:
+        say(old, "a, best_of_k, seed 1: 4/100 attempts")
+        say(old, "a, best_of_k, seed 1: 8/100 attempts")
+        say([*old, found("a", "best_of_k", 1, 7)], "")
+    assert console.file.getvalue().splitlines() == [
+        "a, best_of_k, seed 1: 4/100 attempts",
+        "a, best_of_k, seed 1: solved at attempt 7, 1 s",
+    ]
 
 
 def test_feedback_solves_what_independent_samples_do_not(tmp_path):

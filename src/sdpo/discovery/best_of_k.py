@@ -6,10 +6,11 @@ estimate, which the place of the first one alone does not.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.records import Tally
+from sdpo.discovery.attempts import Tally
 from sdpo.records import Task
 from sdpo.seeds import derive
 from sdpo.training.assemble import Sampler
@@ -30,14 +31,15 @@ def best_of_k(
     """Spend the budget on independent attempts at `task`; `watch` sees the tally after each
     batch."""
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
+    start = time.perf_counter()
     while tally.left:
         collected = sampler.collector.collect(
             [task],
             group_size=min(BATCH, tally.left),
             sampling=sampling,
-            seed=derive(seed, "batch", tally.attempts),
+            seed=derive(seed, "batch", len(tally.made)),
         )
-        group = collected.groups[0]
+        group, seconds = collected.groups[0], time.perf_counter() - start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            tally.add(rollout.text, solved=verdict.solved)
+            tally.add(rollout.text, verdict, seconds=seconds)
         watch(tally)

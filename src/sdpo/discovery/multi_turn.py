@@ -4,20 +4,20 @@ time.
 The oldest feedback leaves first when the prompt outgrows its window. As in the paper it is no
 conversation: the task is asked once, its feedback follows.
 
-Repetitions advance side by side, an attempt of each at a time: one sequence alone leaves a device
-idle. What a repetition samples does not depend on the others.
+Searches of all tasks and repetitions advance side by side, an attempt of each at a time: one
+sequence alone leaves a device idle. What a search samples does not depend on the others.
 """
 
 from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.records import Tally
+from sdpo.discovery.attempts import Attempt, Tally
 from sdpo.envs.base import Env
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.seeds import derive
@@ -28,95 +28,101 @@ from sdpo.training.assemble import Sampler
 
 @dataclass(slots=True, kw_only=True)
 class Conversation:
-    """One repetition: what it has tried and what it reads next.
+    """One search: its task, what it has tried and what it reads next.
 
     Example:
-        Conversation(repetition=0, tally=Tally(256))
+        Conversation(task=task, tally=Tally(task.id, "multi_turn", 0, budget=256))
     """
 
-    repetition: int
+    task: Task
     tally: Tally
     sections: list[str] = field(default_factory=list)
     """Feedback so far, with the attempts if they are shown; oldest first."""
-    seconds: float = 0.0
-    """Its equal share of the time of every round it took part in."""
+
+    @property
+    def id(self) -> str:
+        """Task and repetition, from which the search draws its random numbers."""
+        return f"{self.task.id}/{self.tally.key[2]}"
 
     @property
     def is_finished(self) -> bool:
         """Solved, or out of budget."""
-        return not self.tally.left or self.tally.solution is not None
+        return not self.tally.left or bool(self.tally.solved)
+
+    def ask(self, chat: Chat, window: int) -> Task:
+        """The task with as many of the newest sections as `window` tokens hold; older ones are
+        forgotten."""
+        self.sections, messages = fit(chat, self.task.messages, self.sections, window)
+        return replace(self.task, id=self.id, messages=messages)
+
+    def tell(self, chat: Chat, attempt: Attempt, *, show_attempts: bool) -> None:
+        """Remember what was said about `attempt`."""
+        if show_attempts:
+            text = chat.as_content(attempt.text)
+            self.sections.append(templates.ATTEMPT.format(attempt=text))
+        if attempt.feedback is not None:
+            feedback = chat.inert(attempt.feedback)
+            self.sections.append(templates.FEEDBACK.format(feedback=feedback))
 
 
 def multi_turn(
     sampler: Sampler,
     config: RunConfig,
-    task: Task,
+    wanted: Sequence[tuple[Task, Tally]],
     *,
-    repetitions: Sequence[int],
-    watch: Callable[[int, Tally], None] = lambda repetition, tally: None,
-) -> Iterator[Conversation]:
-    """Attempt `task` once per round in every one of `repetitions`, each with its own feedback so
-    far, and yield each when it is solved or out of budget.
+    watch: Callable[[Tally], None] = lambda tally: None,
+) -> Iterator[Tally]:
+    """Make one attempt per round in every search `wanted`, each with its own feedback so far, and
+    yield each when it is solved or out of budget. A tally that has attempts goes on after them.
 
-    `watch` sees the first one still at work after every round. Raises `PromptTooLongError` when the
-    task alone exceeds `discover.window_tokens`.
+    `watch` sees every tally after each of its attempts. Raises `PromptTooLongError` when a task
+    alone exceeds `discover.window_tokens`.
     """
-    sampling = sampler.sampling(config, temperature=config.rollout.temperature)
+    rules = config.discover
+    working = [Conversation(task=task, tally=tally) for task, tally in wanted]
     collector = replace(
         sampler.collector,
-        env=JudgedAs(sampler.env, task),
-        max_prompt_tokens=config.discover.window_tokens,
+        env=JudgedAs(sampler.env, {conversation.id: conversation.task for conversation in working}),
+        max_prompt_tokens=rules.window_tokens,
     )
-    working = [
-        Conversation(repetition=number, tally=Tally(config.discover.budget))
-        for number in repetitions
-    ]
-    turn = 0
-    while working:
+    for conversation in working:
+        for attempt in conversation.tally.made:
+            conversation.ask(sampler.chat, rules.window_tokens)
+            conversation.tell(sampler.chat, attempt, show_attempts=rules.show_attempts)
+    while True:
+        yield from [c.tally for c in working if c.is_finished]
+        working = [c for c in working if not c.is_finished]
+        if not working:
+            return
+        # Searches that go on from different places wait for the one that is furthest behind.
+        turn = min(len(c.tally.made) for c in working)
+        playing = [c for c in working if len(c.tally.made) == turn]
         start = time.perf_counter()
         groups = collector.collect(
-            [_asked(sampler.chat, config, task, conversation) for conversation in working],
+            [conversation.ask(sampler.chat, rules.window_tokens) for conversation in playing],
             group_size=1,
-            sampling=sampling,
+            sampling=sampler.sampling(config, temperature=config.rollout.temperature),
             seed=derive(config.seed, "discover", "multi_turn", turn),
         ).groups
-        for conversation, group in zip(working, groups, strict=True):
+        share = (time.perf_counter() - start) / len(playing)
+        for conversation, group in zip(playing, groups, strict=True):
             rollout, verdict = group.rollouts[0], group.verdicts[0]
-            conversation.tally.add(rollout.text, solved=verdict.solved)
-            if config.discover.show_attempts:
-                text = sampler.chat.as_content(rollout.text)
-                conversation.sections.append(templates.ATTEMPT.format(attempt=text))
-            if verdict.feedback is not None:
-                feedback = sampler.chat.inert(verdict.feedback)
-                said = templates.FEEDBACK.format(feedback=feedback)
-                conversation.sections.append(said)
-        watch(working[0].repetition, working[0].tally)
-        share = (time.perf_counter() - start) / len(working)
-        for conversation in working:
-            conversation.seconds += share
-        yield from [conversation for conversation in working if conversation.is_finished]
-        working = [conversation for conversation in working if not conversation.is_finished]
-        turn += 1
-
-
-def _asked(chat: Chat, config: RunConfig, task: Task, conversation: Conversation) -> Task:
-    """`task` with what the repetition has been told; its id, from which random numbers come, is
-    that of the repetition."""
-    window = config.discover.window_tokens
-    conversation.sections, messages = fit(chat, task.messages, conversation.sections, window)
-    return replace(task, id=f"{task.id}/{conversation.repetition}", messages=messages)
+            tally = conversation.tally
+            attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
+            conversation.tell(sampler.chat, attempt, show_attempts=rules.show_attempts)
+            watch(tally)
 
 
 class JudgedAs:
     """An environment that judges every rollout as an attempt at the original task, whose messages
-    a judge may read."""
+    a judge may read; `originals` are by the id under which a task is shown."""
 
-    def __init__(self, env: Env, task: Task) -> None:
+    def __init__(self, env: Env, originals: Mapping[str, Task]) -> None:
         self._env = env
-        self._task = task
+        self._originals = originals
         reply = getattr(env, "reply", None)
         if reply is not None:
-            self.reply = lambda shown, turns: reply(task, turns)
+            self.reply = lambda shown, turns: reply(originals[shown.id], turns)
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of the environment."""
@@ -124,7 +130,8 @@ class JudgedAs:
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The environment's verdict on `rollout`; the task as shown is not used."""
-        verdict = self._env.judge(self._task, replace(rollout, task_id=self._task.id))
+        original = self._originals[task.id]
+        verdict = self._env.judge(original, replace(rollout, task_id=original.id))
         if inspect.isawaitable(verdict):
             verdict = await verdict
         return verdict

@@ -2,7 +2,8 @@
 was.
 
 Every search derives its random numbers from (run seed, method, task, repetition) alone, so neither
-order nor interruption changes a result; an interrupted search starts again.
+order nor interruption changes a result. An interrupted search starts again; multi-turn, whose state
+is its attempts, goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from sdpo.config.schema import RunConfig, Select
+from sdpo.discovery.attempts import AttemptLog, Tally
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
-from sdpo.discovery.records import Discovery, Method, Tally, from_row
+from sdpo.discovery.records import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
 from sdpo.discovery.summary import write_summary
 from sdpo.envs.base import Env
@@ -47,54 +49,42 @@ _END = 1 << 62
 def discover_tasks(
     config: RunConfig, env: Env | None = None, progress: Progress | None = None
 ) -> list[Discovery]:
-    """Search for solutions as `config.discover` says; finished searches of the same run directory
-    are read, not repeated.
+    """Search for solutions as `config.discover` says, one method after the other; finished searches
+    of the same run directory are read, not repeated.
 
-    Writes `discovery.jsonl`, `discovery.json`, `discovery.png` (with matplotlib installed) and
-    `solutions/TASK.txt`. `env` replaces `config.env`. Raises `SdpoError`.
+    Writes `discovery.jsonl`, `attempts.jsonl`, `discovery.json`, `discovery.png` (with matplotlib
+    installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises `SdpoError`.
     """
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
     results = [from_row(row) for row in read_rows(file.path)]
-    done = {(r.task_id, r.method, r.seed) for r in results}
-    with open_sampler(config, env) as sampler:
+    finished = {(r.task_id, r.method, r.seed) for r in results}
+    log = AttemptLog(run_dir, finished)
+
+    def watch(tally: Tally) -> None:
+        log.write(tally)
+        say(results, _line(tally))
+
+    with closing(file), closing(log), open_sampler(config, env) as sampler:
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
-        plan = [
-            (task, method, seeds)
-            for task in tasks
-            for method in config.discover.methods
-            if (
-                seeds := [
-                    seed
-                    for seed in range(config.discover.seeds)
-                    if (task.id, method, seed) not in done
-                ]
-            )
-        ]
-        try:
-            for task, method, seeds in plan:
-                for result in searches(
-                    sampler,
-                    config,
-                    task,
-                    method=method,
-                    seeds=seeds,
-                    initial=initial,
-                    watch=lambda seed, tally, m=method, t=task: say(
-                        results,
-                        f"{t.id}, {m}, seed {seed}: {tally.attempts}/{tally.budget} attempts",
-                    ),
-                ):
-                    _save_solution(run_dir, result)
-                    results.append(result)
-                    file.append([result.row() | {"step": len(results)}])
-                    say(results, "")
-        finally:
-            file.close()
-    write_summary(results, run_dir)
+        for method in config.discover.methods:
+            wanted = [
+                (task, log.tally(task.id, method, seed, budget=config.discover.budget))
+                for task in tasks
+                for seed in range(config.discover.seeds)
+                if (task.id, method, seed) not in finished
+            ]
+            for result in searches(
+                sampler, config, wanted, method=method, initial=initial, watch=watch
+            ):
+                _save_solution(run_dir, result)
+                results.append(result)
+                file.append([result.row() | {"step": len(results)}])
+                write_summary(results, run_dir)
+                say(results, "")
     write_plot(results, run_dir)
     return results
 
@@ -116,11 +106,10 @@ def discover_one(
         (result,) = searches(
             sampler,
             config,
-            task,
+            [(task, Tally(task.id, method, seed, budget=config.discover.budget))],
             method=method,
-            seeds=[seed],
             initial=_initial(sampler, config, [method]),
-            watch=lambda _, tally: say([], f"{tally.attempts}/{tally.budget} attempts"),
+            watch=lambda tally: say([], _line(tally)),
         )
         return result
 
@@ -128,40 +117,39 @@ def discover_one(
 def searches(
     sampler: Sampler,
     config: RunConfig,
-    task: Task,
+    wanted: Sequence[tuple[Task, Tally]],
     *,
     method: Method,
-    seeds: Sequence[int],
     initial: Mapping[str, torch.Tensor],
-    watch: Callable[[int, Tally], None] = lambda seed, tally: None,
+    watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Iterator[Discovery]:
-    """A search for each of `seeds`, yielded as it ends. `initial` are the weights `sampler` holds,
-    needed by `self_distillation` only."""
+    """The searches `wanted`, all by one method, each yielded as it ends. `initial` are the weights
+    `sampler` holds, needed by `self_distillation` only."""
     if method == "multi_turn":
-        for ended in multi_turn(sampler, config, task, repetitions=seeds, watch=watch):
-            yield ended.tally.result(
-                task_id=task.id, method=method, seed=ended.repetition, seconds=ended.seconds
-            )
+        for tally in multi_turn(sampler, config, wanted, watch=watch):
+            yield tally.result(seconds=tally.seconds)
         return
-    for seed in seeds:
+    for task, tally in wanted:
         start = time.perf_counter()
-        tally = Tally(config.discover.budget)
-        own = derive(config.seed, "discover", method, task.id, seed)
-        see = partial(watch, seed)
+        own = derive(config.seed, "discover", method, task.id, tally.key[2])
         stopped = None
         if method == "self_distillation":
             stopped = self_distillation(
-                sampler, config, task, seed=own, tally=tally, initial=initial, watch=see
+                sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
             )
         else:
-            best_of_k(sampler, config, task, seed=own, tally=tally, watch=see)
-        yield tally.result(
-            task_id=task.id,
-            method=method,
-            seed=seed,
-            seconds=time.perf_counter() - start,
-            stopped=stopped,
-        )
+            best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
+        yield tally.result(seconds=time.perf_counter() - start, stopped=stopped)
+
+
+def _line(tally: Tally) -> str:
+    """Where a search stands."""
+    task_id, method, seed = tally.key
+    best = max((attempt.reward for attempt in tally.made), default=0.0)
+    return (
+        f"{task_id}, {method}, seed {seed}: {len(tally.made)}/{tally.budget} attempts, "
+        f"best reward {best:.2f}"
+    )
 
 
 def _initial(

@@ -6,12 +6,13 @@ initial weights are put back at its end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import torch
 
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.records import Tally
+from sdpo.discovery.attempts import Tally
 from sdpo.errors import NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
@@ -43,21 +44,22 @@ def self_distillation(
     `sampler` must hold the weights `initial`, and holds them again afterwards.
     """
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
+    start = time.perf_counter()
     student = _Student(sampler, config, seed)
     step = 0
     try:
-        while tally.left and tally.solution is None:
+        while tally.left and not tally.solved:
             collected = sampler.collector.collect(
                 [task],
                 group_size=min(config.discover.batch, tally.left),
                 sampling=sampling,
                 seed=derive(seed, "rollout", step),
             )
-            group = collected.groups[0]
+            group, seconds = collected.groups[0], time.perf_counter() - start
             for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-                tally.add(rollout.text, solved=verdict.solved)
+                tally.add(rollout.text, verdict, seconds=seconds)
             watch(tally)
-            if tally.left and tally.solution is None:
+            if tally.left and not tally.solved:
                 reason = student.learn(group, step)
                 if reason is not None:
                     return reason

@@ -7,7 +7,9 @@ unbiased pass@k of all its samples, the others with whether they had solved by a
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -29,6 +31,7 @@ POINTS = 60
 """Points of a curve, spaced geometrically."""
 LEVEL = 0.9
 SUMMARY = "discovery.json"
+SECONDS_BETWEEN_LINES = 60.0
 
 
 class _Say(Protocol):
@@ -206,13 +209,50 @@ def show(results: Sequence[Discovery], console: Console | None = None) -> None:
 
 @contextmanager
 def live_progress(console: Console | None = None) -> Generator[_Say]:
-    """A live table on the terminal; yields the `progress` that `discover_tasks` takes."""
-    with Live(console=console or Console(stderr=True), transient=True) as live:
+    """A live table on the terminal, lines elsewhere (a log file); yields the `progress` that
+    `discover_tasks` takes."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    with Live(console=console, transient=True) as live:
 
         def say(results: Sequence[Discovery], line: str, /) -> None:
             live.update(Group(task_table(results), Text(line)))
 
         yield say
+
+
+class _Lines:
+    """Every finished search as a line, and once a minute where the current one stands."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._num_results: int | None = None
+        self._last = -math.inf
+
+    def __call__(self, results: Sequence[Discovery], line: str, /) -> None:
+        if self._num_results is None:
+            self._num_results = len(results)
+        for result in results[self._num_results :]:
+            self._print(_outcome(result))
+        self._num_results = len(results)
+        if line and time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._print(line)
+            self._last = time.monotonic()
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def _outcome(result: Discovery) -> str:
+    """One search in one line."""
+    found = f"not solved in {result.attempts} attempts"
+    if result.attempts_to_solve is not None:
+        found = f"solved at attempt {result.attempts_to_solve}"
+    stopped = f"; stopped: {result.stopped}" if result.stopped else ""
+    name = f"{result.task_id}, {result.method}, seed {result.seed}"
+    return f"{name}: {found}, {result.seconds:.0f} s{stopped}"
 
 
 def _methods(results: Sequence[Discovery]) -> dict[str, list[Discovery]]:
