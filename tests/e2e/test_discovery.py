@@ -265,6 +265,16 @@ def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):
         assert solution.read_text() == (tmp_path / f"whole/solutions/{name}.txt").read_text()
 
 
+def test_an_environment_may_pose_its_tasks_anew(model_dir, tmp_path):
+    seen = []
+    plain = world(seen=seen)
+    plain.for_discovery = lambda task: replace(task, reference="posed")
+    config = settings(model_dir, tmp_path / "run", methods=["best_of_k"], seeds=1)
+    discover_tasks(config, plain)
+    discover_one("b", config, plain, method="multi_turn")
+    assert {task.reference for task, _ in seen} == {"posed"}
+
+
 def test_selection_keeps_hard_tasks_and_unknown_ids_are_refused(model_dir, tmp_path):
     select = {"pass_at": 8, "below": 0.5}
     easy = world(solves=lambda task, rollout: task.id == "a")

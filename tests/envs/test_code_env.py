@@ -231,6 +231,31 @@ def test_private_tests_stay_private(env: CodeEnv, program: str) -> None:
     assert verdict.feedback == f"{header}\n0 of 3 tests passed."
 
 
+def test_a_search_shows_public_tests_and_demands_private_ones(env: CodeEnv) -> None:
+    shown, hidden = CodeTest(input=[6, 3], output=2), CodeTest(input=[987654, 2], output=493827)
+    reference = CodeReference(
+        kind="function", entry_point="divide", public=(shown,), private=(hidden, shown)
+    )
+    task = env.for_discovery(Task(id="divide", messages=(), reference=reference))
+
+    def verdict(body: str) -> Verdict:
+        return env.judge(task, rollout(block(f"def divide(a, b):\n    return {body}\n")))
+
+    assert verdict("a // b").solved
+    assert verdict("a // b").info["tests"] == ["passed", "passed"]
+    said = verdict("a + b").feedback
+    assert said is not None
+    assert "Output\n9\nExpected\n2" in said
+    assert "987654" not in said
+    overfit = verdict("2")
+    assert not overfit.solved
+    assert overfit.feedback == "Wrong Answer\n1 of 2 tests passed."
+    # What failed on a public test counts, also when a private one failed in a way that comes first.
+    said = verdict("1 // (a - 987654)").feedback
+    assert said is not None
+    assert said.startswith("Test Case 1: Wrong Answer")
+
+
 def test_format_and_truncation(env: CodeEnv) -> None:
     task = env.load("train")[0]
     for text in ("no code", "def divide(a, b): return a // b", "```python\ndef divide"):

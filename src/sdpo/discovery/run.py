@@ -102,7 +102,7 @@ def discover_one(
     say = progress or (lambda results, line: None)
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
-            task = _named(sampler.env.load(config.discover.split), [task])[0]
+            task = _named(load_tasks(sampler.env, config), [task])[0]
         (result,) = searches(
             sampler,
             config,
@@ -171,7 +171,7 @@ def _tasks(
 ) -> list[Task]:
     """The tasks to search, in the split's order. Raises `ConfigError` for an unknown id and when
     none is hard enough."""
-    tasks = list(sampler.env.load(config.discover.split))
+    tasks = load_tasks(sampler.env, config)
     if config.discover.tasks:
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
@@ -184,6 +184,12 @@ def _tasks(
                 f"{select.below}; the easiest way on is discover.select='off'"
             )
     return tasks
+
+
+def load_tasks(env: Env, config: RunConfig) -> list[Task]:
+    """The tasks of the split, as the environment poses them to a search."""
+    posed: Callable[[Task], Task] = getattr(env, "for_discovery", lambda task: task)
+    return [posed(task) for task in env.load(config.discover.split)]
 
 
 def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:

@@ -23,9 +23,10 @@ class Env(Protocol):
     """What training, evaluation and discovery need of an environment.
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
-    not depend on call order; what it raises stops the run. Two optional methods: `reply(task,
-    turns) -> Message | None` continues a conversation (None ends it), `check() -> CheckReport`
-    proves that references pass and a trivial answer fails. An optional `close()` frees processes.
+    not depend on call order; what it raises stops the run. Optional methods: `reply(task, turns) ->
+    Message | None` continues a conversation (None ends it), `check() -> CheckReport` proves that
+    references pass and a trivial answer fails, `for_discovery(task) -> Task` is the task as `sdpo
+    discover` asks it where judging for evaluation says too little, `close()` frees processes.
     """
 
     def load(self, split: str) -> Sequence[Task]:

@@ -76,6 +76,11 @@ class CodeEnv:
             return [with_tests(task, "public") for task in tasks]
         return [with_tests(task, "private") for task in tasks or [task for _, task in rows]]
 
+    def for_discovery(self, task: Task) -> Task:
+        """`task` judged on all its tests, the public ones first: what is found must pass hidden
+        tests too, and feedback shows public ones."""
+        return with_tests(task, "all")
+
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
         return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
@@ -127,7 +132,7 @@ def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
     if reference.solution is None:
         return None
     for split in ("public", "private"):
-        verdict = judge.verdict(reference, reference.solution, split=split, is_shown=True)
+        verdict = judge.verdict(reference, reference.solution, split=split, shows_private=True)
         if not verdict.solved:
             text = verdict.feedback or ""
             return f"the reference solution fails a {split} test: {text}"

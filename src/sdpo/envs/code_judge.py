@@ -2,7 +2,8 @@
 
 Order of choice for an attempt: no block, program that does not compile, first runtime error, time,
 memory, output limit, wrong answers. Feedback on public tests shows inputs and expected values; on
-private ones it names the kind of failure and how many tests passed, nothing else.
+private ones it names the kind of failure and how many tests passed, nothing else. Where both are
+judged it is about the public ones until they pass.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal
 
 from sdpo.envs import feedback
 from sdpo.envs.assert_tests import AssertTests
-from sdpo.envs.code_tasks import CodeReference, TestSplit
+from sdpo.envs.code_tasks import CodeReference, Judged
 from sdpo.envs.code_tests import TestResult, TestRun
 from sdpo.envs.extract import extract_program
 from sdpo.records import Verdict
@@ -69,12 +70,11 @@ class CodeJudge:
         reference: CodeReference,
         program: str,
         *,
-        split: TestSplit | None = None,
-        is_shown: bool | None = None,
+        split: Judged | None = None,
+        shows_private: bool = False,
     ) -> Verdict:
-        """The verdict on a program; `is_shown` (default: public tests) lets feedback show tests."""
+        """The verdict on a program; `shows_private` lets feedback show private tests too."""
         split = split or reference.judged
-        is_shown = split == "public" if is_shown is None else is_shown
         results = TestRun(
             self.sandbox,
             self._assert_tests,
@@ -94,9 +94,9 @@ class CodeJudge:
         reward = fraction if self._reward == "fraction" and not is_tampered else float(solved)
         text = None
         if not solved:
-            parts = feedback_parts(category, results, program) if is_shown else []
-            hidden = feedback.counts(feedback.HEADERS[category], num_passed, len(results))
-            text = feedback.fit(parts or [hidden], self._max_feedback_chars)
+            num_shown = 0 if split == "private" else len(reference.public)
+            parts = feedback_parts(results, program, len(results) if shows_private else num_shown)
+            text = feedback.fit(parts, self._max_feedback_chars)
         return Verdict(
             reward=reward,
             solved=solved,
@@ -121,11 +121,21 @@ def category_of(results: Sequence[TestResult]) -> str:
     return category
 
 
-def feedback_parts(category: str, results: Sequence[TestResult], program: str) -> list[str]:
-    """The texts about an attempt, most useful first; the caller fits them into its limit."""
+def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) -> list[str]:
+    """The texts about a failed attempt, most useful first; the caller fits them into its limit.
+
+    They are about the first `num_shown` tests when one of those failed, and else say no more than
+    how many tests passed.
+    """
+    shown = results[:num_shown]
+    if all(result.status in ("passed", "not_run") for result in shown):
+        num_passed = sum(result.status == "passed" for result in results)
+        header = feedback.HEADERS[category_of(results)]
+        return [feedback.counts(header, num_passed, len(results))]
+    category = category_of(shown)
     failed = [
         (number, result)
-        for number, result in enumerate(results, start=1)
+        for number, result in enumerate(shown, start=1)
         if result.status == category
     ]
     if category == "wrong_answer":

@@ -26,6 +26,7 @@ from sdpo.records import Task
 
 Kind = Literal["function", "stdio", "asserts"]
 TestSplit = Literal["public", "private"]
+Judged = TestSplit | Literal["all"]
 
 TIME_LIMIT_S = 1.0
 MEMORY_MB = 512
@@ -92,8 +93,9 @@ class CodeReference:
     """Tests whose inputs and outputs feedback may show."""
     private: tuple[CodeTest, ...]
     """Tests that evaluation uses and nothing reveals."""
-    judged: TestSplit = "private"
-    """Which of the two `judge` runs: training tasks carry `public`, evaluation tasks `private`."""
+    judged: Judged = "private"
+    """Which tests `judge` runs: training tasks carry `public`, evaluation tasks `private`, tasks of
+    a test-time search `all`."""
     setup: str = ""
     """`asserts`: source run after the program and before each test, in the program's namespace."""
     prelude: str = ""
@@ -106,8 +108,14 @@ class CodeReference:
     solution: str | None = None
     """A program that passes; `sdpo check` proves it."""
 
-    def tests(self, split: TestSplit) -> tuple[CodeTest, ...]:
-        return self.public if split == "public" else self.private
+    def tests(self, split: Judged) -> tuple[CodeTest, ...]:
+        """The tests of `split`; `all` are the public ones, then what private ones add."""
+        if split == "public":
+            return self.public
+        if split == "private":
+            return self.private
+        shown = {id(test) for test in self.public}
+        return self.public + tuple(test for test in self.private if id(test) not in shown)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,8 +246,8 @@ def with_worked_example(task: Task) -> Task:
     return replace(task, messages=(*example, *task.messages))
 
 
-def with_tests(task: Task, judged: TestSplit) -> Task:
-    """`task` judged on its public or its private tests."""
+def with_tests(task: Task, judged: Judged) -> Task:
+    """`task` judged on its public tests, its private ones or both."""
     return replace(task, reference=replace(task.reference, judged=judged))
 
 
