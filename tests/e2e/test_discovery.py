@@ -116,6 +116,11 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
         (r.task_id, r.method, r.seed, place + 1) for r in results for place in range(BUDGET)
     )
     assert {row["feedback"] for row in attempts} == {"Expected 7."}
+    updates = [json.loads(line) for line in lines(tmp_path / "run/updates.jsonl")]
+    assert [(row["task_id"], row["seed"], row["update"]) for row in updates] == [
+        (task, seed, update) for task in "ab" for seed in range(2) for update in (1, 2)
+    ]
+    assert all(row["policy/entropy"] > 0 and "policy/teacher_js" in row for row in updates)
     assert rows[0].keys() == set(Discovery.__slots__) | {"step"}
     assert not (tmp_path / "run/solutions").exists()
     assert (tmp_path / "run/discovery.png").read_bytes().startswith(b"\x89PNG")
@@ -233,6 +238,7 @@ def test_a_search_that_starts_again_leaves_no_attempts_twice(model_dir, tmp_path
     path = tmp_path / "run/attempts.jsonl"
     assert len(lines(path)) == BUDGET + 8
     discover_tasks(config, world())
+    assert len(lines(tmp_path / "run/updates.jsonl")) == 2 * 4
     rows = [json.loads(line) for line in lines(path)]
     assert len(rows) == len({(r["task_id"], r["seed"], r["attempt"]) for r in rows}) == BUDGET * 4
 

@@ -1,16 +1,19 @@
-"""attempts.jsonl: every attempt of every search with what the judge said, one a line.
+"""What a search has done, written as it happens, so that a long one can be read while it runs.
+
+attempts.jsonl: every attempt of every search with what the judge said.
 
     task_id, method, seed, attempt     the search and the place in it, 1-based; unique
     text                               the completion
     reward, solved, category, feedback the verdict
     seconds                            from the start of its search to its verdict
 
-Lines appear as attempts are judged, so a long search can be read while it runs.
+updates.jsonl: every update of self-distillation, under task_id, method, seed and `update`, 1-based:
+the metrics of a training step (`policy/entropy`, `policy/teacher_js`, ...).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.records import Verdict
 
 ATTEMPTS = "attempts.jsonl"
+UPDATES = "updates.jsonl"
 
 Key = tuple[str, Method, int]
 """Task id, method and number of the repetition: one search."""
@@ -48,7 +52,7 @@ class Attempt:
 
 
 class Tally:
-    """The attempts of one search, in order."""
+    """The attempts and updates of one search, in order."""
 
     def __init__(
         self,
@@ -62,6 +66,8 @@ class Tally:
         self.key: Key = (task_id, method, seed)
         self.budget = budget
         self.made = list(made)
+        self.updates: list[Mapping[str, float]] = []
+        """Metrics of the updates between attempts; for methods that train."""
 
     @property
     def left(self) -> int:
@@ -110,60 +116,81 @@ class Tally:
         )
 
 
-class AttemptLog:
-    """Writes attempts.jsonl of a run directory and knows what searches that go on had tried.
+class SearchLog:
+    """Writes attempts.jsonl and updates.jsonl of a run directory and knows what searches that go on
+    had tried.
 
     Example:
-        log = AttemptLog(run_dir, finished={("clamp", "best_of_k", 0)})
+        log = SearchLog(run_dir, finished={("clamp", "best_of_k", 0)})
         tally = log.tally("clamp", "multi_turn", 0, budget=256)
         log.write(tally)
     """
 
     def __init__(self, run_dir: Path, finished: Collection[Key]) -> None:
-        self._file = JsonLines(run_dir / ATTEMPTS)
+        def keeps(row: Mapping[str, Any]) -> bool:
+            return _key(row) in finished or row["method"] == _CONTINUED
+
+        self._attempts = _Rows(run_dir / ATTEMPTS, keeps)
+        self._updates = _Rows(run_dir / UPDATES, keeps)
         self._made: dict[Key, list[Attempt]] = {}
-        self._num_rows = 0
-        kept = []
-        for row in read_rows(self._file.path):
-            key: Key = (row["task_id"], row["method"], row["seed"])
-            if key in finished or row["method"] == _CONTINUED:
-                kept.append(row | {"step": len(kept) + 1})
-            if key not in finished and row["method"] == _CONTINUED:
-                self._made.setdefault(key, []).append(_attempt(row))
-        self._keep(kept)
+        for row in self._attempts.kept:
+            if _key(row) not in finished:
+                fields: dict[str, Any] = {name: row[name] for name in Attempt.__slots__}
+                self._made.setdefault(_key(row), []).append(Attempt(**fields))
+        self._written: dict[Key, tuple[int, int]] = {
+            key: (len(made), 0) for key, made in self._made.items()
+        }
 
     def tally(self, task_id: str, method: Method, seed: int, *, budget: int) -> Tally:
         """A search that is to begin or go on."""
-        made = self._made.setdefault((task_id, method, seed), [])
+        made = self._made.get((task_id, method, seed), [])
         return Tally(task_id, method, seed, budget=budget, made=made)
 
     def write(self, tally: Tally) -> None:
-        """Append the attempts made since the last time."""
+        """Append what came since the last time."""
         task_id, method, seed = tally.key
-        written = self._made.setdefault(tally.key, [])
-        new = tally.made[len(written) :]
-        rows: list[dict[str, Any]] = []
-        for attempt in new:
-            written.append(attempt)
-            self._num_rows += 1
-            search = {"step": self._num_rows, "task_id": task_id, "method": method, "seed": seed}
-            rows.append(search | {"attempt": len(written)} | asdict(attempt))
-        self._file.append(rows)
+        search = {"task_id": task_id, "method": method, "seed": seed}
+        attempts, updates = self._written.get(tally.key, (0, 0))
+        self._attempts.append(
+            search | {"attempt": attempts + place} | asdict(attempt)
+            for place, attempt in enumerate(tally.made[attempts:], start=1)
+        )
+        self._updates.append(
+            search | {"update": updates + place} | dict(metrics)
+            for place, metrics in enumerate(tally.updates[updates:], start=1)
+        )
+        self._written[tally.key] = (len(tally.made), len(tally.updates))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close both files."""
+        self._attempts.close()
+        self._updates.close()
+
+
+class _Rows:
+    """One of the files; what searches that start again had written is dropped on opening."""
+
+    def __init__(self, path: Path, keeps: Callable[[Mapping[str, Any]], bool]) -> None:
+        self._file = JsonLines(path)
+        self.kept = [row for row in read_rows(path) if keeps(row)]
+        self._num_rows = 0
+        if path.exists():
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(dumps(row) + "\n" for row in self._numbered(self.kept)))
+            partial.rename(path)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self._file.append(self._numbered(rows))
+
+    def close(self) -> None:
         self._file.close()
 
-    def _keep(self, rows: list[dict[str, Any]]) -> None:
-        """Replace the file's lines, which those of searches that start again leave."""
-        self._num_rows = len(rows)
-        if not self._file.path.exists():
-            return
-        partial = self._file.path.with_suffix(".partial")
-        partial.write_text("".join(dumps(row) + "\n" for row in rows), encoding="utf-8")
-        partial.rename(self._file.path)
+    def _numbered(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows with the `step` that every file of this kind has: their number."""
+        for row in rows:
+            self._num_rows += 1
+            yield {**row, "step": self._num_rows}
 
 
-def _attempt(row: Mapping[str, Any]) -> Attempt:
-    fields: dict[str, Any] = {name: row[name] for name in Attempt.__slots__}
-    return Attempt(**fields)
+def _key(row: Mapping[str, Any]) -> Key:
+    return (row["task_id"], row["method"], row["seed"])

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from sdpo.config.schema import RunConfig, Select
-from sdpo.discovery.attempts import AttemptLog, Tally
+from sdpo.discovery.attempts import SearchLog, Tally
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
@@ -52,8 +52,9 @@ def discover_tasks(
     """Search for solutions as `config.discover` says, one method after the other; finished searches
     of the same run directory are read, not repeated.
 
-    Writes `discovery.jsonl`, `attempts.jsonl`, `discovery.json`, `discovery.png` (with matplotlib
-    installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises `SdpoError`.
+    Writes `discovery.jsonl`, `attempts.jsonl`, `updates.jsonl`, `discovery.json`, `discovery.png`
+    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
+    `SdpoError`.
     """
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
@@ -61,7 +62,7 @@ def discover_tasks(
     file.resume_at(_END)
     results = [from_row(row) for row in read_rows(file.path)]
     finished = {(r.task_id, r.method, r.seed) for r in results}
-    log = AttemptLog(run_dir, finished)
+    log = SearchLog(run_dir, finished)
 
     def watch(tally: Tally) -> None:
         log.write(tally)

@@ -39,7 +39,7 @@ def self_distillation(
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> str | None:
     """Alternate batches of attempts and updates until solved, out of budget, or degenerate (then
-    the reason is returned).
+    the reason is returned). `watch` sees the tally after each.
 
     `sampler` must hold the weights `initial`, and holds them again afterwards.
     """
@@ -60,7 +60,8 @@ def self_distillation(
                 tally.add(rollout.text, verdict, seconds=seconds)
             watch(tally)
             if tally.left and not tally.solved:
-                reason = student.learn(group, step)
+                reason = student.learn(group, step, tally)
+                watch(tally)
                 if reason is not None:
                     return reason
             step += 1
@@ -107,8 +108,9 @@ class _Student:
         )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
 
-    def learn(self, group: Group, step: int) -> str | None:
-        """One update on `group` (a step has one task, hence one update); why to stop, or None."""
+    def learn(self, group: Group, step: int, tally: Tally) -> str | None:
+        """One update on `group` (a step has one task, hence one update), whose metrics `tally`
+        keeps; why to stop, or None."""
         config = self._config
         contexts = self._builder.contexts([group], seed=derive(self._seed, "context", step))
         samples = self._builder.samples(
@@ -132,6 +134,7 @@ class _Student:
         logprobs = [p for rollout in group.rollouts for p in rollout.sampler_logprobs]
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
         row = metrics.reduce()
+        tally.updates.append(row)
         self._schedule.after_step(
             step,
             model,
