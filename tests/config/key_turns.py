@@ -140,6 +140,7 @@ TURNS = {
     "Discover.split": turn("train", observe=discovered),
     "Discover.budget": turn("3", observe=discovered),
     "Discover.batch": turn("4", observe=discovered),
+    "Discover.restart_every": turn("1", "discover.budget=6", observe=discovered),
     "Discover.seeds": turn("2", observe=discovered),
     "Discover.select": turn("{{pass_at = 4}}", observe=discovered),
     "Discover.window_tokens": turn("140", observe=discovered),

@@ -27,6 +27,7 @@ from sdpo.discovery.summary import (
     summarise_discovery,
 )
 from sdpo.errors import ConfigError
+from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.records import Verdict
 from sdpo.teacher.schedule import copy_weights
 from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model, toy_env
@@ -162,6 +163,57 @@ def test_weights_train_within_a_search_and_are_restored(model_dir, tmp_path):
     assert all(torch.equal(trained[0][name], initial[name]) for name in initial)
     assert any(not torch.equal(trained[1][name], initial[name]) for name in initial)
     assert fixed([first]) == fixed([again])
+
+
+def updates_of(run_dir):
+    return [json.loads(line) for line in lines(run_dir / "updates.jsonl")]
+
+
+def test_a_search_restarts_after_so_many_updates(model_dir, tmp_path):
+    seen = []
+    rules = {"methods": ["self_distillation"], "seeds": 1, "budget": 22, "restart_every": 1}
+    config = settings(model_dir, tmp_path / "run", **rules)
+    (result,) = discover_tasks(config, world(prompts="a", seen=seen))
+    assert result.attempts == 22
+    batches = [seen[first : first + 4] for first in range(0, 22, 4)]
+    # The attempts after the one update of a stage are the last ones of that stage.
+    versions = [{rollout.policy_version for _, rollout in batch} for batch in batches]
+    assert versions == [{0}, {1}, {0}, {1}, {0}, {1}]
+    texts = [sorted(rollout.text for _, rollout in batch) for batch in batches]
+    assert texts[0] != texts[2] != texts[4]
+    assert [row["stage"] for row in updates_of(tmp_path / "run")] == [1, 2, 3]
+    # The first stage is that of a search without restarts.
+    whole = []
+    rules = rules | {"restart_every": 0, "budget": 8}
+    discover_tasks(settings(model_dir, tmp_path / "whole", **rules), world("a", seen=whole))
+    assert sorted(r.text for _, r in whole[4:]) == texts[1]
+
+
+@pytest.mark.parametrize("action", ["warn", "stop", "rollback"])
+def test_canaries_warn_end_a_search_or_restart_it(model_dir, tmp_path, monkeypatch, action):
+    def observe(self, step, metrics):
+        alert = Alert(
+            canary="truncation", step=step, since=1, good=0, value=1.0, baseline=0.0,
+            action=self.action, message="attempts no longer end",
+        )  # fmt: skip
+        return [alert] if step == 2 else []
+
+    monkeypatch.setattr(Canaries, "observe", observe)
+    rules = {"methods": ["self_distillation"], "seeds": 1, "budget": 24}
+    config = settings(model_dir, tmp_path / "run", **rules)
+    config = config.model_copy(
+        update={"canaries": config.canaries.model_copy(update={"action": action})}
+    )
+    (result,) = discover_tasks(config, world("a"))
+    rows = [(row["stage"], row["optim/lr"]) for row in updates_of(tmp_path / "run")]
+    if action == "stop":
+        assert (result.attempts, result.stopped) == (8, "truncation: attempts no longer end")
+        assert rows == [(1, 1e-2), (1, 1e-2)]
+    elif action == "rollback":
+        assert (result.attempts, result.stopped) == (24, None)
+        assert rows == [(1, 1e-2), (1, 1e-2), (2, 5e-3), (2, 5e-3), (3, 2.5e-3)]
+    else:
+        assert rows == [(1, 1e-2)] * 5
 
 
 @pytest.mark.parametrize("method", METHODS)

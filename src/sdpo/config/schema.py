@@ -272,7 +272,8 @@ class Credit(Config):
 class Canaries(Config):
     action: Literal["warn", "stop", "rollback"] = "warn"
     """What happens when a canary fires: a line, the end of the run, or a return to the last good
-    checkpoint with a frozen teacher and half the rate (step 0 is saved too, so there is one)."""
+    checkpoint with a frozen teacher and half the rate (step 0 is saved too, so there is one; in
+    `sdpo discover` it is the only one)."""
     patience: PositiveInt = 3
     """Consecutive bad steps before a canary fires."""
 
@@ -304,6 +305,9 @@ class Discover(Config):
     """Attempts per task, method and seed. Paper: 2750."""
     batch: PositiveInt = 16
     """Attempts per step. Paper: 16."""
+    restart_every: NonNegativeInt = 0
+    """Self-distillation: updates of a stage; the attempts after them are its last, and the next
+    stage starts from the initial weights (as in 2607.01763). 0: one stage. Paper: 0."""
     seeds: PositiveInt = 3
     """Independent repetitions. Paper: 5."""
     select: Select | Literal["off"] = "off"

@@ -8,7 +8,8 @@ attempts.jsonl: every attempt of every search with what the judge said.
     seconds                            from the start of its search to its verdict
 
 updates.jsonl: every update of self-distillation, under task_id, method, seed and `update`, 1-based:
-the metrics of a training step (`policy/entropy`, `policy/teacher_js`, ...).
+`stage`, how many times the search has started from the initial weights, and the metrics of a
+training step (`policy/entropy`, `policy/teacher_js`, ...).
 """
 
 from __future__ import annotations

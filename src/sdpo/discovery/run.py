@@ -25,7 +25,6 @@ from sdpo.discovery.plot import write_plot
 from sdpo.discovery.records import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
 from sdpo.discovery.summary import write_summary
-from sdpo.engines.device import give_back_freed_memory
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
@@ -139,8 +138,6 @@ def searches(
             stopped = self_distillation(
                 sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
             )
-            # The next search has its own teacher and optimizer; gaps of this one's add up to more.
-            give_back_freed_memory()
         else:
             best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
         yield tally.result(seconds=time.perf_counter() - start, stopped=stopped)

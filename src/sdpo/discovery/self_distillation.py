@@ -6,6 +6,7 @@ initial weights are put back at its end.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,7 +14,8 @@ import torch
 
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.attempts import Tally
-from sdpo.errors import NonFiniteLossError
+from sdpo.engines.device import give_back_freed_memory
+from sdpo.errors import CanaryStop, NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.metrics.values import Mean
@@ -41,33 +43,64 @@ def self_distillation(
     """Alternate batches of attempts and updates until solved, out of budget, or degenerate (then
     the reason is returned). `watch` sees the tally after each.
 
+    A stage starts from the initial weights with a new teacher and optimizer. It ends with the
+    search, after the attempts that follow `discover.restart_every` updates, or where a canary wants
+    a rollback: the start is the only checkpoint of a search, and later stages have a frozen teacher
+    and half the rate, as after a rollback in training.
+
     `sampler` must hold the weights `initial`, and holds them again afterwards.
     """
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     start = time.perf_counter()
-    student = _Student(sampler, config, seed)
-    step = 0
-    try:
-        while tally.left and not tally.solved:
-            collected = sampler.collector.collect(
-                [task],
-                group_size=min(config.discover.batch, tally.left),
-                sampling=sampling,
-                seed=derive(seed, "rollout", step),
+
+    def attempts() -> Group:
+        collected = sampler.collector.collect(
+            [task],
+            group_size=min(config.discover.batch, tally.left),
+            sampling=sampling,
+            seed=derive(seed, "rollout", len(tally.made) // config.discover.batch),
+        )
+        group, seconds = collected.groups[0], time.perf_counter() - start
+        for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
+            tally.add(rollout.text, verdict, seconds=seconds)
+        watch(tally)
+        return group
+
+    stage = rollbacks = 0
+    while tally.left and not tally.solved:
+        stage += 1
+        try:
+            # Nothing here may hold on to the student: the next one needs its memory.
+            rollbacks += _stage(
+                attempts, _Student(sampler, config, seed, rollbacks), stage, tally, watch
             )
-            group, seconds = collected.groups[0], time.perf_counter() - start
-            for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-                tally.add(rollout.text, verdict, seconds=seconds)
-            watch(tally)
-            if tally.left and not tally.solved:
-                reason = student.learn(group, step, tally)
-                watch(tally)
-                if reason is not None:
-                    return reason
-            step += 1
-    finally:
-        restore(sampler, initial)
+        except (CanaryStop, NonFiniteLossError) as error:
+            return str(error)
+        finally:
+            restore(sampler, initial)
+            # Gaps between the freed tensors would add up from stage to stage.
+            give_back_freed_memory()
     return None
+
+
+def _stage(
+    attempts: Callable[[], Group],
+    student: _Student,
+    stage: int,
+    tally: Tally,
+    watch: Callable[[Tally], None],
+) -> bool:
+    """Train `student` until its stage or the search ends; whether a canary wants a rollback."""
+    for step in itertools.count():
+        group = attempts()
+        if tally.solved or not tally.left or step == student.most_updates:
+            break
+        metrics = student.learn(group, len(tally.updates))
+        tally.updates.append({"stage": stage, **metrics})
+        watch(tally)
+        if student.degenerates(step, metrics):
+            return True
+    return False
 
 
 @torch.no_grad()
@@ -81,20 +114,25 @@ def restore(sampler: Sampler, initial: Mapping[str, torch.Tensor]) -> None:
 
 
 class _Student:
-    """Teacher, optimizer and canaries of one search."""
+    """Teacher, optimizer and canaries of one stage."""
 
-    def __init__(self, sampler: Sampler, config: RunConfig, seed: int) -> None:
+    def __init__(self, sampler: Sampler, config: RunConfig, seed: int, rollbacks: int) -> None:
         self._config = config
         self._sampler = sampler
         self._seed = seed
+        self.most_updates = config.discover.restart_every or None
         model = sampler.policy.model
         self._schedule = TeacherSchedule(
             config.teacher.schedule, model, keep_initial=config.objective.kl_coefficient > 0
         )
+        optimizer = Optimizer(config.optim, model)
+        if rollbacks:
+            self._schedule.freeze(model)
+            optimizer.lr_scale = 0.5**rollbacks
         self._updater = Updater(
             model,
             sampler.policy.tokenizer,
-            Optimizer(config.optim, model),
+            optimizer,
             self._schedule,
             config=config.optim.model_copy(update={"updates_per_step": 1}),
             objective=config.objective,
@@ -108,9 +146,9 @@ class _Student:
         )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
 
-    def learn(self, group: Group, step: int, tally: Tally) -> str | None:
-        """One update on `group` (a step has one task, hence one update), whose metrics `tally`
-        keeps; why to stop, or None."""
+    def learn(self, group: Group, step: int) -> dict[str, float]:
+        """One update on `group` (a step has one task, hence one update), the `step`th of the
+        search; its metrics. Raises `NonFiniteLossError`."""
         config = self._config
         contexts = self._builder.contexts([group], seed=derive(self._seed, "context", step))
         samples = self._builder.samples(
@@ -123,25 +161,25 @@ class _Student:
             max_completion_tokens=config.rollout.max_completion_tokens,
             trust=self._schedule.trust,
         )
-        try:
-            result = self._updater.step([samples], spec, where=f"step {step + 1}")
-        except NonFiniteLossError as error:
-            return str(error)
+        result = self._updater.step([samples], spec, where=f"update {step + 1}")
         model = self._sampler.policy.model
         self._sampler.collector.engine.load_weights(model, self._updater.optimizer.num_updates)
         metrics = rollout_metrics([group], contexts)
         metrics.merge(result.metrics)
         logprobs = [p for rollout in group.rollouts for p in rollout.sampler_logprobs]
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
-        row = metrics.reduce()
-        tally.updates.append(row)
+        return metrics.reduce()
+
+    def degenerates(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Follow the step (0-based, of the stage) with teacher and canaries; whether one of these
+        wants a rollback. Raises `CanaryStop` where one stops."""
         self._schedule.after_step(
             step,
-            model,
-            mean_reward=row["train/reward"],
-            length_p90=row["rollouts/length_p90"],
+            self._sampler.policy.model,
+            mean_reward=metrics["train/reward"],
+            length_p90=metrics["rollouts/length_p90"],
         )
-        alerts = self._canaries.observe(step + 1, row)
-        # There is nothing to roll back to but the start, so `rollback` ends the search too.
-        serious = [alert for alert in alerts if alert.action != "warn"]
-        return "; ".join(f"{a.canary}: {a.message}" for a in serious) or None
+        alerts = self._canaries.observe(step + 1, metrics)
+        if any(alert.action == "stop" for alert in alerts):
+            raise CanaryStop("; ".join(f"{a.canary}: {a.message}" for a in alerts))
+        return any(alert.action == "rollback" for alert in alerts)
