@@ -347,6 +347,25 @@ def test_selection_keeps_hard_tasks_and_unknown_ids_are_refused(model_dir, tmp_p
         discover_tasks(settings(model_dir, tmp_path / "unknown", tasks=["zz"]), easy)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.type=srpo", "objective.type='srpo'.*objective.type=sdpo"),
+        ("objective.type=grpo", "objective.type='grpo'"),
+        ("teacher.context.feedback=never", "teacher.context.feedback='never'"),
+    ],
+)
+def test_settings_under_which_no_failure_teaches_are_refused(model_dir, tmp_path, override, said):
+    common = [
+        f"model.name={model_dir}", "model.device=cpu", "rollout.max_completion_tokens=4",
+        "discover.budget=4", "discover.seeds=1", override,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=said):
+        discover_tasks(load_config([*common, f"run={tmp_path}/a"]), world())
+    others = [f"run={tmp_path}/b", 'discover.methods=["best_of_k"]']
+    assert len(discover_tasks(load_config([*common, *others]), world())) == 2
+
+
 def test_the_window_drops_the_oldest_first_and_cuts_the_newest():
     chat = Chat(byte_tokenizer())
     task = ({"role": "user", "content": "Q"},)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from sdpo.config.objective import Hybrid, Sdpg, Sdpo
 from sdpo.config.schema import RunConfig, Select
 from sdpo.discovery.attempts import SearchLog, Tally
 from sdpo.discovery.best_of_k import best_of_k
@@ -156,15 +157,33 @@ def _line(tally: Tally) -> str:
 def _initial(
     sampler: Sampler, config: RunConfig, methods: Sequence[Method]
 ) -> dict[str, torch.Tensor]:
-    """The initial weights of a model made ready for training; nothing when no method trains."""
+    """The initial weights of a model made ready for training; nothing when no method trains. Raises
+    `ConfigError` where training would change nothing."""
     if "self_distillation" not in methods:
         return {}
+    _check_learns(config)
     model = sampler.policy.model
     check_head(model)
     if config.optim.gradient_checkpointing:
         # Renamed in transformers 5.20; the old name warns there and is all there is before.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     return copy_weights(model)
+
+
+def _check_learns(config: RunConfig) -> None:
+    """Until a search ends all its attempts have failed, and of each there is its feedback alone."""
+    if not isinstance(config.objective, Sdpo | Hybrid | Sdpg):
+        raise ConfigError(
+            f"objective.type={config.objective.type!r} distils no attempt without a solved "
+            "sibling, and a search ends with the first one; take objective.type=sdpo, which learns "
+            "from feedback alone, or leave self_distillation out of discover.methods"
+        )
+    context = config.teacher.context
+    if context.feedback == "never" and not context.plain:
+        raise ConfigError(
+            "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
+            "attempt is solved before its end; take 'always' or 'without_demonstration'"
+        )
 
 
 def _tasks(
