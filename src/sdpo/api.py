@@ -66,7 +66,7 @@ def discover(
     failures until one attempt solves it or `discover.budget` is spent. Writes nothing.
 
     Example:
-        sdpo.discover(task, "quickstart", "discover.budget=64", env=env).solution
+        sdpo.discover(task, "hard-task", "discover.budget=64", env=env).solution
     """
     return discover_one(task, as_config(*arguments), env, seed=seed)
 
