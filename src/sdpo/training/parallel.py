@@ -6,6 +6,7 @@ after the last backward.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,5 +82,17 @@ def start_parallel() -> Parallel:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Left to the operating system: to destroy it waits for collectives, so a rank that
+            # fails while others sum gradients would hang instead of ending the run.
+            dist.init_process_group("nccl")
+        else:
+            dist.init_process_group("gloo")
+            # Gloo's threads that outlive the interpreter can abort a process whose run went well.
+            atexit.register(_leave)
     return Parallel(rank=dist.get_rank(), world_size=world_size)
+
+
+def _leave() -> None:
+    # A caller of `sdpo.train` may have left already.
+    if dist.is_initialized():
+        dist.destroy_process_group()
