@@ -19,6 +19,10 @@ import torch
 from sdpo.engines.base import Sampling
 from sdpo.errors import EngineError
 
+_BLOCK = 128
+"""Entries whose masses are summed before the search: a running sum over the whole vocabulary costs
+ten times as much on a CPU, and its rounding errors grow with the vocabulary."""
+
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
     """Numbers in [0, 1), float32 [N, T]; entry (n, t) is a function of (seeds[n], t) alone."""
@@ -34,7 +38,7 @@ def sample_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sampled ids [R] (int64) and their log-probabilities [R] (float32, nats).
 
-    `logits_RV` is overwritten when it is float32 already. Memory: two float32 [R, V] tensors (four
+    `logits_RV` is overwritten when it is float32 already. Memory: one float32 [R, V] tensor (four
     more with top_p). At temperature 0 the distribution is one point, so every log-probability is 0.
     """
     logits_RV = logits_RV.float()
@@ -48,17 +52,44 @@ def sample_tokens(
     if sampling.top_p < 1.0:
         _keep_nucleus(logits_RV, sampling.top_p)
     masses_RV = logits_RV.sub_(logits_RV.amax(dim=-1, keepdim=True)).exp_()
-    cdf_RV = masses_RV.cumsum(dim=-1)
-    total_R1 = cdf_RV[:, -1:]
-    # Strictly below the total, so that the first entry above the threshold exists and has mass.
-    threshold_R1 = torch.minimum(
-        uniforms_R[:, None] * total_R1, total_R1.nextafter(torch.zeros_like(total_R1))
-    )
-    # NaN logits put the search past the end; the log-probability then says NaN, which is refused at
-    # the end.
-    tokens_R1 = torch.searchsorted(cdf_RV, threshold_R1, right=True).clamp_(max=cdf_RV.shape[1] - 1)
+    cdf_RB = _block_sums(masses_RV).cumsum(dim=-1)
+    total_R1 = cdf_RB[:, -1:]
+    tokens_R1 = _inverse_cdf(masses_RV, cdf_RB, uniforms_R[:, None] * total_R1)
+    # A NaN logit makes the total NaN, and what ends as a NaN log-probability is refused.
     logprobs_R1 = masses_RV.gather(1, tokens_R1).log() - total_R1.log()
     return tokens_R1[:, 0], logprobs_R1[:, 0]
+
+
+def _block_sums(masses_RV: torch.Tensor) -> torch.Tensor:
+    """Sums [R, B] of `_BLOCK` neighbouring entries, of fewer in the last."""
+    whole = masses_RV.shape[1] // _BLOCK * _BLOCK
+    sums_RB = masses_RV[:, :whole].unflatten(1, (-1, _BLOCK)).sum(dim=-1)
+    if whole == masses_RV.shape[1]:
+        return sums_RB
+    return torch.cat((sums_RB, masses_RV[:, whole:].sum(dim=-1, keepdim=True)), dim=-1)
+
+
+def _inverse_cdf(
+    masses_RV: torch.Tensor, cdf_RB: torch.Tensor, threshold_R1: torch.Tensor
+) -> torch.Tensor:
+    """The first entries [R, 1] at which the running sum exceeds the threshold: first the block,
+    then the entry in it. They have mass; where the sums are NaN they are any."""
+    block_R1 = _first_above(cdf_RB, threshold_R1)
+    before_R1 = torch.where(block_R1 > 0, cdf_RB.gather(1, (block_R1 - 1).clamp_(min=0)), 0.0)
+    columns_RC = block_R1 * _BLOCK + torch.arange(_BLOCK, device=masses_RV.device)
+    last = masses_RV.shape[1] - 1
+    cdf_RC = masses_RV.gather(1, columns_RC.clamp(max=last)).masked_fill_(columns_RC > last, 0.0)
+    cdf_RC = cdf_RC.cumsum(dim=-1)
+    tokens_R1 = block_R1 * _BLOCK + _first_above(cdf_RC, threshold_R1 - before_R1)
+    return tokens_R1.clamp_(max=last)
+
+
+def _first_above(cdf_RN: torch.Tensor, threshold_R1: torch.Tensor) -> torch.Tensor:
+    total_R1 = cdf_RN[:, -1:]
+    # Strictly below the total, so that the first entry above the threshold exists and has mass.
+    below_R1 = torch.minimum(threshold_R1, total_R1.nextafter(torch.zeros_like(total_R1)))
+    # NaN sums put the search past the end.
+    return torch.searchsorted(cdf_RN, below_R1, right=True).clamp_(max=cdf_RN.shape[1] - 1)
 
 
 def _keep_nucleus(logits_RV: torch.Tensor, top_p: float) -> None:

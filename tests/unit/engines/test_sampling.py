@@ -37,6 +37,24 @@ def test_tokens_without_mass_are_never_drawn():
     assert tokens == [2, 2, 4, 4]
 
 
+@pytest.mark.parametrize("size", [127, 128, 129, 256, 300, 5000])
+def test_every_number_finds_its_token_in_a_vocabulary_of_any_size(size):
+    # Summed by blocks inside; half of the tokens, and most of the first blocks, have no mass.
+    generator = torch.Generator().manual_seed(size)
+    logits = 3 * torch.randn(size, generator=generator)
+    logits[torch.rand(size, generator=generator) < 0.5] = -math.inf
+    logits[1 : size // 2] = -math.inf
+    logits[0], logits[-1] = 1.0, 1.0
+    numbers = torch.cat((torch.linspace(0, LARGEST, 2000), torch.tensor([0.0, LARGEST])))
+    tokens, logprobs = sample_tokens(logits.expand(len(numbers), -1).clone(), numbers, sampling())
+    exact = logits.double().softmax(-1)
+    assert logprobs.tolist() == pytest.approx(exact[tokens].log().tolist(), abs=1e-5)
+    upper = exact.cumsum(-1)[tokens]
+    assert (numbers < upper + 1e-6).all()
+    assert (numbers > upper - exact[tokens] - 1e-6).all()
+    assert (int(tokens[-2]), int(tokens[-1])) == (0, size - 1)
+
+
 def test_temperature_sharpens_the_distribution():
     squares = [p * p / sum(q * q for q in PROBS) for p in PROBS]
     tokens, logprobs = draw(PROBS, [0.0, 0.2, 0.9], temperature=0.5)
@@ -80,8 +98,10 @@ def test_number_t_depends_on_seed_and_t_alone():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_logits_that_are_not_finite_are_refused(temperature):
-    logits = torch.tensor([[0.0, float("nan"), 1.0]])
+@pytest.mark.parametrize(("size", "place"), [(3, 1), (300, 0), (300, 140), (300, 299)])
+def test_logits_that_are_not_finite_are_refused(temperature, size, place):
+    logits = torch.zeros(1, size)
+    logits[0, place] = float("nan")
     options = sampling(temperature=temperature)
     tokens, logprobs = sample_tokens(logits, torch.tensor([0.5]), options)
     with pytest.raises(EngineError, match="not finite at token 0"):
