@@ -50,12 +50,13 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def skilled(tmp_path_factory) -> Path:
-    """The toy model after it learnt most codes at the ordinary rate."""
+    """The toy model after it learnt most codes at the ordinary rate; at step 45, where the curve is
+    steepest, rounding alone decided between 0.6 and 0.75."""
     folder = tmp_path_factory.mktemp("skilled")
     start = save_toy_model(folder / "start")
-    result = train(config(start, folder / "run", "steps=45", f"optim.lr={LR}"), env=ENV)
+    result = train(config(start, folder / "run", "steps=60", f"optim.lr={LR}"), env=ENV)
     assert result.metrics["eval/solved"] > 0.7
-    return folder / "run" / "checkpoints" / "step-45"
+    return folder / "run" / "checkpoints" / "step-60"
 
 
 def test_warn_only_says_it(skilled, tmp_path):

@@ -36,6 +36,11 @@ class Learnt:
         return self.rows[-1]["eval/solved"]
 
     @property
+    def peak(self) -> float:
+        """The largest such share of any evaluation."""
+        return max(row["eval/solved"] for row in self.rows if "eval/solved" in row)
+
+    @property
     def steps(self) -> list[dict[str, Any]]:
         """Rows of training steps."""
         return [row for row in self.rows if row["step"] > 0]

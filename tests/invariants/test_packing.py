@@ -384,10 +384,13 @@ def test_flex_mask_is_the_tree(window):
 @pytest.mark.parametrize("window", [None, 150, 7])
 @pytest.mark.parametrize("softcap", [None, 5.0])
 @pytest.mark.parametrize("block_scores", [1 << 19, 1 << 12])
-def test_plans_agree(window, softcap, block_scores, monkeypatch):
-    """The same output and gradients from blocks (whole segments and parts of them), branches and,
-    output only, FlexAttention."""
+@pytest.mark.parametrize(("batch_scores", "padding"), [(1 << 20, 0.125), (1, 0.0), (1 << 22, 0.9)])
+def test_plans_agree(window, softcap, block_scores, batch_scores, padding, monkeypatch):
+    """The same output and gradients from blocks (whole segments and parts of them; alone and beside
+    blocks of about or not at all the same size), branches and, output only, FlexAttention."""
     monkeypatch.setattr(block_attention, "_BLOCK_SCORES", block_scores)
+    monkeypatch.setattr(block_attention, "_BATCH_SCORES", batch_scores)
+    monkeypatch.setattr(block_attention, "_PADDING", padding)
     rng = random.Random(0)
     chosen = teacher_contexts(rng) + long_prefix(rng) + shared_prompts(rng)
     prompt = tokens(rng, 300)

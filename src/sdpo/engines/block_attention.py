@@ -1,22 +1,24 @@
-"""Attention of a packed row on a CPU, for prefill, scoring and training: explicit scores, in blocks
-that stay in cache.
+"""Attention of a packed row on a CPU, for prefill, scoring and training: explicit scores, in
+batches that stay in cache.
 
 PyTorch's fused attention multiplies small tiles there, at a quarter of the speed of its batched
-products. A block is some tokens of one run against everything on their path: one product
-for its scores, a softmax, one for its output, and five in the backward pass, which computes the
-scores again instead of keeping them. Nothing is padded, and keys behind the block are left out.
+products. A block is some tokens of one run against everything on their path, and blocks of about
+the same size are computed side by side, which keeps all threads busy: one batched product for
+their scores, a softmax, one for their output, and five in the backward pass, which computes the
+scores again instead of keeping them. Little is padded, and keys behind a block are left out.
 
 Scores, softmax and every sum over tokens are in float32 (float64 for float64 inputs);
 probabilities and score gradients are rounded to the inputs' type before they are multiplied, as
 flash attention does.
 
-Legend: N tokens of the row, R tokens of a block, M tokens on their path, H query heads, K
-key-value heads, Q = R * H / K queries of each, E head size.
+Legend: N tokens of the row, B blocks of a batch, R tokens of its longest block, M tokens on its
+longest path, P = sum of B * R over the batches, H query heads, K key-value heads, G = K * B,
+Q = R * H / K queries of each, E head size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +33,14 @@ Path = tuple[slice, ...]
 """Places of a run of tokens, the last slice, after those of all it continues, from the start of its
 sequence."""
 
+_BATCH_SCORES = 1 << 20
+"""Scores [H, B, R, M] of a batch: 4 MiB in float32, of which the backward pass holds two."""
 _BLOCK_SCORES = 1 << 19
-"""Scores [H, R, M] of a block: 2 MiB in float32, of which the backward pass holds two."""
+"""Scores [H, R, M] of a block."""
 _MIN_ROWS = 32
 """Tokens of a block at least, however long their path: products of fewer rows are slow."""
+_PADDING = 1 / 8
+"""Share of a batch's scores that may be padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,41 +53,135 @@ class _Block:
     """Places of all tokens that the last of them sees, in order."""
 
     @property
+    def num_rows(self) -> int:
+        return _length((self.rows,))
+
+    @property
+    def num_keys(self) -> int:
+        return _length(self.path)
+
+
+class _Batch:
+    """Blocks side by side, the shorter ones padded at the end: with rows whose output nobody reads,
+    and with keys that nobody sees."""
+
+    def __init__(self, blocks: Sequence[_Block]) -> None:
+        self.blocks = blocks
+        self.num_rows = max(block.num_rows for block in blocks)
+        self.num_keys = max(block.num_keys for block in blocks)
+        rows = torch.arange(self.num_rows)
+        own_BR = [rows.clamp(max=block.num_rows - 1) for block in blocks]
+        starts = [block.num_keys - block.num_rows for block in blocks]
+        self.places_BR = torch.stack(
+            [own_R + block.rows.start for own_R, block in zip(own_BR, blocks, strict=True)]
+        )
+        """Where each row's token stands in the packed row; a padded one repeats the last."""
+        self.position_BR = torch.stack(
+            [own_R + start for own_R, start in zip(own_BR, starts, strict=True)]
+        )
+        """The last key on its path that each row sees."""
+        self.is_padded_BR = torch.stack([rows >= block.num_rows for block in blocks])
+        self.first_hidden = min(starts)
+        """Keys before this one are seen by all rows, windows aside."""
+
+    @property
     def num_scores(self) -> int:
-        """R x M."""
-        return _length((self.rows,)) * _length(self.path)
+        """B x R x M of one head."""
+        return len(self.blocks) * self.num_rows * self.num_keys
+
+    def gather(self, x_KNE: Tensor) -> Tensor:
+        """Keys or values of the paths, [G, M, E]."""
+        runs = []
+        for block in self.blocks:
+            runs += block.path
+            if missing := self.num_keys - block.num_keys:
+                runs.append(slice(0, missing))
+        return torch.cat([x_KNE[:, run] for run in runs], 1).view(-1, self.num_keys, x_KNE.shape[2])
+
+    def add(self, total_KNE: Tensor, part_GME: Tensor, scale: float) -> None:
+        """Add the paths' gradients to their tokens."""
+        part_KBME = part_GME.unflatten(0, (len(total_KNE), -1))
+        for number, block in enumerate(self.blocks):
+            start = 0
+            for run in block.path:
+                stop = start + run.stop - run.start
+                total_KNE[:, run].add_(part_KBME[:, number, start:stop], alpha=scale)
+                start = stop
+
+    def hide(self, scores_GQM: Tensor, num_kv_heads: int, window: int | None) -> None:
+        """Set to -inf what a token does not see: later ones of its block, padding, and those before
+        its window."""
+        first = self.first_hidden if window is None or window >= self.num_keys else 0
+        key_M = torch.arange(first, self.num_keys)
+        hidden_BRM = key_M > self.position_BR[:, :, None]
+        if window is not None:
+            hidden_BRM |= key_M <= self.position_BR[:, :, None] - window
+        shape = (num_kv_heads, len(self.blocks), self.num_rows, -1, self.num_keys)
+        scores_GQM.view(shape)[..., first:].masked_fill_(hidden_BRM[:, :, None], float("-inf"))
 
 
 class _Plan:
-    """The blocks of a row for a number of query heads, and one block's [K, Q, M] tensors.
+    """The batches of a row for a number of query heads, and one batch's [G, Q, M] tensors.
 
-    Those are used again by every block of every layer: fresh memory would cost more time than what
+    Those are used again by every batch of every layer: fresh memory would cost more time than what
     is computed in it.
     """
 
     def __init__(self, paths: Sequence[Path], num_heads: int, dtype: torch.dtype) -> None:
-        self.blocks = _blocks(paths, num_heads)
-        size = num_heads * max(block.num_scores for block in self.blocks)
+        self.batches = _batches(paths, num_heads)
+        self._places_P = torch.cat([batch.places_BR.flatten() for batch in self.batches])
+        is_padded_P = torch.cat([batch.is_padded_BR.flatten() for batch in self.batches])
+        self._padded = is_padded_P.nonzero()[:, 0]
+        own = (~is_padded_P).nonzero()[:, 0]
+        self._rows_N = torch.empty_like(own)
+        self._rows_N[self._places_P[own]] = own
+        size = num_heads * max(batch.num_scores for batch in self.batches)
         self._scores, self._gradient = (torch.empty(size, dtype=_wide(dtype)) for _ in range(2))
         self._narrow = torch.empty(size, dtype=dtype)
 
-    def scores(self, query_KQE: Tensor, key_KME: Tensor, scaling: float) -> Tensor:
-        """Scaled products [K, Q, M] in the wide type; overwritten by the next call."""
-        return _products(self._scores, query_KQE, key_KME, scaling)
+    def split(self, x_NHE: Tensor, num_kv_heads: int, *, padding: bool = True) -> list[Tensor]:
+        """[G, Q, E] of every batch: for each token the heads of a key-value head side by side.
+        Padded rows are copies, or zero without `padding`."""
+        x_PHE = x_NHE.index_select(0, self._places_P)
+        if not padding and len(self._padded):
+            x_PHE.index_fill_(0, self._padded, 0.0)
+        parts = x_PHE.split([batch.is_padded_BR.numel() for batch in self.batches])
+        return [
+            part.view(len(batch.blocks), batch.num_rows, num_kv_heads, -1, part.shape[2])
+            .permute(2, 0, 1, 3, 4)
+            .reshape(num_kv_heads * len(batch.blocks), -1, part.shape[2])
+            for part, batch in zip(parts, self.batches, strict=True)
+        ]
 
-    def gradient(self, grad_KQE: Tensor, value_KME: Tensor) -> Tensor:
+    def join(self, parts: Sequence[Tensor], num_kv_heads: int) -> Tensor:
+        """The reverse of `split`, [N, H, E]; padded rows are dropped."""
+        x_PHE = torch.cat(
+            [
+                part.view(num_kv_heads, batch.is_padded_BR.numel(), -1, part.shape[2])
+                .transpose(0, 1)
+                .flatten(1, 2)
+                for part, batch in zip(parts, self.batches, strict=True)
+            ]
+        )
+        return x_PHE.index_select(0, self._rows_N)
+
+    def scores(self, query_GQE: Tensor, key_GME: Tensor, scaling: float) -> Tensor:
+        """Scaled products [G, Q, M] in the wide type; overwritten by the next call."""
+        return _products(self._scores, query_GQE, key_GME, scaling)
+
+    def gradient(self, grad_GQE: Tensor, value_GME: Tensor) -> Tensor:
         """Products in another buffer."""
-        return _products(self._gradient, grad_KQE, value_KME, 1.0)
+        return _products(self._gradient, grad_GQE, value_GME, 1.0)
 
-    def narrow(self, x_KQM: Tensor) -> Tensor:
+    def narrow(self, x_GQM: Tensor) -> Tensor:
         """`x` in the inputs' type; overwritten by the next call."""
-        if x_KQM.dtype == self._narrow.dtype:
-            return x_KQM
-        return self._narrow[: x_KQM.numel()].view(x_KQM.shape).copy_(x_KQM)
+        if x_GQM.dtype == self._narrow.dtype:
+            return x_GQM
+        return self._narrow[: x_GQM.numel()].view(x_GQM.shape).copy_(x_GQM)
 
 
 class BlockAttention:
-    """Attention of one packed row, whose runs have `paths`; its blocks serve every layer."""
+    """Attention of one packed row, whose runs have `paths`; its batches serve every layer."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -95,26 +195,47 @@ class BlockAttention:
         value_1KNE: Tensor,
         scores: Scores,
     ) -> Tensor:
-        """Attention output [1, N, H, E]. Memory: a few blocks of scores."""
+        """Attention output [1, N, H, E]. Memory: one batch of scores, and copies of the inputs."""
         num_heads = query_1HNE.shape[1]
         if num_heads not in self._plans:
             self._plans[num_heads] = _Plan(self._paths, num_heads, query_1HNE.dtype)
-        query_NHE, key_NKE, value_NKE = (
-            x[0].transpose(0, 1) for x in (query_1HNE, key_1KNE, value_1KNE)
-        )
+        query_NHE = query_1HNE[0].transpose(0, 1)
         plan = self._plans[num_heads]
-        output: Any = _BlockAttention.apply(query_NHE, key_NKE, value_NKE, plan, scores)
+        output: Any = _BlockAttention.apply(query_NHE, key_1KNE[0], value_1KNE[0], plan, scores)
         return output[None]
 
 
-def _blocks(paths: Sequence[Path], num_heads: int) -> list[_Block]:
-    blocks: list[_Block] = []
+def _batches(paths: Sequence[Path], num_heads: int) -> list[_Batch]:
+    """Blocks of similar size together, the largest first."""
+    batches: list[list[_Block]] = []
+    for block in sorted(_blocks(paths, num_heads), key=_size, reverse=True):
+        if batches and _go_together([*batches[-1], block], num_heads):
+            batches[-1].append(block)
+        else:
+            batches.append([block])
+    return [_Batch(blocks) for blocks in batches]
+
+
+def _size(block: _Block) -> tuple[int, int]:
+    return block.num_keys, block.num_rows
+
+
+def _go_together(blocks: Sequence[_Block], num_heads: int) -> bool:
+    keys, rows = zip(*map(_size, blocks), strict=True)
+    num_scores = len(blocks) * max(keys) * max(rows)
+    num_own = sum(key * row for key, row in zip(keys, rows, strict=True))
+    is_small = num_heads * num_scores <= _BATCH_SCORES
+    return is_small and num_own >= (1 - _PADDING) * num_scores
+
+
+def _blocks(paths: Sequence[Path], num_heads: int) -> Iterator[_Block]:
     for *before, run in paths:
         size = max(_MIN_ROWS, _BLOCK_SCORES // (num_heads * _length((*before, run))))
+        num_blocks = -(-_length((run,)) // size)
+        size = -(-_length((run,)) // num_blocks)
         for start in range(run.start, run.stop, size):
             rows = slice(start, min(start + size, run.stop))
-            blocks.append(_Block(rows, (*before, slice(run.start, rows.stop))))
-    return blocks
+            yield _Block(rows, (*before, slice(run.start, rows.stop)))
 
 
 def _length(path: Path) -> int:
@@ -122,128 +243,91 @@ def _length(path: Path) -> int:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Block after block; the backward pass too, which sums the gradients of shared keys in the
+    """Batch after batch; the backward pass too, which sums the gradients of shared keys in the
     wide type."""
 
     @staticmethod
     def forward(
         ctx: Any,
         query_NHE: Tensor,
-        key_NKE: Tensor,
-        value_NKE: Tensor,
+        key_KNE: Tensor,
+        value_KNE: Tensor,
         plan: _Plan,
         scores: Scores,
     ) -> Tensor:
-        num_tokens, num_heads, _ = query_NHE.shape
-        output_NHE = query_NHE.new_empty(num_tokens, num_heads, value_NKE.shape[2])
-        num_kv_heads = key_NKE.shape[1]
-        for block in plan.blocks:
-            key_KME, value_KME = _path(key_NKE, block), _path(value_NKE, block)
-            query_KQE = _grouped(query_NHE[block.rows], num_kv_heads)
-            weights_KQM, _ = _weights(query_KQE, key_KME, block, plan, scores)
-            attended_KQE = torch.bmm(plan.narrow(weights_KQM), value_KME)
-            output_NHE[block.rows] = _ungrouped(attended_KQE, num_heads)
-        ctx.save_for_backward(query_NHE, key_NKE, value_NKE, output_NHE)
+        num_kv_heads = len(key_KNE)
+        attended = []
+        for batch, query_GQE in zip(plan.batches, plan.split(query_NHE, num_kv_heads), strict=True):
+            key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
+            weights_GQM, _ = _weights(query_GQE, key_GME, batch, plan, scores, num_kv_heads)
+            attended.append(torch.bmm(plan.narrow(weights_GQM), value_GME))
+        output_NHE = plan.join(attended, num_kv_heads)
+        ctx.save_for_backward(query_NHE, key_KNE, value_KNE, output_NHE)
         ctx.plan, ctx.scores = plan, scores
         return output_NHE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
-        query_NHE, key_NKE, value_NKE, output_NHE = ctx.saved_tensors
-        plan, scaling = ctx.plan, ctx.scores.scaling
-        dtype, (_, num_heads, _), num_kv_heads = query_NHE.dtype, query_NHE.shape, key_NKE.shape[1]
-        grad_query_NHE = torch.empty_like(query_NHE, memory_format=torch.contiguous_format)
+        query_NHE, key_KNE, value_KNE, output_NHE = ctx.saved_tensors
+        plan, scaling, num_kv_heads = ctx.plan, ctx.scores.scaling, len(key_KNE)
+        wide = _wide(query_NHE.dtype)
         grad_key_KNE, grad_value_KNE = (
-            torch.zeros(x.transpose(0, 1).shape, dtype=_wide(dtype)) for x in (key_NKE, value_NKE)
+            torch.zeros_like(x, dtype=wide) for x in (key_KNE, value_KNE)
         )
-        for block in plan.blocks:
-            key_KME, value_KME = _path(key_NKE, block), _path(value_NKE, block)
-            query_KQE, grad_KQE, output_KQE = (
-                _grouped(x[block.rows], num_kv_heads) for x in (query_NHE, grad_NHE, output_NHE)
+        # d/d(score) = p (dp - sum p dp), where sum p dp = gradient . output.
+        means_NH1 = (grad_NHE.to(wide) * output_NHE).sum(-1, keepdim=True)
+        parts = zip(
+            plan.batches,
+            plan.split(query_NHE, num_kv_heads),
+            plan.split(grad_NHE, num_kv_heads, padding=False),
+            plan.split(means_NH1, num_kv_heads, padding=False),
+            strict=True,
+        )
+        grad_query = []
+        for batch, query_GQE, grad_GQE, means_GQ1 in parts:
+            key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
+            weights_GQM, slope_GQM = _weights(
+                query_GQE, key_GME, batch, plan, ctx.scores, num_kv_heads
             )
-            weights_KQM, slope_KQM = _weights(query_KQE, key_KME, block, plan, ctx.scores)
-            weights = plan.narrow(weights_KQM).transpose(1, 2)
-            _add(grad_value_KNE, block, torch.bmm(weights, grad_KQE), 1.0)
-            # d/d(score) = p (dp - sum p dp), where sum p dp = gradient . output.
-            wide_KQE = grad_KQE.to(_wide(dtype))
-            grad_KQM = plan.gradient(wide_KQE, value_KME)
-            grad_KQM.sub_((wide_KQE * output_KQE).sum(-1, keepdim=True)).mul_(weights_KQM)
-            if slope_KQM is not None:
-                grad_KQM.mul_(slope_KQM)
-            narrow_KQM = plan.narrow(grad_KQM)
-            attended_KQE = torch.bmm(narrow_KQM, key_KME).mul_(scaling)
-            grad_query_NHE[block.rows] = _ungrouped(attended_KQE, num_heads)
-            _add(grad_key_KNE, block, torch.bmm(narrow_KQM.transpose(1, 2), query_KQE), scaling)
-        grad_key_NKE, grad_value_NKE = (
-            x.to(dtype).transpose(0, 1) for x in (grad_key_KNE, grad_value_KNE)
-        )
-        return grad_query_NHE, grad_key_NKE, grad_value_NKE, None, None
+            weights = plan.narrow(weights_GQM).transpose(1, 2)
+            batch.add(grad_value_KNE, torch.bmm(weights, grad_GQE), 1.0)
+            grad_GQM = plan.gradient(grad_GQE, value_GME).sub_(means_GQ1).mul_(weights_GQM)
+            if slope_GQM is not None:
+                grad_GQM.mul_(slope_GQM)
+            narrow_GQM = plan.narrow(grad_GQM)
+            grad_query.append(torch.bmm(narrow_GQM, key_GME).mul_(scaling))
+            batch.add(grad_key_KNE, torch.bmm(narrow_GQM.transpose(1, 2), query_GQE), scaling)
+        grad_key, grad_value = (x.to(query_NHE.dtype) for x in (grad_key_KNE, grad_value_KNE))
+        return plan.join(grad_query, num_kv_heads), grad_key, grad_value, None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _products(out: Tensor, a_KQE: Tensor, b_KME: Tensor, scale: float) -> Tensor:
-    """scale * a . b in the type of the flat buffer `out`, [K, Q, M] in its beginning."""
-    shape = (len(a_KQE), a_KQE.shape[1], b_KME.shape[1])
-    out_KQM = out[: shape[0] * shape[1] * shape[2]].view(shape)
-    b_KEM = b_KME.to(out.dtype).transpose(1, 2)
-    return torch.baddbmm(out_KQM, a_KQE.to(out.dtype), b_KEM, beta=0.0, alpha=scale, out=out_KQM)
-
-
-def _path(x_NKE: Tensor, block: _Block) -> Tensor:
-    """Keys or values of a block's path, [K, M, E], contiguous."""
-    parts = [x_NKE[run] for run in block.path]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1).contiguous()
-
-
-def _grouped(x_RHE: Tensor, num_kv_heads: int) -> Tensor:
-    """[K, Q, E]: for every token the query heads of a key-value head side by side."""
-    num_rows, num_heads, head_dim = x_RHE.shape
-    x_RKGE = x_RHE.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    return x_RKGE.transpose(0, 1).reshape(num_kv_heads, -1, head_dim)
-
-
-def _ungrouped(x_KQE: Tensor, num_heads: int) -> Tensor:
-    """The reverse of `_grouped`, [R, H, E]."""
-    num_kv_heads, _, head_dim = x_KQE.shape
-    x_KRGE = x_KQE.reshape(num_kv_heads, -1, num_heads // num_kv_heads, head_dim)
-    return x_KRGE.transpose(0, 1).reshape(-1, num_heads, head_dim)
+def _products(out: Tensor, a_GQE: Tensor, b_GME: Tensor, scale: float) -> Tensor:
+    """scale * a . b in the type of the flat buffer `out`, [G, Q, M] in its beginning."""
+    shape = (len(a_GQE), a_GQE.shape[1], b_GME.shape[1])
+    out_GQM = out[: shape[0] * shape[1] * shape[2]].view(shape)
+    b_GEM = b_GME.to(out.dtype).transpose(1, 2)
+    return torch.baddbmm(out_GQM, a_GQE.to(out.dtype), b_GEM, beta=0.0, alpha=scale, out=out_GQM)
 
 
 def _weights(
-    query_KQE: Tensor, key_KME: Tensor, block: _Block, plan: _Plan, scores: Scores
+    query_GQE: Tensor,
+    key_GME: Tensor,
+    batch: _Batch,
+    plan: _Plan,
+    scores: Scores,
+    num_kv_heads: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention weights [K, Q, M] in the wide type, and what soft-capping multiplies their
-    gradient with."""
-    scores_KQM = plan.scores(query_KQE, key_KME, scores.scaling)
-    slope_KQM = None
+    """Attention weights [G, Q, M] in the wide type, and what soft-capping multiplies their gradient
+    with."""
+    scores_GQM = plan.scores(query_GQE, key_GME, scores.scaling)
+    slope_GQM = None
     if scores.softcap is not None:
-        scores_KQM = scores.capped(scores_KQM)
-        slope_KQM = 1.0 - (scores_KQM / scores.softcap).square_()
-    _hide(scores_KQM, block, scores.window)
-    return torch.softmax(scores_KQM, -1, out=scores_KQM), slope_KQM
-
-
-def _hide(scores_KQM: Tensor, block: _Block, window: int | None) -> None:
-    """Set to -inf what a token does not see: later ones of its block, and those before its
-    window."""
-    num_rows, num_keys = block.rows.stop - block.rows.start, scores_KQM.shape[2]
-    first = 0 if window is not None and window < num_keys else num_keys - num_rows
-    hidden_RM = torch.ones(num_rows, num_keys - first, dtype=torch.bool)
-    hidden_RM = hidden_RM.triu_(num_keys - first - num_rows + 1)
-    if not first and window is not None:
-        hidden_RM |= torch.ones_like(hidden_RM).tril_(num_keys - num_rows - window)
-    scores_KRGM = scores_KQM.unflatten(1, (num_rows, -1))
-    scores_KRGM[..., first:].masked_fill_(hidden_RM[:, None], float("-inf"))
-
-
-def _add(total_KNE: Tensor, block: _Block, part_KME: Tensor, scale: float) -> None:
-    """Add a path's gradient to its tokens."""
-    start = 0
-    for run in block.path:
-        stop = start + run.stop - run.start
-        total_KNE[:, run].add_(part_KME[:, start:stop], alpha=scale)
-        start = stop
+        scores_GQM = scores.capped(scores_GQM)
+        slope_GQM = 1.0 - (scores_GQM / scores.softcap).square_()
+    batch.hide(scores_GQM, num_kv_heads, scores.window)
+    return torch.softmax(scores_GQM, -1, out=scores_GQM), slope_GQM
