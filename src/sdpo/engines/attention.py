@@ -235,12 +235,12 @@ def _explicit_attention(
 
 @dataclass(slots=True, kw_only=True)
 class DecodePlan:
-    """One new token per completion; writes its key and value in place, then attends in two parts.
+    """One new token per completion; writes its key and value in place, then attends to the prompt
+    and to the completion's own suffix.
 
     The prompt part is one matrix product per prompt and key-value head, [S * N, D] x [D, P]: all
-    completions of a prompt read its keys once. The suffix part is one small product per completion.
-    The parts are joined by their log-sum-exps, as flash attention joins its blocks, so the prompt's
-    keys are never copied per completion.
+    completions of a prompt read its keys once, and they are never copied per completion. The suffix
+    part is one small product per completion. One softmax spans the scores of both.
     """
 
     prompt_keys: Sequence[torch.Tensor]
@@ -249,15 +249,16 @@ class DecodePlan:
     suffix_keys: Sequence[torch.Tensor]
     """Per layer [R, K, C, D]; written at column `lengths_R`."""
     suffix_values: Sequence[torch.Tensor]
-    prompt_lengths_G: torch.Tensor
+    prompt_lengths_R: torch.Tensor
+    """Tokens of each completion's prompt in the cache."""
     lengths_R: torch.Tensor
     """Tokens of the suffix already in the cache: the column of the new one."""
-    positions_R: torch.Tensor
-    """Position of the new token in its sequence."""
     rows_GS: torch.Tensor
     """Which completion sits at (g, s); any valid row where there is none."""
     places_R: torch.Tensor
     """Where completion r sits in the flattened (g, s)."""
+    is_dense: bool
+    """True promises that completion r sits at place r and every place is taken."""
     mask_prompt: bool
     """False promises that every prompt fills all P columns."""
     mask_suffix: bool
@@ -265,12 +266,15 @@ class DecodePlan:
     max_position: int
     """Upper bound of `positions_R`: windows beyond it need no mask."""
     _rows_R: torch.Tensor = field(init=False)
-    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor | None]] = field(
-        default_factory=dict
-    )
+    _masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rows_R = torch.arange(self.lengths_R.shape[0], device=self.lengths_R.device)
+
+    @property
+    def positions_R(self) -> torch.Tensor:
+        """Position of the new token in its sequence."""
+        return self.prompt_lengths_R + self.lengths_R
 
     def attend(
         self,
@@ -280,87 +284,67 @@ class DecodePlan:
         value_1KTD: torch.Tensor,
         scores: Scores,
     ) -> torch.Tensor:
+        prompt_key_GKPD, prompt_value_GKPD = self.prompt_keys[layer], self.prompt_values[layer]
         suffix_key_RKCD, suffix_value_RKCD = self.suffix_keys[layer], self.suffix_values[layer]
-        num_kv_heads = suffix_key_RKCD.shape[1]
+        self._store(suffix_key_RKCD, key_1KTD)
+        self._store(suffix_value_RKCD, value_1KTD)
         _, num_heads, num_rows, head_dim = query_1HTD.shape
-        suffix_key_RKCD[self._rows_R, :, self.lengths_R] = key_1KTD[0].transpose(0, 1)
-        suffix_value_RKCD[self._rows_R, :, self.lengths_R] = value_1KTD[0].transpose(0, 1)
         query_RKND = (query_1HTD[0].transpose(0, 1) * scores.scaling).reshape(
-            num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim
+            num_rows, suffix_key_RKCD.shape[1], -1, head_dim
         )
-        window = scores.window
+        prompt_RKNP = self._by_row(_products(self._by_prompt(query_RKND), prompt_key_GKPD))
+        suffix_RKNC = _products(query_RKND, suffix_key_RKCD)
+        scores_RKNL = scores.capped(torch.cat((prompt_RKNP, suffix_RKNC), dim=-1))
+        mask_RL = self._mask(scores.window)
+        if mask_RL is not None:
+            scores_RKNL += mask_RL[:, None, None]
+        weights_RKNL = torch.softmax(scores_RKNL, -1, out=scores_RKNL).to(value_1KTD.dtype)
+        prompt_RKNP, suffix_RKNC = weights_RKNL.tensor_split((prompt_key_GKPD.shape[2],), dim=-1)
+        output_RKND = self._by_row(torch.matmul(self._by_prompt(prompt_RKNP), prompt_value_GKPD))
+        output_RKND = output_RKND + torch.matmul(suffix_RKNC, suffix_value_RKCD)
+        return output_RKND.reshape(1, num_rows, num_heads, -1)
+
+    def _store(self, cache_RKCD: torch.Tensor, new_1KTD: torch.Tensor) -> None:
+        new_RKD = new_1KTD[0].transpose(0, 1)
+        if self.mask_suffix:
+            cache_RKCD[self._rows_R, :, self.lengths_R] = new_RKD
+        else:
+            cache_RKCD[:, :, -1] = new_RKD
+
+    def _by_prompt(self, x_RKNX: torch.Tensor) -> torch.Tensor:
+        """[G, K, S * N, X], [R, K, N, X] with the completions of a prompt below each other."""
+        num_prompts, num_slots = self.rows_GS.shape
+        if not self.is_dense:
+            x_RKNX = x_RKNX.index_select(0, self.rows_GS.flatten())
+        x_GSKNX = x_RKNX.unflatten(0, (num_prompts, num_slots))
+        return x_GSKNX.transpose(1, 2).flatten(2, 3)
+
+    def _by_row(self, x_GKQX: torch.Tensor) -> torch.Tensor:
+        """[R, K, N, X], the reverse of `_by_prompt`."""
+        x_GKSNX = x_GKQX.unflatten(2, (self.rows_GS.shape[1], -1))
+        x_RKNX = x_GKSNX.transpose(1, 2).flatten(0, 1)
+        return x_RKNX if self.is_dense else x_RKNX.index_select(0, self.places_R)
+
+    def _mask(self, window: int | None) -> torch.Tensor | None:
+        """Additive float32 mask [R, P + C]; None where nothing is hidden."""
         if window is not None and window > self.max_position:
             window = None
         if window not in self._masks:
-            self._masks[window] = self._mask(window, query_RKND.shape[2])
-        prompt_mask, suffix_mask = self._masks[window]
+            self._masks[window] = self._new_mask(window)
+        return self._masks[window]
 
-        prompt = self._attend_prompt(layer, query_RKND, prompt_mask, scores)
-        suffix = _attend_part(query_RKND, suffix_key_RKCD, suffix_value_RKCD, suffix_mask, scores)
-        top_RKN1 = torch.maximum(prompt[..., -1:], suffix[..., -1:])
-        joined = prompt[..., :-1] * (prompt[..., -1:] - top_RKN1).exp_()
-        joined += suffix[..., :-1] * (suffix[..., -1:] - top_RKN1).exp_()
-        output_RKND = joined[..., :-1] / joined[..., -1:]
-        return output_RKND.to(query_1HTD.dtype).reshape(1, num_rows, num_heads, head_dim)
-
-    def _attend_prompt(
-        self, layer: int, query_RKND: torch.Tensor, mask: torch.Tensor | None, scores: Scores
-    ) -> torch.Tensor:
-        """Prompt part per completion, laid out as `_attend_part` says."""
-        num_prompts, num_slots = self.rows_GS.shape
-        _, num_kv_heads, num_shared, head_dim = query_RKND.shape
-        query_GKQD = (
-            query_RKND[self.rows_GS]
-            .transpose(1, 2)
-            .reshape(num_prompts, num_kv_heads, num_slots * num_shared, head_dim)
-        )
-        key_GKPD, value_GKPD = self.prompt_keys[layer], self.prompt_values[layer]
-        part_GKQE = _attend_part(query_GKQD, key_GKPD, value_GKPD, mask, scores)
-        part_GKSNE = part_GKQE.unflatten(2, (num_slots, num_shared))
-        return part_GKSNE.transpose(1, 2).flatten(0, 1)[self.places_R]
-
-    def _mask(
-        self, window: int | None, num_shared: int
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Additive float32 masks that broadcast over [G, K, S * N, P] and [R, K, N, C]; None where
-        nothing is hidden.
-        """
-        prompt_mask = suffix_mask = None
-        if self.mask_prompt or window is not None:
-            column_P = torch.arange(self.prompt_keys[0].shape[2], device=self.lengths_R.device)
-            hidden_GSP = (column_P >= self.prompt_lengths_G[:, None])[:, None]
-            if window is not None:
-                position_GS1 = self.positions_R[self.rows_GS][:, :, None]
-                hidden_GSP = hidden_GSP | (column_P <= position_GS1 - window)
-                hidden_GSP = hidden_GSP.repeat_interleave(num_shared, dim=1)
-            prompt_mask = (hidden_GSP * _MASKED)[:, None]
-        if self.mask_suffix or window is not None:
-            column_C = torch.arange(self.suffix_keys[0].shape[2], device=self.lengths_R.device)
-            length_R1 = self.lengths_R[:, None]
-            hidden_RC = column_C > length_R1
-            if window is not None:
-                hidden_RC = hidden_RC | (column_C <= length_R1 - window)
-            suffix_mask = (hidden_RC * _MASKED)[:, None, None]
-        return prompt_mask, suffix_mask
-
-
-def _attend_part(
-    query_BKQD: torch.Tensor,
-    key_BKLD: torch.Tensor,
-    value_BKLD: torch.Tensor,
-    mask: torch.Tensor | None,
-    scores: Scores,
-) -> torch.Tensor:
-    """Unfinished softmax over one set of keys, float32 [B, K, Q, D + 2]: weighted values, sum of
-    weights, highest score.
-    """
-    scores_BKQL = scores.capped(_products(query_BKQD, key_BKLD))
-    if mask is not None:
-        scores_BKQL += mask
-    top_BKQ1 = scores_BKQL.amax(dim=-1, keepdim=True)
-    weights_BKQL = scores_BKQL.sub_(top_BKQ1).exp_()
-    values_BKQD = torch.matmul(weights_BKQL.to(value_BKLD.dtype), value_BKLD).float()
-    return torch.cat((values_BKQD, weights_BKQL.sum(dim=-1, keepdim=True), top_BKQ1), dim=-1)
+    def _new_mask(self, window: int | None) -> torch.Tensor | None:
+        if window is None and not self.mask_prompt and not self.mask_suffix:
+            return None
+        device, length_R1 = self.lengths_R.device, self.lengths_R[:, None]
+        prompt_length_R1 = self.prompt_lengths_R[:, None]
+        column_P = torch.arange(self.prompt_keys[0].shape[2], device=device)
+        column_C = torch.arange(self.suffix_keys[0].shape[2], device=device)
+        hidden_RP, hidden_RC = column_P >= prompt_length_R1, column_C > length_R1
+        if window is not None:
+            hidden_RP |= column_P <= prompt_length_R1 + length_R1 - window
+            hidden_RC |= column_C <= length_R1 - window
+        return torch.cat((hidden_RP, hidden_RC), dim=1) * _MASKED
 
 
 def _products(query_BKQD: torch.Tensor, key_BKLD: torch.Tensor) -> torch.Tensor:

@@ -71,17 +71,17 @@ class DecodeState:
         """A plan over the first rows, columns and prompt slots; masks everywhere unless told
         otherwise.
         """
-        cache, lengths_R = self.cache, self.lengths_R[:rows]
+        cache = self.cache
         return DecodePlan(
             prompt_keys=[k[:num_prompts, :, :prompt_columns] for k in cache.prompt_keys],
             prompt_values=[v[:num_prompts, :, :prompt_columns] for v in cache.prompt_values],
             suffix_keys=[k[:rows, :, :columns] for k in cache.suffix_keys],
             suffix_values=[v[:rows, :, :columns] for v in cache.suffix_values],
-            prompt_lengths_G=self.prompt_lengths_G[:num_prompts],
-            lengths_R=lengths_R,
-            positions_R=self.prompt_lengths_G[self.slots_R[:rows]] + lengths_R,
+            prompt_lengths_R=self.prompt_lengths_G[self.slots_R[:rows]],
+            lengths_R=self.lengths_R[:rows],
             rows_GS=self.rows_GS[:num_prompts, :num_slots],
             places_R=self.places_R[:rows],
+            is_dense=False,
             mask_prompt=True,
             mask_suffix=True,
             max_position=prompt_columns + columns,
@@ -133,6 +133,8 @@ class Decoder:
         """Unfinished completions per prompt."""
         self._size = (1, 1, 1)
         """Prompt slots, completions per prompt and prompt columns in use."""
+        self._is_dense = False
+        """Whether rows stand in the order of their places, and no place is empty."""
 
     def run(self) -> None:
         """Fills every attempt."""
@@ -166,6 +168,7 @@ class Decoder:
             num_slots=num_slots,
             prompt_columns=prompt_columns,
         )
+        plan.is_dense = self._is_dense
         plan.mask_prompt = any(
             max(1, len(self._prompts[prompt]) - 1) != prompt_columns or prompt_columns == 1
             for prompt in self._slots
@@ -289,6 +292,7 @@ class Decoder:
             for place, row in enumerate(rows):
                 table[slot][place] = row
                 places[row] = slot * num_slots + place
+        self._is_dense = places == list(range(num_prompts * num_slots))
         device = state.rows_GS.device
         state.rows_GS[:num_prompts, :num_slots] = torch.tensor(table, device=device)
         state.places_R[: len(places)] = torch.tensor(places, device=device)
