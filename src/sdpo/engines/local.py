@@ -33,10 +33,10 @@ prompt length.
 class LocalEngine:
     """Samples from and scores with `model`, on the device it is on.
 
-    Memory while sampling: keys and values (see `cache.py`), two float32 [max_sequences, V]
-    tensors of logits, activations of `max_prefill_tokens` tokens, and on a CPU a second copy of the
-    linear layers' weights. On CUDA the cache stays allocated between calls for its captured graphs;
-    `release()` frees it.
+    Memory while sampling: keys and values (see `cache.py`), logits [max_sequences, V] (on CUDA a
+    second time, in float32), activations of `max_prefill_tokens` tokens, and on a CPU a second copy
+    of the linear layers' weights. On CUDA the cache stays allocated between calls for its captured
+    graphs; `release()` frees it.
 
     Example:
         engine = LocalEngine(model, max_sequences=64)

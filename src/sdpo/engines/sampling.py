@@ -23,6 +23,10 @@ _BLOCK = 128
 """Entries whose masses are summed before the search: a running sum over the whole vocabulary costs
 ten times as much on a CPU, and its rounding errors grow with the vocabulary."""
 
+_CACHED = 1 << 20
+"""Logits that a CPU samples from at a time: memory of this size is used again by the next rows,
+where all at once are fresh memory at every step."""
+
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:
     """Numbers in [0, 1), float32 [N, T]; entry (n, t) is a function of (seeds[n], t) alone."""
@@ -39,9 +43,26 @@ def sample_tokens(
     """Sampled ids [R] (int64) and their log-probabilities [R] (float32, nats).
 
     `logits_RV` is overwritten when it is float32 already. Memory: one float32 [R, V] tensor (four
-    more with top_p). At temperature 0 the distribution is one point, so every log-probability is 0.
+    more with top_p), on a CPU of so many rows that it stays in cache. At temperature 0 the
+    distribution is one point, so every log-probability is 0.
     """
-    logits_RV = logits_RV.float()
+    num_rows = len(logits_RV)
+    if logits_RV.device.type == "cpu":
+        num_rows = max(1, _CACHED // logits_RV.shape[1])
+    parts = [
+        _sample(logits.float(), numbers, sampling)
+        for logits, numbers in zip(
+            logits_RV.split(num_rows), uniforms_R.split(num_rows), strict=True
+        )
+    ]
+    tokens, logprobs = zip(*parts, strict=True)
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _sample(
+    logits_RV: torch.Tensor, uniforms_R: torch.Tensor, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sample_tokens` of float32 logits, which are overwritten."""
     if sampling.temperature == 0.0:
         tokens_R = logits_RV.argmax(dim=-1)
         # A NaN row must not look like a certain choice: NaN * 0 stays NaN and is refused at the
