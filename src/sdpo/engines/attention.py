@@ -9,7 +9,8 @@ soft-capping; whatever else an architecture does to its scores makes `local.py` 
 
 Shapes: T tokens of a flat row, L keys, H query heads, K key-value heads, N = H / K queries per
 key-value head, D head size, G prompts in the cache, S completions of a prompt (padded to the
-largest), R completions, P prompt columns, C suffix columns.
+largest), R completions, U completions as (G, S) where that is their order and as (R,) elsewhere,
+Q = S * N queries below each other, P prompt columns, C suffix columns.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ from sdpo.engines.block_attention import BlockAttention
 ATTENTION_NAME = "sdpo_engine"
 
 _MASKED = -1e30
-"""Finite, so that a prompt wholly outside a sliding window gives weight exp(-1e30 - max) = 0 and
-not NaN.
-"""
+"""Finite, so that times the False of a boolean mask it is 0 and not NaN."""
 
 _QUERY_CHUNK = 256
 """Queries per block where scores are held explicitly (soft-capping): [1, H, 256, L] float32."""
@@ -292,17 +291,21 @@ class DecodePlan:
         query_RKND = (query_1HTD[0].transpose(0, 1) * scores.scaling).reshape(
             num_rows, suffix_key_RKCD.shape[1], -1, head_dim
         )
-        prompt_RKNP = self._by_row(_products(self._by_prompt(query_RKND), prompt_key_GKPD))
-        suffix_RKNC = _products(query_RKND, suffix_key_RKCD)
-        scores_RKNL = scores.capped(torch.cat((prompt_RKNP, suffix_RKNC), dim=-1))
+        query_GKQD = self._by_prompt(query_RKND, query_RKND.dtype)
+        prompt_UKNP = self._by_row(_products(query_GKQD, prompt_key_GKPD))
+        suffix_UKNC = _products(query_RKND, suffix_key_RKCD).unflatten(0, self._rows_shape)
+        scores_UKNL = scores.capped(torch.cat((prompt_UKNP, suffix_UKNC), dim=-1))
         mask_RL = self._mask(scores.window)
         if mask_RL is not None:
-            scores_RKNL += mask_RL[:, None, None]
-        weights_RKNL = torch.softmax(scores_RKNL, -1, out=scores_RKNL).to(value_1KTD.dtype)
-        prompt_RKNP, suffix_RKNC = weights_RKNL.tensor_split((prompt_key_GKPD.shape[2],), dim=-1)
-        output_RKND = self._by_row(torch.matmul(self._by_prompt(prompt_RKNP), prompt_value_GKPD))
-        output_RKND = output_RKND + torch.matmul(suffix_RKNC, suffix_value_RKCD)
-        return output_RKND.reshape(1, num_rows, num_heads, -1)
+            scores_UKNL += mask_RL.unflatten(0, self._rows_shape)[..., None, None, :]
+        weights_UKNL = torch.softmax(scores_UKNL, -1, out=scores_UKNL)
+        prompt_UKNP, suffix_UKNC = weights_UKNL.tensor_split((prompt_key_GKPD.shape[2],), dim=-1)
+        prompt_GKQP = self._by_prompt(prompt_UKNP, value_1KTD.dtype)
+        suffix_RKNC = suffix_UKNC.flatten(0, -4).to(value_1KTD.dtype)
+        output_UKND = self._by_row(torch.matmul(prompt_GKQP, prompt_value_GKPD))
+        output_RKND = torch.matmul(suffix_RKNC, suffix_value_RKCD)
+        output_UKND = output_UKND + output_RKND.unflatten(0, self._rows_shape)
+        return output_UKND.reshape(1, num_rows, num_heads, -1)
 
     def _store(self, cache_RKCD: torch.Tensor, new_1KTD: torch.Tensor) -> None:
         new_RKD = new_1KTD[0].transpose(0, 1)
@@ -311,19 +314,26 @@ class DecodePlan:
         else:
             cache_RKCD[:, :, -1] = new_RKD
 
-    def _by_prompt(self, x_RKNX: torch.Tensor) -> torch.Tensor:
-        """[G, K, S * N, X], [R, K, N, X] with the completions of a prompt below each other."""
-        num_prompts, num_slots = self.rows_GS.shape
+    @property
+    def _rows_shape(self) -> tuple[int, ...]:
+        """U. With (G, S) the transposed results of prompts are copied once, not once more into
+        rows."""
+        return tuple(self.rows_GS.shape) if self.is_dense else tuple(self.places_R.shape)
+
+    def _by_prompt(self, x_UKNX: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """[G, K, S * N, X] in `dtype`, the completions of a prompt below each other."""
         if not self.is_dense:
-            x_RKNX = x_RKNX.index_select(0, self.rows_GS.flatten())
-        x_GSKNX = x_RKNX.unflatten(0, (num_prompts, num_slots))
-        return x_GSKNX.transpose(1, 2).flatten(2, 3)
+            x_UKNX = x_UKNX.index_select(0, self.rows_GS.flatten())
+        x_GSKNX = x_UKNX.reshape(*self.rows_GS.shape, *x_UKNX.shape[-3:])
+        x_GKSNX = x_GSKNX.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
+        return x_GKSNX.flatten(2, 3)
 
     def _by_row(self, x_GKQX: torch.Tensor) -> torch.Tensor:
-        """[R, K, N, X], the reverse of `_by_prompt`."""
-        x_GKSNX = x_GKQX.unflatten(2, (self.rows_GS.shape[1], -1))
-        x_RKNX = x_GKSNX.transpose(1, 2).flatten(0, 1)
-        return x_RKNX if self.is_dense else x_RKNX.index_select(0, self.places_R)
+        """[U, K, N, X], the reverse of `_by_prompt`."""
+        x_GSKNX = x_GKQX.unflatten(2, (self.rows_GS.shape[1], -1)).transpose(1, 2)
+        if self.is_dense:
+            return x_GSKNX
+        return x_GSKNX.flatten(0, 1).index_select(0, self.places_R)
 
     def _mask(self, window: int | None) -> torch.Tensor | None:
         """Additive float32 mask [R, P + C]; None where nothing is hidden."""

@@ -87,7 +87,7 @@ class _Batch:
     @property
     def num_scores(self) -> int:
         """B x R x M of one head."""
-        return len(self.blocks) * self.num_rows * self.num_keys
+        return self.places_BR.numel() * self.num_keys
 
     def gather(self, x_KNE: Tensor) -> Tensor:
         """Keys or values of the paths, [G, M, E]."""
@@ -108,7 +108,7 @@ class _Batch:
                 total_KNE[:, run].add_(part_KBME[:, number, start:stop], alpha=scale)
                 start = stop
 
-    def hide(self, scores_GQM: Tensor, num_kv_heads: int, window: int | None) -> None:
+    def hide(self, scores_GQM: Tensor, window: int | None) -> None:
         """Set to -inf what a token does not see: later ones of its block, padding, and those before
         its window."""
         first = self.first_hidden if window is None or window >= self.num_keys else 0
@@ -116,7 +116,13 @@ class _Batch:
         hidden_BRM = key_M > self.position_BR[:, :, None]
         if window is not None:
             hidden_BRM |= key_M <= self.position_BR[:, :, None] - window
-        shape = (num_kv_heads, len(self.blocks), self.num_rows, -1, self.num_keys)
+        shape = (
+            -1,
+            len(self.blocks),
+            self.num_rows,
+            scores_GQM.shape[1] // self.num_rows,
+            self.num_keys,
+        )
         scores_GQM.view(shape)[..., first:].masked_fill_(hidden_BRM[:, :, None], float("-inf"))
 
 
@@ -145,7 +151,7 @@ class _Plan:
         x_PHE = x_NHE.index_select(0, self._places_P)
         if not padding and len(self._padded):
             x_PHE.index_fill_(0, self._padded, 0.0)
-        parts = x_PHE.split([batch.is_padded_BR.numel() for batch in self.batches])
+        parts = x_PHE.split([batch.places_BR.numel() for batch in self.batches])
         return [
             part.view(len(batch.blocks), batch.num_rows, num_kv_heads, -1, part.shape[2])
             .permute(2, 0, 1, 3, 4)
@@ -157,7 +163,7 @@ class _Plan:
         """The reverse of `split`, [N, H, E]; padded rows are dropped."""
         x_PHE = torch.cat(
             [
-                part.view(num_kv_heads, batch.is_padded_BR.numel(), -1, part.shape[2])
+                part.view(num_kv_heads, batch.places_BR.numel(), -1, part.shape[2])
                 .transpose(0, 1)
                 .flatten(1, 2)
                 for part, batch in zip(parts, self.batches, strict=True)
@@ -259,7 +265,7 @@ class _BlockAttention(torch.autograd.Function):
         attended = []
         for batch, query_GQE in zip(plan.batches, plan.split(query_NHE, num_kv_heads), strict=True):
             key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
-            weights_GQM, _ = _weights(query_GQE, key_GME, batch, plan, scores, num_kv_heads)
+            weights_GQM, _ = _weights(query_GQE, key_GME, batch, plan, scores)
             attended.append(torch.bmm(plan.narrow(weights_GQM), value_GME))
         output_NHE = plan.join(attended, num_kv_heads)
         ctx.save_for_backward(query_NHE, key_KNE, value_KNE, output_NHE)
@@ -287,9 +293,7 @@ class _BlockAttention(torch.autograd.Function):
         grad_query = []
         for batch, query_GQE, grad_GQE, means_GQ1 in parts:
             key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
-            weights_GQM, slope_GQM = _weights(
-                query_GQE, key_GME, batch, plan, ctx.scores, num_kv_heads
-            )
+            weights_GQM, slope_GQM = _weights(query_GQE, key_GME, batch, plan, ctx.scores)
             weights = plan.narrow(weights_GQM).transpose(1, 2)
             batch.add(grad_value_KNE, torch.bmm(weights, grad_GQE), 1.0)
             grad_GQM = plan.gradient(grad_GQE, value_GME).sub_(means_GQ1).mul_(weights_GQM)
@@ -315,12 +319,7 @@ def _products(out: Tensor, a_GQE: Tensor, b_GME: Tensor, scale: float) -> Tensor
 
 
 def _weights(
-    query_GQE: Tensor,
-    key_GME: Tensor,
-    batch: _Batch,
-    plan: _Plan,
-    scores: Scores,
-    num_kv_heads: int,
+    query_GQE: Tensor, key_GME: Tensor, batch: _Batch, plan: _Plan, scores: Scores
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [G, Q, M] in the wide type, and what soft-capping multiplies their gradient
     with."""
@@ -329,5 +328,5 @@ def _weights(
     if scores.softcap is not None:
         scores_GQM = scores.capped(scores_GQM)
         slope_GQM = 1.0 - (scores_GQM / scores.softcap).square_()
-    batch.hide(scores_GQM, num_kv_heads, scores.window)
+    batch.hide(scores_GQM, scores.window)
     return torch.softmax(scores_GQM, -1, out=scores_GQM), slope_GQM
