@@ -51,7 +51,7 @@ def metrics(run: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def skilled(tmp_path_factory) -> Path:
     """The toy model after it learnt most codes at the ordinary rate; at step 45, where the curve is
-    steepest, rounding alone decided between 0.6 and 0.75."""
+    steepest, rounding alone decided whether it had."""
     folder = tmp_path_factory.mktemp("skilled")
     start = save_toy_model(folder / "start")
     result = train(config(start, folder / "run", "steps=60", f"optim.lr={LR}"), env=ENV)

@@ -119,9 +119,10 @@ def gradient_through_the_teacher(monkeypatch):
 
 @pytest.mark.slow
 def test_live_teacher_learns(reader, tmp_path):
-    """What the mutants below are compared with: slower than the averaged teacher above, and by how
-    the machine rounds it falls apart before the end, from 0.6 at step 27 to 0 at step 36."""
-    assert learn(reader, tmp_path / "run", LIVE, "eval.every=3").peak >= LEARNT / 2
+    """What the mutants below are compared with. Where the machine rounds so, a live teacher falls
+    apart before the end, from 0.6 at step 27 to 0 at step 36; so all are asked for their best. A
+    lower rate stays at what it learnt, but there the mutant `off_by_one` learns a little too."""
+    assert learn(reader, tmp_path / "run", LIVE, "eval.every=3").peak >= LEARNT
 
 
 @pytest.mark.slow
