@@ -69,6 +69,7 @@ class Plan(Protocol):
         key_1KTD: torch.Tensor,
         value_1KTD: torch.Tensor,
         scores: Scores,
+        /,
     ) -> torch.Tensor:
         """Attention output [1, T, H, D]."""
         ...
