@@ -1,5 +1,5 @@
-"""How `step.py` talks to the two sides it measures; standard library only, since TRL's interpreter
-reads it too.
+"""How `step.py` talks to the two sides it measures; standard library and torch only, since TRL's
+interpreter reads it too.
 
 A side is a process that gets one JSON file (`Gate.spec`), takes one training step per line it
 reads and answers each with one line of JSON. So the sides can take turns step by step, and the peak
@@ -30,15 +30,29 @@ class Gate:
 
     def answer(self, numbers: dict[str, float]) -> None:
         """Sends the measurements of a step, the process's peak memory so far with them."""
-        self._answers.write(json.dumps({**numbers, "peak_bytes": peak_bytes()}) + "\n")
+        self._answers.write(
+            json.dumps({**numbers, "peak_bytes": peak_bytes(self.spec["device"])}) + "\n"
+        )
         self._answers.flush()
 
 
-def peak_bytes() -> int:
-    """Most memory this process ever had resident.
+def finish_kernels() -> None:
+    """Waits for what was started on the CUDA device, so that clocks are read when it is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory this process ever had resident, or had allocated on its CUDA device.
 
     `ru_maxrss` outlives `exec` and starts at what the parent had; the kernel's own mark does not.
     """
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():

@@ -27,51 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SHAPES = {
-    "smollm2-135m": {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49152,
-    },
-    "qwen3-1.7b-like": {
-        "hidden_size": 2048,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "intermediate_size": 6144,
-        "vocab_size": 151936,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "intermediate_size": 128,
-        "vocab_size": 512,
-    },
-}
-
-
-def build_model(shape: str, device: str, dtype_name: str):
-    """A random Llama of the shape, in eval mode."""
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPES[shape],
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype_name))
-    return model.to(device).eval()
+from shapes import SHAPES, random_llama
 
 
 def make_prompts(shape: str, num_prompts: int, prompt_tokens: int) -> list[list[int]]:
@@ -160,7 +116,8 @@ def run_vllm(args):
 
 
 def measure(args) -> None:
-    """The child process: one contender, one warm-up call, one timed call, one line of JSON."""
+    """The child process: one contender, one line of JSON. On CUDA, and of vLLM, the second call
+    counts: the first one warms up."""
     is_cuda = args.device == "cuda"
     if args.contender == "vllm":
         sample = run_vllm(args)
@@ -169,7 +126,7 @@ def measure(args) -> None:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        model = build_model(args.shape, args.device, args.dtype)
+        model = random_llama(args.shape, args.device, args.dtype)
         sample = {"ours": run_ours, "generate": run_generate}[args.contender](args, model)
     timings, processor_s = [], []
     calls = 2 if is_cuda or args.contender == "vllm" else 1
@@ -279,7 +236,7 @@ def main() -> None:
     args.dtype = args.dtype or default_dtype(args.device)
     with tempfile.TemporaryDirectory() as folder:
         if "vllm" in args.contenders:
-            build_model(args.shape, "cpu", args.dtype).save_pretrained(folder)
+            random_llama(args.shape, "cpu", args.dtype).save_pretrained(folder)
             args.model_dir = str(Path(folder))
         if not args.scaling:
             print_comparison(args, args.contenders)

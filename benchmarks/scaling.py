@@ -23,7 +23,7 @@ from pathlib import Path
 
 from step import check, default_dtype, machine, num_threads, versions
 from step_process import Side
-from step_setup import make_spec, model_folder
+from step_setup import MODELS, make_spec, model_folder
 
 LINES = {
     "prompt tokens": [(64, 8), (128, 8), (256, 8), (512, 8), (1024, 8), (2048, 8)],
@@ -125,13 +125,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--micro-batch-tokens", type=int, default=4096)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, demo or `tiny`")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help=MODELS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/scaling.json"))
     args = parser.parse_args()
-    args.dtype = args.dtype or default_dtype()
-    args.trl_batch, args.trl_checkpointing = 0, False
+    args.dtype = args.dtype or default_dtype("cpu")
+    args.device, args.trl_batch, args.trl_checkpointing = "cpu", 0, False
     return args
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     args = parse()
     points = dict.fromkeys(point for name in args.lines for point in LINES[name])
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(args.model, Path(scratch))
+        folder = model_folder(args.model, Path(scratch), args.device)
         found = {point: measure(args, folder, Path(scratch), point) for point in points}
     lines = {name: [found[point] for point in LINES[name]] for name in args.lines}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
     python benchmarks/step.py                                          ours alone
     python benchmarks/step.py --trl-python /tmp/trlenv/bin/python      ours against TRL
     python benchmarks/step.py --prompts short long --steps 5 --trl-python ...
+    python benchmarks/step.py --device cuda --model smollm2-1.7b ...   a random model of that shape
     python benchmarks/step.py --model tiny --steps 1 --new-tokens 8    a test of this script
 
 8 tasks x 8 rollouts of exactly 96 tokens (no end-of-turn token), every rollout fails and gets a
@@ -12,8 +13,9 @@ sampling, judging, contexts, teacher, update, teacher's average and, on our side
 
 Each side is a process of its own (so is its peak memory) and the two take turns step by step, so
 that a busy machine slows both (there the CPU seconds say more than the time); `--order sides` runs
-one after the other where memory is short.
-bfloat16 where the CPU multiplies it (ours: weights in bfloat16 with float32 masters; TRL: its
+one after the other where memory is short. On CUDA the memory is the device's, and every part waits
+for its kernels.
+bfloat16 where the device multiplies it (ours: weights in bfloat16 with float32 masters; TRL: its
 autocast), else float32. TRL runs without gradient checkpointing, its faster setting, unless
 `--trl-checkpointing`. Its interpreter needs: pip install torch==2.13.0, then trl==1.16.0 datasets.
 """
@@ -31,7 +33,7 @@ import tempfile
 from pathlib import Path
 
 from step_process import Side
-from step_setup import make_spec, model_folder
+from step_setup import MODELS, make_spec, model_folder
 
 PROMPTS = {"short": 56, "long": 660}
 """Tokens of a task's prompt, chat template included."""
@@ -97,7 +99,7 @@ def print_table(args, setting: str, results: dict[str, list[dict[str, float]]]) 
     print(
         f"\n{setting}: {args.tasks} tasks x {args.group} rollouts of {args.new_tokens} tokens, "
         f"prompts ~{PROMPTS[setting]} tokens, {Path(args.model).name}, {args.dtype}, "
-        f"{num_threads(args)} threads, median of {args.steps} (least to most)"
+        f"{args.device}, {num_threads(args)} threads, median of {args.steps} (least to most)"
     )
     print(f"{'':18}" + "".join(f"{name:>26}" for name in results) + f"{'TRL / ours':>14}")
     for key, label in PARTS:
@@ -142,13 +144,13 @@ def machine() -> dict[str, str | int]:
     }
 
 
-def default_dtype() -> str:
-    """bfloat16 where this CPU multiplies it natively."""
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it natively."""
     import torch
 
     from sdpo.engines.device import default_dtype as choose
 
-    return str(choose(torch.device("cpu"))).removeprefix("torch.")
+    return str(choose(torch.device(device))).removeprefix("torch.")
 
 
 def parse(description: str | None = None) -> argparse.Namespace:
@@ -160,7 +162,8 @@ def parse(description: str | None = None) -> argparse.Namespace:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--model", default="smollm2-135m-instruct", help="folder, demo or `tiny`")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help=MODELS)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=None)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--order", choices=("steps", "sides"), default="steps")
@@ -174,7 +177,7 @@ def parse(description: str | None = None) -> argparse.Namespace:
     args = parser.parse_args()
     if args.trl_python and args.tasks * args.group % args.trl_batch:
         parser.error("--trl-batch must divide tasks x group")
-    args.dtype = args.dtype or default_dtype()
+    args.dtype = args.dtype or default_dtype(args.device)
     return args
 
 
@@ -191,7 +194,7 @@ def main() -> None:
         report["versions"]["trl"] = versions(args.trl_python, names)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(args.model, Path(scratch))
+        folder = model_folder(args.model, Path(scratch), args.device)
         for setting in args.prompts:
             results = measure(args, folder, Path(scratch), setting)
             report["results"][setting] = results

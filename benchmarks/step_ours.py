@@ -36,7 +36,7 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
     return RunConfig(
         run=spec["run"],
         steps=spec["steps"],
-        model=Model(name=spec["model"], dtype=spec["dtype"], device="cpu"),
+        model=Model(name=spec["model"], dtype=spec["dtype"], device=spec["device"]),
         rollout=Rollout(
             tasks_per_step=len(spec["tasks"]),
             group_size=spec["group"],

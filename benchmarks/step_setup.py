@@ -6,11 +6,16 @@ import random
 from pathlib import Path
 from typing import Any
 
+from shapes import SHAPES, random_llama
+
 WORDS = (
     *("list", "value", "first", "second", "number", "string", "returns", "given", "every", "sum"),
     *("element", "order", "index", "while", "loop", "empty", "input", "output", "larger", "even"),
     *("odd", "count", "word", "letter", "between", "pairs", "sorted", "reverse", "without", "not"),
 )
+
+
+MODELS = f"a folder, smollm2-135m-instruct, or random: {', '.join(SHAPES)}"
 
 
 def make_tasks(
@@ -63,26 +68,23 @@ def _text(draw: random.Random, count_tokens, start: str, wanted: int) -> str:
     return " ".join(words[:low])
 
 
-def model_folder(name: str, scratch: Path) -> Path:
-    """The folder of the model that `name` stands for: a folder, the demo model, or `tiny`, a random
-    one that is written to `scratch`. Not a hub id: both sides must read the same files."""
-    if name == "tiny":
-        from sdpo.testing.models import byte_tokenizer, tiny_model
+def model_folder(name: str, scratch: Path, device: str) -> Path:
+    """The folder of the model that `name` stands for: a folder, the demo model, or a random one of
+    a shape, which is written to `scratch`. Not a hub id: both sides must read the same files."""
+    if name in SHAPES:
+        from sdpo.testing.models import byte_tokenizer
 
-        folder = scratch / "tiny"
         tokenizer = byte_tokenizer()
-        model = tiny_model()
-        assert model.generation_config is not None
-        model.generation_config.eos_token_id = tokenizer.eos_token_id
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
+        ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        random_llama(name, device, "bfloat16", *ids).save_pretrained(scratch / name)
+        tokenizer.save_pretrained(scratch / name)
+        return scratch / name
     if Path(name).is_dir():
         return Path(name)
     from sdpo.training.gguf import DEMO, demo_folder
 
     if name != DEMO:
-        raise SystemExit(f"--model {name}: give a folder, {DEMO} or tiny")
+        raise SystemExit(f"--model {name}: give {MODELS}")
     return demo_folder()
 
 
@@ -103,6 +105,7 @@ def make_spec(args, folder: Path, scratch: Path, *, prompt_tokens: int) -> dict[
         ),
         "group": args.group,
         "new_tokens": args.new_tokens,
+        "device": args.device,
         "dtype": args.dtype,
         "top_k": args.top_k,
         "lr": 1e-5,

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from datasets import Dataset
-from gate import Gate
+from gate import Gate, finish_kernels
 from transformers import AutoTokenizer, TrainerCallback
 from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
@@ -35,6 +35,7 @@ class Turns(TrainerCallback):
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args, state, control, **kwargs):
+        finish_kernels()
         step_s = time.perf_counter() - self._start
         self._gate.answer(
             {
@@ -55,7 +56,7 @@ def build_trainer(spec: dict[str, Any]) -> SDPOTrainer:
     num_rollouts = len(spec["tasks"]) * spec["group"]
     config = SDPOConfig(
         output_dir=spec["run"],
-        use_cpu=True,
+        use_cpu=spec["device"] == "cpu",
         bf16=spec["dtype"] == "bfloat16",
         model_init_kwargs={"dtype": "float32"},
         max_steps=spec["steps"],
@@ -111,9 +112,11 @@ def watch(trainer: SDPOTrainer, turns: Turns, spec: dict[str, Any]) -> None:
         return result
 
     def timed_forward(model, *args, **kwargs):
+        finish_kernels()
         start = time.perf_counter()
         result = forward(model, *args, **kwargs)
         if model is trainer.teacher_model:
+            finish_kernels()
             turns.teacher_s += time.perf_counter() - start
         return result
 

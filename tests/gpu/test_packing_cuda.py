@@ -22,6 +22,12 @@ pytestmark = [
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
 
 
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    """After a few compilations for other models torch runs flex attention uncompiled."""
+    torch._dynamo.reset()
+
+
 def contexts(seed=0, prompt=90, completion=40, num_tasks=3):
     """Per task a prompt, two demonstrations, and two attempts after each."""
     rng = random.Random(seed)

@@ -25,7 +25,7 @@ ten times as much on a CPU, and its rounding errors grow with the vocabulary."""
 
 _CACHED = 1 << 20
 """Logits that a CPU samples from at a time: memory of this size is used again by the next rows,
-where all at once are fresh memory at every step."""
+where all at once are fresh memory at every step of a process that does not keep what it freed."""
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:

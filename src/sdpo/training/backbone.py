@@ -233,8 +233,10 @@ class _Checked:
         scores: Scores,
     ) -> torch.Tensor:
         draw = torch.Generator().manual_seed(layer)
+        # In the strides of the model's own, or compiled attention would be compiled once more.
         drawn = [
-            torch.randn(x.shape, generator=draw).to(x) for x in (query_1HNE, key_1KNE, value_1KNE)
+            torch.empty_like(x).copy_(torch.randn(x.shape, generator=draw))
+            for x in (query_1HNE, key_1KNE, value_1KNE)
         ]
         output_1NHE = self._plan.attend(layer, *drawn, scores)
         num_tokens = len(self._visible_NN)

@@ -1,0 +1,112 @@
+"""Sampling on CUDA: captured steps give what one completion at a time gives."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sdpo.engines.attempts import distinct_prompts
+from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.generic import sample_prompt
+from sdpo.engines.local import LocalEngine
+from sdpo.testing import tiny_model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+]
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
+SAMPLING = Sampling(max_new_tokens=70, stop_ids=(3, 9, 40, 41))
+"""Captured steps hold 64 columns of suffix: completions here cross that line."""
+
+
+def build(family: str, dtype: torch.dtype = torch.float32, window: int | None = None):
+    """A model whose distributions are far from flat."""
+    model = tiny_model(family)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= 4.0
+    for module in model.modules() if window else ():
+        if getattr(module, "sliding_window", None) is not None:
+            module.sliding_window = window
+    if window:
+        model.config.sliding_window = window
+    return model.to("cuda", dtype)
+
+
+def make_requests(lengths=(1, 7, 12, 140, 3, 60), group=5) -> list[GenerationRequest]:
+    draw = random.Random(0)
+    return [
+        GenerationRequest(
+            prompt_ids=tuple(draw.randrange(259) for _ in range(length)),
+            seeds=tuple(draw.getrandbits(63) for _ in range(group)),
+        )
+        for length in lengths
+    ]
+
+
+def one_at_a_time(model, requests, sampling):
+    prompts, groups = distinct_prompts(requests)
+    with torch.no_grad():
+        for prompt_ids, attempts in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, attempts, sampling)
+    return [[attempt.completion() for attempt in group] for group in groups]
+
+
+def ids(groups):
+    return [[completion.token_ids for completion in group] for group in groups]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_steps_sample_the_same(family):
+    windowed = family in ("mistral", "gemma2", "gemma3_text")
+    model, requests = build(family, window=33 if windowed else None), make_requests()
+    engine = LocalEngine(model)
+    ours, expected = engine.generate(requests, SAMPLING), one_at_a_time(model, requests, SAMPLING)
+    assert engine._fast is not None
+    assert engine._state is not None, "no captured steps were kept"
+    assert ids(ours) == ids(expected)
+    assert ids(LocalEngine(model, max_sequences=7).generate(requests, SAMPLING)) == ids(expected)
+    for mine, theirs in zip(ours, expected, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_captured_steps_see_weights_changed_in_place(dtype):
+    model, requests = build("qwen3", dtype), make_requests()
+    engine = LocalEngine(model)
+    engine.generate(requests, SAMPLING)
+    kept = engine._state
+    for parameter in model.parameters():
+        parameter.data += 0.3 * parameter.data.roll(1, 0)
+    engine.load_weights(model, 1)
+    again = engine.generate(requests, SAMPLING)
+    assert engine._state is kept
+    assert ids(again) == ids(LocalEngine(model).generate(requests, SAMPLING))
+
+
+def test_bfloat16_scores_are_those_of_the_sampler():
+    """Sampler and scorer round differently, and no more than that."""
+    model, requests = build("llama", torch.bfloat16), make_requests()
+    engine = LocalEngine(model)
+    pairs = [
+        (request.prompt_ids, completion)
+        for request, group in zip(requests, engine.generate(requests, SAMPLING), strict=True)
+        for completion in group
+    ]
+    scores = engine.score(
+        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], 1.0
+    )
+    differences = torch.tensor(
+        [
+            one - other
+            for (_, completion), scored in zip(pairs, scores, strict=True)
+            for one, other in zip(completion.logprobs, scored, strict=True)
+        ]
+    )
+    assert differences.abs().mean() < 0.05
+    assert differences.mean().abs() < 0.01
