@@ -382,12 +382,16 @@ def test_flex_mask_is_the_tree(window):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 150, 7])
-@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize(("softcap", "matrix_units"), [(None, False), (None, True), (5.0, True)])
 @pytest.mark.parametrize("block_scores", [1 << 19, 1 << 12])
 @pytest.mark.parametrize(("batch_scores", "padding"), [(1 << 20, 0.125), (1, 0.0), (1 << 22, 0.9)])
-def test_plans_agree(window, softcap, block_scores, batch_scores, padding, monkeypatch):
+def test_plans_agree(
+    window, softcap, matrix_units, block_scores, batch_scores, padding, monkeypatch
+):
     """The same output and gradients from blocks (whole segments and parts of them; alone and beside
-    blocks of about or not at all the same size), branches and, output only, FlexAttention."""
+    blocks of about or not at all the same size; computed as with matrix units), branches and,
+    output only, FlexAttention."""
+    monkeypatch.setattr(block_attention, "_has_matrix_units", lambda dtype: matrix_units)
     monkeypatch.setattr(block_attention, "_BLOCK_SCORES", block_scores)
     monkeypatch.setattr(block_attention, "_BATCH_SCORES", batch_scores)
     monkeypatch.setattr(block_attention, "_PADDING", padding)
