@@ -32,6 +32,8 @@ _MASK_ROWS = 1024
 _SHORTEST_IN_BATCH = 0.5
 """Branches shorter than this share of the longest start a batch of their own: padded queries cost
 as much as real ones."""
+_VARIANTS = 64
+"""Compilations of FlexAttention that a process may need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,4 +299,11 @@ def _softcap(cap: float) -> Callable[..., torch.Tensor]:
 @functools.cache
 def _compiled_flex() -> Callable[..., torch.Tensor]:
     compiled: Any = torch.compile(flex_attention)
-    return compiled
+
+    def attend(*args: Any, **options: Any) -> Any:
+        # Two windows, with and without gradients, at fixed and then any length: that is eight,
+        # after which torch would run it uncompiled, ten times slower, with all scores in memory.
+        with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+            return compiled(*args, **options)
+
+    return attend
