@@ -116,8 +116,8 @@ def run_vllm(args):
 
 
 def measure(args) -> None:
-    """The child process: one contender, one line of JSON. On CUDA, and of vLLM, the second call
-    counts: the first one warms up."""
+    """The child process: one contender, one line of JSON. The second call counts; the first one
+    checks, compiles or warms up what is kept."""
     is_cuda = args.device == "cuda"
     if args.contender == "vllm":
         sample = run_vllm(args)
@@ -129,8 +129,7 @@ def measure(args) -> None:
         model = random_llama(args.shape, args.device, args.dtype)
         sample = {"ours": run_ours, "generate": run_generate}[args.contender](args, model)
     timings, processor_s = [], []
-    calls = 2 if is_cuda or args.contender == "vllm" else 1
-    for _ in range(calls):
+    for _ in range(2):
         start, start_processor = time.perf_counter(), time.process_time()
         sample()
         if is_cuda and args.contender != "vllm":

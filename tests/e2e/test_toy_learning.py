@@ -41,11 +41,17 @@ def test_sdpo_learns_from_groups_that_all_failed(reader, tmp_path, seed):
 
 
 def test_grpo_has_no_gradient_and_stays_where_it_was(reader, tmp_path):
-    learnt = learn(reader, tmp_path / "run", "objective.type=grpo")
+    """Until it guesses a code: 1 in 10,000 attempts does, 2,304 are made, and how the machine
+    rounded the taught model decides which. On one machine it guessed one in step 7, and learnt it.
+    """
+    learnt = learn(reader, tmp_path / "run", "objective.type=grpo", "eval.every=1")
     flat = [row for row in learnt.steps if row["rollouts/flat_groups"] == 1]
-    assert len(flat) >= 0.8 * len(learnt.steps)
     assert all(row["optim/grad_norm"] == 0 for row in flat)
-    assert learnt.solved <= 0.05
+    solved = [row["train/solved"] for row in learnt.steps]
+    guessed = next((number for number, share in enumerate(solved) if share), len(solved))
+    assert guessed >= 1
+    assert all(row["rollouts/flat_failed"] == 1 for row in learnt.steps[:guessed])
+    assert all(row["eval/solved"] <= 0.05 for row in learnt.rows[: guessed + 1])
 
 
 def test_without_revealing_feedback_nothing_is_learnt(reader, tmp_path):

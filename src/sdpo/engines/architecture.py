@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
@@ -32,6 +33,9 @@ _PROBE_LENGTHS = (5, 9)
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits, relative to their largest magnitude."""
 _HALVES = (torch.float16, torch.bfloat16)
+
+_Key = tuple[torch.device, torch.dtype]
+_shapes: WeakKeyDictionary[PreTrainedModel, dict[_Key, CacheShape | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +99,18 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 def probe(model: PreTrainedModel) -> FastPath | None:
     """The fast path of `model` (in eval mode, without gradients), or None if it must be sampled the
-    generic way; the log says why.
+    generic way; the log says why. Found out once for a model and its device and number format.
     """
+    key = model.device, model.dtype
+    if model not in _shapes or key not in _shapes[model]:
+        _shapes[model] = {key: _cache_shape(model)}
+    shape = _shapes[model][key]
+    if shape is None:
+        return None
+    return FastPath(model=model, backbone=model.base_model, cache=shape)
+
+
+def _cache_shape(model: PreTrainedModel) -> CacheShape | None:
     recorder = _Recorder()
     if problem := _problem(model, recorder):
         _logger.warning(
@@ -107,15 +121,11 @@ def probe(model: PreTrainedModel) -> FastPath | None:
             problem,
         )
         return None
-    config = model.config.get_text_config()
-    return FastPath(
-        model=model,
-        backbone=model.base_model,
-        cache=CacheShape(
-            layers=tuple(recorder.layers[i] for i in range(config.num_hidden_layers)),
-            dtype=recorder.dtype,
-            device=model.device,
-        ),
+    num_layers = model.config.get_text_config().num_hidden_layers
+    return CacheShape(
+        layers=tuple(recorder.layers[i] for i in range(num_layers)),
+        dtype=recorder.dtype,
+        device=model.device,
     )
 
 

@@ -77,6 +77,16 @@ def test_a_layer_that_sees_a_sibling_branch_is_found(monkeypatch, layer):
     assert backbone.attention_kind(rounding_model()) == "separate"
 
 
+def test_a_model_is_looked_at_once_in_each_format(monkeypatch):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert probe(model).cache.dtype == torch.bfloat16
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", None)
+            assert probe(model).cache.dtype == torch.bfloat16
+        assert probe(model.float()).cache.dtype == torch.float32
+
+
 def test_weights_come_back_when_the_model_fails():
     model = tiny_model("llama", dtype=torch.bfloat16)
     with pytest.raises(IndexError), torch.no_grad(), float32_weights(model):
