@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -120,8 +119,8 @@ def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monk
     def interrupted(self, *arguments):
         calls.append(1)
         if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return update(self, *arguments)
 
     with monkeypatch.context() as patch:
@@ -143,7 +142,7 @@ def test_an_interrupt_does_not_swallow_a_rollback(model, tmp_path, monkeypatch):
     def interrupted(self, metrics, alerts=()):
         record(self, metrics, alerts)
         if alerts:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Run, "finish_step", truncated)
     with monkeypatch.context() as patch:
