@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any
+
+from memory import peak_bytes
 
 
 class Gate:
@@ -42,21 +43,3 @@ def finish_kernels() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_bytes(device: str) -> int:
-    """Most memory this process ever had resident, or had allocated on its CUDA device.
-
-    `ru_maxrss` outlives `exec` and starts at what the parent had; the kernel's own mark does not.
-    """
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from pathlib import Path
 
 
@@ -17,11 +19,18 @@ def reset_peak(device: str) -> int:
 
 
 def peak_bytes(device: str) -> int:
+    """Most memory this process ever had resident, or had allocated on its CUDA device.
+
+    `ru_maxrss` outlives `exec` and starts at what the parent had; the kernel's own mark does not.
+    """
     if device == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated()
-    return status_bytes("VmHWM")
+    if Path("/proc/self/status").is_file():
+        return status_bytes("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def status_bytes(key: str) -> int:

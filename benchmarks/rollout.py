@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from shapes import SHAPES, random_llama
+from shapes import SHAPES, default_dtype, random_llama
 
 
 def make_prompts(shape: str, num_prompts: int, prompt_tokens: int) -> list[list[int]]:
@@ -193,14 +193,6 @@ def print_comparison(args, contenders: list[str], **changes) -> None:
             f"{ratio:9.2f}x{processor_ratio:9.2f}x",
             flush=True,
         )
-
-
-def default_dtype(device: str) -> str:
-    import torch
-
-    from sdpo.engines.device import default_dtype as choose
-
-    return str(choose(torch.device(device))).removeprefix("torch.")
 
 
 def parse() -> argparse.Namespace:

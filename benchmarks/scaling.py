@@ -21,7 +21,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from step import check, default_dtype, machine, num_threads, versions
+from shapes import default_dtype
+from step import check, machine, num_threads, versions
 from step_process import Side
 from step_setup import MODELS, make_spec, model_folder
 

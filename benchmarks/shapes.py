@@ -1,4 +1,5 @@
-"""Random models in the shapes of real ones: speed does not depend on what weights say."""
+"""Random models in the shapes of real ones, and the number format they are measured in: speed does
+not depend on what weights say."""
 
 from __future__ import annotations
 
@@ -61,3 +62,12 @@ def random_llama(
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype_name))
     return model.to(device).eval()
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it natively."""
+    import torch
+
+    from sdpo.engines.device import default_dtype as choose
+
+    return str(choose(torch.device(device))).removeprefix("torch.")

@@ -32,6 +32,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from shapes import default_dtype
 from step_process import Side
 from step_setup import MODELS, make_spec, model_folder
 
@@ -142,15 +143,6 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "load_1m": round(os.getloadavg()[0]),
     }
-
-
-def default_dtype(device: str) -> str:
-    """bfloat16 where the device multiplies it natively."""
-    import torch
-
-    from sdpo.engines.device import default_dtype as choose
-
-    return str(choose(torch.device(device))).removeprefix("torch.")
 
 
 def parse(description: str | None = None) -> argparse.Namespace:
