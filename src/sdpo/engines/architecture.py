@@ -34,8 +34,8 @@ _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
 """Largest difference of logits, relative to their largest magnitude."""
 _HALVES = (torch.float16, torch.bfloat16)
 
-_Key = tuple[torch.device, torch.dtype]
-_shapes: WeakKeyDictionary[PreTrainedModel, dict[_Key, CacheShape | None]] = WeakKeyDictionary()
+_Format = tuple[torch.device, torch.dtype]
+_found: WeakKeyDictionary[PreTrainedModel, tuple[_Format, CacheShape | None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +101,10 @@ def probe(model: PreTrainedModel) -> FastPath | None:
     """The fast path of `model` (in eval mode, without gradients), or None if it must be sampled the
     generic way; the log says why. Found out once for a model and its device and number format.
     """
-    key = model.device, model.dtype
-    if model not in _shapes or key not in _shapes[model]:
-        _shapes[model] = {key: _cache_shape(model)}
-    shape = _shapes[model][key]
+    wanted = model.device, model.dtype
+    if model not in _found or _found[model][0] != wanted:
+        _found[model] = wanted, _cache_shape(model)
+    shape = _found[model][1]
     if shape is None:
         return None
     return FastPath(model=model, backbone=model.base_model, cache=shape)

@@ -1,4 +1,4 @@
-"""Which number format a device multiplies fast, and how a CPU's memory is kept."""
+"""Which number format a device multiplies fast, when it is done, and how a CPU's memory is kept."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def default_dtype(device: torch.device) -> torch.dtype:
         has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float32
     return torch.float32
+
+
+def finish(device: torch.device) -> None:
+    """Wait until `device` has done what was started on it, so that a clock read now is true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def keep_freed_memory() -> None:

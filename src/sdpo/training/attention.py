@@ -302,7 +302,7 @@ def _compiled_flex() -> Callable[..., torch.Tensor]:
 
     def attend(*args: Any, **options: Any) -> Any:
         # Two windows, with and without gradients, at fixed and then any length: that is eight,
-        # after which torch would run it uncompiled, ten times slower, with all scores in memory.
+        # after which torch would run it uncompiled, many times slower, with all scores in memory.
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             return compiled(*args, **options)
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.config.objective import Objective, Sft
 from sdpo.config.schema import Optim
+from sdpo.engines.device import finish
 from sdpo.errors import NonFiniteLossError
 from sdpo.losses.buckets import OldSupport
 from sdpo.losses.heads import token_statistics, token_support
@@ -153,6 +154,7 @@ class Updater:
             needs_reference=spec.needs_initial,
             wants_teacher=lambda sample: _wants_teacher(sample, spec),
         )
+        finish(self.model.device)
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
         weights = distill_weights(active, targets, self._objective, spec, self._parallel)
         items = [pack_item(sample, sample.prompt_ids) for sample in active]
