@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
+from engine_requests import make_requests, token_ids
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -34,6 +33,7 @@ GENERIC = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},  # a recurrent layer
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},  # no keys at all
 }
+LENGTHS = (1, 7, 12, 20)
 SAMPLING = Sampling(max_new_tokens=26, stop_ids=(3, 9, 40, 41, 42, 43))
 
 
@@ -61,17 +61,6 @@ def build(family, extra):
     return model.eval()
 
 
-def make_requests(lengths=(1, 7, 12, 20), group=3):
-    draw = random.Random(0)
-    return [
-        GenerationRequest(
-            prompt_ids=tuple(draw.randrange(64) for _ in range(length)),
-            seeds=tuple(draw.getrandbits(63) for _ in range(group)),
-        )
-        for length in lengths
-    ]
-
-
 def plain_logprobs(model, prompt_ids, completion_ids, temperature=1.0):
     ids = torch.tensor([prompt_ids + completion_ids])
     with torch.no_grad():
@@ -91,7 +80,7 @@ def flatten(requests, groups):
 @pytest.mark.parametrize("family", [*FAST, *GENERIC])
 def test_sampler_scorer_and_plain_forward_agree(family):
     model = build(family, FAST.get(family) or GENERIC.get(family, {}))
-    engine, requests = LocalEngine(model), make_requests()
+    engine, requests = LocalEngine(model), make_requests(LENGTHS, group=3)
     groups = engine.generate(requests, SAMPLING)
     assert (engine._fast_path() is not None) == (family in FAST)
     pairs = flatten(requests, groups)
@@ -110,9 +99,6 @@ def test_a_completion_is_the_same_in_any_batch(family):
     model, requests = build(family, FAST[family]), make_requests(lengths=(1, 7, 20), group=2)
     whole = LocalEngine(model).generate(requests, SAMPLING)
 
-    def ids(groups):
-        return [[completion.token_ids for completion in group] for group in groups]
-
     backwards = LocalEngine(model).generate(requests[::-1], SAMPLING)[::-1]
     alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
     few = LocalEngine(model, max_sequences=3, max_prefill_tokens=8).generate(requests, SAMPLING)
@@ -123,8 +109,14 @@ def test_a_completion_is_the_same_in_any_batch(family):
         for seed in request.seeds
     ]
     apart = [group[0].token_ids for group in LocalEngine(model).generate(split, SAMPLING)]
-    assert ids(backwards) == ids(alone) == ids(few) == ids(single) == ids(whole)
-    assert apart == [token_ids for group in ids(whole) for token_ids in group]
+    assert (
+        token_ids(backwards)
+        == token_ids(alone)
+        == token_ids(few)
+        == token_ids(single)
+        == token_ids(whole)
+    )
+    assert apart == [ids for group in token_ids(whole) for ids in group]
 
 
 def test_a_small_cache_only_makes_completions_wait():
@@ -139,7 +131,7 @@ def test_a_small_cache_only_makes_completions_wait():
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_temperature_enters_logprobs_alike(temperature):
-    model, requests = build("llama", {}), make_requests()
+    model, requests = build("llama", {}), make_requests(LENGTHS, group=3)
     engine = LocalEngine(model)
     options = Sampling(max_new_tokens=8, stop_ids=(), temperature=temperature)
     pairs = flatten(requests, engine.generate(requests, options))
@@ -153,7 +145,7 @@ def test_temperature_enters_logprobs_alike(temperature):
 
 
 def test_both_paths_sample_and_score_the_same():
-    model, requests = build("gemma2", FAST["gemma2"]), make_requests()
+    model, requests = build("gemma2", FAST["gemma2"]), make_requests(LENGTHS, group=3)
     fast = LocalEngine(model).generate(requests, SAMPLING)
     prompts, groups = distinct_prompts(requests)
     with torch.no_grad():
@@ -172,7 +164,7 @@ def test_both_paths_sample_and_score_the_same():
 
 
 def test_scores_do_not_depend_on_packing(monkeypatch):
-    model, requests = build("llama", {}), make_requests()
+    model, requests = build("llama", {}), make_requests(LENGTHS, group=3)
     engine = LocalEngine(model)
     scored = [
         ScoreRequest(prompt_ids=p, completion_ids=c.token_ids)
@@ -187,7 +179,7 @@ def test_scores_do_not_depend_on_packing(monkeypatch):
 
 def test_steps_of_fixed_size_sample_the_same():
     """What CUDA graphs replay: padded rows, columns and prompt slots, here run without a graph."""
-    model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(group=5)
+    model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(LENGTHS, group=5)
     whole = LocalEngine(model).generate(requests, SAMPLING)
     fast = LocalEngine(model)._fast_path()
     prompts, groups = distinct_prompts(requests)

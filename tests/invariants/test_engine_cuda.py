@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
+from engine_requests import make_requests, token_ids
 
 from sdpo.engines.attempts import distinct_prompts
-from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Sampling, ScoreRequest
 from sdpo.engines.generic import sample_prompt
 from sdpo.engines.local import LocalEngine
 from sdpo.testing import tiny_model
@@ -19,6 +18,7 @@ pytestmark = [
 ]
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
+LENGTHS = (1, 7, 12, 140, 3, 60)
 SAMPLING = Sampling(max_new_tokens=70, stop_ids=(3, 9, 40, 41))
 """Captured steps hold 64 columns of suffix: completions here cross that line."""
 
@@ -37,17 +37,6 @@ def build(family: str, dtype: torch.dtype = torch.float32, window: int | None = 
     return model.to("cuda", dtype)
 
 
-def make_requests(lengths=(1, 7, 12, 140, 3, 60), group=5) -> list[GenerationRequest]:
-    draw = random.Random(0)
-    return [
-        GenerationRequest(
-            prompt_ids=tuple(draw.randrange(259) for _ in range(length)),
-            seeds=tuple(draw.getrandbits(63) for _ in range(group)),
-        )
-        for length in lengths
-    ]
-
-
 def one_at_a_time(model, requests, sampling):
     prompts, groups = distinct_prompts(requests)
     with torch.no_grad():
@@ -56,20 +45,21 @@ def one_at_a_time(model, requests, sampling):
     return [[attempt.completion() for attempt in group] for group in groups]
 
 
-def ids(groups):
-    return [[completion.token_ids for completion in group] for group in groups]
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_steps_sample_the_same(family):
     windowed = family in ("mistral", "gemma2", "gemma3_text")
-    model, requests = build(family, window=33 if windowed else None), make_requests()
+    model, requests = (
+        build(family, window=33 if windowed else None),
+        make_requests(LENGTHS, group=5, vocab_size=259),
+    )
     engine = LocalEngine(model)
     ours, expected = engine.generate(requests, SAMPLING), one_at_a_time(model, requests, SAMPLING)
     assert engine._fast is not None
     assert engine._state is not None, "no captured steps were kept"
-    assert ids(ours) == ids(expected)
-    assert ids(LocalEngine(model, max_sequences=7).generate(requests, SAMPLING)) == ids(expected)
+    assert token_ids(ours) == token_ids(expected)
+    assert token_ids(LocalEngine(model, max_sequences=7).generate(requests, SAMPLING)) == token_ids(
+        expected
+    )
     for mine, theirs in zip(ours, expected, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
@@ -77,7 +67,7 @@ def test_captured_steps_sample_the_same(family):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_captured_steps_see_weights_changed_in_place(dtype):
-    model, requests = build("qwen3", dtype), make_requests()
+    model, requests = build("qwen3", dtype), make_requests(LENGTHS, group=5, vocab_size=259)
     engine = LocalEngine(model)
     engine.generate(requests, SAMPLING)
     kept = engine._state
@@ -86,12 +76,15 @@ def test_captured_steps_see_weights_changed_in_place(dtype):
     engine.load_weights(model, 1)
     again = engine.generate(requests, SAMPLING)
     assert engine._state is kept
-    assert ids(again) == ids(LocalEngine(model).generate(requests, SAMPLING))
+    assert token_ids(again) == token_ids(LocalEngine(model).generate(requests, SAMPLING))
 
 
 def test_bfloat16_scores_are_those_of_the_sampler():
     """Sampler and scorer round differently, and no more than that."""
-    model, requests = build("llama", torch.bfloat16), make_requests()
+    model, requests = (
+        build("llama", torch.bfloat16),
+        make_requests(LENGTHS, group=5, vocab_size=259),
+    )
     engine = LocalEngine(model)
     pairs = [
         (request.prompt_ids, completion)
