@@ -8,6 +8,7 @@ from engine_requests import make_requests, token_ids
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from sdpo.engines import fused_attention
 from sdpo.engines.attempts import distinct_prompts
 from sdpo.engines.attention import engine_attention
 from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
@@ -61,6 +62,12 @@ def build(family, extra):
     return model.eval()
 
 
+@pytest.fixture(params=[False, True], ids=["explicit", "fused"])
+def both_attentions(request, monkeypatch):
+    """The test runs with explicit scores, and with the fused attention of CPUs with AMX."""
+    monkeypatch.setattr(fused_attention, "_has_matrix_units", lambda dtype: request.param)
+
+
 def plain_logprobs(model, prompt_ids, completion_ids, temperature=1.0):
     ids = torch.tensor([prompt_ids + completion_ids])
     with torch.no_grad():
@@ -76,6 +83,7 @@ def flatten(requests, groups):
     ]
 
 
+@pytest.mark.usefixtures("both_attentions")
 @pytest.mark.filterwarnings("ignore")  # transformers' notes about missing kernels
 @pytest.mark.parametrize("family", [*FAST, *GENERIC])
 def test_sampler_scorer_and_plain_forward_agree(family):
@@ -94,6 +102,7 @@ def test_sampler_scorer_and_plain_forward_agree(family):
         assert scored == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_attentions")
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_a_completion_is_the_same_in_any_batch(family):
     model, requests = build(family, FAST[family]), make_requests(lengths=(1, 7, 20), group=2)
@@ -177,6 +186,7 @@ def test_scores_do_not_depend_on_packing(monkeypatch):
         assert one == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.usefixtures("both_attentions")
 def test_steps_of_fixed_size_sample_the_same():
     """What CUDA graphs replay: padded rows, columns and prompt slots, here run without a graph."""
     model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(LENGTHS, group=5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
-from sdpo.engines import block_attention
+from sdpo.engines import block_attention, fused_attention
 from sdpo.engines.attention import Scores
 from sdpo.engines.block_attention import BlockAttention
 from sdpo.testing import tiny_model
@@ -391,7 +391,7 @@ def test_plans_agree(
     """The same output and gradients from blocks (whole segments and parts of them; alone and beside
     blocks of about or not at all the same size; computed as with matrix units), branches and,
     output only, FlexAttention."""
-    monkeypatch.setattr(block_attention, "_has_matrix_units", lambda dtype: matrix_units)
+    monkeypatch.setattr(fused_attention, "_has_matrix_units", lambda dtype: matrix_units)
     monkeypatch.setattr(block_attention, "_BLOCK_SCORES", block_scores)
     monkeypatch.setattr(block_attention, "_BATCH_SCORES", batch_scores)
     monkeypatch.setattr(block_attention, "_PADDING", padding)

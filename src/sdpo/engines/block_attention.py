@@ -1,9 +1,8 @@
 """Attention of a packed row on a CPU, for prefill, scoring and training: explicit scores, in
 batches that stay in cache.
 
-PyTorch's fused attention multiplies small tiles there, at a quarter of the speed of its batched
-products, unless the CPU has matrix units (AMX): there the forward pass uses it. A block is some
-tokens of one run against everything on their path, and blocks of about the same size are computed
+The forward pass is PyTorch's fused attention where that pays. A block is some tokens of one run
+against everything on their path, and blocks of about the same size are computed
 side by side, which keeps all threads busy: one batched product for their scores, a softmax, one for
 their output, and five in the backward pass, which computes the scores again instead of keeping
 them. Little is padded, and keys behind a block are left out.
@@ -19,7 +18,6 @@ Q = R * H / K queries of each, E head size.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from sdpo.engines.fused_attention import fused, pays
 
 if TYPE_CHECKING:
     from sdpo.engines.attention import Scores
@@ -282,7 +282,7 @@ class _BlockAttention(torch.autograd.Function):
         attended = []
         for batch, query_GQE in zip(plan.batches, plan.split(query_NHE, num_kv_heads), strict=True):
             key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
-            if scores.softcap is None and _has_matrix_units(query_NHE.dtype):
+            if pays(scores, query_NHE):
                 attended.append(_fused(query_GQE, key_GME, value_GME, batch, scores))
             else:
                 weights_GQM, _ = _weights(query_GQE, key_GME, batch, plan, scores)
@@ -330,27 +330,17 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@functools.cache
-def _has_matrix_units(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-
-
 def _fused(
     query_GQE: Tensor, key_GME: Tensor, value_GME: Tensor, batch: _Batch, scores: Scores
 ) -> Tensor:
     """Attention [G, Q, E] in one pass; 1.1 to 2.8 times as fast as scores, softmax and product
-    where products of bfloat16 run on matrix units."""
+    where it pays."""
     query_BKQE, key_BKME, value_BKME = (
         x.unflatten(0, (-1, len(batch.blocks))).transpose(0, 1)
         for x in (query_GQE, key_GME, value_GME)
     )
-    attended_BKQE = torch.nn.functional.scaled_dot_product_attention(
-        query_BKQE,
-        key_BKME,
-        value_BKME,
-        attn_mask=batch.bias(query_GQE.shape[1], scores.window, query_GQE.dtype),
-        scale=scores.scaling,
-    )
+    bias = batch.bias(query_GQE.shape[1], scores.window, query_GQE.dtype)
+    attended_BKQE, _ = fused(query_BKQE, key_BKME, value_BKME, bias, scores.scaling)
     return attended_BKQE.transpose(0, 1).flatten(0, 1)
 
 

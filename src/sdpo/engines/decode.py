@@ -20,9 +20,10 @@ import torch
 
 from sdpo.engines.architecture import FastPath
 from sdpo.engines.attempts import Attempt
-from sdpo.engines.attention import DecodePlan, PackedPlan, Span
+from sdpo.engines.attention import PackedPlan, Span
 from sdpo.engines.base import Sampling
 from sdpo.engines.cache import KvCache
+from sdpo.engines.decode_attention import DecodePlan
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import sample_tokens, uniforms
 
