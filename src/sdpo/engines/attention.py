@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sdpo.engines.block_attention import BlockAttention
+from sdpo.engines.fused_norms import fused_norms
 
 ATTENTION_NAME = "sdpo_engine"
 
@@ -98,14 +99,16 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _registered)
 
 @contextmanager
 def engine_attention(model: PreTrainedModel) -> Generator[None]:
-    """`model` attends through plans inside the block; afterwards its own choice is back."""
+    """`model` attends through plans inside the block and, on a CPU, computes its norms in blocks;
+    afterwards its own choice is back."""
     owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
     configs = {id(owner.config): owner.config for owner in owners}.values()
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             config._attn_implementation = ATTENTION_NAME
-        yield
+        with fused_norms(model):
+            yield
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
