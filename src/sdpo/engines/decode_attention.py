@@ -16,6 +16,7 @@ import torch
 from sdpo.engines.attention import MASKED, Scores
 from sdpo.engines.fused_attention import fused, pays
 
+
 @dataclass(slots=True, kw_only=True)
 class DecodePlan:
     """One new token per completion; writes its key and value in place, then attends to the prompt

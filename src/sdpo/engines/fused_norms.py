@@ -139,8 +139,10 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 def _buffers(x_ND: Tensor, count: int) -> list[Tensor]:
-    num_rows = max(1, min(len(x_ND), _BLOCK // x_ND.shape[1]))
-    return [x_ND.new_empty((num_rows, x_ND.shape[1]), dtype=_wide(x_ND.dtype)) for _ in range(count)]
+    """Room for a block each, in the wide type."""
+    num_rows, size = x_ND.shape
+    shape = max(1, min(num_rows, _BLOCK // size)), size
+    return [x_ND.new_empty(shape, dtype=_wide(x_ND.dtype)) for _ in range(count)]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
