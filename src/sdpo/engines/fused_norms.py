@@ -33,7 +33,7 @@ def fused_norms(model: torch.nn.Module) -> Generator[None]:
     try:
         for module in model.modules():
             if "RMSNorm" in type(module).__name__ and _is_fusable(module):
-                module.forward = partial(_forward, module)  # ty: ignore[invalid-assignment]
+                module.forward = partial(_forward, module)
                 norms.append(module)
         yield
     finally:
