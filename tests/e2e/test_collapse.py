@@ -50,13 +50,14 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def skilled(tmp_path_factory) -> Path:
-    """The toy model after it learnt most codes at the ordinary rate; at step 45, where the curve is
-    steepest, rounding alone decided whether it had."""
+    """The toy model after it learnt most codes at the ordinary rate. Rounding alone moves the steep
+    part of the curve between steps 45 and 70: at step 65 four seeds had 0.4 to 0.9 of them, at step
+    75 all had 0.87."""
     folder = tmp_path_factory.mktemp("skilled")
     start = save_toy_model(folder / "start")
-    result = train(config(start, folder / "run", "steps=60", f"optim.lr={LR}"), env=ENV)
+    result = train(config(start, folder / "run", "steps=75", f"optim.lr={LR}"), env=ENV)
     assert result.metrics["eval/solved"] > 0.7
-    return folder / "run" / "checkpoints" / "step-60"
+    return folder / "run" / "checkpoints" / "step-75"
 
 
 def test_warn_only_says_it(skilled, tmp_path):
