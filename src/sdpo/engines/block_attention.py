@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdpo.engines.fused_attention import fused, pays
+from sdpo.losses.heads import math_dtype
 
 if TYPE_CHECKING:
     from sdpo.engines.attention import Scores
@@ -159,7 +160,8 @@ class _Plan:
         self._rows_N = torch.empty_like(own)
         self._rows_N[self._places_P[own]] = own
         size = num_heads * max(batch.num_scores for batch in self.batches)
-        self._scores, self._gradient = (torch.empty(size, dtype=_wide(dtype)) for _ in range(2))
+        wide = math_dtype(dtype)
+        self._scores, self._gradient = (torch.empty(size, dtype=wide) for _ in range(2))
         self._narrow = torch.empty(size, dtype=dtype)
 
     def split(self, x_NHE: Tensor, num_kv_heads: int, *, padding: bool = True) -> list[Tensor]:
@@ -297,7 +299,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
         query_NHE, key_KNE, value_KNE, output_NHE = ctx.saved_tensors
         plan, scaling, num_kv_heads = ctx.plan, ctx.scores.scaling, len(key_KNE)
-        wide = _wide(query_NHE.dtype)
+        wide = math_dtype(query_NHE.dtype)
         grad_key_KNE, grad_value_KNE = (
             torch.zeros_like(x, dtype=wide) for x in (key_KNE, value_KNE)
         )
@@ -324,10 +326,6 @@ class _BlockAttention(torch.autograd.Function):
             batch.add(grad_key_KNE, torch.bmm(narrow_GQM.transpose(1, 2), query_GQE), scaling)
         grad_key, grad_value = (x.to(query_NHE.dtype) for x in (grad_key_KNE, grad_value_KNE))
         return plan.join(grad_query, num_kv_heads), grad_key, grad_value, None, None
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _fused(

@@ -23,6 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from sdpo.engines.attention import Scores
+from sdpo.losses.heads import math_dtype
 from sdpo.training.prefix_tree import Segment, paths
 
 FLEX_BLOCK = 128
@@ -140,7 +141,7 @@ def _capped_attention(
     scores_BHLM = (scores_BHLM / scores.softcap).tanh() * scores.softcap
     scores_BHLM = scores_BHLM.masked_fill(~mask_LM, float("-inf"))
     # Half precisions are summed in float32, as transformers' own code does.
-    dtype = torch.promote_types(scores_BHLM.dtype, torch.float32)
+    dtype = math_dtype(scores_BHLM.dtype)
     weights_BHLM = scores_BHLM.softmax(dim=-1, dtype=dtype).to(value_BHME.dtype)
     return torch.matmul(weights_BHLM, value_BHME)
 
