@@ -10,7 +10,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sdpo.engines import fused_attention
 from sdpo.engines.attempts import distinct_prompts
-from sdpo.engines.attention import engine_attention
+from sdpo.engines.attention import fast_layers
 from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
 from sdpo.engines.decode import Decoder, DecodeState
 from sdpo.engines.generic import sample_prompt, score_alone
@@ -207,7 +207,7 @@ def test_steps_of_fixed_size_sample_the_same():
         captured.append(len(tokens))
         return CapturedStep(replay, tokens, logprobs)
 
-    with torch.no_grad(), engine_attention(model):
+    with torch.no_grad(), fast_layers(model):
         state = DecodeState(
             fast, num_prompts=3, prompt_columns=32, num_rows=7, suffix_columns=26, max_group=5
         )

@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sdpo.engines.attention import MissingPlanError, PackedPlan, Span, engine_attention
+from sdpo.engines.attention import MissingPlanError, PackedPlan, Span, fast_layers
 from sdpo.engines.cache import CacheShape
 
 _logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def _packed_logits(model: PreTrainedModel, recorder: _Recorder) -> torch.Tensor:
         windows=recorder.windows,
     )
     positions = torch.cat([torch.arange(length) for length in _PROBE_LENGTHS])
-    with engine_attention(model):
+    with fast_layers(model):
         return model(
             input_ids=torch.cat([ids[:, :length] for length in _PROBE_LENGTHS], dim=1),
             position_ids=positions[None].to(ids.device),

@@ -98,7 +98,7 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _registered)
 
 
 @contextmanager
-def engine_attention(model: PreTrainedModel) -> Generator[None]:
+def fast_layers(model: PreTrainedModel) -> Generator[None]:
     """`model` attends through plans inside the block and, on a CPU, computes its norms in blocks;
     afterwards its own choice is back."""
     owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from sdpo.engines.architecture import FastPath, causal_lm, evaluating, probe
 from sdpo.engines.attempts import Attempt, distinct_prompts
-from sdpo.engines.attention import engine_attention
+from sdpo.engines.attention import fast_layers
 from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
 from sdpo.engines.decode import Decoder, DecodeState
 from sdpo.engines.generic import sample_prompt, score_alone
@@ -126,7 +126,7 @@ class LocalEngine:
     ) -> None:
         state = self._open_state(fast, prompts, attempts, sampling)
         with (
-            engine_attention(self._inner),
+            fast_layers(self._inner),
             packed_linears(self._inner, rows=state.num_rows, steps=sampling.max_new_tokens),
         ):
             Decoder(fast, state, prompts, attempts, sampling, self._max_prefill_tokens).run()

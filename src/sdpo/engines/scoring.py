@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdpo.engines.architecture import FastPath, head_logits
-from sdpo.engines.attention import PackedPlan, Span, engine_attention
+from sdpo.engines.attention import PackedPlan, Span, fast_layers
 from sdpo.engines.base import ScoreRequest
 
 _LOGITS_BYTES = 2**27
@@ -60,7 +60,7 @@ def score_packed(
     """
     scored: list[list[float]] = [[] for _ in requests]
     logits_of, device = head_logits(fast.model), fast.cache.device
-    with engine_attention(fast.model):
+    with fast_layers(fast.model):
         for pack in _packs(requests, max_tokens):
             hidden_TD = fast.backbone(
                 input_ids=torch.tensor([pack.ids], device=device),

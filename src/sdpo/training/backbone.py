@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdpo.engines.architecture import causal_lm, evaluating, probe
-from sdpo.engines.attention import Plan, Scores, engine_attention
+from sdpo.engines.attention import Plan, Scores, fast_layers
 from sdpo.engines.block_attention import BlockAttention
 from sdpo.errors import ModelError
 from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
@@ -114,7 +114,7 @@ def _tree_pass(
         torch.nn.functional.pad(x[None].to(model.device), (0, missing))
         for x in (token_ids_N, position_ids_N)
     )
-    with engine_attention(model):
+    with fast_layers(model):
         hidden_1ND = model.base_model(
             input_ids=ids_1N, position_ids=positions_1N, use_cache=False, sdpo_plan=plan
         ).last_hidden_state

@@ -23,7 +23,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.engines.architecture import causal_lm
-from sdpo.engines.attention import engine_attention
+from sdpo.engines.attention import fast_layers
 from sdpo.training.backbone import (
     check_head,
     enable_checkpointing,
@@ -191,7 +191,7 @@ def hidden_rows(
     if not shares_prefixes(inner):
         with recomputed_layers(inner, nullcontext, wanted=gradient_checkpointing):
             return _separate_rows(inner, micro_batch)
-    with recomputed_layers(inner, partial(engine_attention, inner), wanted=gradient_checkpointing):
+    with recomputed_layers(inner, partial(fast_layers, inner), wanted=gradient_checkpointing):
         hidden_ND = tree_hidden(
             inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
         )
