@@ -224,9 +224,12 @@ class BlockAttention:
         num_heads = query_1HNE.shape[1]
         if num_heads not in self._plans:
             self._plans[num_heads] = _Plan(self._paths, num_heads, query_1HNE.dtype)
-        query_NHE = query_1HNE[0].transpose(0, 1)
         plan = self._plans[num_heads]
-        output: Any = _BlockAttention.apply(query_NHE, key_1KNE[0], value_1KNE[0], plan, scores)
+        # Squeezed: the gradient of an index would be copied into zeros.
+        query_HNE, key_KNE, value_KNE = (x.squeeze(0) for x in (query_1HNE, key_1KNE, value_1KNE))
+        output: Any = _BlockAttention.apply(
+            query_HNE.transpose(0, 1), key_KNE, value_KNE, plan, scores
+        )
         return output[None]
 
 

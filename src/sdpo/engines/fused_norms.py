@@ -141,7 +141,8 @@ def _normalised(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Ten
 def _scale(x: Tensor, eps: float) -> Tensor:
     """1 / sqrt(mean(x^2) + eps) over the last dimension."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    # One call: the rows of a block are so few that a call takes as long as a pass over them.
+    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
 
 
 def _buffers(x_ND: Tensor, count: int) -> list[Tensor]:
