@@ -2,16 +2,21 @@
 
 A decode step multiplies few rows by every weight, and a plain `linear` re-orders each weight again
 on every call: measured on two AVX2 cores at 64 rows, [576 x 49152] takes 59 ms plain and 28 ms
-packed. Packing copies the weights (as much memory again as the linear layers, freed when the block
-ends) and takes about as long as five decode steps, so only long calls pay for it.
+packed. Layers that read the same tensor, such as those of queries, keys and values, become one
+product: three of SmolLM2's on two AMX cores take 0.16 ms instead of 0.28. Packing copies the
+weights (as much memory again as the linear layers, freed when the block ends) and takes about as
+long as five decode steps, so only long calls pay for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor
+from torch.nn import Linear
 
 _MAX_ROWS = 256
 """Above this many rows the plain product amortises its own re-ordering and is as fast."""
@@ -25,15 +30,17 @@ def packed_linears(model: torch.nn.Module, *, rows: int, steps: int) -> Generato
     """Inside the block the plain `Linear` layers of a CPU model multiply up to 256 rows with packed
     weights.
 
-    Weights are packed on entry: changing them inside the block has no effect on small batches.
+    The first such step is plain and shows which layers read the same tensor; weights are packed in
+    the second: changing them later has no effect on small batches.
     """
-    linears: list[torch.nn.Linear] = []
+    linears: list[Linear] = []
     is_worth_it = steps >= _MIN_STEPS and torch.backends.mkldnn.is_available()
+    packing = _Packing(min(rows, _MAX_ROWS))
     try:
         if is_worth_it:
             for module in model.modules():
-                if type(module) is torch.nn.Linear and _is_packable(module.weight):
-                    _pack(module, min(rows, _MAX_ROWS))
+                if type(module) is Linear and _is_packable(module.weight):
+                    module.forward = partial(packing.forward, module)  # ty: ignore[invalid-assignment]
                     linears.append(module)
         yield
     finally:
@@ -41,7 +48,7 @@ def packed_linears(model: torch.nn.Module, *, rows: int, steps: int) -> Generato
             del module.forward  # the instance attribute; the class's method is back
 
 
-def _is_packable(weight: torch.Tensor) -> bool:
+def _is_packable(weight: Tensor) -> bool:
     return (
         type(weight) is torch.nn.Parameter  # neither a DTensor nor a quantised weight
         and weight.device.type == "cpu"
@@ -49,13 +56,63 @@ def _is_packable(weight: torch.Tensor) -> bool:
     )
 
 
-def _pack(module: torch.nn.Linear, rows: int) -> None:
-    weight, bias = module.weight.detach(), module.bias
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+class _Packing:
+    """The packed layers of a block, in groups that read the same tensor."""
 
-    def forward(x: torch.Tensor) -> torch.Tensor:
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._groups: dict[Linear, _Group] = {}
+        self._last: tuple[Tensor, _Group] | None = None
+        """What the first step read last, and who reads it."""
+
+    def forward(self, module: Linear, x: Tensor) -> Tensor:
         if x.numel() > _MAX_ROWS * x.shape[-1]:
-            return torch.nn.functional.linear(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+            return torch.nn.functional.linear(x, module.weight, module.bias)
+        if module in self._groups:
+            return self._groups[module].forward(module, x)
+        if self._last is None or self._last[0] is not x:
+            self._last = x, _Group(self._rows)
+        self._groups[module] = self._last[1]
+        self._groups[module].add(module)
+        return torch.nn.functional.linear(x, module.weight, module.bias)
 
-    module.forward = forward  # ty: ignore[invalid-assignment]
+
+class _Group:
+    """Layers that read the same tensor: whichever comes first with a new one computes all."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._members: list[Linear] = []
+        self._packed: Tensor | None = None
+        self._bias: Tensor | None = None
+        self._x: Tensor | None = None
+        self._outputs: dict[Linear, Tensor] = {}
+
+    def add(self, module: Linear) -> None:
+        self._members.append(module)
+        self._packed, self._outputs = None, {}
+
+    def forward(self, module: Linear, x: Tensor) -> Tensor:
+        if self._packed is None:
+            self._pack()
+        if self._x is not x or module not in self._outputs:
+            products = torch.ops.mkldnn._linear_pointwise(
+                x, self._packed, self._bias, "none", [], ""
+            )
+            sizes = [member.out_features for member in self._members]
+            self._x = x
+            self._outputs = dict(zip(self._members, products.split(sizes, -1), strict=True))
+        # Given out once: what is asked for again may have been written to meanwhile.
+        return self._outputs.pop(module)
+
+    def _pack(self) -> None:
+        weights = [member.weight.detach() for member in self._members]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, self._rows)
+        if any(member.bias is not None for member in self._members):
+            self._bias = torch.cat(
+                [
+                    weight.new_zeros(member.out_features) if member.bias is None else member.bias
+                    for member in self._members
+                ]
+            ).detach()
