@@ -179,6 +179,8 @@ class Decoder:
             len(self._prompts[attempt.prompt]) + len(attempt.token_ids) for attempt in self._rows
         )
         # Thousands of small calls: without autograd's bookkeeping a step takes 0.95 of the time.
+        # Not so in `generic.py`: its models may keep tensors that they make on the way (dynamic
+        # rotary scaling), and training could not use those.
         with torch.inference_mode():
             return decode_step(self._fast, state, plan, self._sampling)
 

@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if x.numel() <= _BLOCK and not torch.is_grad_enabled():
         # A decode step: blocks and buffers would take longer than what is computed in them.
         wide = x.to(math_dtype(x.dtype), copy=True)
-        return wide.mul_(_scale(wide, eps)).to(x.dtype).mul_(weight_D)
+        return wide.mul_(_scale(wide, wide.new_full((), eps))).to(x.dtype).mul_(weight_D)
     x_ND = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
         output: Any = _RmsNorm.apply(x_ND, weight_D, eps)
@@ -127,22 +127,23 @@ def _normalised(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Ten
     """The output, and 1 / rms of every row [N, 1]."""
     output_ND = torch.empty_like(x_ND)
     scale_N1 = x_ND.new_empty((len(x_ND), 1), dtype=math_dtype(x_ND.dtype))
+    wide_eps = scale_N1.new_full((), eps)
     (buffer_RD,) = _buffers(x_ND, 1)
     for x_RD, scale_R1, output_RD in zip(
         *(x.split(len(buffer_RD)) for x in (x_ND, scale_N1, output_ND)), strict=True
     ):
         wide_RD = buffer_RD[: len(x_RD)].copy_(x_RD)
-        scale_R1.copy_(_scale(wide_RD, eps))
+        _scale(wide_RD, wide_eps, out=scale_R1)
         # Rounded before the weight is applied, as transformers does.
         output_RD.copy_(wide_RD.mul_(scale_R1)).mul_(weight_D)
     return output_ND, scale_N1
 
 
-def _scale(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last dimension."""
+def _scale(x: Tensor, eps: Tensor, out: Tensor | None = None) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, in as few calls as there are: a call takes
+    longer than what it computes on one number a row."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    # One call: the rows of a block are so few that a call takes as long as a pass over them.
-    return torch.addcmul(norm.new_full((), eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return torch.addcmul(eps, norm, norm, value=1 / x.shape[-1], out=out).rsqrt_()
 
 
 def _buffers(x_ND: Tensor, count: int) -> list[Tensor]:

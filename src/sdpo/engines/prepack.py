@@ -40,7 +40,7 @@ def packed_linears(model: torch.nn.Module, *, rows: int, steps: int) -> Generato
         if is_worth_it:
             for module in model.modules():
                 if type(module) is Linear and _is_packable(module.weight):
-                    module.forward = partial(packing.forward, module)  # ty: ignore[invalid-assignment]
+                    module.forward = partial(packing.forward, module)
                     linears.append(module)
         yield
     finally:
@@ -65,16 +65,16 @@ class _Packing:
         self._last: tuple[Tensor, _Group] | None = None
         """What the first step read last, and who reads it."""
 
-    def forward(self, module: Linear, x: Tensor) -> Tensor:
-        if x.numel() > _MAX_ROWS * x.shape[-1]:
-            return torch.nn.functional.linear(x, module.weight, module.bias)
+    def forward(self, module: Linear, input: Tensor) -> Tensor:
+        if input.numel() > _MAX_ROWS * input.shape[-1]:
+            return torch.nn.functional.linear(input, module.weight, module.bias)
         if module in self._groups:
-            return self._groups[module].forward(module, x)
-        if self._last is None or self._last[0] is not x:
-            self._last = x, _Group(self._rows)
+            return self._groups[module].forward(module, input)
+        if self._last is None or self._last[0] is not input:
+            self._last = input, _Group(self._rows)
         self._groups[module] = self._last[1]
         self._groups[module].add(module)
-        return torch.nn.functional.linear(x, module.weight, module.bias)
+        return torch.nn.functional.linear(input, module.weight, module.bias)
 
 
 class _Group:
