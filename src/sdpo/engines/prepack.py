@@ -67,14 +67,14 @@ class _Packing:
 
     def forward(self, module: Linear, input: Tensor) -> Tensor:
         if input.numel() > _MAX_ROWS * input.shape[-1]:
-            return torch.nn.functional.linear(input, module.weight, module.bias)
+            return Linear.forward(module, input)
         if module in self._groups:
             return self._groups[module].forward(module, input)
         if self._last is None or self._last[0] is not input:
             self._last = input, _Group(self._rows)
         self._groups[module] = self._last[1]
         self._groups[module].add(module)
-        return torch.nn.functional.linear(input, module.weight, module.bias)
+        return Linear.forward(module, input)
 
 
 class _Group:

@@ -71,10 +71,10 @@ def test_a_tensor_written_to_between_steps_is_read_again() -> None:
 @torch.no_grad()
 def test_layers_may_part_after_the_first_step() -> None:
     model, x, y = Projections(), torch.randn(5, 8), torch.randn(5, 8)
-    expected = model.query(x), model.key(y), model.value(x), model.query(y)
+    expected = model.query(x), model.key(y), model.value(x), model.query(input=y)
     with packed_linears(model, rows=5, steps=100):
         model(x)
-        found = model.query(x), model.key(y), model.value(x), model.query(y)
+        found = model.query(x), model.key(y), model.value(x), model.query(input=y)
     torch.testing.assert_close(found, expected)
 
 
