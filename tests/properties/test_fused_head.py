@@ -280,6 +280,30 @@ def test_bfloat16_is_close_to_float32(kind, top_k, tail):
         assert float(error) < 0.03
 
 
+@pytest.mark.parametrize("chunk_tokens", [2, None])
+@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True)])
+def test_bfloat16_is_exact_on_the_logits_that_a_cpu_rounds(top_k, tail, chunk_tokens):
+    """Products are rounded to bfloat16 and everything after them is not: the same loss as float64
+    has on those logits, which a head of ones on the diagonal hands through."""
+    narrow = problem(dtype=torch.bfloat16)
+    vocabulary = len(narrow["student_head"])
+    wide = {k: v for k, v in narrow.items() if k in ("targets", "weights")}
+    for side in ("student", "teacher"):
+        logits = narrow[f"{side}_hidden"].detach() @ narrow[f"{side}_head"].detach().t()
+        wide[f"{side}_hidden"] = logits.double().requires_grad_(side == "student")
+        wide[f"{side}_head"] = torch.eye(vocabulary, dtype=torch.float64)
+    options = {"top_k": top_k, "tail": tail, "temperature": 0.7}
+    found = fused(narrow, chunk_tokens=chunk_tokens, **options)
+    expected = fused(wide, **options)
+    for name in ("loss", "divergence", "student_logprob", "student_entropy", "teacher_entropy"):
+        ours, theirs = getattr(found, name).double(), getattr(expected, name)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    (ours, _) = gradients(found.loss, narrow)
+    (logit_gradient,) = torch.autograd.grad(expected.loss, wide["student_hidden"])
+    theirs = logit_gradient @ narrow["student_head"].detach().double()
+    assert float((ours.double() - theirs).norm() / theirs.norm()) < 0.01
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])

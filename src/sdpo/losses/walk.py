@@ -21,13 +21,13 @@ from torch import Tensor
 from sdpo.losses.alternatives import Alternatives, Scores, fill_alternatives
 from sdpo.losses.buckets import OldSupport
 from sdpo.losses.heads import (
+    Logits,
     Side,
     accumulate_product,
+    are_narrow,
     block_rows,
     chunk_rows,
-    logits_into,
     math_dtype,
-    mixed_logits_into,
     spans,
 )
 from sdpo.losses.rows import (
@@ -173,50 +173,63 @@ class Walk:
         with_teacher = 0 if inputs.teacher is None else len(inputs.teacher.hidden_TD)
         assert with_teacher <= self._count, "more teacher rows than rows"
         device = inputs.targets.device
-        size = chunk_rows(self._count, self._vocabulary, device, inputs.chunk_tokens)
-        size = min(size, self._count)
-        sides = 1 + (with_teacher > 0) + (inputs.initial is not None)
-        self._logits = [self._empty((size, self._vocabulary)) for _ in range(sides)]
-        self._block_size = max(1, min(block_rows(self._vocabulary, device), size))
+        sides = (self._student, inputs.teacher, inputs.initial)
+        is_narrow = inputs.trust is None and are_narrow(sides)
+        size = chunk_rows(
+            self._count, self._vocabulary, device, inputs.chunk_tokens, is_narrow=is_narrow
+        )
+        self._block_size = min(block_rows(self._vocabulary, device), size)
+        student, teacher, initial = (self._logits(side, size, is_narrow) for side in sides)
+        assert student is not None
         num_scratch = 3 if self._compiled is None else 0
         shape = (self._block_size, self._vocabulary)
         self._scratch = [self._empty(shape) for _ in range(num_scratch)]
         for start, stop in ((0, with_teacher), (with_teacher, self._count)):
-            for chunk in spans(start, stop, max(size, 1)):
-                self._chunk(chunk, has_teacher=start < with_teacher)
+            for chunk in spans(start, stop, size):
+                self._chunk(chunk, student, teacher if start < with_teacher else None, initial)
         if self.grad_head_VD is not None:
             if not self._is_head_written:
                 self.grad_head_VD.zero_()
             self.grad_head_VD = self.grad_head_VD.to(self._student.head_VD.dtype)
-        del self._logits, self._scratch
+        del self._scratch
 
-    def _chunk(self, chunk: slice, *, has_teacher: bool) -> None:
+    def _logits(self, side: Side | None, size: int, is_narrow: bool) -> Logits | None:
+        """Room for the logits of a model that is there."""
+        inputs = self._inputs
+        if side is None:
+            return None
+        is_mixed = side is inputs.teacher
+        return Logits(
+            side,
+            size,
+            self._block_size,
+            temperature=inputs.temperature,
+            is_narrow=is_narrow,
+            reference=inputs.trust_reference if is_mixed else None,
+            trust=inputs.trust if is_mixed else None,
+        )
+
+    def _chunk(
+        self, chunk: slice, student: Logits, teacher: Logits | None, initial: Logits | None
+    ) -> None:
         """Logits of every model, the blocks' softmax and gradient in place, then d/d(hidden) and
         d/d(head)."""
-        inputs, count = self._inputs, chunk.stop - chunk.start
-        free = iter(self._logits)
-        scale = 1.0 / inputs.temperature
-        student_CV = next(free)[:count]
-        logits_into(student_CV, self._student, chunk, scale)
-        teacher_CV = initial_CV = None
-        if has_teacher:
-            assert inputs.teacher is not None
-            teacher_CV = next(free)[:count]
-            mixed_logits_into(
-                teacher_CV, inputs.teacher, inputs.trust_reference, inputs.trust, chunk, scale
-            )
-        if inputs.initial is not None:
-            initial_CV = next(free)[:count]
-            logits_into(initial_CV, inputs.initial, chunk, scale)
+        for logits in (student, teacher, initial):
+            if logits is not None:
+                logits.fill(chunk)
         for rows in spans(chunk.start, chunk.stop, self._block_size):
             local = slice(rows.start - chunk.start, rows.stop - chunk.start)
+            student_RV = student.block(local)
             self._block(
                 rows,
-                student_CV[local],
-                None if teacher_CV is None else teacher_CV[local],
-                None if initial_CV is None else initial_CV[local],
+                student_RV,
+                None if teacher is None else teacher.block(local),
+                None if initial is None else initial.block(local),
             )
-        self._collect(chunk, student_CV)
+            if any(self._needs):
+                student.put(local, student_RV)
+        if any(self._needs):
+            self._collect(chunk, student.chunk(chunk.stop - chunk.start))
 
     def _block(
         self, rows: slice, student_RV: Tensor, teacher_RV: Tensor | None, initial_RV: Tensor | None
@@ -327,15 +340,13 @@ class Walk:
 
     def _collect(self, chunk: slice, gradient_CV: Tensor) -> None:
         """Turn a chunk's logit gradient into d/d(hidden) and add to d/d(head)."""
-        if not any(self._needs):
-            return
         hidden_CD, head_VD = self._student.hidden_TD[chunk], self._student.head_VD
-        narrow_CV = gradient_CV.to(hidden_CD.dtype)
         if self.grad_hidden_TD is not None:
-            torch.mm(narrow_CV, head_VD.to(hidden_CD.dtype), out=self.grad_hidden_TD[chunk])
+            torch.mm(gradient_CV, head_VD.to(hidden_CD.dtype), out=self.grad_hidden_TD[chunk])
         if self.grad_head_VD is None:
             return
-        accumulate_product(self.grad_head_VD, narrow_CV.t(), hidden_CD, add=self._is_head_written)
+        add = self._is_head_written
+        accumulate_product(self.grad_head_VD, gradient_CV.t(), hidden_CD, add=add)
         self._is_head_written = True
 
     def _empty_outputs(self) -> TokenOutputs:
