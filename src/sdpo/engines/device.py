@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 _LARGEST_KEPT_BYTES = 128 << 20
 """Tensors up to this size stay in the process: activations and the fused head's logits. Larger ones
@@ -44,9 +44,6 @@ def keep_freed_memory() -> None:
     caching. Does nothing where the C library is another one.
     """
     if (libc := _glibc()) is not None:
-        # What one thread frees, another can use: with memory of their own, two threads that train
-        # side by side took 5.0 GB instead of 3.2.
-        libc.mallopt(_M_ARENA_MAX, 1)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 

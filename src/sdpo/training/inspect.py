@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def choose_inspected(compared: Sequence[Sample], count: int, *, seed: int) -> fr
 def credit_of(
     tokens: TokenOutputs,
     samples: Sequence[Sample],
-    inspected: Collection[Key],
+    inspected: set[Key],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[TokenCredit]:
     """Token credit of the `inspected` samples that have a teacher, from the pass over all

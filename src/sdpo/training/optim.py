@@ -1,15 +1,13 @@
 """AdamW with float32 master weights, float32 gradient accumulation and one clip of the global norm.
 
 Parameters in bfloat16 keep a float32 copy here, and gradients of every micro-batch are added in
-float32 as autograd produces them, in the order of micro-batches whichever is ready first: the sum
-does not depend on the number of micro-batches beyond rounding, nor on threads at all.
+float32 as autograd produces them, so the sum does not depend on the number of micro-batches beyond
+rounding. For float32 parameters that sum is autograd's own `.grad`.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
@@ -19,67 +17,6 @@ from sdpo.config.schema import Optim
 from sdpo.errors import NonFiniteLossError
 from sdpo.teacher.schedule import trainable
 from sdpo.training.parallel import Parallel
-
-
-class _Turn(threading.local):
-    """The micro-batch whose backward pass a thread is in. A device's own threads never hear of it
-    and stay at 0, which adds at once: there is one pass at a time on a device."""
-
-    number = 0
-
-
-class _Sum:
-    """The float32 sum of one parameter's gradients, in the order of turns: those that come too
-    early wait, in their own type."""
-
-    def __init__(self) -> None:
-        self.value: torch.Tensor | None = None
-        self._next = 0
-        self._early: dict[int, torch.Tensor | None] = {}
-        self._lock = threading.Lock()
-
-    def reserve(self, gradient: torch.Tensor | None) -> None:
-        """Called before autograd puts a gradient where the caller of `add` finds it: nobody else
-        may put one there in between."""
-        if gradient is not None:
-            self._lock.acquire()
-
-    def add(self, turn: int, gradient: torch.Tensor) -> None:
-        """Called after `reserve`, by the same thread."""
-        try:
-            if turn < self._next:
-                self._add(gradient)
-            else:
-                self._early[turn] = gradient
-                self._advance()
-        finally:
-            self._lock.release()
-
-    def skip(self, turn: int) -> None:
-        """Nothing more comes in this turn."""
-        with self._lock:
-            if turn >= self._next and turn not in self._early:
-                self._early[turn] = None
-                self._advance()
-
-    def finished(self) -> torch.Tensor | None:
-        """The sum, handed over; turns are counted from 0 again."""
-        value, self.value, self._next = self.value, None, 0
-        self._early.clear()
-        return value
-
-    def _advance(self) -> None:
-        while self._next in self._early:
-            gradient = self._early.pop(self._next)
-            self._next += 1
-            if gradient is not None:
-                self._add(gradient)
-
-    def _add(self, gradient: torch.Tensor) -> None:
-        if self.value is None:
-            self.value = gradient.float()
-        else:
-            self.value.add_(gradient)
 
 
 class Optimizer:
@@ -106,8 +43,6 @@ class Optimizer:
             lr=config.lr,
             fused=True,
         )
-        self._sums = {name: _Sum() for name in self._parameters}
-        self._turn = _Turn()
         self.num_updates = 0
         self.lr_scale = 1.0
         """Factor on the learning rate; a canary's rollback halves it."""
@@ -121,42 +56,31 @@ class Optimizer:
 
     @contextmanager
     def accumulating(self) -> Generator[None]:
-        """Inside the block `backward()` adds the gradient of every parameter to its float32 sum and
-        frees it, as soon as it is there: the narrow gradients of a whole model never exist at once.
-        Threads that go backward at the same time say which `turn` is theirs.
+        """Inside the block `backward()` adds the gradient of a parameter with a master copy to its
+        float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
+        never exist at once. A float32 parameter's gradient is its sum already.
         """
-        handles = []
-        for name, parameter in self._parameters.items():
-            total, master = self._sums[name], self._masters[name]
-            total.value, master.grad = master.grad, None
-            take = functools.partial(self._take_gradient, total)
-            handles.append(parameter.register_hook(total.reserve))
-            handles.append(parameter.register_post_accumulate_grad_hook(take))
+
+        def add(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
+            assert parameter.grad is not None
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                master.grad.add_(parameter.grad)
+            parameter.grad = None
+
+        handles = [
+            parameter.register_post_accumulate_grad_hook(
+                lambda parameter, master=self._masters[name]: add(parameter, master)
+            )
+            for name, parameter in self._parameters.items()
+            if parameter is not self._masters[name]
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            for name, total in self._sums.items():
-                self._masters[name].grad = total.finished()
-
-    def _take_gradient(self, total: _Sum, parameter: torch.nn.Parameter) -> None:
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
-        total.add(self._turn.number, gradient)
-
-    @contextmanager
-    def turn(self, number: int) -> Generator[None]:
-        """A block for the `backward()` of micro-batch `number`, counted from 0: its gradients are
-        added after those of the ones before it, whatever threads they come from. Every number must
-        have its turn, also one without a gradient."""
-        self._turn.number = number
-        try:
-            yield
-        finally:
-            self._turn.number = 0
-            for total in self._sums.values():
-                total.skip(number)
 
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:

@@ -13,8 +13,8 @@ T tokens of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,10 +38,10 @@ __all__ = [
     "MicroBatch",
     "PackItem",
     "check_head",
-    "concurrent_passes",
     "enable_checkpointing",
     "hidden_rows",
     "pack",
+    "recomputing",
     "shares_prefixes",
 ]
 
@@ -198,14 +198,9 @@ def hidden_rows(
     return hidden_ND[micro_batch.row_index.to(hidden_ND.device)]
 
 
-@contextmanager
-def concurrent_passes(model: PreTrainedModel) -> Generator[None]:
-    """Inside the block threads may call `hidden_rows` and `backward` of their own micro-batches at
-    the same time: what each of them would set up on `model` and take down again stays."""
-    inner = causal_lm(model)
-    context = partial(fast_layers, inner)
-    with recomputed_layers(inner, context, wanted=False), context():
-        yield
+def recomputing(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """A block for `backward()`. Layers bring back their attention themselves; it does nothing."""
+    return nullcontext()
 
 
 def _separate_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:

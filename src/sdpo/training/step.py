@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,9 +35,8 @@ from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.columns import OldPolicy, distill_weights, token_batch
 from sdpo.training.inspect import credit_of, teacher_js
-from sdpo.training.lanes import Lanes
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import MicroBatch, hidden_rows
+from sdpo.training.packing import MicroBatch, hidden_rows, pack, recomputing, shares_prefixes
 from sdpo.training.parallel import Parallel
 from sdpo.training.targets import (
     Key,
@@ -159,21 +158,17 @@ class Updater:
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
         weights = distill_weights(active, targets, self._objective, spec, self._parallel)
         items = [pack_item(sample, sample.prompt_ids) for sample in active]
-        lanes = Lanes(self.model, items, budget_tokens=self._config.micro_batch_tokens)
-
-        def one(number: int, micro_batch: MicroBatch) -> ObjectiveResult:
-            chosen = [active[i] for i in micro_batch.item_indices]
-            return self._micro_batch(number, micro_batch, chosen, targets, weights, batch)
-
+        packed = pack(
+            items,
+            budget_tokens=self._config.micro_batch_tokens,
+            share_prefixes=shares_prefixes(self.model),
+        )
         problem = ""
-        with self.optimizer.accumulating():
-            for micro_batch, loss in lanes.run(one):
-                chosen = [active[i] for i in micro_batch.item_indices]
-                problem = _problem(loss, chosen, batch)
-                if problem:
-                    break
-                self._observe(loss, chosen, batch, result.metrics)
-                result.credit += credit_of(loss.tokens, chosen, batch.inspect, self._tokenizer)
+        for micro_batch in packed:
+            chosen = [active[i] for i in micro_batch.item_indices]
+            problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
+            if problem:
+                break
         # All ranks stop together; one that raised alone would leave the others waiting for it.
         if problem := next(filter(None, self._parallel.gather(problem)), ""):
             self.optimizer.clear()
@@ -187,19 +182,20 @@ class Updater:
 
     def _micro_batch(
         self,
-        number: int,
         micro_batch: MicroBatch,
         samples: Sequence[Sample],
         targets: Targets,
         weights: Mapping[Key, torch.Tensor],
         batch: _Batch,
-    ) -> ObjectiveResult:
+        result: StepResult,
+    ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
-        sums, unless the loss is not finite. The result has no graph."""
+        sums. Empty, or the message of a loss that is not finite."""
         columns = token_batch(samples, targets, weights, batch.old, self.model.device)
+        hidden = hidden_rows(self.model, micro_batch)
         inspected = {key_of(sample) for sample in samples} & batch.inspect
         loss = objective_loss(
-            hidden_rows(self.model, micro_batch),
+            hidden,
             self.model.get_output_embeddings().weight,
             _stack(samples, targets.teacher),
             targets.teacher_head,
@@ -212,10 +208,18 @@ class Updater:
             top_n=CREDIT_ALTERNATIVES if inspected else 0,
             top_rows=_rows_of(samples, inspected),
         )
-        with self.optimizer.turn(number):
-            if bool(loss.loss.isfinite()):
-                loss.loss.backward()
-        return replace(loss, loss=loss.loss.detach())
+        value = float(loss.loss.detach())
+        if not math.isfinite(value):
+            tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
+            return (
+                f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
+                "Lower optim.lr, or resume from the last checkpoint"
+            )
+        with recomputing(self.model), self.optimizer.accumulating():
+            loss.loss.backward()
+        self._observe(loss, samples, batch, result.metrics)
+        result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
+        return ""
 
     def _observe(
         self,
@@ -229,7 +233,7 @@ class Updater:
         spec, share = batch.spec, batch.share
         for name, part in (("distill", loss.distill), ("pg", loss.pg), ("kl", loss.kl)):
             metrics.add(f"loss/{name}", Sum(float(part) * share))
-        metrics.add("loss/total", Sum(float(loss.loss) * share))
+        metrics.add("loss/total", Sum(float(loss.loss.detach()) * share))
         tokens = loss.tokens
         metrics.add("policy/entropy_trained", _mean(tokens.student_entropy))
         if spec.needs_initial:
@@ -284,18 +288,6 @@ class Updater:
         return (
             rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))
         )
-
-
-def _problem(loss: ObjectiveResult, samples: Sequence[Sample], batch: _Batch) -> str:
-    """Empty, or the message of a loss that is not finite."""
-    value = float(loss.loss)
-    if math.isfinite(value):
-        return ""
-    tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
-    return (
-        f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
-        "Lower optim.lr, or resume from the last checkpoint"
-    )
 
 
 def _wants_teacher(sample: Sample, spec: ObjectiveSpec) -> bool:

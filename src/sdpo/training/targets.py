@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 from sdpo.losses.heads import token_statistics
 from sdpo.records import Sample
 from sdpo.teacher.schedule import TeacherSchedule, Weights, applied
-from sdpo.training.lanes import Lanes
-from sdpo.training.packing import PackItem, hidden_rows
+from sdpo.training.packing import PackItem, hidden_rows, pack, shares_prefixes
 
 _BUDGET_WITHOUT_GRAPH = 4
 """Times the student's budget of tokens: without a graph a layer's activations are gone after it,
@@ -123,8 +122,13 @@ def hidden_states(
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
     items = [pack_item(sample, prompt(sample)) for sample in samples]
-    lanes = Lanes(model, items, budget_tokens=budget_tokens * _BUDGET_WITHOUT_GRAPH)
-    for micro_batch, rows in lanes.run(lambda _, batch: hidden_rows(model, batch)):
+    packed = pack(
+        items,
+        budget_tokens=budget_tokens * _BUDGET_WITHOUT_GRAPH,
+        share_prefixes=shares_prefixes(model),
+    )
+    for micro_batch in packed:
+        rows = hidden_rows(model, micro_batch)
         counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
         for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
             yield samples[index], part

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 
@@ -69,45 +67,6 @@ def test_narrow_gradients_are_summed_in_float32_and_freed_on_the_way():
             backward(model, scale)
             assert model.weight.grad is None
     torch.testing.assert_close(optimizer._masters["weight"].grad, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_are_added_in_the_order_of_turns(dtype):
-    """Whichever thread is ready first: here the last, then the others, one of them empty."""
-    scales = (1.0, 1e-7, 3.0, 1e4)
-
-    def summed(order):
-        model = module(dtype)
-        optimizer = Optimizer(Optim(), model)
-        with optimizer.accumulating():
-            for number in order:
-                with optimizer.turn(number):
-                    if number != 1:
-                        backward(model, scales[number])
-        return [master.grad for master in optimizer._masters.values()]
-
-    for found, expected in zip(summed((3, 1, 0, 2)), summed((0, 1, 2, 3)), strict=True):
-        assert torch.equal(found, expected)
-
-
-def test_threads_add_up_to_what_one_thread_adds_up_to():
-    def summed(workers):
-        model = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(6)))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
-        optimizer = Optimizer(Optim(), model)
-
-        def work(number):
-            draw = torch.Generator().manual_seed(number)
-            with optimizer.turn(number):
-                model(torch.randn(3, 16, generator=draw)).square().sum().backward()
-
-        with optimizer.accumulating(), ThreadPoolExecutor(workers) as pool:
-            list(pool.map(work, range(40)))
-        return [master.grad for master in optimizer._masters.values()]
-
-    for found, expected in zip(summed(4), summed(1), strict=True):
-        assert torch.equal(found, expected)
 
 
 def test_warmup_is_linear_then_constant():
