@@ -84,7 +84,9 @@ def _is_fusable(module: Any) -> bool:
         with torch.no_grad():
             expected_RD = torch.func.functional_call(module, {"weight": weight_D}, x_RD)
             found_RD = rms_norm(x_RD, weight_D, eps)
-        _is_plain[kind] = torch.allclose(found_RD, expected_RD, rtol=1e-4, atol=1e-6)
+        _is_plain[kind] = found_RD.dtype == expected_RD.dtype and torch.allclose(
+            found_RD, expected_RD, rtol=1e-4, atol=1e-6
+        )
     return _is_plain[kind]
 
 

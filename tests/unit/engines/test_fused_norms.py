@@ -98,6 +98,16 @@ def test_a_norm_that_finds_its_own_epsilon_keeps_its_code():
         assert norm(torch.ones(1, 8)).sum().item() == pytest.approx(8.0)
 
 
+def test_a_norm_that_answers_in_another_type_keeps_its_code():
+    class WideRMSNorm(LlamaRMSNorm):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    norm = WideRMSNorm(8)
+    with torch.no_grad(), fused_norms(norm):
+        assert norm(torch.ones(1, 8)).dtype == torch.float64
+
+
 @pytest.mark.parametrize("value", [0.0, torch.nan])
 def test_the_verdict_on_a_class_does_not_depend_on_the_weights(value, monkeypatch):
     class HalfRMSNorm(LlamaRMSNorm):
