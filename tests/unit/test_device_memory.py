@@ -22,9 +22,10 @@ keep_freed_memory()
 size, pins = int(sys.argv[1]), []
 before = resident_mb()
 tensors = []
-for _ in range(400_000_000 // size):
+for _ in range(int(sys.argv[2]) // size):
     tensors.append(torch.ones(size // 4))
-    pins.append(torch.ones(256))  # small and kept: freed memory lies in gaps between them
+    if sys.argv[3]:
+        pins.append(torch.ones(256))  # small and kept: freed memory lies in gaps between them
 tensors.clear()
 kept = resident_mb() - before
 give_back_freed_memory()
@@ -32,9 +33,11 @@ print(kept, resident_mb() - before)
 """
 
 
-def kept_and_left(tensor_bytes: int) -> tuple[float, float]:
-    """Megabytes still resident of 400 freed ones, before and after giving back."""
-    command = [sys.executable, "-c", _MEASURE, str(tensor_bytes)]
+def kept_and_left(
+    tensor_bytes: int, total: int = 400_000_000, pins: str = "between"
+) -> tuple[float, float]:
+    """Megabytes still resident of `total` freed bytes, before and after giving back."""
+    command = [sys.executable, "-c", _MEASURE, str(tensor_bytes), str(total), pins]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kept, left = map(float, out.split())
     return kept, left
@@ -43,6 +46,13 @@ def kept_and_left(tensor_bytes: int) -> tuple[float, float]:
 def test_freed_activations_stay_until_given_back():
     kept, left = kept_and_left(40_000_000)
     assert kept > 300
+    assert left < 50
+
+
+def test_more_than_a_gigabyte_stays_too():
+    """An update frees that much after every micro-batch, and needs it for the next."""
+    kept, left = kept_and_left(40_000_000, 1_600_000_000, pins="")
+    assert kept > 1_400
     assert left < 50
 
 

@@ -13,7 +13,8 @@ _LARGEST_KEPT_BYTES = 128 << 20
 """Tensors up to this size stay in the process: activations and the fused head's logits. Larger ones
 are gradients and weights, whose freed gaps would fill up with small tensors and could not be used
 again: a 0.5B model's process grew by 0.6 GB an update."""
-_KEPT_BYTES = 1 << 30
+_NEVER = -1
+"""A step needs again what the step before has freed."""
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -45,7 +46,7 @@ def keep_freed_memory() -> None:
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
 
 
 def give_back_freed_memory() -> None:

@@ -43,6 +43,14 @@ class Optimizer:
             lr=config.lr,
             fused=True,
         )
+        # Not left to the first update, which would put them between activations: what lies around
+        # them a CPU could not use again. And what does not fit a device is found out now.
+        for master in self._masters.values():
+            self._adamw.state[master] = {
+                "step": torch.zeros((), device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
         self.num_updates = 0
         self.lr_scale = 1.0
         """Factor on the learning rate; a canary's rollback halves it."""
@@ -59,14 +67,18 @@ class Optimizer:
         """Inside the block `backward()` adds the gradient of a parameter with a master copy to its
         float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
         never exist at once. A float32 parameter's gradient is its sum already.
+
+        Enter it before the first forward pass: sums that came to lie between activations would keep
+        a CPU's memory from being used again.
         """
+        for master in self._masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
 
         def add(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
             assert parameter.grad is not None
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad.add_(parameter.grad)
+            assert master.grad is not None
+            master.grad.add_(parameter.grad)
             parameter.grad = None
 
         handles = [

@@ -14,7 +14,7 @@ T tokens of the longest of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,7 +41,6 @@ __all__ = [
     "enable_checkpointing",
     "hidden_rows",
     "pack",
-    "recomputing",
     "shares_prefixes",
 ]
 
@@ -196,11 +195,6 @@ def hidden_rows(
             inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
         )
     return hidden_ND[micro_batch.row_index.to(hidden_ND.device)]
-
-
-def recomputing(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """A block for `backward()`. Layers bring back their attention themselves; it does nothing."""
-    return nullcontext()
 
 
 def _separate_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:

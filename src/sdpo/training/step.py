@@ -36,7 +36,7 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.columns import OldPolicy, distill_weights, token_batch
 from sdpo.training.inspect import credit_of, teacher_js
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import MicroBatch, hidden_rows, pack, recomputing, shares_prefixes
+from sdpo.training.packing import MicroBatch, hidden_rows, pack, shares_prefixes
 from sdpo.training.parallel import Parallel
 from sdpo.training.targets import (
     Key,
@@ -164,11 +164,12 @@ class Updater:
             share_prefixes=shares_prefixes(self.model),
         )
         problem = ""
-        for micro_batch in packed:
-            chosen = [active[i] for i in micro_batch.item_indices]
-            problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
-            if problem:
-                break
+        with self.optimizer.accumulating():
+            for micro_batch in packed:
+                chosen = [active[i] for i in micro_batch.item_indices]
+                problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
+                if problem:
+                    break
         # All ranks stop together; one that raised alone would leave the others waiting for it.
         if problem := next(filter(None, self._parallel.gather(problem)), ""):
             self.optimizer.clear()
@@ -215,8 +216,7 @@ class Updater:
                 f"{batch.where}: the loss is {value} on tasks {tasks}; no weight was changed. "
                 "Lower optim.lr, or resume from the last checkpoint"
             )
-        with recomputing(self.model), self.optimizer.accumulating():
-            loss.loss.backward()
+        loss.loss.backward()
         self._observe(loss, samples, batch, result.metrics)
         result.credit += credit_of(loss.tokens, samples, inspected, self._tokenizer)
         return ""
