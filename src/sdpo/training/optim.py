@@ -43,14 +43,6 @@ class Optimizer:
             lr=config.lr,
             fused=True,
         )
-        # Not left to the first update, which would put them between activations: what lies around
-        # them a CPU could not use again. And what does not fit a device is found out now.
-        for master in self._masters.values():
-            self._adamw.state[master] = {
-                "step": torch.zeros((), device=master.device),
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
         self.num_updates = 0
         self.lr_scale = 1.0
         """Factor on the learning rate; a canary's rollback halves it."""
@@ -68,12 +60,9 @@ class Optimizer:
         float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
         never exist at once. A float32 parameter's gradient is its sum already.
 
-        Enter it before the first forward pass: sums that came to lie between activations would keep
-        a CPU's memory from being used again.
+        Enter it before the first forward pass: it makes room for what outlives the pass.
         """
-        for master in self._masters.values():
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
+        self._make_room()
 
         def add(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
             assert parameter.grad is not None
@@ -101,12 +90,8 @@ class Optimizer:
         Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where`
         names step and tasks.
         """
-        gradients = []
-        for master in self._masters.values():
-            # Every rank and every parameter takes part, whatever its micro-batches reached.
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            gradients.append(master.grad)
+        # Every rank and every parameter takes part, whatever its micro-batches reached.
+        gradients = self._make_room()
         parallel.sum_gradients(gradients)
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not math.isfinite(norm):
@@ -127,6 +112,23 @@ class Optimizer:
         self.clear()
         self.num_updates += 1
         return norm
+
+    def _make_room(self) -> list[torch.Tensor]:
+        """The gradient sums; zero where there are none yet, as are the moments before the first
+        update. Left to whoever needs them first, they would come to lie between activations, and a
+        CPU could not use again what lies around them."""
+        gradients = []
+        for master in self._masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            gradients.append(master.grad)
+            if master not in self._adamw.state:
+                self._adamw.state[master] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master),
+                    "exp_avg_sq": torch.zeros_like(master),
+                }
+        return gradients
 
     def clear(self) -> None:
         """Forget the accumulated gradients."""
