@@ -183,3 +183,19 @@ class Sample:
     component_weights: Mapping[str, float]
     """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not
     feed it."""
+
+
+def is_distill_fed(sample: Sample) -> bool:
+    """Whether `sample` is routed to distillation and has a teacher context to be distilled from."""
+    return (
+        bool(sample.component_weights.get("distill", 0.0)) and sample.teacher_prompt_ids is not None
+    )
+
+
+Key = tuple[str, int]
+"""Task id and index of a sample."""
+
+
+def key_of(sample: Sample) -> Key:
+    """Task id and index of `sample`, unique within a step."""
+    return sample.task_id, sample.index

@@ -19,13 +19,13 @@ import sdpo
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
-from sdpo.envs import open_env
+from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
 from sdpo.records import Group, Rollout, Verdict
 from sdpo.rollouts.collect import Collected
+from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training.assemble import open_sampler
 from sdpo.training.loop import train
 from sdpo.training.run import open_run
 

@@ -14,24 +14,18 @@ import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
 from sdpo.config.schema import Lora, Optim, RunConfig
-from sdpo.discovery.attempts import Tally
+from sdpo.discovery.curves import curve, difference, speed_up, summarise_discovery
+from sdpo.discovery.display import live_progress, show
+from sdpo.discovery.log import Tally
 from sdpo.discovery.multi_turn import fit
-from sdpo.discovery.records import Discovery
+from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one, discover_tasks, searches
-from sdpo.discovery.summary import (
-    curve,
-    difference,
-    live_progress,
-    show,
-    speed_up,
-    summarise_discovery,
-)
 from sdpo.errors import ConfigError
 from sdpo.metrics.canaries import Alert, Canaries
+from sdpo.models.weights import copy_weights
 from sdpo.records import Verdict
-from sdpo.teacher.schedule import copy_weights
+from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model, toy_env
-from sdpo.training.assemble import open_sampler
 
 BUDGET = 10
 METHODS = ("self_distillation", "best_of_k", "multi_turn")
@@ -422,7 +416,7 @@ def test_curves_intervals_and_speed_up():
 
 
 def test_progress_in_a_log_file_is_lines(monkeypatch):
-    monkeypatch.setattr("sdpo.discovery.summary.SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr("sdpo.discovery.display.SECONDS_BETWEEN_LINES", 1e9)
     console = Console(file=io.StringIO())
     old = [found("a", "best_of_k", 0, None)]
     with live_progress(console) as say:

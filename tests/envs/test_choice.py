@@ -7,8 +7,8 @@ import json
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
-from sdpo.envs.rows import is_held_out
+from sdpo.envs.opening import open_env
+from sdpo.envs.table import is_held_out
 from sdpo.errors import ConfigError, TaskError
 
 PROMPT = "What is the mass?\n\nA: 1 kg\nB: 2 kg\nC: 3 kg\nD: 4 kg\nPlease reason step by step."

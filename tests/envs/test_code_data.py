@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_files import load_code_tasks
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.formats import load_code_tasks
 
 MBPP_EXCEPTIONS: dict[str, str] = {}
 """Task id to why its reference solution cannot pass here."""

@@ -12,11 +12,12 @@ import pytest
 from code_rows import DIVIDE, ECHO, block
 
 from sdpo.config import schema
-from sdpo.envs import feedback
+from sdpo.envs import text as envs_text
 from sdpo.envs.base import Env
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code import wording
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.records import Rollout, Task, Verdict
 
 
@@ -173,7 +174,7 @@ def test_memory_and_output_limits(env: CodeEnv) -> None:
 def test_a_forbidden_action_says_so(env: CodeEnv) -> None:
     verdict = judged(env, "import os\ndef divide(a, b):\n    os.fork()\n    return a // b\n")
     assert verdict.info["category"] == "runtime_error"
-    assert feedback.FORBIDDEN in verdict.feedback
+    assert wording.FORBIDDEN in verdict.feedback
 
 
 def test_stdio_feedback(judge: CodeJudge) -> None:
@@ -227,7 +228,7 @@ def test_private_tests_stay_private(env: CodeEnv, program: str) -> None:
         ),
     )
     verdict = env.judge(task, rollout(block(program)))
-    header = feedback.HEADERS[verdict.info["category"]]
+    header = wording.HEADERS[verdict.info["category"]]
     assert verdict.feedback == f"{header}\n0 of 3 tests passed."
 
 
@@ -261,10 +262,10 @@ def test_format_and_truncation(env: CodeEnv) -> None:
     for text in ("no code", "def divide(a, b): return a // b", "```python\ndef divide"):
         verdict = env.judge(task, rollout(text))
         assert verdict.info["category"] == "incorrect_format"
-        assert verdict.feedback == feedback.INCORRECT_FORMAT
+        assert verdict.feedback == wording.INCORRECT_FORMAT
         verdict = env.judge(task, rollout(text, truncated=True))
         assert verdict.info["category"] == "truncated"
-        assert verdict.feedback == feedback.TRUNCATED
+        assert verdict.feedback == envs_text.TRUNCATED
         assert verdict.metrics == {"tests_passed": 0.0}
     complete = block("def divide(a, b):\n    return a // b\n") + "\nAnd now I will exp"
     assert env.judge(task, rollout(complete, truncated=True)).solved

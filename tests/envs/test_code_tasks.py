@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_files import load_code_tasks
-from sdpo.envs.code_tasks import REQUEST
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.formats import load_code_tasks
+from sdpo.envs.code.tasks import REQUEST
 from sdpo.errors import ConfigError, SdpoError, TaskError
 
 FUNCTION = {

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
 from sdpo.envs.math import INSTRUCTION, Math, last_box
+from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError, TaskError
 
 pytest.importorskip("math_verify")

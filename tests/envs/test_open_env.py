@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
 from sdpo.envs.base import Env
+from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 
 MODULE = """
@@ -103,7 +103,7 @@ def test_an_error_inside_the_module_keeps_its_traceback(folder):
 
 def test_opening_imports_no_torch():
     code = (
-        "import sys; from sdpo.envs import open_env; from sdpo.config import schema\n"
+        "import sys; from sdpo.envs.opening import open_env; from sdpo.config import schema\n"
         "open_env(schema.ChoiceEnv(tasks='x')); open_env(schema.ToolsEnv(tasks='x'))\n"
         "print(sorted({'torch', 'transformers', 'math_verify'} & set(sys.modules)))"
     )

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
+from sdpo.envs.opening import open_env
 from sdpo.errors import TaskError
 
 PROMPT = """Tools:

@@ -15,14 +15,15 @@ import torch
 from sdpo.chat import Chat
 from sdpo.config.objective import JSD, Grpo, Sdpo
 from sdpo.config.schema import Context, Ema, Optim
+from sdpo.models import policy as library_model
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import teacher_contexts
-from sdpo.teacher.schedule import TeacherSchedule, trainable
+from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import model as library_model
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 

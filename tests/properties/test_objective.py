@@ -16,19 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, group_advantages
-from sdpo.losses.objective import (
-    Denominators,
-    DistillSpec,
-    KlSpec,
-    ObjectiveResult,
-    ObjectiveSpec,
-    OldSupport,
-    PolicyGradientSpec,
-    TokenBatch,
-    count_denominators,
-    objective_loss,
-)
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
+from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
+from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.token_batch import TokenBatch
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict
 
 HYBRID = hybrid(0.3)

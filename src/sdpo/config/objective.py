@@ -1,7 +1,7 @@
 """What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
 objectives.
 
-A named objective is a class that lists the parts it combines; `training/assemble.py` turns it into
+A named objective is a class that lists the parts it combines; `rollouts/sampler.py` turns it into
 the specs of `sdpo.losses`. Nothing here computes.
 """
 

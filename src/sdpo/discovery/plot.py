@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdpo.discovery.records import Discovery
-from sdpo.discovery.summary import LEVEL, summarise_discovery
+from sdpo.discovery.curves import LEVEL, summarise_discovery
+from sdpo.discovery.result import Discovery
 
 PLOT = "discovery.png"
 

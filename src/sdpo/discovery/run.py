@@ -19,23 +19,23 @@ import torch
 
 from sdpo.config.objective import Hybrid, Sdpg, Sdpo
 from sdpo.config.schema import RunConfig, Select
-from sdpo.discovery.attempts import SearchLog, Tally
 from sdpo.discovery.best_of_k import best_of_k
+from sdpo.discovery.curves import write_summary
+from sdpo.discovery.log import SearchLog, Tally
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
-from sdpo.discovery.records import Discovery, Method, from_row
+from sdpo.discovery.result import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
-from sdpo.discovery.summary import write_summary
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.models.structure import check_head
+from sdpo.models.weights import copy_weights
 from sdpo.records import Task
+from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.teacher.schedule import copy_weights
-from sdpo.training.assemble import Sampler, open_sampler
 from sdpo.training.checkpoint import open_run_dir, run_facts
-from sdpo.training.packing import check_head
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"

@@ -13,19 +13,20 @@ from collections.abc import Callable, Mapping
 import torch
 
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.attempts import Tally
-from sdpo.engines.device import give_back_freed_memory
+from sdpo.discovery.log import Tally
 from sdpo.errors import CanaryStop, NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.metrics.values import Mean
+from sdpo.models.device import give_back_freed_memory
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
+from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
-from sdpo.teacher.schedule import TeacherSchedule, trainable
-from sdpo.training.assemble import Sampler
+from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 

@@ -21,14 +21,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sdpo.losses.batch import TokenBatch
-from sdpo.losses.buckets import OldSupport
-from sdpo.losses.contributions import contributions, needs_whole_sequences
-from sdpo.losses.fused import HeadInputs, HeadPass, RowTerms, TokenOutputs, head_pass
-from sdpo.losses.heads import Side, math_dtype
+from sdpo.kernels.dtypes import math_dtype
+from sdpo.losses.head.fused import HeadPass, head_pass
+from sdpo.losses.head.logits import Side
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs
 from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
-from sdpo.records import Sample
+from sdpo.losses.terms import contributions, needs_whole_sequences
+from sdpo.losses.token_batch import TokenBatch
+from sdpo.records import Sample, is_distill_fed
 
 __all__ = [
     "Denominators",
@@ -102,13 +104,6 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
                     pg += spec.pg.fixed_length
         kl += tokens * (spec.kl is not None)
     return Denominators(distill=distill, pg=pg, kl=kl)
-
-
-def is_distill_fed(sample: Sample) -> bool:
-    """Whether `sample` is routed to distillation and has a teacher context to be distilled from."""
-    return (
-        bool(sample.component_weights.get("distill", 0.0)) and sample.teacher_prompt_ids is not None
-    )
 
 
 def objective_loss(

@@ -1,7 +1,7 @@
 """What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
 computes.
 
-`training/assemble.py` builds them from the config; impossible combinations raise here and say what
+`rollouts/sampler.py` builds them from the config; impossible combinations raise here and say what
 to change.
 """
 

@@ -29,8 +29,8 @@ from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import CheckpointError, ConfigError
-from sdpo.teacher.schedule import trainable
-from sdpo.training.quiet import quiet
+from sdpo.models.quiet import quiet
+from sdpo.models.weights import trainable
 
 STATE = "state.pt"
 WEIGHTS = "trainable.safetensors"

@@ -15,8 +15,8 @@ import torch
 
 from sdpo.config.schema import Optim
 from sdpo.errors import NonFiniteLossError
-from sdpo.teacher.schedule import trainable
-from sdpo.training.parallel import Parallel
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 
 
 class Optimizer:

@@ -18,24 +18,24 @@ from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
+from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.inspection.tokens import choose_inspected
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.values import Mean, Metrics
 from sdpo.metrics.writer import MetricsWriter
+from sdpo.models.structure import check_head
+from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Sample, Task, TeacherContext
 from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.record import RolloutRecorder
+from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.assemble import Sampler, open_sampler
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
-from sdpo.training.inspect import choose_inspected
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import check_head
-from sdpo.training.parallel import Parallel, start_parallel
-from sdpo.training.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
 from sdpo.training.samples import NO_CONTEXT, SampleBuilder, teacher_lengths
 from sdpo.training.self_teacher import check_can_sample, solved_by_self_teacher

@@ -16,10 +16,11 @@ from sdpo.config.schema import RunConfig, TrustRegion
 from sdpo.engines.base import Sampling
 from sdpo.errors import ConfigError
 from sdpo.metrics.values import Mean
+from sdpo.models.weights import applied
+from sdpo.parallel import Parallel
 from sdpo.records import Group, TeacherContext
-from sdpo.teacher.schedule import TeacherSchedule, applied
-from sdpo.training.assemble import Sampler
-from sdpo.training.parallel import Parallel
+from sdpo.rollouts.sampler import Sampler
+from sdpo.teacher.schedule import TeacherSchedule
 
 
 def check_can_sample(config: RunConfig) -> None:

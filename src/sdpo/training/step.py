@@ -17,39 +17,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.config.objective import Objective, Sft
 from sdpo.config.schema import Optim
-from sdpo.engines.device import finish
 from sdpo.errors import NonFiniteLossError
-from sdpo.losses.buckets import OldSupport
-from sdpo.losses.heads import token_statistics, token_support
-from sdpo.losses.objective import (
-    Denominators,
-    ObjectiveResult,
-    ObjectiveSpec,
-    count_denominators,
-    is_distill_fed,
-    objective_loss,
-)
+from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
+from sdpo.losses.head.logits import token_statistics, token_support
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
+from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
-from sdpo.records import Sample
+from sdpo.models.device import finish
+from sdpo.models.hidden import shares_prefixes
+from sdpo.models.packing import MicroBatch, hidden_rows, pack, pack_item
+from sdpo.parallel import Parallel
+from sdpo.records import Key, Sample, is_distill_fed, key_of
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.columns import OldPolicy, distill_weights, token_batch
-from sdpo.training.inspect import credit_of, teacher_js
+from sdpo.training.fill_batch import OldPolicy, distill_weights, token_batch
 from sdpo.training.optim import Optimizer
-from sdpo.training.packing import MicroBatch, hidden_rows, pack, shares_prefixes
-from sdpo.training.parallel import Parallel
-from sdpo.training.targets import (
-    Key,
-    Targets,
-    hidden_states,
-    key_of,
-    pack_item,
-    score_targets,
-    trained_tokens,
-)
-
-CREDIT_ALTERNATIVES = 5
-"""Most likely tokens of student and teacher kept per position of an inspected rollout."""
+from sdpo.training.targets import Targets, hidden_states, score_targets, trained_tokens
 
 
 @dataclass(slots=True, kw_only=True)

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from sdpo.losses.heads import token_statistics
-from sdpo.records import Sample
-from sdpo.teacher.schedule import TeacherSchedule, Weights, applied
-from sdpo.training.packing import PackItem, hidden_rows, pack, shares_prefixes
+from sdpo.losses.head.logits import token_statistics
+from sdpo.models.hidden import shares_prefixes
+from sdpo.models.packing import hidden_rows, pack, pack_item
+from sdpo.models.weights import applied, head_of
+from sdpo.records import Key, Sample, key_of
+from sdpo.teacher.schedule import TeacherSchedule
 
 _BUDGET_WITHOUT_GRAPH = 4
 """Times the student's budget of tokens: without a graph a layer's activations are gone after it,
 and contexts that share a task stay together."""
-
-Key = tuple[str, int]
-"""Task id and index of a sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,24 +94,6 @@ def score_targets(
     )
 
 
-def head_of(model: PreTrainedModel, weights: Weights | None) -> torch.Tensor:
-    """The LM head [V, D] that belongs to `weights` (None: the module's own), found by identity so
-    that tied heads work."""
-    head = model.get_output_embeddings().weight
-    if weights is not None:
-        for name, parameter in model.named_parameters():
-            if parameter is head and name in weights:
-                return weights[name]
-    return head.detach()
-
-
-def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:
-    """`sample` after another prompt, for packing."""
-    return PackItem(
-        prompt_ids=prompt_ids, completion_ids=sample.completion_ids, loss_mask=sample.loss_mask
-    )
-
-
 def hidden_states(
     model: PreTrainedModel,
     samples: Sequence[Sample],
@@ -149,11 +130,6 @@ def _negatives(
             logprob, _ = token_statistics(rows, head, targets, temperature=temperature)
             columns.setdefault(key_of(sample), []).append(logprob)
     return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}
-
-
-def key_of(sample: Sample) -> Key:
-    """Task id and index of `sample`, unique within a step."""
-    return sample.task_id, sample.index
 
 
 def trained_tokens(sample: Sample, device: torch.device) -> torch.Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sdpo.losses.advantages import RlsdCredit
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec, PolicyGradientSpec
+from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch
 
 from sdpo.config.schema import Ema, Frozen, Gated, Live, Snapshot, TrustRegion
 from sdpo.errors import CheckpointError
-from sdpo.teacher.schedule import TeacherSchedule, applied, trainable
+from sdpo.models.weights import applied, trainable
+from sdpo.teacher.schedule import TeacherSchedule
 
 
 def module(dtype=torch.float32):

@@ -7,8 +7,8 @@ import torch
 
 from sdpo.config.schema import Optim
 from sdpo.errors import NonFiniteLossError
+from sdpo.parallel import Parallel
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 
 
 def module(dtype=torch.float32):
