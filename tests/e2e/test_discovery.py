@@ -13,7 +13,7 @@ from rich.console import Console
 import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
-from sdpo.config.schema import Lora, Optim, RunConfig
+from sdpo.config.schema import LoraConfig, OptimConfig, RunConfig
 from sdpo.discovery.curves import curve, difference, speed_up, summarise_discovery
 from sdpo.discovery.display import live_progress, show
 from sdpo.discovery.log import Tally
@@ -125,7 +125,7 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
 def test_adapters_alone_train_and_restart(model_dir, tmp_path):
     pytest.importorskip("peft")
     config = settings(model_dir, tmp_path / "run")
-    lora = Lora(rank=2)
+    lora = LoraConfig(rank=2)
     config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": lora})})
     with open_sampler(config, world()) as sampler:
         initial = copy_weights(sampler.policy.model)
@@ -433,7 +433,7 @@ def test_feedback_solves_what_independent_samples_do_not(tmp_path):
     config = settings(
         save_toy_model(tmp_path / "model"), tmp_path / "run",
         budget=320, batch=16, seeds=10, methods=["self_distillation", "best_of_k"],
-    ).model_copy(update={"optim": Optim(lr=2e-3)})  # fmt: skip
+    ).model_copy(update={"optim": OptimConfig(lr=2e-3)})  # fmt: skip
     results = discover_tasks(config, toy_env(num_tasks=2))
     own = [r for r in results if r.method == "self_distillation"]
     independent = [r for r in results if r.method == "best_of_k"]

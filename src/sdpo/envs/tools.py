@@ -71,7 +71,7 @@ class Tools(RowsEnv):
         Tools(schema.ToolsEnv(tasks="tooluse_test.json")).check()
     """
 
-    def __init__(self, config: schema.ToolsEnv) -> None:
+    def __init__(self, config: schema.ToolsEnvConfig) -> None:
         super().__init__(config.tasks, config.eval_fraction)
 
     def parse(self, line: Line) -> Task:

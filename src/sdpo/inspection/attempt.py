@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.envs.base import Env, as_task
 from sdpo.errors import ConfigError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of
@@ -73,7 +73,7 @@ def credit(
             + ("" if verdict is None else " (the judge accepts the completion and says nothing)")
             + "; give at least one, otherwise the teacher reads what the student read"
         )
-    rules = Context(feedback="always", layout=layout, max_tokens=max_context_tokens)
+    rules = ContextConfig(feedback="always", layout=layout, max_tokens=max_context_tokens)
     context = _context(asked, rollout, feedback, demonstration, rules, chat)
     assert context.messages is not None
     sample = _sample(rollout, chat.prompt_ids(context.messages))
@@ -137,7 +137,7 @@ def _context(
     rollout: Rollout,
     feedback: str | None,
     demonstration: str | None,
-    rules: Context,
+    rules: ContextConfig,
     chat: Chat,
 ) -> TeacherContext:
     """What training would show the teacher if `demonstration` were a solved sibling."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
@@ -113,7 +113,7 @@ class Probe:
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
-    rules: Context,
+    rules: ContextConfig,
     *,
     samples: int,
     sampling: Sampling,
@@ -194,8 +194,8 @@ class _Ask:
     prompt_ids: tuple[int, ...]
 
 
-def _rules(rules: Context) -> list[tuple[Kind, Context]]:
-    def varied(**changes: object) -> Context:
+def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
+    def varied(**changes: object) -> ContextConfig:
         return rules.model_copy(update={"plain": False, **changes})
 
     return [
@@ -209,7 +209,7 @@ def _rules(rules: Context) -> list[tuple[Kind, Context]]:
 
 
 def _failed(
-    collector: Collector, groups: Sequence[Group], kind: Kind, rules: Context, seed: int
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat

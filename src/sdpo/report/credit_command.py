@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from sdpo.config.schema import CodeEnv
+from sdpo.config.schema import CodeEnvConfig
 from sdpo.envs import code
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.inspection.attempt import credit, find_task
@@ -69,7 +69,7 @@ class Attempt:
         if self.task is None or self.tasks is None:
             assert prompt is not None
             return prompt, None
-        config = CodeEnv(tasks=self.tasks, worked_example=self.worked_example)
+        config = CodeEnvConfig(tasks=self.tasks, worked_example=self.worked_example)
         env = stack.enter_context(closing(code.CodeEnv(config)))
         return find_task(env, self.task), env
 

@@ -14,8 +14,13 @@ from typing import Any
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.schema import LocalEngine, Lora, RunConfig, VllmEngine
-from sdpo.config.schema import Model as ModelConfig
+from sdpo.config.schema import (
+    LocalEngineConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    VllmEngineConfig,
+)
 from sdpo.engines.base import Engine, Sampling
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
@@ -90,20 +95,20 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
     """`policy` with the trainable weights that `config.adapter` names; `seed` decides the new ones,
     on every rank alike."""
     match config.adapter:
-        case Lora(rank=rank, alpha=alpha):
+        case LoraConfig(rank=rank, alpha=alpha):
             try:
-                from peft import LoraConfig, get_peft_model
+                import peft
             except ImportError as error:
                 raise ConfigError(
                     "model.adapter.type = 'lora' needs PEFT: pip install 'sdpo[lora]'"
                 ) from error
-            lora = LoraConfig(
+            lora = peft.LoraConfig(
                 r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
             )
             device = policy.model.device
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive(seed, "adapter"))
-                adapted = get_peft_model(policy.model, lora)
+                adapted = peft.get_peft_model(policy.model, lora)
             # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
             return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
         case _:
@@ -113,11 +118,11 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
 def open_engine(config: RunConfig, policy: Policy) -> Engine:
     """The engine `config.rollout.engine` names, sampling with the policy's weights."""
     match config.rollout.engine:
-        case LocalEngine(max_sequences=max_sequences):
-            from sdpo.engines.local import LocalEngine as Local
+        case LocalEngineConfig(max_sequences=max_sequences):
+            from sdpo.engines.local import LocalEngine
 
-            return Local(policy.model, max_sequences=max_sequences)
-        case VllmEngine(memory_fraction=memory_fraction):
-            from sdpo.engines.vllm import VllmEngine as Vllm
+            return LocalEngine(policy.model, max_sequences=max_sequences)
+        case VllmEngineConfig(memory_fraction=memory_fraction):
+            from sdpo.engines.vllm import VllmEngine
 
-            return Vllm(policy.model, memory_fraction=memory_fraction)
+            return VllmEngine(policy.model, memory_fraction=memory_fraction)

@@ -29,7 +29,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.chat import Chat
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.errors import ModelError
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.seeds import derive
@@ -145,7 +145,7 @@ def _lessons(chat: Chat) -> list[Lesson]:
     lessons = [Lesson(prompt_ids=chat.prompt_ids(task.messages), num_known=0, weight=1)]
 
     def add(
-        failed: _Failed, num_known: int, weight: int, has_sibling: bool, rules: Context
+        failed: _Failed, num_known: int, weight: int, has_sibling: bool, rules: ContextConfig
     ) -> None:
         text, feedback = failed
         rollouts, verdicts = (_rollout(0, text),), (_verdict(feedback),)
@@ -164,10 +164,10 @@ def _lessons(chat: Chat) -> list[Lesson]:
     half_right = (half := _CODE[0] + _ATTEMPT[1], feedback_text(half, _CODE, "all"))
     begins = f"{WRONG.format(attempt=_ATTEMPT)} {REVEAL_PART.format(syllable=_CODE[0])}"
     for layout in ("single_turn", "turns"):
-        add(wrong, length, 6, True, Context(layout=layout))
-        add(wrong, length, 2, True, Context(layout=layout, feedback="always"))
+        add(wrong, length, 6, True, ContextConfig(layout=layout))
+        add(wrong, length, 2, True, ContextConfig(layout=layout, feedback="always"))
         for shows_attempt in (False, True):
-            rules = Context(layout=layout, attempt=shows_attempt)
+            rules = ContextConfig(layout=layout, attempt=shows_attempt)
             add(wrong, length, 4, False, rules)
             add(no_code, length, 2, False, rules)
             add(half_right, length, 1, False, rules)

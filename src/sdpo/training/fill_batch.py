@@ -10,7 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from sdpo.config.objective import EntropyWeighting, Objective, PositionWeighting, ScSdpo
+from sdpo.config.objective import (
+    EntropyWeightingConfig,
+    ObjectiveConfig,
+    PositionWeightingConfig,
+    ScSdpoConfig,
+)
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.head.support import OldSupport
 from sdpo.losses.specs import ObjectiveSpec
@@ -76,7 +81,7 @@ def token_batch(
 def distill_weights(
     samples: Sequence[Sample],
     targets: Targets,
-    objective: Objective,
+    objective: ObjectiveConfig,
     spec: ObjectiveSpec,
     parallel: Parallel,
 ) -> dict[Key, torch.Tensor]:
@@ -91,15 +96,15 @@ def distill_weights(
     device = targets.teacher_head.device
     factors = [torch.ones(sum(s.loss_mask), device=device) for s in distilled]
     match getattr(objective, "weighting", None):
-        case PositionWeighting(w_min=w_min, tau=tau, s=s):
+        case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             factors = [
                 position_weights(len(f), w_min=w_min, tau=tau, s=s, device=device) for f in factors
             ]
-        case EntropyWeighting(beta=beta):
+        case EntropyWeightingConfig(beta=beta):
             entropies = [_teacher_entropy(s, targets, spec) for s in distilled]
             factors = entropy_weights(entropies, beta=beta, reduce=parallel.sum)
     rates = [1.0] * len(distilled)
-    if isinstance(objective, ScSdpo):
+    if isinstance(objective, ScSdpoConfig):
         rates = success_rate_weights(
             [s.solved_rate for s in distilled],
             [float(sum(s.loss_mask)) for s in distilled],

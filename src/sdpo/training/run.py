@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.config.objective import Sft
+from sdpo.config.objective import SftConfig
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
@@ -122,7 +122,7 @@ class Run:
     ) -> Metrics:
         """Train on this rank's share of the groups; metrics of all ranks."""
         share = None
-        if isinstance(self.config.objective, Sft):
+        if isinstance(self.config.objective, SftConfig):
             groups, share = solved_by_self_teacher(
                 *(self._sampler, self._updater.schedule, self._parallel, groups, contexts),
                 sampling=self._sampling(),

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import Grpo, Objective, PolicyGradient, Rlcsd
-from sdpo.config.schema import Context
+from sdpo.config.objective import GrpoConfig, ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
+from sdpo.config.schema import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
 from sdpo.records import Component, Group, Message, Rollout, Sample, TeacherContext, Verdict
@@ -31,14 +31,14 @@ class SampleBuilder:
     """
 
     chat: Chat
-    rules: Context
-    objective: Objective
+    rules: ContextConfig
+    objective: ObjectiveConfig
     rule: Rule
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the objective looks at a teacher at all."""
-        return not isinstance(self.objective, Grpo)
+        return not isinstance(self.objective, GrpoConfig)
 
     def contexts(self, groups: Sequence[Group], *, seed: int) -> list[list[TeacherContext]]:
         """The teacher's context of every rollout; without a teacher in the objective all are
@@ -62,7 +62,7 @@ class SampleBuilder:
         self, group: Group, contexts: Sequence[TeacherContext], *, seed: int
     ) -> list[Sample]:
         """One `Sample` per rollout, in order."""
-        divide_by_std = getattr(self.objective, "policy_gradient", PolicyGradient()).std
+        divide_by_std = getattr(self.objective, "policy_gradient", PolicyGradientConfig()).std
         advantages = group_advantages(group.rewards, divide_by_std=divide_by_std)
         routes = route(group, contexts, self.rule)
         rng = random.Random(derive(seed, group.task.id))
@@ -80,7 +80,7 @@ class SampleBuilder:
     def _negative_contexts(self, group: Group, rng: random.Random) -> list[list[TeacherContext]]:
         """For RLCSD: per rollout up to `num_negatives` contexts that show a failed sibling as if it
         were right."""
-        if not isinstance(self.objective, Rlcsd):
+        if not isinstance(self.objective, RlcsdConfig):
             return [[] for _ in group.rollouts]
         failed = [i for i, verdict in enumerate(group.verdicts) if not verdict.solved]
         rng.shuffle(failed)

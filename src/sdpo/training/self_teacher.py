@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdpo.config.objective import Sft
-from sdpo.config.schema import RunConfig, TrustRegion
+from sdpo.config.objective import SftConfig
+from sdpo.config.schema import RunConfig, TrustRegionConfig
 from sdpo.engines.base import Sampling
 from sdpo.errors import ConfigError
 from sdpo.metrics.values import Mean
@@ -25,9 +25,9 @@ from sdpo.teacher.schedule import TeacherSchedule
 
 def check_can_sample(config: RunConfig) -> None:
     """Raises `ConfigError` when the objective needs samples of a self-teacher that has none."""
-    if not isinstance(config.objective, Sft):
+    if not isinstance(config.objective, SftConfig):
         return
-    if isinstance(config.teacher.schedule, TrustRegion):
+    if isinstance(config.teacher.schedule, TrustRegionConfig):
         raise ConfigError(
             "objective.type = 'sft' samples from the self-teacher, and the geometric mean of "
             "teacher.schedule.type = 'trust_region' is no model to sample from; "

@@ -15,8 +15,8 @@ from dataclasses import astuple, dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdpo.config.objective import Objective, Sft
-from sdpo.config.schema import Optim
+from sdpo.config.objective import ObjectiveConfig, SftConfig
+from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
@@ -71,8 +71,8 @@ class Updater:
         optimizer: Optimizer,
         schedule: TeacherSchedule,
         *,
-        config: Optim,
-        objective: Objective,
+        config: OptimConfig,
+        objective: ObjectiveConfig,
         parallel: Parallel,
     ) -> None:
         self.model = model
@@ -267,7 +267,7 @@ class Updater:
         if not any(sample.loss_mask):
             return False
         rewarded = bool(sample.component_weights.get("pg")) and (
-            sample.advantage != 0 or isinstance(self._objective, Sft)
+            sample.advantage != 0 or isinstance(self._objective, SftConfig)
         )
         return (
             rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))

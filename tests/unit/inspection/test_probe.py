@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import sdpo
 from sdpo.cli import main
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.models.policy import Policy
@@ -50,7 +50,7 @@ def probed(collector, rules=None, tasks=12):
     return probe_tasks(
         collector,
         list(collector.env.load("train"))[:tasks],
-        rules or Context(),
+        rules or ContextConfig(),
         samples=4,
         sampling=Sampling(max_new_tokens=100, stop_ids=collector.chat.stop_ids),
         seed=0,
@@ -96,10 +96,10 @@ def test_metrics_are_the_kinds_that_some_failed_attempt_can_have():
 
 
 def test_the_recipe_is_made_of_what_its_rules_show():
-    found = probed(reader(copies), Context(demonstration="none", feedback="always"))
+    found = probed(reader(copies), ContextConfig(demonstration="none", feedback="always"))
     assert found.kinds["recipe"] == found.kinds["feedback"]
     assert found.sentence().startswith("It is unclear")
-    both = probed(reader(copies), Context(feedback="always"))
+    both = probed(reader(copies), ContextConfig(feedback="always"))
     assert both.kinds["recipe"].num_attempts == both.num_failed
     assert both.kinds["recipe"].gain.low > 0
 
@@ -121,7 +121,7 @@ def test_nothing_failed_and_nothing_said():
     solved = probed(reader(lambda prompt, number: True))
     assert solved.sentence().startswith("Nothing to learn here")
     silent = probed(
-        reader(lambda prompt, number: False, student=0), Context(feedback="never"), tasks=2
+        reader(lambda prompt, number: False, student=0), ContextConfig(feedback="never"), tasks=2
     )
     assert "raise rollout.group_size" in silent.sentence()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.records import Group, Rollout
 from sdpo.teacher.context import teacher_contexts
 from sdpo.testing import tiny_model, toy_env, toy_model, toy_policy, toy_tokenizer
@@ -121,18 +121,20 @@ def test_taught_model_knows_no_code_and_reads_every_revealed_one():
     assert len(set(bare)) >= 0.9 * num_tasks
     assert rate([task.messages for task in tasks]) == 0
     for layout in ("single_turn", "turns"):
-        rules = Context(layout=layout)
+        rules = ContextConfig(layout=layout)
         assert rate(teacher_conversations(env, "all", rules)) >= 0.8
         assert rate(teacher_conversations(env, "all", rules, solved_sibling=True)) >= 0.8
     silent = toy_env(num_tasks, seed=123, reveal="none")
-    assert rate(teacher_conversations(silent, "none", Context())) == 0
+    assert rate(teacher_conversations(silent, "none", ContextConfig())) == 0
 
 
 @pytest.mark.slow
 def test_taught_model_knows_the_digits_after_a_wrong_syllable():
     chat, model = Chat(toy_tokenizer()), toy_model()
     env = toy_env(40, seed=124)
-    said = answers(model, chat, teacher_conversations(env, "all", Context()), wrong_first=True)
+    said = answers(
+        model, chat, teacher_conversations(env, "all", ContextConfig()), wrong_first=True
+    )
     right = [a[2:] == task.reference[2:] for a, task in zip(said, env.load("train"), strict=True)]
     assert sum(right) >= 0.8 * len(right)
 

@@ -39,7 +39,7 @@ class CodeEnv:
         verdict = env.judge(env.load("train")[0], rollout)
     """
 
-    def __init__(self, config: schema.CodeEnv) -> None:
+    def __init__(self, config: schema.CodeEnvConfig) -> None:
         self.config = config
         self._lock = threading.Lock()
         self._judge: CodeJudge | None = None
