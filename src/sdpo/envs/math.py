@@ -41,7 +41,7 @@ class Math(RowsEnv):
     """Mathematics problems of a file.
 
     Example:
-        with contextlib.closing(Math(schema.MathEnv(tasks="problems.jsonl"))) as env:
+        with contextlib.closing(Math(schema.MathEnvConfig(tasks="problems.jsonl"))) as env:
             env.judge(env.load("train")[0], rollout)
     """
 

@@ -35,7 +35,7 @@ class CodeEnv:
     """Code tasks of a built-in set or file.
 
     Example:
-        env = CodeEnv(schema.CodeEnv(tasks="python-basics"))
+        env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
         verdict = env.judge(env.load("train")[0], rollout)
     """
 
