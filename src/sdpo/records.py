@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
@@ -17,6 +18,9 @@ Message = Mapping[str, Any]
 
 Component = Literal["distill", "pg"]
 """A summand of the objective that a rollout can feed."""
+
+Key = tuple[str, int]
+"""Task id and index within the group: names a rollout, or the sample made of it, within a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,18 +188,26 @@ class Sample:
     """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not
     feed it."""
 
+    @property
+    def key(self) -> Key:
+        return self.task_id, self.index
 
-def is_distill_fed(sample: Sample) -> bool:
-    """Whether `sample` is routed to distillation and has a teacher context to be distilled from."""
-    return (
-        bool(sample.component_weights.get("distill", 0.0)) and sample.teacher_prompt_ids is not None
-    )
+    @property
+    def num_trained(self) -> int:
+        """Completion tokens that train."""
+        return sum(self.loss_mask)
 
+    @property
+    def trained_ids(self) -> tuple[int, ...]:
+        """The completion tokens that train, in order."""
+        return tuple(compress(self.completion_ids, self.loss_mask))
 
-Key = tuple[str, int]
-"""Task id and index of a sample."""
+    @property
+    def is_distilled(self) -> bool:
+        """Routed to distillation, with a teacher context to be distilled from."""
+        return bool(self.component_weights.get("distill")) and self.teacher_prompt_ids is not None
 
-
-def key_of(sample: Sample) -> Key:
-    """Task id and index of `sample`, unique within a step."""
-    return sample.task_id, sample.index
+    @property
+    def is_rewarded(self) -> bool:
+        """Routed to the policy gradient, whatever its advantage."""
+        return bool(self.component_weights.get("pg"))

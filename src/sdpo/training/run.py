@@ -138,7 +138,7 @@ class Run:
             trust=self._updater.schedule.trust,
         )
         inspected = choose_inspected(
-            [s for part in samples for s in part if self._updater.compares(s, spec)],
+            [s for part in samples for s in part if spec.is_taught(s)],
             len(self._parallel.share(range(self.config.credit.rollouts))),
             seed=derive(self.config.seed, "credit", self.step),
         )

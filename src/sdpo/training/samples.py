@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import GrpoConfig, ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
+from sdpo.config.objective import ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
 from sdpo.config.schema import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
 from sdpo.records import Component, Group, Message, Rollout, Sample, TeacherContext, Verdict
 from sdpo.seeds import derive
 from sdpo.teacher.context import teacher_contexts
+from sdpo.training.objectives import reads_contexts
 
 NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
 """Of a rollout that no teacher reads."""
@@ -35,15 +36,10 @@ class SampleBuilder:
     objective: ObjectiveConfig
     rule: Rule
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the objective looks at a teacher at all."""
-        return not isinstance(self.objective, GrpoConfig)
-
     def contexts(self, groups: Sequence[Group], *, seed: int) -> list[list[TeacherContext]]:
         """The teacher's context of every rollout; without a teacher in the objective all are
         empty."""
-        if not self.needs_teacher:
+        if not reads_contexts(self.objective):
             return [[NO_CONTEXT] * len(group.rollouts) for group in groups]
         return [
             teacher_contexts(
