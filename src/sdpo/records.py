@@ -114,27 +114,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The rollouts and verdicts of one task in one step, in index order.
-
-    Example:
-        Group(task=task, rollouts=(r0, r1), verdicts=(v0, v1))
-    """
-
-    task: Task
-    rollouts: tuple[Rollout, ...]
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def rewards(self) -> tuple[float, ...]:
-        return tuple(verdict.reward for verdict in self.verdicts)
-
-    @property
-    def solved_rate(self) -> float:
-        return sum(verdict.solved for verdict in self.verdicts) / len(self.verdicts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherContext:
     """What the self-teacher reads instead of the prompt when it re-scores one rollout.
 
@@ -153,6 +132,30 @@ class TeacherContext:
     reason: str | None = None
     """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
     None when plain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rollouts of one task in one step, in index order, with their verdicts and what the
+    self-teacher reads for each.
+
+    Example:
+        Group(task=task, rollouts=(r0, r1), verdicts=(v0, v1))
+    """
+
+    task: Task
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+    contexts: tuple[TeacherContext, ...] = ()
+    """One per rollout once they are built; empty before that and in evaluations."""
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(verdict.reward for verdict in self.verdicts)
+
+    @property
+    def solved_rate(self) -> float:
+        return sum(verdict.solved for verdict in self.verdicts) / len(self.verdicts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
