@@ -77,10 +77,10 @@ def take_step(run: Run) -> dict[str, float]:
         seed=config.seed,
     )
     collected = run.collect(tasks)
-    contexts = run.contexts(collected.groups)
-    row = run.finish_step(collected, contexts, run.update(collected.groups, contexts))
+    groups = run.with_contexts(collected.groups)
+    row = run.finish_step(groups, run.update(groups))
     step_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "step_s": step_s,
         "cpu_s": cpu_s,
@@ -88,7 +88,7 @@ def take_step(run: Run) -> dict[str, float]:
         "teacher_s": row["time/teacher_s"],
         "rest_s": step_s - collected.generate_s - row["time/teacher_s"],
         "num_tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
-        "num_distilled": sum(c.messages is not None for group in contexts for c in group),
+        "num_distilled": sum(c.messages is not None for group in groups for c in group.contexts),
         "loss": row["loss/distill"],
     }
 

@@ -113,11 +113,10 @@ def library(model, objective, teacher_weights, groups):
     builder = SampleBuilder(
         chat=chat, rules=ContextConfig(), objective=objective, rule=routing_rule(objective)
     )
-    contexts = builder.contexts(groups, seed=0)
     samples = [
         sample
-        for group, of_group in zip(groups, contexts, strict=True)
-        for sample in builder.samples(group, of_group, seed=0)
+        for group in builder.with_contexts(groups, seed=0)
+        for sample in builder.samples(group, seed=0)
     ]
     updater = Updater(
         model, byte_tokenizer(), Optimizer(config, model), schedule,

@@ -151,10 +151,8 @@ class _Student:
         """One update on `group` (a step has one task, hence one update), the `step`th of the
         search; its metrics. Raises `NonFiniteLossError`."""
         config = self._config
-        contexts = self._builder.contexts([group], seed=derive(self._seed, "context", step))
-        samples = self._builder.samples(
-            group, contexts[0], seed=derive(self._seed, "samples", step)
-        )
+        groups = self._builder.with_contexts([group], seed=derive(self._seed, "context", step))
+        samples = self._builder.samples(groups[0], seed=derive(self._seed, "samples", step))
         spec = objective_spec(
             config.objective,
             step=step,
@@ -165,7 +163,7 @@ class _Student:
         result = self._updater.step([samples], spec, where=f"update {step + 1}")
         model = self._sampler.policy.model
         self._sampler.collector.engine.load_weights(model, self._updater.optimizer.num_updates)
-        metrics = rollout_metrics([group], contexts)
+        metrics = rollout_metrics(groups)
         metrics.merge(result.metrics)
         logprobs = [p for rollout in group.rollouts for p in rollout.sampler_logprobs]
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))

@@ -26,7 +26,7 @@ from sdpo.losses.head.logits import Side
 from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
-from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict, key_of
+from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.rollouts.collect import judge_all
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.rollouts.sampler import chat_of
@@ -78,7 +78,7 @@ def credit(
     assert context.messages is not None
     sample = _sample(rollout, chat.prompt_ids(context.messages))
     tokens = _token_outputs(policy, sample, temperature)
-    (found,) = credit_of(tokens, [sample], {key_of(sample)}, policy.tokenizer)
+    (found,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
     return replace(
         found,
         advantage=None,
