@@ -128,7 +128,7 @@ def write_summary(results: Sequence[Discovery], run_dir: Path) -> None:
         return
     path = run_dir / SUMMARY
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summarise_discovery(results), indent=2) + "\n")
+    partial.write_text(json.dumps(summarise_discovery(results), indent=2) + "\n", encoding="utf-8")
     partial.rename(path)
 
 

@@ -177,7 +177,8 @@ class _Rows:
         self._num_rows = 0
         if path.exists():
             partial = path.with_suffix(".partial")
-            partial.write_text("".join(dumps(row) + "\n" for row in self._numbered(self.kept)))
+            lines = "".join(dumps(row) + "\n" for row in self._numbered(self.kept))
+            partial.write_text(lines, encoding="utf-8")
             partial.rename(path)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
