@@ -106,7 +106,7 @@ def refuse_code_tasks():
 
     from sdpo.cli import main
     from sdpo.config import schema
-    from sdpo.envs import open_env
+    from sdpo.envs.opening import open_env
     from sdpo.errors import SandboxError
 
     with pytest.raises(SandboxError, match=rf"this is {sys.platform}.*docker build"):
