@@ -3,7 +3,9 @@ came back."""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo.errors import ConfigError, SdpoError
+from sdpo._version import __version__
+from sdpo.errors import ConfigError, SandboxError, SdpoError
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -35,11 +38,52 @@ def _escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
+    if not is_asked:
+        return
+    from sdpo.machine import describe_machine
+
+    click.echo(f"sdpo {__version__}")
+    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
+        click.echo(f"{name:<13} {value}")
+    ctx.exit()
+
+
+def _sandbox_level() -> str:
+    """What programs under judgement would be isolated by, found out by isolating one."""
+    from sdpo.sandbox import open_sandbox
+
+    try:
+        with open_sandbox(width=1) as sandbox:
+            return sandbox.level
+    except SandboxError as error:
+        return f"unavailable: {error}"
+
+
+def _write_any_text() -> None:
+    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
+    JSON), and what a terminal has no character for is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="backslashreplace")
+
+
 @click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sdpo")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, the libraries, the device and the sandbox, and exit.",
+)
 def main() -> None:
     """Self-distillation policy optimization: learn from what the environment says about each
     attempt."""
+    _write_any_text()
 
 
 @main.command()
@@ -94,7 +138,7 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
             json.dumps({"id": task, "samples": evaluation.samples, "solved": solved})
             for task, solved in evaluation.num_solved.items()
         )
-        out.write_text("".join(row + "\n" for row in rows))
+        out.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 
 @main.command()
@@ -223,7 +267,7 @@ def config_list() -> None:
 
     table = Table(box=None, show_header=False)
     for name, path in builtin_recipes().items():
-        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+        table.add_row(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
     Console().print(table)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from sdpo.chat import Chat
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import JudgeError
+from sdpo.machine import usable_cores
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
 from sdpo.seeds import derive
 
@@ -264,9 +264,7 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
             ) from error
         return _checked(verdict, task)
 
-    with ThreadPoolExecutor(
-        max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge"
-    ) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores(), thread_name_prefix="judge") as pool:
         return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))
 
 

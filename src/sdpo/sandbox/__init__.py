@@ -7,7 +7,7 @@
 No layer here knows what a right answer is: the caller compares, in its own process.
 """
 
-from sdpo.sandbox.local import open_sandbox
+from sdpo.sandbox.local import open_sandbox, require_linux
 from sdpo.sandbox.protocol import (
     Failure,
     Frame,
@@ -29,4 +29,5 @@ __all__ = [
     "Sandbox",
     "contains_opaque",
     "open_sandbox",
+    "require_linux",
 ]

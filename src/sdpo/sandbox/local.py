@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
+from sdpo.machine import system_file, usable_cores
 from sdpo.sandbox.child import Child
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
 from sdpo.sandbox.selftest import FIX, self_test
@@ -43,11 +44,7 @@ def open_sandbox(
     time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
     names modules outside the standard library that programs may import.
     """
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}; "
-            "run in a Linux container or virtual machine"
-        )
+    require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
     settings = replace(settings, **_where(preload))
     if name == "none":
@@ -69,35 +66,25 @@ def open_sandbox(
     raise SandboxError(f"programs cannot be isolated here: {problems[-1]}. {FIX}")
 
 
+def require_linux() -> None:
+    """Raises `SandboxError` with the way out where no program can be judged: the jail is made of
+    what only Linux has."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(
+            f"programs are judged in Linux processes, and this is {sys.platform}. A Linux "
+            "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
+            "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
+            "programs run here"
+        )
+
+
 def usable_width() -> int:
     """Programs that run well at once: as many as cores and half of the free memory allow."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_cores()
-    if quota is not None:
-        cores = min(cores, max(1, int(quota)))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _text("/proc/meminfo").splitlines():
+    for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) << 10
-    return max(1, min(cores, free // 2 // MEMORY_PER_PROGRAM))
-
-
-def _cgroup_cores() -> float | None:
-    """CPU quota of the container, in cores."""
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.strip().isdigit() and period.strip().isdigit():
-        return int(quota) / int(period)
-    return None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+    return max(1, min(usable_cores(), free // 2 // MEMORY_PER_PROGRAM))
 
 
 def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:

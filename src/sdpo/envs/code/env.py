@@ -28,11 +28,12 @@ from sdpo.envs.code.tasks import (
 )
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class CodeEnv:
-    """Code tasks of a built-in set or file.
+    """Code tasks of a built-in set or file. Raises `SandboxError` at once where no program can be
+    judged (macOS, Windows).
 
     Example:
         env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
@@ -40,6 +41,7 @@ class CodeEnv:
     """
 
     def __init__(self, config: schema.CodeEnvConfig) -> None:
+        require_linux()
         self.config = config
         self._lock = threading.Lock()
         self._judge: CodeJudge | None = None
