@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from sdpo.errors import ConfigError
 from sdpo.metrics.jsonl import dumps, read_rows
 from sdpo.metrics.writer import ALERTS, METRICS
+from sdpo.report.panels import PANELS, STEP_SECONDS, TIME_PARTS, UNDRAWN
 from sdpo.rollouts.credit import CREDIT
 from sdpo.rollouts.record import ROLLOUTS
 
@@ -51,7 +52,14 @@ def load_report(run_dirs: Sequence[Path]) -> Row:
             discoveries.append({"name": name, "summary": summary})
         if not summary or (path / METRICS).exists():
             runs.append(_load_run(path, name, share=len(run_dirs)))
-    return {"runs": runs, "groups": seed_groups(runs), "discoveries": discoveries}
+    return {
+        "runs": runs,
+        "groups": seed_groups(runs),
+        "discoveries": discoveries,
+        "panels": [panel.row() for panel in PANELS],
+        "undrawn": list(UNDRAWN),
+        "time": {"whole": STEP_SECONDS, "parts": [part.row() for part in TIME_PARTS]},
+    }
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:

@@ -93,7 +93,7 @@ def _training(rng, step, progress, collapse, per_step, length):
         "rollouts_total": step * per_step,
         "tokens_total": step * per_step * length,
         "policy/entropy": max(0.001, (0.55 - 0.3 * progress) * fall + noise(0.02) * fall),
-        "policy/teacher_entropy": max(0.001, (0.45 - 0.3 * progress) * fall),
+        "teacher/entropy": max(0.001, (0.45 - 0.3 * progress) * fall),
         "policy/teacher_js": max(1e-4, (0.031 - 0.02 * progress) * fall + noise(0.001) * fall),
         "loss/total": 0.03 - 0.02 * progress + noise(0.003),
         "loss/distill": 0.03 - 0.02 * progress + noise(0.003),
@@ -102,6 +102,7 @@ def _training(rng, step, progress, collapse, per_step, length):
         "env/tests_passed": min(1.0, 0.4 + 0.4 * progress + noise(0.03)),
         "time/generate_s": 6 + noise(0.5),
         "time/judge_s": 0.8 + abs(noise(0.1)),
+        "time/teacher_s": 2 + noise(0.1),
         "time/update_s": 5 + noise(0.4),
         "time/step_s": 12.6 + noise(0.5),
     }

@@ -76,6 +76,8 @@ function transparent(hex, alpha) {
   return `rgba(${value >> 16}, ${(value >> 8) & 255}, ${value & 255}, ${alpha})`;
 }
 
+const isShare = (panel) => panel.bounds[0] === 0 && panel.bounds[1] === 1;
+
 const AXES = { step: "step", rollouts_total: "rollouts", tokens_total: "sampled tokens", hours: "hours" };
 
 function panelLayout(panel, groups, view) {
@@ -101,9 +103,9 @@ function panelLayout(panel, groups, view) {
     xaxis: { ...axis, title: { text: AXES[view.axis], font: { size: 11 }, standoff: 4 } },
     yaxis: {
       ...axis,
-      title: panel.unit ? { text: panel.unit, font: { size: 11 }, standoff: 4 } : undefined,
-      range: panel.share ? [-0.02, 1.02] : undefined,
-      rangemode: panel.share ? undefined : "tozero",
+      title: { text: panel.axis, font: { size: 11 }, standoff: 4 },
+      range: isShare(panel) ? [-0.02, 1.02] : undefined,
+      rangemode: isShare(panel) ? undefined : "tozero",
     },
     shapes: alertLines(panel, groups, view),
   };
@@ -138,7 +140,7 @@ const PLOT_CONFIG = { responsive: true, displayModeBar: false };
 
 /* Share axes zoom in where everything happens near the bottom: 0 to 1 would show a flat line. */
 function fitShare(panel, layout, traces) {
-  if (!panel.share) return layout;
+  if (!isShare(panel)) return layout;
   const top = Math.max(...traces.flatMap((trace) => trace.y.filter((y) => y !== null)), 0);
   if (top < 0.5) layout.yaxis.range = [-0.02 * Math.max(top, 0.05), Math.max(0.05, top * 1.1)];
   return layout;
@@ -166,7 +168,7 @@ function toggleIn(set, item, isOn) {
 }
 
 class Charts {
-  constructor(host, groups, runs) {
+  constructor(host, groups, data) {
     this.groups = groups;
     this.view = { axis: "step", window: 1, hiddenGroups: new Set() };
     this.entries = [];
@@ -174,7 +176,7 @@ class Charts {
       (seen) => seen.filter((e) => e.isIntersecting).forEach((e) => this.draw(e.target.entry)),
       { rootMargin: "400px" },
     );
-    const panels = panelsOf(runs);
+    const panels = panelsOf(data);
     for (const name of [...new Set(panels.map((panel) => panel.group))])
       this.addGroup(
         host,

@@ -1,32 +1,28 @@
 "use strict";
 /* Where the time went, what the run cost, and which settings it had. Needs util.js, series.js, charts.js. */
 
-const INSIDE_STEP = ["generate", "judge", "update"];
-
-/* Seconds per part; what a step does besides its parts is "other". */
-function timeParts(run) {
-  const names = Object.keys(run.metrics).filter(
-    (name) => /^time\/.*_s$/.test(name) && name !== "time/step_s",
-  );
-  const parts = Object.fromEntries(
-    names.map((name) => [name.slice(5, -2), (run.metrics[name] || []).map((value) => value || 0)]),
-  );
-  const step = run.metrics["time/step_s"];
-  if (step)
-    parts.other = step.map((value, i) =>
-      Math.max(
-        0,
-        (value || 0) - INSIDE_STEP.reduce((sum, name) => sum + (parts[name] ? parts[name][i] : 0), 0),
-      ),
+/* Seconds per part; what is measured inside a part is taken out of it, what a step does besides is "other". */
+function timeParts(run, time) {
+  const column = (name) => (run.metrics[name] || []).map((value) => value || 0);
+  const parts = {};
+  for (const { name, metric, without } of time.parts) {
+    const inside = without.map(column).filter((values) => values.length);
+    parts[name] = column(metric).map((value, i) =>
+      inside.reduce((rest, values) => Math.max(0, rest - values[i]), value),
     );
+  }
+  parts.other = column(time.whole).map((value, i) =>
+    Object.values(parts).reduce((rest, values) => Math.max(0, rest - (values[i] || 0)), value),
+  );
   return parts;
 }
 
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 class TimeChart {
-  constructor(plot, run) {
+  constructor(plot, run, time) {
     this.plot = plot;
+    this.time = time;
     this.run = run;
     plot.entry = { dirty: true };
     this.observer = new IntersectionObserver((seen) => seen.some((e) => e.isIntersecting) && this.draw(), {
@@ -49,7 +45,7 @@ class TimeChart {
   draw() {
     if (!this.plot.entry.dirty) return;
     this.plot.entry.dirty = false;
-    const traces = Object.entries(timeParts(this.run))
+    const traces = Object.entries(timeParts(this.run, this.time))
       .filter(([, values]) => sum(values) > 0)
       .map(([name, values], i) => ({
         type: "bar",
@@ -59,7 +55,7 @@ class TimeChart {
         marker: { color: seriesColor(i), line: { width: 0 } },
         hovertemplate: "%{y:.2f} s<extra>%{fullData.name}</extra>",
       }));
-    const layout = panelLayout({ unit: "seconds" }, [], { axis: "step" });
+    const layout = panelLayout({ axis: "seconds", bounds: [0, null] }, [], { axis: "step" });
     Plotly.react(
       this.plot,
       traces,
@@ -69,10 +65,10 @@ class TimeChart {
   }
 }
 
-function costRow(run) {
+function costRow(run, time) {
   const seconds = runSeconds(run);
   const tokens = lastOf(run, "tokens_total");
-  const parts = timeParts(run);
+  const parts = timeParts(run, time);
   const whole = sum(Object.values(parts).map(sum)) || 1;
   return { seconds, tokens, parts, whole };
 }
@@ -80,7 +76,7 @@ function costRow(run) {
 function costSection(data, groups) {
   const host = section("cost", "Time and cost");
   const plot = el("div", { className: "plot tall" });
-  const chart = new TimeChart(plot, data.runs[0]);
+  const chart = new TimeChart(plot, data.runs[0], data.time);
   const choice = el(
     "select",
     { ariaLabel: "run", onchange: () => chart.show(data.runs[Number(choice.value)]) },
@@ -88,12 +84,16 @@ function costSection(data, groups) {
   );
   const names = [
     ...new Set(
-      data.runs.flatMap((run) => Object.keys(timeParts(run)).filter((name) => sum(timeParts(run)[name]) > 0)),
+      data.runs.flatMap((run) =>
+        Object.entries(timeParts(run, data.time))
+          .filter(([, values]) => sum(values) > 0)
+          .map(([name]) => name),
+      ),
     ),
   ];
   const heads = ["Run", ...names, "Total", "Seconds a step", "Tokens a second", "Rollouts", "Tokens", "Host"];
   const rows = data.runs.map((run) => {
-    const cost = costRow(run);
+    const cost = costRow(run, data.time);
     const steps = Math.max(1, (run.metrics["time/step_s"] || []).filter((value) => value !== null).length);
     const cells = [
       ...names.map((name) =>

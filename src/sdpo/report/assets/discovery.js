@@ -36,7 +36,7 @@ function discoveryTraces(summary) {
 }
 
 function drawDiscovery(plot, summary) {
-  const layout = panelLayout({ unit: "share of searches solved", share: true }, [], { axis: "step" });
+  const layout = panelLayout({ axis: "share of searches solved", bounds: [0, 1] }, [], { axis: "step" });
   layout.xaxis = {
     ...layout.xaxis,
     type: "log",

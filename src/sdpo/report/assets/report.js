@@ -186,7 +186,7 @@ function curves(data, groups) {
     ),
   );
   const legend = host.appendChild(el("div"));
-  const charts = new Charts(host, groups, data.runs);
+  const charts = new Charts(host, groups, data);
   if (groups.length > 1) legend.replaceWith(charts.groupLegend());
   charts.refresh({ window: start });
   return charts;
