@@ -57,7 +57,8 @@ def as_text(comparison: Comparison) -> str:
         attempts = round(statistics.fmean(arm.attempts))
         lines += [
             arm.name,
-            f"  held out {shown(arm.mean)} on {arm.num_tasks} tasks after {attempts} attempts, {seeds}",
+            f"  held out {shown(arm.mean)} on {arm.num_tasks} tasks "
+            f"after {attempts} attempts, {seeds}",
         ]
         if arm.gain is not None:
             lines.append(f"  gain {shown(arm.gain, sign=True)} over its first evaluation")
