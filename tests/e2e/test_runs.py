@@ -283,7 +283,7 @@ def test_full_disk_keeps_the_older_checkpoint(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sdpo.training.checkpoint._sync", full)
+    monkeypatch.setattr("sdpo.files._sync", full)
     shutil.copytree(run, tmp_path / "next")
     recorded = json.loads((tmp_path / "next" / "config.json").read_text())
     recorded["config"] |= {"run": str(tmp_path / "next"), "steps": 4}
