@@ -16,7 +16,6 @@ from sdpo.sandbox.protocol import (
     Outcome,
     Program,
     Sandbox,
-    contains_opaque,
 )
 
 __all__ = [
@@ -27,6 +26,5 @@ __all__ = [
     "Outcome",
     "Program",
     "Sandbox",
-    "contains_opaque",
     "open_sandbox",
 ]
