@@ -18,12 +18,15 @@ from dataclasses import dataclass, field, replace
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.log import Attempt, Tally
-from sdpo.envs.base import Env
+from sdpo.envs.base import Env, Replying
+from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 from sdpo.teacher import templates
-from sdpo.teacher.context import cut_middle
+
+SHORTEST_SECTION = 80
+"""Characters; feedback cut below this says more about the cut than about the attempt."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,9 +123,8 @@ class JudgedAs:
     def __init__(self, env: Env, originals: Mapping[str, Task]) -> None:
         self._env = env
         self._originals = originals
-        reply = getattr(env, "reply", None)
-        if reply is not None:
-            self.reply = lambda shown, turns: reply(originals[shown.id], turns)
+        if isinstance(env, Replying):
+            self.reply = lambda shown, turns: env.reply(originals[shown.id], turns)
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of the environment."""
@@ -145,6 +147,7 @@ def fit(
     The newest one is cut in its middle rather than left out.
     """
     kept = list(sections)
+    limit = len(sections[-1]) if sections else 0
     while kept:
         messages = prompt(task, kept)
         if len(chat.prompt_ids(messages)) <= window:
@@ -152,10 +155,8 @@ def fit(
         if len(kept) > 1:
             kept.pop(0)
             continue
-        shorter = cut_middle(kept[0], len(kept[0]) // 2)
-        if len(shorter) >= len(kept[0]):
-            break
-        kept = [shorter]
+        limit //= 2
+        kept = [cut_middle(sections[-1], limit)] if limit >= SHORTEST_SECTION else []
     return [], tuple(task)
 
 

@@ -26,7 +26,7 @@ from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
 from sdpo.discovery.result import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
-from sdpo.envs.base import Env
+from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import atomic_write
@@ -209,8 +209,10 @@ def _tasks(
 
 def load_tasks(env: Env, config: RunConfig) -> list[Task]:
     """The tasks of the split, as the environment poses them to a search."""
-    posed: Callable[[Task], Task] = getattr(env, "for_discovery", lambda task: task)
-    return [posed(task) for task in env.load(config.discover.split)]
+    tasks = env.load(config.discover.split)
+    return (
+        [env.for_discovery(task) for task in tasks] if isinstance(env, Discoverable) else [*tasks]
+    )
 
 
 def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:

@@ -16,7 +16,6 @@ from sdpo.sandbox.protocol import (
     Outcome,
     Program,
     Sandbox,
-    contains_opaque,
 )
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Outcome",
     "Program",
     "Sandbox",
-    "contains_opaque",
     "open_sandbox",
     "require_linux",
 ]

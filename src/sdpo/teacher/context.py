@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sdpo.config.schema import ContextConfig
+from sdpo.envs.text import cut_middle
 from sdpo.errors import PromptTooLongError
 from sdpo.records import Group, Message, TeacherContext
 from sdpo.teacher import templates
@@ -129,17 +130,17 @@ def _context(
 def _fit(
     group: Group, said: _Said, rules: ContextConfig, count_tokens: CountTokens
 ) -> tuple[tuple[Message, ...], int]:
-    """Messages within the budget and the number of characters cut: feedback and attempt go first,
-    then demonstration."""
+    """Messages within the budget and by how many characters their parts were shortened: attempt
+    first, then feedback, then demonstration."""
     build = _single_turn if rules.layout == "single_turn" else _turns
     parts = [part or "" for part in said]
     total = sum(map(len, parts))
 
-    def messages(keep: int) -> tuple[Message, ...]:
+    def messages(limit: int) -> tuple[Message, ...]:
         kept = []
         for part in parts:
-            kept.append(cut_middle(part, keep))
-            keep = max(0, keep - len(part))
+            kept.append(cut_middle(part, limit))
+            limit -= len(kept[-1])
         return build(
             group.task.messages,
             *(None if part is None else text for part, text in zip(said, kept, strict=True)),
@@ -162,15 +163,6 @@ def _fit(
         else:
             high = middle
     return messages(low), total - low
-
-
-def cut_middle(text: str, keep: int) -> str:
-    """`text` with its middle replaced by a note so that `keep` of its characters remain."""
-    if len(text) <= keep:
-        return text
-    head = (keep + 1) // 2
-    note = templates.CUT.format(count=len(text) - keep)
-    return text[:head] + note + text[len(text) - (keep - head) :]
 
 
 def _single_turn(

@@ -15,6 +15,3 @@ WRONG = "This answer is wrong."
 AGAIN = "Answer the same task again:\n\n{task}"
 """Last user turn of the `turns` layout: the task in its original words, so that the format is asked
 for once more."""
-
-CUT = "\n[... {count} characters left out ...]\n"
-"""Stands where the middle of a feedback or demonstration was removed."""

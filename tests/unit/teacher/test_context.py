@@ -12,7 +12,7 @@ from sdpo.chat import Chat
 from sdpo.config.schema import ContextConfig
 from sdpo.errors import PromptTooLongError
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.teacher.context import cut_middle, teacher_contexts
+from sdpo.teacher.context import teacher_contexts
 from sdpo.testing import byte_tokenizer
 
 CHAT = Chat(byte_tokenizer())
@@ -217,11 +217,3 @@ def test_attempt_and_quoting_feedback_cannot_open_a_turn(layout):
     shown = text(contexts(wild, **rules)[0])
     assert shown.count("<|im_start|>") == text(contexts(tame, **rules)[0]).count("<|im_start|>")
     assert shown.count("secret") == 1, "in the quote only: the attempt is shown without thinking"
-
-
-def test_cut_middle_keeps_both_ends():
-    cut = cut_middle("abcdefghij", 4)
-    assert cut.startswith("ab")
-    assert cut.endswith("ij")
-    assert "6 characters" in cut
-    assert cut_middle("abc", 3) == "abc"

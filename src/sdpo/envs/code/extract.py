@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sdpo.chat import strip_thinking
+
 PYTHON_TAGS = frozenset({"py", "python", "python3"})
 """Language words of a Python block, compared without case.
 
@@ -18,8 +20,6 @@ A block without any word is taken when there is none of these.
 """
 
 _OPEN = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
-_THINK = re.compile(r"^[ \t]*<think(?:ing)?>", re.MULTILINE)
-_END_OF_THINK = re.compile(r"^[ \t]*</think(?:ing)?>|</think(?:ing)?>[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ def extract_program(text: str) -> Extracted:
     """
     blocks = [
         block
-        for block in _blocks(strip_thinking(text))
+        for block in _blocks(strip_thinking(text).replace("\r\n", "\n").replace("\r", "\n"))
         if block.closed or any(map(str.strip, block.lines))
     ]
     chosen = [block for block in blocks if block.tagged] or blocks
@@ -62,31 +62,6 @@ def extract_program(text: str) -> Extracted:
     if not block.closed:
         return Extracted(program=None, unclosed=True)
     return Extracted(program="\n".join(block.lines) + "\n", unclosed=False)
-
-
-def strip_thinking(text: str) -> str:
-    """`text` without `<think>` sections; a section never closed reaches to the end.
-
-    Tags count only where a reasoning model writes them, at the start of a line or (closing) at its
-    end, so that a program with the tag in a string survives. A closing tag without an opening one
-    ends a section opened by the chat template.
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    kept = []
-    start = 0
-    # One pass: a pattern with both tags would try every opening tag of an answer that never closes
-    # one.
-    while opening := _THINK.search(text, start):
-        kept.append(text[start : opening.start()])
-        closing = re.search(r"</think(?:ing)?>", text[opening.end() :])
-        if closing is None:
-            start = len(text)
-            break
-        start = opening.end() + closing.end()
-    kept.append(text[start:])
-    text = "".join(kept)
-    ending = _END_OF_THINK.search(text)
-    return text[ending.end() :] if ending else text
 
 
 def _blocks(text: str) -> list[_Block]:
