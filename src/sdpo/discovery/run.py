@@ -180,7 +180,7 @@ def _check_learns(config: RunConfig) -> None:
             "from feedback alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
-    if context.feedback == "never" and not context.plain:
+    if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
             "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
             "attempt is solved before its end; take 'always' or 'without_demonstration'"

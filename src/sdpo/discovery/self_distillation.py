@@ -14,6 +14,7 @@ import torch
 
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.log import Tally
+from sdpo.envs.base import reference_answers
 from sdpo.errors import CanaryStop, NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
@@ -144,6 +145,7 @@ class _Student:
             rules=config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
+            reference_answer=reference_answers(sampler.env),
         )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
 

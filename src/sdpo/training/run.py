@@ -15,7 +15,7 @@ from typing import Any
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
-from sdpo.envs.base import Env
+from sdpo.envs.base import Env, reference_answers
 from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
@@ -384,6 +384,7 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
             rules=config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
+            reference_answer=reference_answers(sampler.env),
         )
         with Run(config, run_dir, sampler, builder, updater, parallel) as run:
             yield run

@@ -74,6 +74,11 @@ class CodeEnv:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
         return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
 
+    def reference_answer(self, task: Task) -> str | None:
+        """The reference solution as a Python block."""
+        solution = task.reference.solution
+        return None if solution is None else f"```python\n{solution.rstrip()}\n```"
+
     def check(self) -> CheckReport:
         """Every reference passes public and private tests, and a program without effect fails."""
         tasks = [task for _, task in self._load()]
