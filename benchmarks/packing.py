@@ -59,7 +59,7 @@ def build_items(arguments, prompt: int, group: int):
     """`tasks` x `group` items; completions are random, so they share nothing but the prompt."""
     import torch
 
-    from sdpo.training.packing import PackItem
+    from sdpo.models.packing import PackItem
 
     generator = torch.Generator().manual_seed(0)
 
@@ -112,7 +112,7 @@ def measure(arguments, kind: str, prompt: int, group: int) -> dict:
     """Seconds and bytes of one step over all items, and the rows' sum as a check."""
     import torch
 
-    from sdpo.training.packing import hidden_rows, pack
+    from sdpo.models.packing import hidden_rows, pack
 
     torch.set_num_threads(arguments.threads)
     model = build_model(arguments)
@@ -158,7 +158,7 @@ def run_one(kind: str, prompt: int, group: int) -> dict | None:
 
 
 def token_counts(arguments, prompt: int, group: int) -> tuple[int, int]:
-    from sdpo.training.packing import pack
+    from sdpo.models.packing import pack
 
     items = build_items(arguments, prompt, group)
     packed = sum(len(b.token_ids) for b in pack(items, budget_tokens=arguments.budget))

@@ -31,7 +31,7 @@ import torch
 
 import sdpo
 from sdpo.config.load import load_config
-from sdpo.losses import walk
+from sdpo.losses.head import walk
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.writer import MetricsWriter

@@ -68,6 +68,6 @@ def default_dtype(device: str) -> str:
     """bfloat16 where the device multiplies it natively."""
     import torch
 
-    from sdpo.engines.device import default_dtype as choose
+    from sdpo.models.device import default_dtype as choose
 
     return str(choose(torch.device(device))).removeprefix("torch.")

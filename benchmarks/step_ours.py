@@ -12,10 +12,19 @@ from typing import Any
 from gate import Gate
 
 import sdpo
-from sdpo.config.objective import JSD, Sdpo
-from sdpo.config.schema import Context, Ema, LocalEngine, Model, Optim, Rollout, RunConfig, Teacher
+from sdpo.config.objective import JSDConfig, SdpoConfig
+from sdpo.config.schema import (
+    ContextConfig,
+    EmaConfig,
+    LocalEngineConfig,
+    ModelConfig,
+    OptimConfig,
+    RolloutConfig,
+    RunConfig,
+    TeacherConfig,
+)
 from sdpo.envs.base import Env
-from sdpo.records import Rollout as Attempt
+from sdpo.records import RolloutConfig as Attempt
 from sdpo.records import Task, Verdict
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.training.run import Run, open_run
@@ -36,18 +45,20 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
     return RunConfig(
         run=spec["run"],
         steps=spec["steps"],
-        model=Model(name=spec["model"], dtype=spec["dtype"], device=spec["device"]),
-        rollout=Rollout(
+        model=ModelConfig(name=spec["model"], dtype=spec["dtype"], device=spec["device"]),
+        rollout=RolloutConfig(
             tasks_per_step=len(spec["tasks"]),
             group_size=spec["group"],
             max_prompt_tokens=8192,
             max_completion_tokens=spec["new_tokens"],
             ignore_eos=True,
-            engine=LocalEngine(max_sequences=len(spec["tasks"]) * spec["group"]),
+            engine=LocalEngineConfig(max_sequences=len(spec["tasks"]) * spec["group"]),
         ),
-        teacher=Teacher(context=Context(max_tokens=8192), schedule=Ema(rate=spec["teacher_rate"])),
-        objective=Sdpo(divergence=JSD(top_k=spec["top_k"])),
-        optim=Optim(
+        teacher=TeacherConfig(
+            context=ContextConfig(max_tokens=8192), schedule=EmaConfig(rate=spec["teacher_rate"])
+        ),
+        objective=SdpoConfig(divergence=JSDConfig(top_k=spec["top_k"])),
+        optim=OptimConfig(
             lr=spec["lr"],
             weight_decay=spec["weight_decay"],
             micro_batch_tokens=spec["micro_batch_tokens"],
@@ -66,10 +77,10 @@ def take_step(run: Run) -> dict[str, float]:
         seed=config.seed,
     )
     collected = run.collect(tasks)
-    contexts = run.contexts(collected.groups)
-    row = run.finish_step(collected, contexts, run.update(collected.groups, contexts))
+    groups = run.with_contexts(collected.groups)
+    row = run.finish_step(groups, run.update(groups))
     step_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "step_s": step_s,
         "cpu_s": cpu_s,
@@ -77,7 +88,7 @@ def take_step(run: Run) -> dict[str, float]:
         "teacher_s": row["time/teacher_s"],
         "rest_s": step_s - collected.generate_s - row["time/teacher_s"],
         "num_tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
-        "num_distilled": sum(c.messages is not None for group in contexts for c in group),
+        "num_distilled": sum(c.messages is not None for group in groups for c in group.contexts),
         "loss": row["loss/distill"],
     }
 

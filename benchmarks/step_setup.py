@@ -81,7 +81,7 @@ def model_folder(name: str, scratch: Path, device: str) -> Path:
         return scratch / name
     if Path(name).is_dir():
         return Path(name)
-    from sdpo.training.gguf import DEMO, demo_folder
+    from sdpo.models.gguf import DEMO, demo_folder
 
     if name != DEMO:
         raise SystemExit(f"--model {name}: give {MODELS}")

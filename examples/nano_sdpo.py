@@ -236,7 +236,7 @@ def sum_task(a: int, b: int) -> Task:
 
 
 def main() -> None:
-    from sdpo.training.model import load_policy
+    from sdpo.models.policy import load_policy
 
     with contextlib.redirect_stderr(io.StringIO()):
         policy = load_policy("smollm2-135m-instruct")

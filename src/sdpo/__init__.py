@@ -15,7 +15,8 @@ from sdpo.errors import SdpoError
 from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
 
 if TYPE_CHECKING:
-    from sdpo.api import check, credit, discover, evaluate, probe, train
+    from sdpo.api import check, discover, evaluate, probe, train
+    from sdpo.inspection.attempt import credit
 
 __version__ = "0.1.0"
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from sdpo.config.load import load_config
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.records import Discovery
+from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one
 from sdpo.envs.base import CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, evaluate_tasks
+from sdpo.inspection.attempt import credit
+from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
+from sdpo.models.structure import check_head
 from sdpo.records import Task
-from sdpo.training.assemble import open_sampler
-from sdpo.training.explain import credit
+from sdpo.rollouts.sampler import open_sampler
 from sdpo.training.loop import TrainResult
 from sdpo.training.loop import train as train_config
-from sdpo.training.packing import check_head
-from sdpo.training.probe import Probe, choose_tasks, probe_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 

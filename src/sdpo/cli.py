@@ -117,9 +117,9 @@ def judge(
     sandbox: Literal["auto", "none"],
 ) -> None:
     """Judge a file of responses; one verdict line each, in their order."""
-    from sdpo.envs import code
+    from sdpo.envs.code import judge_file as write_verdicts
 
-    code.judge_file(tasks, responses, split=split, out=out, sandbox=sandbox)
+    write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
 
 
 @main.command()
@@ -149,7 +149,7 @@ def check(
     if report.failures:
         sys.exit(1)
     if probe:
-        from sdpo.report.probe import probe_text
+        from sdpo.report.probe_table import probe_text
 
         found = api.probe(*arguments, **chosen)
         console.print(probe_text(found))
@@ -188,7 +188,7 @@ def credit(
     completion: TextIO, demonstration: TextIO | None, html: Path | None, **options: Any
 ) -> None:
     """Token credit of one attempt: where a teacher who read feedback or a demonstration agrees."""
-    from sdpo.report.attempt import Attempt, show_attempt
+    from sdpo.report.credit_command import Attempt, show_attempt
 
     shown = None if demonstration is None else demonstration.read()
     attempt = Attempt(completion=completion.read(), demonstration=shown, **options)
@@ -244,8 +244,8 @@ def report(runs: tuple[Path, ...], out: Path | None) -> None:
 def discover(arguments: tuple[str, ...]) -> None:
     """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
     from sdpo.config.load import load_config
+    from sdpo.discovery.display import live_progress, show
     from sdpo.discovery.run import discover_tasks
-    from sdpo.discovery.summary import live_progress, show
 
     with live_progress() as progress:
         results = discover_tasks(load_config(arguments), progress=progress)

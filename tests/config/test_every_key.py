@@ -150,6 +150,6 @@ def _outer(key: Key) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", sorted({t.observe.__name__ for t in TURNS.values()}))
 def test_turning_nothing_changes_nothing(name, seen):
     observers = {t.observe.__name__: t.observe for t in TURNS.values()}
-    needs = ("env.type=code", *NEEDS["CodeEnv"]) if name in ("judged", "isolated") else ()
+    needs = ("env.type=code", *NEEDS["CodeEnvConfig"]) if name in ("judged", "isolated") else ()
     observe = functools.partial(seen, observers[name], needs)
     assert observe() == observe(again=True)

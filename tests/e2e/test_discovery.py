@@ -13,25 +13,19 @@ from rich.console import Console
 import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
-from sdpo.config.schema import Lora, Optim, RunConfig
-from sdpo.discovery.attempts import Tally
+from sdpo.config.schema import LoraConfig, OptimConfig, RunConfig
+from sdpo.discovery.curves import curve, difference, speed_up, summarise_discovery
+from sdpo.discovery.display import live_progress, show
+from sdpo.discovery.log import Tally
 from sdpo.discovery.multi_turn import fit
-from sdpo.discovery.records import Discovery
+from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one, discover_tasks, searches
-from sdpo.discovery.summary import (
-    curve,
-    difference,
-    live_progress,
-    show,
-    speed_up,
-    summarise_discovery,
-)
 from sdpo.errors import ConfigError
 from sdpo.metrics.canaries import Alert, Canaries
+from sdpo.models.weights import copy_weights
 from sdpo.records import Verdict
-from sdpo.teacher.schedule import copy_weights
+from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model, toy_env
-from sdpo.training.assemble import open_sampler
 
 BUDGET = 10
 METHODS = ("self_distillation", "best_of_k", "multi_turn")
@@ -131,7 +125,7 @@ def test_unsolved_searches_spend_the_budget_and_leave_the_weights(model_dir, tmp
 def test_adapters_alone_train_and_restart(model_dir, tmp_path):
     pytest.importorskip("peft")
     config = settings(model_dir, tmp_path / "run")
-    lora = Lora(rank=2)
+    lora = LoraConfig(rank=2)
     config = config.model_copy(update={"model": config.model.model_copy(update={"adapter": lora})})
     with open_sampler(config, world()) as sampler:
         initial = copy_weights(sampler.policy.model)
@@ -422,7 +416,7 @@ def test_curves_intervals_and_speed_up():
 
 
 def test_progress_in_a_log_file_is_lines(monkeypatch):
-    monkeypatch.setattr("sdpo.discovery.summary.SECONDS_BETWEEN_LINES", 1e9)
+    monkeypatch.setattr("sdpo.discovery.display.SECONDS_BETWEEN_LINES", 1e9)
     console = Console(file=io.StringIO())
     old = [found("a", "best_of_k", 0, None)]
     with live_progress(console) as say:
@@ -439,7 +433,7 @@ def test_feedback_solves_what_independent_samples_do_not(tmp_path):
     config = settings(
         save_toy_model(tmp_path / "model"), tmp_path / "run",
         budget=320, batch=16, seeds=10, methods=["self_distillation", "best_of_k"],
-    ).model_copy(update={"optim": Optim(lr=2e-3)})  # fmt: skip
+    ).model_copy(update={"optim": OptimConfig(lr=2e-3)})  # fmt: skip
     results = discover_tasks(config, toy_env(num_tasks=2))
     own = [r for r in results if r.method == "self_distillation"]
     independent = [r for r in results if r.method == "best_of_k"]

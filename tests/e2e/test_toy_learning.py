@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 from toy_runs import LEARNT, learn, teach
 
+from sdpo.models.packing import PackItem
 from sdpo.training import step as training_step
 from sdpo.training import targets
-from sdpo.training.packing import PackItem
 
 GRANULARITY_LR = 2e-4
 """At 5e-4 the token run of one seed falls apart in its last steps, depending on how the machine

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sdpo.envs.code_judge import CodeJudge
+from sdpo.envs.code.judge import CodeJudge
 from sdpo.sandbox import Sandbox, open_sandbox
 
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 import sdpo
-from sdpo.envs.adapters.dataset_rows import tasks_from_rows
+from sdpo.envs.adapters.datasets import tasks_from_rows
 from sdpo.envs.adapters.reward_functions import from_trl, from_verl
-from sdpo.envs.adapters.verifiers_env import from_verifiers
+from sdpo.envs.adapters.verifiers import from_verifiers
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError, JudgeError, TaskError
 from sdpo.records import Rollout

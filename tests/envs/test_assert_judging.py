@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.errors import TaskError
 
 SQUARE = "def f(n, k=0):\n    return n * n + k\n"
@@ -128,7 +128,7 @@ def test_an_error_in_a_replayed_call_is_the_programs(judge: CodeJudge) -> None:
 def test_no_value_upsets_the_trusted_process(
     judge: CodeJudge, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    monkeypatch.setattr("sdpo.envs.assert_tests._TRUSTED_TIME_S", 0.3)
+    monkeypatch.setattr("sdpo.envs.code.assert_runs._TRUSTED_TIME_S", 0.3)
     task = reference(
         "assert abs(f(1) - 5) < sum(range(f(2)))",
         "for n in range(2):\n    assert sum(range(f(n))) == 0",
@@ -141,7 +141,7 @@ def test_no_value_upsets_the_trusted_process(
 def test_an_endless_condition_does_not_hold(
     judge: CodeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdpo.envs.assert_tests._TRUSTED_TIME_S", 0.3)
+    monkeypatch.setattr("sdpo.envs.code.assert_runs._TRUSTED_TIME_S", 0.3)
     task = reference(
         "assert sum(range(f(2))) == 6", "for n in [2]:\n    assert sum(range(f(n))) == 6"
     )

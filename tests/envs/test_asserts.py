@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.envs.asserts import as_source, compile_test
+from sdpo.envs.code.assert_forms import as_source, compile_test
 
 F = "def f(*xs):\n    return xs\n"
 

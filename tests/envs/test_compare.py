@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.envs.compare import outputs_match, values_match
+from sdpo.envs.code.compare import outputs_match, values_match
 
 NAN = float("nan")
 INF = float("inf")

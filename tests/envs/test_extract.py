@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sdpo.envs.extract import extract_program
+from sdpo.envs.code.extract import extract_program
 
 GOOD = "def f():\n    return 1\n"
 BLOCK = f"```python\n{GOOD}```"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdpo.envs import feedback
+from sdpo.envs import text as envs_text
+from sdpo.envs.code import wording
 
 BAR = "\N{FULLWIDTH VERTICAL LINE}"
 
@@ -39,13 +40,13 @@ BAR = "\N{FULLWIDTH VERTICAL LINE}"
     ],
 )
 def test_program_text_is_data(text: str, shown: str) -> None:
-    assert feedback.escape(text) == shown
+    assert envs_text.escape(text) == shown
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="<|>/think\n\u202e\x00abc[]INST") | st.text())
 def test_nothing_dangerous_survives(text: str) -> None:
-    shown = feedback.safe(text)
+    shown = envs_text.safe(text)
     for token in ("<|", "|>", "<think>", "</think>", "[INST]"):
         assert token not in shown
     for character in ("\u202e", "\x00"):
@@ -56,7 +57,7 @@ def test_nothing_dangerous_survives(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=600), st.integers(1, 400))
 def test_cutting_keeps_within_the_limit_and_says_so(text: str, limit: int) -> None:
-    cut = feedback.cut_middle(text, limit)
+    cut = envs_text.cut_middle(text, limit)
     assert len(cut) <= limit
     if len(text) <= limit:
         assert cut == text
@@ -68,7 +69,7 @@ def test_cutting_keeps_within_the_limit_and_says_so(text: str, limit: int) -> No
 
 def test_the_count_of_what_was_left_out_is_right() -> None:
     text = "a" * 1000 + "b" * 1000
-    cut = feedback.cut_middle(text, 100)
+    cut = envs_text.cut_middle(text, 100)
     kept = cut.count("a" * 5)
     assert kept
     number = int(cut.split("... (")[1].split()[0])
@@ -78,13 +79,13 @@ def test_the_count_of_what_was_left_out_is_right() -> None:
 
 @pytest.mark.parametrize("size", [250, 251, 1999, 2000, 2001, 10_000, 3_000_000])
 def test_values_of_every_size_are_short(size: int) -> None:
-    shown = feedback.safe("x" * size)
-    assert len(shown) <= feedback.MAX_VALUE_CHARS
-    assert ("left out" in shown) is (size > feedback.MAX_VALUE_CHARS)
+    shown = envs_text.safe("x" * size)
+    assert len(shown) <= envs_text.MAX_VALUE_CHARS
+    assert ("left out" in shown) is (size > envs_text.MAX_VALUE_CHARS)
 
 
 def test_inputs_have_at_most_eight_lines() -> None:
-    shown = feedback.safe("\n".join("abcdefghijklmnop"))
+    shown = envs_text.safe("\n".join("abcdefghijklmnop"))
     assert shown.split("\n")[-1] == "... (9 lines left out)"
     assert len(shown.split("\n")) == 8
 
@@ -107,20 +108,20 @@ def test_inputs_have_at_most_eight_lines() -> None:
     ],
 )
 def test_values_are_shown_as_python(value: object, text: str) -> None:
-    assert feedback.show(value) == text
+    assert envs_text.show(value) == text
 
 
 def test_source_lines_come_from_the_judges_copy() -> None:
     source = ["def f(n):", "    return g(n)", "x = 1"]
-    assert feedback.frame_lines([(2, "f"), (9, "g")], source) == [
+    assert wording.frame_lines([(2, "f"), (9, "g")], source) == [
         "  return g(n)",
         "Line 2 in f (Solution.py)",
         "Line 9 in g (Solution.py)",
     ]
-    assert len(feedback.frame_lines([(1, "f")] * 50, source)) == 2 * feedback.MAX_FRAMES
+    assert len(wording.frame_lines([(1, "f")] * 50, source)) == 2 * wording.MAX_FRAMES
 
 
 def test_later_parts_go_first_when_space_is_short() -> None:
-    assert feedback.fit(["aa", "bb"], 6) == "aa\n\nbb"
-    assert feedback.fit(["aa", "bb"], 5) == "aa"
-    assert feedback.fit(["a" * 50], 10) == "a" * 10
+    assert wording.fit(["aa", "bb"], 6) == "aa\n\nbb"
+    assert wording.fit(["aa", "bb"], 5) == "aa"
+    assert wording.fit(["a" * 50], 10) == "a" * 10

@@ -7,8 +7,8 @@ from honest_functions import FUNCTIONS, Honest
 from honest_library import LIBRARY
 from honest_stdio import PROGRAMS
 
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 
 ALL = [*FUNCTIONS, *LIBRARY, *PROGRAMS]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from code_rows import DIVIDE, ECHO, block
 
-from sdpo.envs.code import judge_file, judge_program
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.judging import judge_file, judge_program
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.errors import ConfigError, SdpoError, TaskError
 from sdpo.sandbox import Sandbox
 

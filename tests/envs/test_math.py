@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
 from sdpo.envs.math import INSTRUCTION, Math, last_box
+from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError, TaskError
 
 pytest.importorskip("math_verify")
@@ -26,7 +26,9 @@ def env(tmp_path_factory):
         {"id": "boxed", "problem": "What is 2 x?", "answer": "So \\boxed{2x}"},
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with closing(Math(schema.MathEnv(tasks=str(path), eval_fraction=0), time_limit_s=4.0)) as made:
+    with closing(
+        Math(schema.MathEnvConfig(tasks=str(path), eval_fraction=0), time_limit_s=4.0)
+    ) as made:
         yield made
 
 
@@ -121,13 +123,13 @@ def test_malformed_rows_name_file_line_and_key(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"problem": "p", "answer": 3}\n')
     with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a text, got 3"):
-        open_env(schema.MathEnv(tasks=str(path))).load("train")
+        open_env(schema.MathEnvConfig(tasks=str(path))).load("train")
 
 
 def test_rows_without_id_are_known_by_their_problem(tmp_path):
     path = tmp_path / "ids.jsonl"
     path.write_text('{"problem": "p", "answer": "1"}\n{"problem": "q", "answer": "1"}\n')
-    config = schema.MathEnv(tasks=str(path), eval_fraction=0)
+    config = schema.MathEnvConfig(tasks=str(path), eval_fraction=0)
     first = [task.id for task in open_env(config).load("train")]
     assert len(set(first)) == 2
     path.write_text('{"problem": "q", "answer": "1"}\n')
@@ -137,4 +139,4 @@ def test_rows_without_id_are_known_by_their_problem(tmp_path):
 def test_missing_math_verify_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'sdpo\[math\]'"):
-        open_env(schema.MathEnv(tasks="x.jsonl"))
+        open_env(schema.MathEnvConfig(tasks="x.jsonl"))

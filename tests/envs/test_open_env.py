@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
 from sdpo.envs.base import Env
+from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 
 MODULE = """
@@ -43,10 +43,10 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "config",
     [
-        schema.CodeEnv(),
-        schema.ChoiceEnv(tasks="x.json"),
-        schema.ToolsEnv(tasks="x.json"),
-        schema.CustomEnv(path="sdpo.testing:toy_env"),
+        schema.CodeEnvConfig(),
+        schema.ChoiceEnvConfig(tasks="x.json"),
+        schema.ToolsEnvConfig(tasks="x.json"),
+        schema.CustomEnvConfig(path="sdpo.testing:toy_env"),
     ],
     ids=lambda config: config.type,
 )
@@ -65,7 +65,7 @@ def test_every_config_has_an_environment(config):
     ],
 )
 def test_custom_environments_in_the_current_directory_are_found(folder, path):
-    env = open_env(schema.CustomEnv(path=path))
+    env = open_env(schema.CustomEnvConfig(path=path))
     assert isinstance(env, Env)
     assert not isinstance(env, type)
 
@@ -90,7 +90,7 @@ def test_custom_environments_in_the_current_directory_are_found(folder, path):
 )
 def test_custom_environments_that_cannot_be_had_say_why(folder, path, says):
     with pytest.raises(ConfigError) as error:
-        open_env(schema.CustomEnv(path=path))
+        open_env(schema.CustomEnvConfig(path=path))
     assert says in str(error.value)
     assert path in str(error.value)
 
@@ -98,13 +98,13 @@ def test_custom_environments_that_cannot_be_had_say_why(folder, path, says):
 def test_an_error_inside_the_module_keeps_its_traceback(folder):
     (folder / "own_envs" / "broken.py").write_text("1 / 0\n")
     with pytest.raises(ZeroDivisionError):
-        open_env(schema.CustomEnv(path="own_envs.broken:make"))
+        open_env(schema.CustomEnvConfig(path="own_envs.broken:make"))
 
 
 def test_opening_imports_no_torch():
     code = (
-        "import sys; from sdpo.envs import open_env; from sdpo.config import schema\n"
-        "open_env(schema.ChoiceEnv(tasks='x')); open_env(schema.ToolsEnv(tasks='x'))\n"
+        "import sys; from sdpo.envs.opening import open_env; from sdpo.config import schema\n"
+        "open_env(schema.ChoiceEnvConfig(tasks='x')); open_env(schema.ToolsEnvConfig(tasks='x'))\n"
         "print(sorted({'torch', 'transformers', 'math_verify'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from textwrap import dedent
 
 import pytest
 
-from sdpo.envs.code_judge import CodeJudge
-from sdpo.envs.code_tasks import CodeReference, CodeTest
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import CodeReference, CodeTest
 
 TESTS = tuple(CodeTest(input=[n], output=n * n + 17) for n in (2, 3, 5))
 LIMITS = {"time_limit_s": 0.3, "memory_mb": 128}
@@ -131,8 +131,8 @@ HACKS = {
         """,
     "patches the comparer": """
         try:
-            import sdpo.envs.compare
-            sdpo.envs.compare.values_match = lambda *a: True
+            import sdpo.envs.code.compare
+            sdpo.envs.code.compare.values_match = lambda *a: True
         except ImportError:
             pass
         import json

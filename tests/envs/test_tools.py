@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs import open_env
+from sdpo.envs.opening import open_env
 from sdpo.errors import TaskError
 
 PROMPT = """Tools:
@@ -30,7 +30,7 @@ def row(*calls, **changes):
 def env_of(tmp_path, *rows):
     path = tmp_path / "tools.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return open_env(schema.ToolsEnv(tasks=str(path), eval_fraction=0))
+    return open_env(schema.ToolsEnvConfig(tasks=str(path), eval_fraction=0))
 
 
 def answer(*calls):
@@ -208,7 +208,7 @@ def test_check_passes(tmp_path):
 
 @pytest.mark.slow
 def test_toolalpaca_passes_its_check(shared_data):
-    env = open_env(schema.ToolsEnv(tasks=str(shared_data / "tooluse_test.json")))
+    env = open_env(schema.ToolsEnvConfig(tasks=str(shared_data / "tooluse_test.json")))
     report = env.check()
     assert (report.num_tasks, report.failures) == (68, {})
     assert all(task.reference["tools"] for task in env.load("train"))

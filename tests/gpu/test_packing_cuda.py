@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from sdpo.models import hidden as backbone
+from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.testing import tiny_model
-from sdpo.training import backbone
-from sdpo.training.packing import PackItem, hidden_rows, pack
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,14 +8,15 @@ from engine_requests import make_requests, token_ids
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sdpo.engines import fused_attention
-from sdpo.engines.attempts import distinct_prompts
-from sdpo.engines.attention import fast_layers
 from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
-from sdpo.engines.decode import Decoder, DecodeState
-from sdpo.engines.generic import sample_prompt, score_alone
+from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.decode import Decoder
+from sdpo.engines.decode_state import DecodeState
+from sdpo.engines.fallback import sample_prompt, score_alone
 from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
+from sdpo.kernels import sdpa as fused_attention
+from sdpo.kernels.plan import fast_layers
 from sdpo.testing import tiny_model
 
 WINDOW = 8
@@ -211,8 +212,8 @@ def test_steps_of_fixed_size_sample_the_same():
         state = DecodeState(
             fast, num_prompts=3, prompt_columns=32, num_rows=7, suffix_columns=26, max_group=5
         )
-        state.graphs = StepGraphs(capture=capture)
-        Decoder(fast, state, prompts, attempts, SAMPLING, 4096).run()
+        graphs = StepGraphs(capture=capture)
+        Decoder(fast, state, prompts, attempts, SAMPLING, 4096, graphs).run()
     assert {7, 4, 2} <= set(captured)
     assert [[attempt.completion().token_ids for attempt in group] for group in groups] == [
         [completion.token_ids for completion in group] for group in whole

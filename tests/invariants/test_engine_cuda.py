@@ -6,9 +6,9 @@ import pytest
 import torch
 from engine_requests import make_requests, token_ids
 
-from sdpo.engines.attempts import distinct_prompts
 from sdpo.engines.base import Sampling, ScoreRequest
-from sdpo.engines.generic import sample_prompt
+from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.fallback import sample_prompt
 from sdpo.engines.local import LocalEngine
 from sdpo.testing import tiny_model
 

@@ -8,20 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
-from sdpo.engines import block_attention, fused_attention
-from sdpo.engines.attention import Scores
-from sdpo.engines.block_attention import BlockAttention
+from sdpo.kernels import blocks as block_attention
+from sdpo.kernels import sdpa as fused_attention
+from sdpo.kernels.blocks import BlockAttention
+from sdpo.kernels.plan import Scores, paths
+from sdpo.kernels.tree import FLEX_BLOCK, BranchAttention, FlexAttention
+from sdpo.models import hidden as backbone
+from sdpo.models.hidden import enable_checkpointing, shares_prefixes
+from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.testing import tiny_model
-from sdpo.training import backbone
-from sdpo.training.attention import FLEX_BLOCK, BranchAttention, FlexAttention
-from sdpo.training.packing import (
-    PackItem,
-    enable_checkpointing,
-    hidden_rows,
-    pack,
-    shares_prefixes,
-)
-from sdpo.training.prefix_tree import paths
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}

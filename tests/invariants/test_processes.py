@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(runs, tmp_path):
 LEAVES = """
 import atexit, os, sys
 import torch.distributed as dist
-from sdpo.training.parallel import start_parallel
+from sdpo.parallel import start_parallel
 
 def note():
     open(f"{sys.argv[1]}/left.{os.environ['RANK']}", "w").write(str(not dist.is_initialized()))

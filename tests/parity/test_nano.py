@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.objective import JSD, Grpo, Sdpo
-from sdpo.config.schema import Context, Ema, Optim
+from sdpo.config.objective import GrpoConfig, JSDConfig, SdpoConfig
+from sdpo.config.schema import ContextConfig, EmaConfig, OptimConfig
+from sdpo.models import policy as library_model
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import teacher_contexts
-from sdpo.teacher.schedule import TeacherSchedule, trainable
+from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import model as library_model
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 
@@ -106,17 +107,16 @@ def library(model, objective, teacher_weights, groups):
     """Loss and gradient of the package's updater, in two micro-batches or more."""
     chat = Chat(byte_tokenizer())
     # A rate that leaves every weight as it is.
-    config = Optim(micro_batch_tokens=200, lr=1e-30, weight_decay=0)
-    schedule = TeacherSchedule(Ema(), model)
+    config = OptimConfig(micro_batch_tokens=200, lr=1e-30, weight_decay=0)
+    schedule = TeacherSchedule(EmaConfig(), model)
     schedule._weights = teacher_weights
     builder = SampleBuilder(
-        chat=chat, rules=Context(), objective=objective, rule=routing_rule(objective)
+        chat=chat, rules=ContextConfig(), objective=objective, rule=routing_rule(objective)
     )
-    contexts = builder.contexts(groups, seed=0)
     samples = [
         sample
-        for group, of_group in zip(groups, contexts, strict=True)
-        for sample in builder.samples(group, of_group, seed=0)
+        for group in builder.with_contexts(groups, seed=0)
+        for sample in builder.samples(group, seed=0)
     ]
     updater = Updater(
         model, byte_tokenizer(), Optimizer(config, model), schedule,
@@ -165,7 +165,7 @@ def test_sdpo_loss_and_gradient(nano, model):
     for weight in teacher.weights.values():
         noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
         weight.add_(0.02 * noise.to(weight.dtype))
-    objective = Sdpo(divergence=JSD(top_k=nano.TOP_K, beta=nano.BETA))
+    objective = SdpoConfig(divergence=JSDConfig(top_k=nano.TOP_K, beta=nano.BETA))
     loss, gradient, samples = library(model, objective, teacher.weights, groups)
     for (_, group), name in zip(judged, "012", strict=True):
         of_task = [sample for sample in samples if sample.task_id == name]
@@ -180,7 +180,7 @@ def test_sdpo_loss_and_gradient(nano, model):
 
 def test_grpo_loss_and_gradient(nano, model):
     judged = judged_groups(nano)
-    loss, gradient, _ = library(model, Grpo(), None, as_records(nano, model, judged))
+    loss, gradient, _ = library(model, GrpoConfig(), None, as_records(nano, model, judged))
     nanos_gradient = by_hand(nano.grpo_loss(model, [group for _, group in judged]), model)[1]
     assert_equal((0.0, gradient), (0.0, nanos_gradient))
     # The value differs by design: the surrogate is -advantage x ratio, nano's -advantage x log p.
@@ -203,7 +203,7 @@ def test_teacher_contexts(nano):
     groups = as_records(nano, tiny_model(), judged)
     for (task, group), record in zip(judged, groups, strict=True):
         rng = random.Random(0)
-        contexts = teacher_contexts(record, Context(), rng, lambda messages: 0)
+        contexts = teacher_contexts(record, ContextConfig(), rng, lambda messages: 0)
         order = [index for index, attempt in enumerate(group) if attempt.solved]
         random.Random(0).shuffle(order)
         for index, context in enumerate(contexts):

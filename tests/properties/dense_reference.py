@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdpo.losses.objective import Denominators, ObjectiveSpec, OldSupport, TokenBatch
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.objective import Denominators
+from sdpo.losses.specs import ObjectiveSpec
+from sdpo.losses.token_batch import TokenBatch
 
 
 def log_softmax(logits_TV: Tensor) -> Tensor:

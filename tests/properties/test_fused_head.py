@@ -11,11 +11,14 @@ from dense_reference import Dense, dense_objective, distance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.losses import distillation_loss, walk
+from sdpo.losses import distillation_loss
 from sdpo.losses.divergence import Divergence, bucket_divergence
-from sdpo.losses.heads import token_statistics, token_support
-from sdpo.losses.objective import Denominators, DistillSpec, ObjectiveSpec, TokenBatch
-from sdpo.losses.rows import compile_rows
+from sdpo.losses.head import walk
+from sdpo.losses.head.elementwise import compile_rows
+from sdpo.losses.head.logits import token_statistics, token_support
+from sdpo.losses.objective import Denominators
+from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.token_batch import TokenBatch
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "forward_ce")
 SUPPORTS = ((None, True), (4, True), (4, False), (1, True), (13, True), (13, False))

@@ -6,17 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.losses import distillation_loss, rows
-from sdpo.losses.heads import token_statistics
-from sdpo.losses.objective import (
-    Denominators,
-    DistillSpec,
-    KlSpec,
-    ObjectiveSpec,
-    PolicyGradientSpec,
-    TokenBatch,
-    objective_loss,
-)
+from sdpo.losses import distillation_loss
+from sdpo.losses.head import elementwise as rows
+from sdpo.losses.head.logits import token_statistics
+from sdpo.losses.objective import Denominators, objective_loss
+from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.token_batch import TokenBatch
 
 pytestmark = [
     pytest.mark.gpu,

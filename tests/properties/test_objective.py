@@ -16,19 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, group_advantages
-from sdpo.losses.objective import (
-    Denominators,
-    DistillSpec,
-    KlSpec,
-    ObjectiveResult,
-    ObjectiveSpec,
-    OldSupport,
-    PolicyGradientSpec,
-    TokenBatch,
-    count_denominators,
-    objective_loss,
-)
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
+from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
+from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.token_batch import TokenBatch
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict
 
 HYBRID = hybrid(0.3)
@@ -74,7 +67,7 @@ class World:
             for i in range(len(solved))
         ]
         advantages = group_advantages(group.rewards)
-        routes = route(group, contexts, rule)
+        routes = route(replace(group, contexts=tuple(contexts)), rule)
         return [
             self.attempt(task_id, i, advantages[i], routes[i], contexts[i].messages is not None)
             for i in range(len(solved))

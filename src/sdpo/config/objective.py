@@ -1,7 +1,7 @@
 """What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
 objectives.
 
-A named objective is a class that lists the parts it combines; `training/assemble.py` turns it into
+A named objective is a class that lists the parts it combines; `rollouts/sampler.py` turns it into
 the specs of `sdpo.losses`. Nothing here computes.
 """
 
@@ -17,7 +17,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Support(Config):
+class _SupportConfig(Config):
     top_k: PositiveInt | Literal["all"] = 100
     """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole
     vocabulary. Paper: 100 without rich feedback, 20 with it."""
@@ -35,38 +35,40 @@ class _Support(Config):
         return self
 
 
-class ReverseKL(_Support):
+class ReverseKLConfig(_SupportConfig):
     type: Literal["reverse_kl"] = "reverse_kl"
     """KL(student | teacher). Paper: with rich feedback and at test time."""
 
 
-class ForwardKL(_Support):
+class ForwardKLConfig(_SupportConfig):
     type: Literal["forward_kl"] = "forward_kl"
     """KL(teacher | student)."""
 
 
-class ForwardCE(_Support):
+class ForwardCEConfig(_SupportConfig):
     type: Literal["forward_ce"] = "forward_ce"
     """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another
     value."""
 
 
-class JSD(_Support):
+class JSDConfig(_SupportConfig):
     type: Literal["jsd"] = "jsd"
     """Jensen-Shannon divergence. Paper: without rich feedback."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
 
 
-Divergence = Annotated[ReverseKL | ForwardKL | ForwardCE | JSD, Field(discriminator="type")]
+DivergenceConfig = Annotated[
+    ReverseKLConfig | ForwardKLConfig | ForwardCEConfig | JSDConfig, Field(discriminator="type")
+]
 
 
-class NoWeighting(Config):
+class NoWeightingConfig(Config):
     type: Literal["none"] = "none"
     """Every token counts the same."""
 
 
-class PositionWeighting(Config):
+class PositionWeightingConfig(Config):
     type: Literal["position"] = "position"
     """w_t = w_min + (1-w_min) sigmoid((t/T - tau)/s) (2605.21606)."""
     w_min: Fraction = 0.25
@@ -77,19 +79,20 @@ class PositionWeighting(Config):
     """Width of the rise, in relative positions."""
 
 
-class EntropyWeighting(Config):
+class EntropyWeightingConfig(Config):
     type: Literal["entropy"] = "entropy"
     """w = exp(-beta H(teacher)) over its mean in the whole batch (SRPO, 2604.02288)."""
     beta: NonNegative = 1.0
     """Strength per nat of the teacher's entropy. SRPO: 1."""
 
 
-Weighting = Annotated[
-    NoWeighting | PositionWeighting | EntropyWeighting, Field(discriminator="type")
+WeightingConfig = Annotated[
+    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig,
+    Field(discriminator="type"),
 ]
 
 
-class PolicyGradient(Config):
+class PolicyGradientConfig(Config):
     """The reward component, Eq. 12."""
 
     kind: Literal["grpo", "gspo", "cispo"] = "grpo"
@@ -107,19 +110,19 @@ class PolicyGradient(Config):
     """Whether advantages are divided by the group's standard deviation. Paper: false."""
 
 
-class _Objective(Config):
+class _ObjectiveConfig(Config):
     kl_coefficient: NonNegative = 0.0
     """Weight of KL(student | initial model) per trained token, over the whole vocabulary. Paper:
     0."""
 
 
-class _Rewarded(_Objective):
-    policy_gradient: PolicyGradient = PolicyGradient()
+class _RewardedConfig(_ObjectiveConfig):
+    policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
     """The surrogate and its clipping."""
 
 
-class _Distilling(_Objective):
-    divergence: Divergence = JSD()
+class _DistillingConfig(_ObjectiveConfig):
+    divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
@@ -132,7 +135,7 @@ class _Distilling(_Objective):
     Paper: token."""
     sequence_estimator: NonNegative = 0.0
     """Weight of the sequence-level term of Eq. 8. Paper: 0, no gain measured."""
-    weighting: Weighting = NoWeighting()
+    weighting: WeightingConfig = NoWeightingConfig()
     """How strongly each distilled token counts."""
 
     @model_validator(mode="after")
@@ -151,28 +154,28 @@ class _Distilling(_Objective):
         return self
 
 
-class Sdpo(_Distilling):
+class SdpoConfig(_DistillingConfig):
     type: Literal["sdpo"] = "sdpo"
     """Self-distillation alone (Eq. 1)."""
 
 
-class Grpo(_Rewarded):
+class GrpoConfig(_RewardedConfig):
     type: Literal["grpo"] = "grpo"
     """Rewards alone: the paper's baseline (Eq. 12)."""
 
 
-class Hybrid(_Distilling, _Rewarded):
+class HybridConfig(_DistillingConfig, _RewardedConfig):
     type: Literal["hybrid"] = "hybrid"
     """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
     mix: Fraction = 0.9
     """Weight of the reward component. Paper: 0.9 in Fig. 11."""
 
 
-class Srpo(_Distilling, _Rewarded):
+class SrpoConfig(_DistillingConfig, _RewardedConfig):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
     (2604.02288)."""
-    weighting: Weighting = EntropyWeighting()
+    weighting: WeightingConfig = EntropyWeightingConfig()
 
     @model_validator(mode="after")
     def _counts_tokens(self) -> Self:
@@ -184,12 +187,12 @@ class Srpo(_Distilling, _Rewarded):
         return self
 
 
-class ScSdpo(_Distilling):
+class ScSdpoConfig(_DistillingConfig):
     type: Literal["sc_sdpo"] = "sc_sdpo"
     """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
 
 
-class Rlsd(_Rewarded):
+class RlsdConfig(_RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
     mix: Fraction = 0.5
@@ -200,7 +203,7 @@ class Rlsd(_Rewarded):
     """The teacher's factor stays within 1 +- clip."""
 
 
-class Rlcsd(_Rewarded):
+class RlcsdConfig(_RewardedConfig):
     type: Literal["rlcsd"] = "rlcsd"
     """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
     scale: PositiveFloat = 1.0
@@ -213,22 +216,31 @@ class Rlcsd(_Rewarded):
     """Wrong demonstrations averaged per rollout."""
 
 
-class Sdpg(_Distilling, _Rewarded):
+class SdpgConfig(_DistillingConfig, _RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036)."""
-    divergence: Divergence = ReverseKL(top_k="all")
+    divergence: DivergenceConfig = ReverseKLConfig(top_k="all")
     coefficient: NonNegative = 1e-3
     """Weight of the distillation component."""
     kl_coefficient: NonNegative = 1e-3
 
 
-class Sft(_Objective):
+class SftConfig(_ObjectiveConfig):
     type: Literal["sft"] = "sft"
     """Likelihood of the self-teacher's solved attempts after the task's own prompt: the off-policy
     baseline of Table 5."""
 
 
-Objective = Annotated[
-    Sdpo | Grpo | Hybrid | Srpo | ScSdpo | Rlsd | Rlcsd | Sdpg | Sft, Field(discriminator="type")
+ObjectiveConfig = Annotated[
+    SdpoConfig
+    | GrpoConfig
+    | HybridConfig
+    | SrpoConfig
+    | ScSdpoConfig
+    | RlsdConfig
+    | RlcsdConfig
+    | SdpgConfig
+    | SftConfig,
+    Field(discriminator="type"),
 ]

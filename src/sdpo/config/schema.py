@@ -11,15 +11,15 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sdpo.config.base import Config
-from sdpo.config.objective import Fraction, NonNegative, Objective, Sdpo
+from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
 
 
-class FullWeights(Config):
+class FullWeightsConfig(Config):
     type: Literal["full"] = "full"
     """Every weight trains, as in the paper."""
 
 
-class Lora(Config):
+class LoraConfig(Config):
     type: Literal["lora"] = "lora"
     """Low-rank adapters (PEFT); the initial model stays available for free as the adapter-less
     model."""
@@ -29,10 +29,10 @@ class Lora(Config):
     """Scale; the update is alpha / rank times the product."""
 
 
-Adapter = Annotated[FullWeights | Lora, Field(discriminator="type")]
+AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="type")]
 
 
-class Model(Config):
+class ModelConfig(Config):
     name: str = "smollm2-135m-instruct"
     """Hub id, folder, GGUF file, or the demo model. Paper: Qwen/Qwen3-8B,
     allenai/Olmo-3-7B-Instruct."""
@@ -41,14 +41,14 @@ class Model(Config):
     is float32 always."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    adapter: Adapter = FullWeights()
+    adapter: AdapterConfig = FullWeightsConfig()
     """Which weights train."""
     chat_template_kwargs: dict[str, bool | int | str] = Field(default_factory=dict)
     """Passed to the chat template, for instance `{enable_thinking = false}`. Paper: thinking
     off."""
 
 
-class CodeEnv(Config):
+class CodeEnvConfig(Config):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
@@ -68,7 +68,7 @@ class CodeEnv(Config):
     """Upper bound of one feedback text."""
 
 
-class ChoiceEnv(Config):
+class ChoiceEnvConfig(Config):
     type: Literal["choice"] = "choice"
     """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
     tasks: str
@@ -78,7 +78,7 @@ class ChoiceEnv(Config):
     row's id."""
 
 
-class ToolsEnv(Config):
+class ToolsEnvConfig(Config):
     type: Literal["tools"] = "tools"
     """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
     tasks: str
@@ -87,7 +87,7 @@ class ToolsEnv(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class MathEnv(Config):
+class MathEnvConfig(Config):
     type: Literal["math"] = "math"
     """Final answers in \\boxed{} compared symbolically (math-verify)."""
     tasks: str
@@ -96,34 +96,37 @@ class MathEnv(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class CustomEnv(Config):
+class CustomEnvConfig(Config):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
     path: str
     """`package.module:Name` of an `Env` instance, or of a callable that returns one."""
 
 
-Env = Annotated[CodeEnv | ChoiceEnv | ToolsEnv | MathEnv | CustomEnv, Field(discriminator="type")]
+EnvConfig = Annotated[
+    CodeEnvConfig | ChoiceEnvConfig | ToolsEnvConfig | MathEnvConfig | CustomEnvConfig,
+    Field(discriminator="type"),
+]
 
 
-class LocalEngine(Config):
+class LocalEngineConfig(Config):
     type: Literal["local"] = "local"
     """In process, sharing the trained weights."""
     max_sequences: PositiveInt = 64
     """Completions decoded at once; more wait. Bounds the key-value cache."""
 
 
-class VllmEngine(Config):
+class VllmEngineConfig(Config):
     type: Literal["vllm"] = "vllm"
     """vLLM in process; needs the extra `vllm`."""
     memory_fraction: Fraction = 0.4
     """Share of the device's memory for vLLM."""
 
 
-Engine = Annotated[LocalEngine | VllmEngine, Field(discriminator="type")]
+EngineConfig = Annotated[LocalEngineConfig | VllmEngineConfig, Field(discriminator="type")]
 
 
-class Rollout(Config):
+class RolloutConfig(Config):
     tasks_per_step: PositiveInt = 8
     """Tasks sampled each step, without replacement until all were seen. Paper: 32."""
     group_size: PositiveInt = 8
@@ -138,11 +141,11 @@ class Rollout(Config):
     """Sample to the limit whatever comes; for benchmarks only."""
     max_turns: PositiveInt = 1
     """Completions per attempt in environments that reply."""
-    engine: Engine = LocalEngine()
+    engine: EngineConfig = LocalEngineConfig()
     """Who samples."""
 
 
-class Context(Config):
+class ContextConfig(Config):
     demonstration: Literal["random", "none", "other_task"] = "random"
     """Solved sibling shown to the teacher. `other_task` is a control: another question's
     solution."""
@@ -163,17 +166,17 @@ class Context(Config):
     frame never."""
 
 
-class Live(Config):
+class LiveConfig(Config):
     type: Literal["live"] = "live"
     """The student's own current weights. No extra memory."""
 
 
-class Frozen(Config):
+class FrozenConfig(Config):
     type: Literal["frozen"] = "frozen"
     """The initial weights. One copy of the weights."""
 
 
-class Ema(Config):
+class EmaConfig(Config):
     type: Literal["ema"] = "ema"
     """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in
     the compute type if that is not float32."""
@@ -181,14 +184,14 @@ class Ema(Config):
     """Paper: 0.05 without rich feedback, 0.01 with it."""
 
 
-class Snapshot(Config):
+class SnapshotConfig(Config):
     type: Literal["snapshot"] = "snapshot"
     """The student as it was at the last multiple of `every` steps. One copy of the weights."""
     every: PositiveInt = 10
     """Steps between refreshes. RLCSD: 10."""
 
 
-class Gated(Config):
+class GatedConfig(Config):
     type: Literal["gated"] = "gated"
     """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe
     (2606.03532). One copy."""
@@ -201,7 +204,7 @@ class Gated(Config):
     refresh."""
 
 
-class TrustRegion(Config):
+class TrustRegionConfig(Config):
     type: Literal["trust_region"] = "trust_region"
     """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy,
     two teacher passes."""
@@ -209,19 +212,20 @@ class TrustRegion(Config):
     """Share of the current student in the geometric mean. Paper: 0.01."""
 
 
-Schedule = Annotated[
-    Live | Frozen | Ema | Snapshot | Gated | TrustRegion, Field(discriminator="type")
+ScheduleConfig = Annotated[
+    LiveConfig | FrozenConfig | EmaConfig | SnapshotConfig | GatedConfig | TrustRegionConfig,
+    Field(discriminator="type"),
 ]
 
 
-class Teacher(Config):
-    context: Context = Context()
+class TeacherConfig(Config):
+    context: ContextConfig = ContextConfig()
     """What the teacher sees."""
-    schedule: Schedule = Ema()
+    schedule: ScheduleConfig = EmaConfig()
     """Whose weights it has."""
 
 
-class Optim(Config):
+class OptimConfig(Config):
     lr: PositiveFloat = 1e-5
     """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
     it."""
@@ -240,7 +244,7 @@ class Optim(Config):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
-class Eval(Config):
+class EvalConfig(Config):
     every: NonNegativeInt = 10
     """Steps between evaluations; also before the first and after the last step. 0: only before and
     after."""
@@ -257,19 +261,19 @@ class Eval(Config):
     """Paper: 0.95."""
 
 
-class Checkpoint(Config):
+class CheckpointConfig(Config):
     every: NonNegativeInt = 10
     """Steps between checkpoints; also after the last step. 0: only after the last."""
     keep: PositiveInt = 2
     """Newest checkpoints kept; with `canaries.action = "rollback"` the one to return to besides."""
 
 
-class Credit(Config):
+class CreditConfig(Config):
     rollouts: NonNegativeInt = 2
     """Rollouts per step whose token credit is kept for the report; 0 keeps none."""
 
 
-class Canaries(Config):
+class CanariesConfig(Config):
     action: Literal["warn", "stop", "rollback"] = "warn"
     """What happens when a canary fires: a line, the end of the run, or a return to the last good
     checkpoint with a frozen teacher and half the rate (step 0 is saved too, so there is one; in
@@ -278,19 +282,19 @@ class Canaries(Config):
     """Consecutive bad steps before a canary fires."""
 
 
-class Log(Config):
+class LogConfig(Config):
     backends: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Services that receive the metrics besides metrics.jsonl."""
 
 
-class Select(Config):
+class SelectConfig(Config):
     pass_at: PositiveInt = 64
     """k of the pass@k that decides."""
     below: Fraction = 0.5
     """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard."""
 
 
-class Discover(Config):
+class DiscoverConfig(Config):
     methods: tuple[Literal["self_distillation", "best_of_k", "multi_turn"], ...] = (
         "self_distillation",
         "best_of_k",
@@ -310,7 +314,7 @@ class Discover(Config):
     stage starts from the initial weights (as in 2607.01763). 0: one stage. Paper: 0."""
     seeds: PositiveInt = 3
     """Independent repetitions. Paper: 5."""
-    select: Select | Literal["off"] = "off"
+    select: SelectConfig | Literal["off"] = "off"
     """Measure pass@k first and keep the hard tasks only."""
     window_tokens: PositiveInt = 1024
     """Multi-turn: budget of the accumulated prompt, first in first out. Paper: 32k."""
@@ -327,15 +331,15 @@ class RunConfig(Config):
     """Rounds of collect and update."""
     run: str = "runs/sdpo"
     """Directory the run writes to."""
-    model: Model = Model()
-    env: Env = CodeEnv()
-    rollout: Rollout = Rollout()
-    teacher: Teacher = Teacher()
-    objective: Objective = Sdpo()
-    optim: Optim = Optim()
-    eval: Eval = Eval()
-    checkpoint: Checkpoint = Checkpoint()
-    credit: Credit = Credit()
-    canaries: Canaries = Canaries()
-    log: Log = Log()
-    discover: Discover = Discover()
+    model: ModelConfig = ModelConfig()
+    env: EnvConfig = CodeEnvConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    objective: ObjectiveConfig = SdpoConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    credit: CreditConfig = CreditConfig()
+    canaries: CanariesConfig = CanariesConfig()
+    log: LogConfig = LogConfig()
+    discover: DiscoverConfig = DiscoverConfig()

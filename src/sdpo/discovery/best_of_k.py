@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.attempts import Tally
+from sdpo.discovery.log import Tally
 from sdpo.records import Task
+from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
-from sdpo.training.assemble import Sampler
 
 BATCH = 64
 """Attempts sampled at once. Part of what decides the random numbers, hence no setting."""

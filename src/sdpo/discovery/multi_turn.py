@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.attempts import Attempt, Tally
+from sdpo.discovery.log import Attempt, Tally
 from sdpo.envs.base import Env
 from sdpo.records import Message, Rollout, Task, Verdict
+from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 from sdpo.teacher import templates
 from sdpo.teacher.context import cut_middle
-from sdpo.training.assemble import Sampler
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,25 +17,26 @@ from pathlib import Path
 
 import torch
 
-from sdpo.config.objective import Hybrid, Sdpg, Sdpo
-from sdpo.config.schema import RunConfig, Select
-from sdpo.discovery.attempts import SearchLog, Tally
+from sdpo.config.objective import HybridConfig, SdpgConfig, SdpoConfig
+from sdpo.config.schema import RunConfig, SelectConfig
 from sdpo.discovery.best_of_k import best_of_k
+from sdpo.discovery.curves import write_summary
+from sdpo.discovery.log import SearchLog, Tally
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
-from sdpo.discovery.records import Discovery, Method, from_row
+from sdpo.discovery.result import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
-from sdpo.discovery.summary import write_summary
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
+from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.models.structure import check_head
+from sdpo.models.weights import copy_weights
 from sdpo.records import Task
+from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.teacher.schedule import copy_weights
-from sdpo.training.assemble import Sampler, open_sampler
 from sdpo.training.checkpoint import open_run_dir, run_facts
-from sdpo.training.packing import check_head
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -172,7 +173,7 @@ def _initial(
 
 def _check_learns(config: RunConfig) -> None:
     """Until a search ends all its attempts have failed, and of each there is its feedback alone."""
-    if not isinstance(config.objective, Sdpo | Hybrid | Sdpg):
+    if not isinstance(config.objective, SdpoConfig | HybridConfig | SdpgConfig):
         raise ConfigError(
             f"objective.type={config.objective.type!r} distils no attempt without a solved "
             "sibling, and a search ends with the first one; take objective.type=sdpo, which learns "
@@ -195,7 +196,7 @@ def _tasks(
     if config.discover.tasks:
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
-    if isinstance(select, Select):
+    if isinstance(select, SelectConfig):
         rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
         tasks = [task for task in tasks if rates[task.id] < select.below]
         if not tasks:
@@ -259,10 +260,8 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
-    partial.rename(path)
+    with atomic_write(path) as partial:
+        partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 
 def _file_name(task_id: str) -> str:

@@ -13,19 +13,20 @@ from collections.abc import Callable, Mapping
 import torch
 
 from sdpo.config.schema import RunConfig
-from sdpo.discovery.attempts import Tally
-from sdpo.engines.device import give_back_freed_memory
+from sdpo.discovery.log import Tally
 from sdpo.errors import CanaryStop, NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.metrics.values import Mean
+from sdpo.models.device import give_back_freed_memory
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
+from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
-from sdpo.teacher.schedule import TeacherSchedule, trainable
-from sdpo.training.assemble import Sampler
+from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 
@@ -150,10 +151,8 @@ class _Student:
         """One update on `group` (a step has one task, hence one update), the `step`th of the
         search; its metrics. Raises `NonFiniteLossError`."""
         config = self._config
-        contexts = self._builder.contexts([group], seed=derive(self._seed, "context", step))
-        samples = self._builder.samples(
-            group, contexts[0], seed=derive(self._seed, "samples", step)
-        )
+        groups = self._builder.with_contexts([group], seed=derive(self._seed, "context", step))
+        samples = self._builder.samples(groups[0], seed=derive(self._seed, "samples", step))
         spec = objective_spec(
             config.objective,
             step=step,
@@ -164,7 +163,7 @@ class _Student:
         result = self._updater.step([samples], spec, where=f"update {step + 1}")
         model = self._sampler.policy.model
         self._sampler.collector.engine.load_weights(model, self._updater.optimizer.num_updates)
-        metrics = rollout_metrics([group], contexts)
+        metrics = rollout_metrics(groups)
         metrics.merge(result.metrics)
         logprobs = [p for rollout in group.rollouts for p in rollout.sampler_logprobs]
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))

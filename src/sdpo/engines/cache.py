@@ -14,27 +14,10 @@ slots, R rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheShape:
-    """What every layer stores per token.
-
-    Example:
-        CacheShape(layers=((3, 64, 64),) * 30, dtype=torch.float32, device=torch.device("cpu"))
-    """
-
-    layers: tuple[tuple[int, int, int], ...]
-    """Per layer: key-value heads, size of a key, size of a value."""
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def token_bytes(self) -> int:
-        return sum(heads * (k + v) for heads, k, v in self.layers) * self.dtype.itemsize
+from sdpo.models.structure import CacheShape
 
 
 class KvCache:

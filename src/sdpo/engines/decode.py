@@ -18,95 +18,13 @@ from collections.abc import Sequence
 
 import torch
 
-from sdpo.engines.architecture import FastPath
-from sdpo.engines.attempts import Attempt
-from sdpo.engines.attention import PackedPlan, Span
 from sdpo.engines.base import Sampling
-from sdpo.engines.cache import KvCache
-from sdpo.engines.decode_attention import DecodePlan
+from sdpo.engines.completions import Attempt
+from sdpo.engines.decode_state import DecodeState, decode_step
 from sdpo.engines.graphs import StepGraphs
-from sdpo.engines.sampling import sample_tokens, uniforms
-
-
-class DecodeState:
-    """Tensors of the rows and the cache behind them; lives as long as its captured graphs."""
-
-    def __init__(
-        self,
-        fast: FastPath,
-        *,
-        num_prompts: int,
-        prompt_columns: int,
-        num_rows: int,
-        suffix_columns: int,
-        max_group: int,
-    ) -> None:
-        device = fast.cache.device
-        self.cache = KvCache(
-            fast.cache,
-            num_prompts=num_prompts,
-            prompt_columns=prompt_columns,
-            num_rows=num_rows,
-            suffix_columns=suffix_columns,
-        )
-        self.max_group = max_group
-        self.tokens_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.lengths_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.slots_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.live_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        """1 for a row in use, 0 for one that pads a captured step: its length then stays 0."""
-        self.uniforms_RT = torch.zeros(num_rows, suffix_columns, device=device)
-        self.prompt_lengths_G = torch.zeros(num_prompts, dtype=torch.long, device=device)
-        """Tokens in the prompt slot: all of the prompt but its last."""
-        self.rows_GS = torch.zeros(num_prompts, max_group, dtype=torch.long, device=device)
-        self.places_R = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.graphs = StepGraphs.on_cuda() if device.type == "cuda" else None
-
-    @property
-    def num_rows(self) -> int:
-        return self.tokens_R.shape[0]
-
-    def plan(
-        self, rows: int, columns: int, *, num_prompts: int, num_slots: int, prompt_columns: int
-    ) -> DecodePlan:
-        """A plan over the first rows, columns and prompt slots; masks everywhere unless told
-        otherwise.
-        """
-        cache = self.cache
-        return DecodePlan(
-            prompt_keys=[k[:num_prompts, :, :prompt_columns] for k in cache.prompt_keys],
-            prompt_values=[v[:num_prompts, :, :prompt_columns] for v in cache.prompt_values],
-            suffix_keys=[k[:rows, :, :columns] for k in cache.suffix_keys],
-            suffix_values=[v[:rows, :, :columns] for v in cache.suffix_values],
-            prompt_lengths_R=self.prompt_lengths_G[self.slots_R[:rows]],
-            lengths_R=self.lengths_R[:rows],
-            rows_GS=self.rows_GS[:num_prompts, :num_slots],
-            places_R=self.places_R[:rows],
-            is_dense=False,
-            mask_prompt=True,
-            mask_suffix=True,
-            max_position=prompt_columns + columns,
-        )
-
-
-def decode_step(
-    fast: FastPath, state: DecodeState, plan: DecodePlan, sampling: Sampling
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token for each row of the plan: ids [R] and log-probs [R]; the state moves on. Never
-    waits for the device.
-    """
-    rows = plan.lengths_R.shape[0]
-    logits_RV = fast.model(
-        input_ids=state.tokens_R[None, :rows],
-        position_ids=plan.positions_R[None],
-        use_cache=False,
-        sdpo_plan=plan,
-    ).logits[0]
-    numbers_R = state.uniforms_RT[:rows].gather(1, plan.lengths_R[:, None])[:, 0]
-    tokens_R, logprobs_R = sample_tokens(logits_RV, numbers_R, sampling)
-    state.tokens_R[:rows] = tokens_R
-    state.lengths_R[:rows] += state.live_R[:rows]
-    return tokens_R, logprobs_R
+from sdpo.engines.sampling import uniforms
+from sdpo.kernels.packed import PackedPlan, Span
+from sdpo.models.structure import FastPath
 
 
 class Decoder:
@@ -120,9 +38,11 @@ class Decoder:
         attempts: Sequence[Attempt],
         sampling: Sampling,
         max_prefill_tokens: int,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._fast = fast
         self._state = state
+        self._graphs = graphs
         self._prompts = prompts
         self._sampling = sampling
         self._max_prefill_tokens = max_prefill_tokens
@@ -156,8 +76,8 @@ class Decoder:
         state, num_live = self._state, len(self._rows)
         lengths = [len(attempt.token_ids) for attempt in self._rows]
         columns = max(lengths) + 1
-        if state.graphs is not None:
-            tokens_R, logprobs_R = state.graphs.step(
+        if self._graphs is not None:
+            tokens_R, logprobs_R = self._graphs.step(
                 self._fast, state, self._sampling, num_live, columns
             )
             return tokens_R[:num_live], logprobs_R[:num_live]
@@ -179,7 +99,7 @@ class Decoder:
             len(self._prompts[attempt.prompt]) + len(attempt.token_ids) for attempt in self._rows
         )
         # Thousands of small calls: without autograd's bookkeeping a step takes 0.95 of the time.
-        # Not so in `generic.py`: its models may keep tensors that they make on the way (dynamic
+        # Not so in `fallback.py`: its models may keep tensors that they make on the way (dynamic
         # rotary scaling), and training could not use those.
         with torch.inference_mode():
             return decode_step(self._fast, state, plan, self._sampling)
@@ -287,7 +207,7 @@ class Decoder:
         members: dict[int, list[int]] = {}
         for row, attempt in enumerate(self._rows):
             members.setdefault(self._slots[attempt.prompt], []).append(row)
-        if state.graphs is None:
+        if self._graphs is None:
             num_prompts, num_slots = max(members) + 1, max(map(len, members.values()))
         else:  # captured steps have fixed shapes
             num_prompts, num_slots = state.rows_GS.shape

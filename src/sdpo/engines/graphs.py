@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from sdpo.engines.architecture import FastPath
 from sdpo.engines.base import Sampling
-
-if TYPE_CHECKING:
-    from sdpo.engines.decode import DecodeState
+from sdpo.engines.decode_state import DecodeState, decode_step
+from sdpo.models.structure import FastPath
 
 _COLUMN_STEP = 64
 _WARM_UP_STEPS = 2
@@ -84,8 +82,6 @@ class StepGraphs:
     def _capture(
         self, fast: FastPath, state: DecodeState, sampling: Sampling, rows: int, columns: int
     ) -> CapturedStep:
-        from sdpo.engines.decode import decode_step
-
         num_prompts, num_slots = state.rows_GS.shape
 
         def step() -> tuple[torch.Tensor, torch.Tensor]:

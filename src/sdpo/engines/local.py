@@ -13,16 +13,18 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from sdpo.engines.architecture import FastPath, causal_lm, evaluating, probe
-from sdpo.engines.attempts import Attempt, distinct_prompts
-from sdpo.engines.attention import fast_layers
 from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
-from sdpo.engines.decode import Decoder, DecodeState
-from sdpo.engines.generic import sample_prompt, score_alone
-from sdpo.engines.prepack import packed_linears
+from sdpo.engines.completions import Attempt, distinct_prompts
+from sdpo.engines.decode import Decoder
+from sdpo.engines.decode_state import DecodeState
+from sdpo.engines.fallback import sample_prompt, score_alone
+from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import check_sampling
 from sdpo.engines.scoring import score_packed
 from sdpo.errors import EngineError
+from sdpo.kernels.linears import packed_linears
+from sdpo.kernels.plan import fast_layers
+from sdpo.models.structure import FastPath, causal_lm, evaluating, probe
 
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of
@@ -62,7 +64,7 @@ class LocalEngine:
         self._inner: PreTrainedModel = causal_lm(model)
         self._fast: FastPath | None = None
         self._is_probed = False
-        self._state: tuple[tuple[int, ...], DecodeState] | None = None
+        self._state: tuple[tuple[int, ...], DecodeState, StepGraphs] | None = None
 
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Notes that `model` (usually the module it already holds) carries weights of `version`."""
@@ -124,12 +126,14 @@ class LocalEngine:
         attempts: Sequence[Attempt],
         sampling: Sampling,
     ) -> None:
-        state = self._open_state(fast, prompts, attempts, sampling)
+        state, graphs = self._open_state(fast, prompts, attempts, sampling)
         with (
             fast_layers(self._inner),
             packed_linears(self._inner, rows=state.num_rows, steps=sampling.max_new_tokens),
         ):
-            Decoder(fast, state, prompts, attempts, sampling, self._max_prefill_tokens).run()
+            Decoder(
+                fast, state, prompts, attempts, sampling, self._max_prefill_tokens, graphs
+            ).run()
 
     def _open_state(
         self,
@@ -137,8 +141,9 @@ class LocalEngine:
         prompts: Sequence[tuple[int, ...]],
         attempts: Sequence[Attempt],
         sampling: Sampling,
-    ) -> DecodeState:
-        """The cache for this call: the last one where its captured steps fit, else a new one."""
+    ) -> tuple[DecodeState, StepGraphs | None]:
+        """The cache for this call and its captured steps: the last ones where they fit, else
+        new."""
         columns = max(1, max(map(len, prompts)) - 1)
         is_cuda = fast.cache.device.type == "cuda"
         if is_cuda:
@@ -153,7 +158,7 @@ class LocalEngine:
         if is_cuda:
             key += tuple(parameter.data_ptr() for parameter in self._inner.parameters())
             if self._state is not None and self._state[0] == key:
-                return self._state[1]
+                return self._state[1:]
         self.release()
         state = DecodeState(
             fast,
@@ -163,9 +168,11 @@ class LocalEngine:
             suffix_columns=sampling.max_new_tokens,
             max_group=max_group,
         )
-        if is_cuda:
-            self._state = (key, state)
-        return state
+        if not is_cuda:
+            return state, None
+        graphs = StepGraphs.on_cuda()
+        self._state = (key, state, graphs)
+        return state, graphs
 
     def _rows_within_budget(
         self,

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sdpo.engines.architecture import FastPath, head_logits
-from sdpo.engines.attention import PackedPlan, Span, fast_layers
 from sdpo.engines.base import ScoreRequest
+from sdpo.kernels.packed import PackedPlan, Span
+from sdpo.kernels.plan import fast_layers
+from sdpo.models.structure import FastPath, head_logits
 
 _LOGITS_BYTES = 2**27
 

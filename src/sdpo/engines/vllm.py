@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from sdpo.engines.architecture import causal_lm
 from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
+from sdpo.models.structure import causal_lm
 
 _MAX_SEED = 2**63 - 1
 """vLLM takes signed 64-bit seeds."""

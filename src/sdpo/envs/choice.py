@@ -16,9 +16,8 @@ import re
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs import feedback
-from sdpo.envs.code_tasks import Line
-from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.text import TRUNCATED, safe
 from sdpo.records import Task, Verdict
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)
@@ -45,7 +44,7 @@ class Choice(RowsEnv):
         env.load("train")[0].reference   # {"answer": "B", "options": "ABCD"}
     """
 
-    def __init__(self, config: schema.ChoiceEnv) -> None:
+    def __init__(self, config: schema.ChoiceEnvConfig) -> None:
         super().__init__(config.tasks, config.eval_fraction)
 
     def parse(self, line: Line) -> Task:
@@ -74,16 +73,14 @@ class Choice(RowsEnv):
             if answers:
                 says = SEVERAL.format(count=len(answers))
             elif is_truncated:
-                return failed("truncated", feedback.TRUNCATED, has_reasoning=has_reasoning)
+                return failed("truncated", TRUNCATED, has_reasoning=has_reasoning)
             else:
                 says = NOT_CLOSED if is_open else NO_ANSWER
             return failed("incorrect_format", says, has_reasoning=has_reasoning)
         letter = answers[0].strip().upper()
         options = task.reference["options"]
         if letter not in tuple(options):
-            says = NO_LETTER.format(
-                answer=feedback.safe(answers[0].strip()), options=", ".join(options)
-            )
+            says = NO_LETTER.format(answer=safe(answers[0].strip()), options=", ".join(options))
             return failed("incorrect_format", says, has_reasoning=has_reasoning)
         if letter != task.reference["answer"]:
             return failed("wrong_answer", WRONG.format(letter=letter), has_reasoning=has_reasoning)

@@ -17,10 +17,9 @@ import threading
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs import feedback
-from sdpo.envs.code_tasks import Line
 from sdpo.envs.math_process import Comparer
-from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.text import TRUNCATED, safe
 from sdpo.errors import ConfigError
 from sdpo.records import Task, Verdict
 
@@ -42,11 +41,11 @@ class Math(RowsEnv):
     """Mathematics problems of a file.
 
     Example:
-        with contextlib.closing(Math(schema.MathEnv(tasks="problems.jsonl"))) as env:
+        with contextlib.closing(Math(schema.MathEnvConfig(tasks="problems.jsonl"))) as env:
             env.judge(env.load("train")[0], rollout)
     """
 
-    def __init__(self, config: schema.MathEnv, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+    def __init__(self, config: schema.MathEnvConfig, *, time_limit_s: float = TIME_LIMIT_S) -> None:
         super().__init__(config.tasks, config.eval_fraction)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
@@ -70,10 +69,10 @@ class Math(RowsEnv):
         boxed, problem = last_box(strip_thinking(text))
         if boxed is None or not boxed.strip():
             if is_truncated:
-                return failed("truncated", feedback.TRUNCATED)
+                return failed("truncated", TRUNCATED)
             return failed("incorrect_format", problem or EMPTY)
         answer = boxed.strip()
-        shown = feedback.safe(answer)
+        shown = safe(answer)
         match self._compare(task, answer):
             case "right":
                 return accepted()

@@ -25,9 +25,8 @@ from typing import Any
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs import feedback
-from sdpo.envs.code_tasks import Line
-from sdpo.envs.rows import RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.text import TRUNCATED, safe
 from sdpo.records import Task, Verdict
 
 _ACTION = re.compile(r"^[ \t]*Action[ \t]*:(.*)$", re.MULTILINE)
@@ -72,7 +71,7 @@ class Tools(RowsEnv):
         Tools(schema.ToolsEnv(tasks="tooluse_test.json")).check()
     """
 
-    def __init__(self, config: schema.ToolsEnv) -> None:
+    def __init__(self, config: schema.ToolsEnvConfig) -> None:
         super().__init__(config.tasks, config.eval_fraction)
 
     def parse(self, line: Line) -> Task:
@@ -97,7 +96,7 @@ class Tools(RowsEnv):
         calls, problem = parse_calls(strip_thinking(text))
         if problem is not None:
             if is_truncated:
-                return failed("truncated", feedback.TRUNCATED, num_calls=float(len(calls)))
+                return failed("truncated", TRUNCATED, num_calls=float(len(calls)))
             return failed("incorrect_format", problem, num_calls=float(len(calls)))
         references = task.reference["calls"]
         known = set(task.reference["tools"]) | {call.action for call in references[0]}
@@ -108,7 +107,7 @@ class Tools(RowsEnv):
         unknown = dict.fromkeys(call.action for call in calls if call.action not in known)
         if unknown:
             tools = ", ".join(task.reference["tools"])
-            says = [UNKNOWN.format(name=feedback.safe(name), tools=tools) for name in unknown]
+            says = [UNKNOWN.format(name=safe(name), tools=tools) for name in unknown]
         if len(says) > MAX_PROBLEMS:
             says = [*says[:MAX_PROBLEMS], f"... ({len(says) - MAX_PROBLEMS} more problems)"]
         return failed("wrong_answer", "\n".join(says), num_calls=float(len(calls)))
@@ -135,7 +134,7 @@ def parse_calls(text: str) -> tuple[list[Call], str | None]:
     ends = [action.start() for action in actions[1:]] + [len(text)]
     for action, end in zip(actions, ends, strict=True):
         name = action[1].strip("`*\"' \t")
-        shown = feedback.safe(name)
+        shown = safe(name)
         found = _INPUT.search(text, action.end(), end)
         if found is None:
             return calls, NO_INPUT.format(name=shown)
@@ -157,7 +156,7 @@ def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
         # Numbers of thousands of digits, and nesting beyond what the parser follows.
         return {}, str(error)
     if not isinstance(value, dict):
-        return {}, f"it is {feedback.safe(json.dumps(value))}"
+        return {}, f"it is {safe(json.dumps(value))}"
     return value, None
 
 
@@ -171,7 +170,7 @@ def _problems(calls: Sequence[Call], reference: Sequence[Call]) -> list[str]:
     says = []
     for action, surplus in (given - wanted).items():
         template = TOO_MANY if given[action] > surplus else NOT_NEEDED
-        says.append(template.format(name=feedback.safe(action), given=given[action]))
+        says.append(template.format(name=safe(action), given=given[action]))
     num_missing = (wanted - given).total()
     if num_missing:
         says.append(
@@ -190,7 +189,7 @@ def _argument_problems(
     if missing:
         says.append(MISSING.format(names=", ".join(missing)))
     if extra:
-        says.append(EXTRA.format(names=", ".join(map(feedback.safe, extra))))
+        says.append(EXTRA.format(names=", ".join(map(safe, extra))))
     for name, values in given.items():
         if name in extra:
             continue
@@ -203,8 +202,8 @@ def _argument_problems(
             else:
                 left.pop(match)
         for value in wrong:
-            shown = feedback.safe(json.dumps(value, ensure_ascii=False))
-            says.append(WRONG_VALUE.format(name=feedback.safe(name), value=shown))
+            shown = safe(json.dumps(value, ensure_ascii=False))
+            says.append(WRONG_VALUE.format(name=safe(name), value=shown))
         if left and not wrong:
             says.append(MISSING.format(names=f"{name} (in another call)"))
     return says

@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdpo.losses.fused import DistillationResult, distillation_loss
+    from sdpo.losses.head.fused import DistillationResult, distillation_loss
 
 __all__ = ["DistillationResult", "distillation_loss"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from sdpo.losses import fused
+        from sdpo.losses.head import fused
 
         return getattr(fused, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

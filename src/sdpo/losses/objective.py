@@ -21,13 +21,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sdpo.losses.batch import TokenBatch
-from sdpo.losses.buckets import OldSupport
-from sdpo.losses.contributions import contributions, needs_whole_sequences
-from sdpo.losses.fused import HeadInputs, HeadPass, RowTerms, TokenOutputs, head_pass
-from sdpo.losses.heads import Side, math_dtype
+from sdpo.kernels.dtypes import math_dtype
+from sdpo.losses.head.fused import HeadPass, head_pass
+from sdpo.losses.head.logits import Side
+from sdpo.losses.head.support import OldSupport
+from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs
 from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.terms import contributions, needs_whole_sequences
+from sdpo.losses.token_batch import TokenBatch
 from sdpo.records import Sample
 
 __all__ = [
@@ -85,9 +87,9 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
     """
     distill = pg = kl = 0.0
     for sample in samples:
-        tokens = sum(sample.loss_mask)
-        is_distilled = is_distill_fed(sample) and spec.distill is not None
-        is_rewarded = bool(sample.component_weights.get("pg", 0.0)) and spec.pg is not None
+        tokens = sample.num_trained
+        is_distilled = sample.is_distilled and spec.distill is not None
+        is_rewarded = sample.is_rewarded and spec.pg is not None
         if spec.joint_count:
             is_distilled = is_rewarded = is_distilled or is_rewarded
         distill += tokens * is_distilled
@@ -102,13 +104,6 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
                     pg += spec.pg.fixed_length
         kl += tokens * (spec.kl is not None)
     return Denominators(distill=distill, pg=pg, kl=kl)
-
-
-def is_distill_fed(sample: Sample) -> bool:
-    """Whether `sample` is routed to distillation and has a teacher context to be distilled from."""
-    return (
-        bool(sample.component_weights.get("distill", 0.0)) and sample.teacher_prompt_ids is not None
-    )
 
 
 def objective_loss(

@@ -21,7 +21,7 @@ from sdpo.rollouts.credit import CREDIT
 from sdpo.rollouts.record import ROLLOUTS
 
 DISCOVERY = "discovery.json"
-"""What a discovery run leaves instead of metrics; discovery/summary.py writes it."""
+"""What a discovery run leaves instead of metrics; discovery/curves.py writes it."""
 
 Row = dict[str, Any]
 Item = TypeVar("Item")

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.errors import PromptTooLongError
 from sdpo.records import Group, Message, TeacherContext
 from sdpo.teacher import templates
@@ -37,7 +37,7 @@ class _Said(NamedTuple):
 
 def teacher_contexts(
     group: Group,
-    rules: Context,
+    rules: ContextConfig,
     rng: random.Random,
     count_tokens: CountTokens,
     *,
@@ -75,7 +75,7 @@ def teacher_contexts(
     return contexts
 
 
-def _choose_demonstration(index: int, order: Sequence[int], rules: Context) -> int | None:
+def _choose_demonstration(index: int, order: Sequence[int], rules: ContextConfig) -> int | None:
     if rules.demonstration != "random":
         return None
     for candidate in order:
@@ -100,7 +100,7 @@ def _context(
     index: int,
     demonstration: int | None,
     said: _Said,
-    rules: Context,
+    rules: ContextConfig,
     count_tokens: CountTokens,
 ) -> TeacherContext:
     verdict = group.verdicts[index]
@@ -127,7 +127,7 @@ def _context(
 
 
 def _fit(
-    group: Group, said: _Said, rules: Context, count_tokens: CountTokens
+    group: Group, said: _Said, rules: ContextConfig, count_tokens: CountTokens
 ) -> tuple[tuple[Message, ...], int]:
     """Messages within the budget and the number of characters cut: feedback and attempt go first,
     then demonstration."""

@@ -8,47 +8,21 @@ with LoRA that is megabytes. It reads no batch and computes no loss.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 
-from sdpo.config.schema import Ema, Frozen, Gated, Live, Schedule, Snapshot, TrustRegion
+from sdpo.config.schema import (
+    EmaConfig,
+    FrozenConfig,
+    GatedConfig,
+    LiveConfig,
+    ScheduleConfig,
+    SnapshotConfig,
+    TrustRegionConfig,
+)
 from sdpo.errors import CheckpointError
-
-Weights = Mapping[str, torch.Tensor]
-"""Trainable parameters by name, in the module's compute type."""
-
-
-def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Parameters that train, by name; tied ones once."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
-
-@contextmanager
-def applied(module: torch.nn.Module, weights: Weights | None) -> Generator[None]:
-    """`module` computing with `weights` inside the block; None leaves it as it is.
-
-    Swaps `Parameter.data`; nothing is copied. Use only without autograd: a graph built inside would
-    see other storage.
-    """
-    if weights is None:
-        yield
-        return
-    parameters = trainable(module)
-    own = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.data = weights[name]
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = own[name]
-
-
-def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A detached copy of the trainable weights in their own dtype."""
-    return {name: p.detach().clone() for name, p in trainable(module).items()}
+from sdpo.models.weights import Weights, copy_weights, trainable
 
 
 class TeacherSchedule:
@@ -59,22 +33,22 @@ class TeacherSchedule:
     """
 
     def __init__(
-        self, config: Schedule, student: torch.nn.Module, *, keep_initial: bool = False
+        self, config: ScheduleConfig, student: torch.nn.Module, *, keep_initial: bool = False
     ) -> None:
         """Reads `student` as the initial model."""
         self.config = config
-        needs_initial = keep_initial or isinstance(config, (Frozen, TrustRegion))
+        needs_initial = keep_initial or isinstance(config, (FrozenConfig, TrustRegionConfig))
         self.initial: Weights | None = copy_weights(student) if needs_initial else None
         self._average: dict[str, torch.Tensor] | None = None
         self._weights: Weights | None = None
         match config:
-            case Live() | TrustRegion():
+            case LiveConfig() | TrustRegionConfig():
                 pass
-            case Frozen():
+            case FrozenConfig():
                 self._weights = self.initial
-            case Snapshot() | Gated():
+            case SnapshotConfig() | GatedConfig():
                 self._weights = copy_weights(student)
-            case Ema():
+            case EmaConfig():
                 self._weights = copy_weights(student)
                 self._average = {
                     name: w if w.dtype == torch.float32 else w.float()
@@ -94,13 +68,13 @@ class TeacherSchedule:
     @property
     def trust(self) -> float | None:
         """Share of the student in the trust-region target, None without a trust region."""
-        return self.config.mix if isinstance(self.config, TrustRegion) else None
+        return self.config.mix if isinstance(self.config, TrustRegionConfig) else None
 
     @torch.no_grad()
     def after_update(self, student: torch.nn.Module) -> None:
         """Follow one optimizer update: theta' <- (1 - rate) theta' + rate theta, in float32 and in
         place."""
-        if not isinstance(self.config, Ema) or self.is_frozen:
+        if not isinstance(self.config, EmaConfig) or self.is_frozen:
             return
         assert self._average is not None
         assert self._weights is not None
@@ -114,12 +88,12 @@ class TeacherSchedule:
         self, step: int, student: torch.nn.Module, *, mean_reward: float, length_p90: float
     ) -> bool:
         """Follow one whole step (0-based); true when the teacher was refreshed from the student."""
-        if self.is_frozen or not isinstance(self.config, (Snapshot, Gated)):
+        if self.is_frozen or not isinstance(self.config, (SnapshotConfig, GatedConfig)):
             return False
         self._window.append((mean_reward, length_p90))
         if (step + 1) % self.config.every:
             return False
-        if isinstance(self.config, Gated) and not self._gate_opens(self.config):
+        if isinstance(self.config, GatedConfig) and not self._gate_opens(self.config):
             self._window.clear()
             return False
         self._window.clear()
@@ -127,7 +101,7 @@ class TeacherSchedule:
         self.refreshes += 1
         return True
 
-    def _gate_opens(self, config: Gated) -> bool:
+    def _gate_opens(self, config: GatedConfig) -> bool:
         """Reward rose since the last refresh and the length tail is safe; the first window sets the
         standard."""
         reward = sum(r for r, _ in self._window) / len(self._window)

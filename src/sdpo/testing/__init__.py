@@ -6,7 +6,7 @@ feedback. Nothing is downloaded.
 """
 
 from sdpo.testing.models import CHAT_TEMPLATE, byte_tokenizer, tiny_model
-from sdpo.testing.reading import save_toy_model, teach_feedback_reading, toy_model
+from sdpo.testing.toy_policy import save_toy_model, teach_feedback_reading, toy_model
 from sdpo.testing.toy_world import Reveal, ToyEnv, toy_env, toy_tokenizer
 
 __all__ = [

@@ -29,8 +29,9 @@ from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import CheckpointError, ConfigError
-from sdpo.teacher.schedule import trainable
-from sdpo.training.quiet import quiet
+from sdpo.files import atomic_write
+from sdpo.models.quiet import quiet
+from sdpo.models.weights import trainable
 
 STATE = "state.pt"
 WEIGHTS = "trainable.safetensors"
@@ -69,23 +70,18 @@ class Checkpoints:
         partial folder remains.
         """
         final = self.folder / f"step-{step}"
-        partial = self.folder / f".partial-{step}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            with quiet():
-                model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            trained = trainable(model)
-            if not trained.keys() <= _saved_names(partial):
-                weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-                save_file(weights, partial / WEIGHTS)
-            torch.save(dict(state), partial / STATE)
-            _sync(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+            with atomic_write(final) as partial:
+                partial.mkdir()
+                with quiet():
+                    model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+                trained = trainable(model)
+                if not trained.keys() <= _saved_names(partial):
+                    weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+                    save_file(weights, partial / WEIGHTS)
+                torch.save(dict(state), partial / STATE)
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write checkpoint {final}: {error}; "
                 "free space or choose another `run` directory. "
@@ -132,13 +128,6 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _sync(folder: Path) -> None:
-    """Ask the disk to hold every file before the rename makes them visible."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     """The run's directory with its config.json; one that holds results must have the same config
     and environment, except that `steps` may have grown: then the run goes on.
@@ -156,9 +145,8 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
             facts = {name: value for name, value in recorded.items() if name != "config"}
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"config": dump(config), **facts}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.rename(path)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(
             f"run = {config.run!r}: cannot write there ({error.strerror}); "

@@ -10,20 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sdpo.config.objective import (
-    EntropyWeighting,
-    PolicyGradient,
-    PositionWeighting,
-    Rlcsd,
-    ScSdpo,
-    Sft,
+    EntropyWeightingConfig,
+    PolicyGradientConfig,
+    PositionWeightingConfig,
+    RlcsdConfig,
+    ScSdpoConfig,
 )
-from sdpo.config.schema import RunConfig, TrustRegion
+from sdpo.config.schema import RunConfig, TrustRegionConfig
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
@@ -48,7 +47,7 @@ def describe_objective(config: RunConfig) -> list[str]:
         step=0,
         temperature=config.rollout.temperature,
         max_completion_tokens=config.rollout.max_completion_tokens,
-        trust=schedule.mix if isinstance(schedule, TrustRegion) else None,
+        trust=schedule.mix if isinstance(schedule, TrustRegionConfig) else None,
     )
     lines = [f"objective {config.objective.type}, as it resolves:"]
     lines += _routing(routing_rule(config.objective))
@@ -61,7 +60,7 @@ def describe_objective(config: RunConfig) -> list[str]:
             f"kl        {spec.kl.coefficient:g} x KL(student | initial model), whole vocabulary",
             "          / trained tokens of the whole batch",
         ]
-    if spec.needs_teacher or isinstance(config.objective, Sft):
+    if reads_contexts(config.objective):
         lines.append(f"teacher   {_teacher(config)}")
     lines.append(f"all at temperature {spec.temperature:g}")
     return lines
@@ -132,11 +131,11 @@ def _support(distill: DistillSpec) -> str:
 def _weighting(config: RunConfig) -> str:
     parts = []
     match getattr(config.objective, "weighting", None):
-        case PositionWeighting(w_min=w_min, tau=tau, s=s):
+        case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             parts.append(f"{w_min:g} + {1 - w_min:g} sigmoid((t/T - {tau:g}) / {s:g})")
-        case EntropyWeighting(beta=beta):
+        case EntropyWeightingConfig(beta=beta):
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
-    if isinstance(config.objective, ScSdpo):
+    if isinstance(config.objective, ScSdpoConfig):
         parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
     return ", times ".join(parts) or "every token alike"
 
@@ -155,7 +154,7 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     if pg.kind == "sft":
         said = "likelihood, after the task's own prompt, of attempts the self-teacher sampled"
         return [f"pg        {said}", over]
-    std = getattr(config.objective, "policy_gradient", PolicyGradient()).std
+    std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
         f"pg        {pg.kind}, ratios within [{1 - pg.eps_low:g}, {1 + pg.eps_high:g}]{cap}",
@@ -168,7 +167,7 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
                 f"the exponential within [{1 - clip:g}, {1 + clip:g}]"
             )
         case RlcsdCredit(scale=scale, mix=mix, tau=tau):
-            assert isinstance(config.objective, Rlcsd)
+            assert isinstance(config.objective, RlcsdConfig)
             lines.append(
                 f"          + contrast with {config.objective.num_negatives} wrong demonstrations, "
                 f"scale {scale:g}, share {mix:g}, temperature {tau:g}"

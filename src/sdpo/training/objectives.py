@@ -3,52 +3,58 @@
 from __future__ import annotations
 
 from sdpo.config.objective import (
-    JSD,
-    Grpo,
-    Hybrid,
-    Objective,
-    PolicyGradient,
-    Rlcsd,
-    Rlsd,
-    ScSdpo,
-    Sdpg,
-    Sdpo,
-    Sft,
-    Srpo,
+    GrpoConfig,
+    HybridConfig,
+    JSDConfig,
+    ObjectiveConfig,
+    PolicyGradientConfig,
+    RlcsdConfig,
+    RlsdConfig,
+    ScSdpoConfig,
+    SdpgConfig,
+    SdpoConfig,
+    SftConfig,
+    SrpoConfig,
 )
 from sdpo.losses import routing
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, linear_decay
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
 
-Distilling = Sdpo | Hybrid | Srpo | ScSdpo | Sdpg
+Distilling = SdpoConfig | HybridConfig | SrpoConfig | ScSdpoConfig | SdpgConfig
 
 
-def routing_rule(objective: Objective) -> routing.Rule:
+def reads_contexts(objective: ObjectiveConfig) -> bool:
+    """Whether a teacher reads anything: the loss compares with it (distillation, token credit), or
+    its own attempts are learnt (`sft`)."""
+    return not isinstance(objective, GrpoConfig)
+
+
+def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
     """Which component each rollout feeds."""
     match objective:
-        case Sdpo():
+        case SdpoConfig():
             return routing.sdpo
-        case ScSdpo():
+        case ScSdpoConfig():
             return routing.sc_sdpo
-        case Grpo():
+        case GrpoConfig():
             return routing.grpo
-        case Hybrid(mix=mix):
+        case HybridConfig(mix=mix):
             return routing.hybrid(mix)
-        case Srpo():
+        case SrpoConfig():
             return routing.srpo
-        case Rlsd():
+        case RlsdConfig():
             return routing.rlsd
-        case Rlcsd():
+        case RlcsdConfig():
             return routing.rlcsd
-        case Sdpg(coefficient=coefficient):
+        case SdpgConfig(coefficient=coefficient):
             return routing.sdpg(coefficient)
-        case Sft():
+        case SftConfig():
             return routing.sft
 
 
 def objective_spec(
-    objective: Objective,
+    objective: ObjectiveConfig,
     *,
     step: int,
     temperature: float,
@@ -60,9 +66,9 @@ def objective_spec(
     distills = isinstance(objective, Distilling)
     credit = None
     match objective:
-        case Rlsd(mix=mix, decay_steps=decay_steps, clip=clip):
+        case RlsdConfig(mix=mix, decay_steps=decay_steps, clip=clip):
             credit = RlsdCredit(mix=linear_decay(mix, step, decay_steps), clip=clip)
-        case Rlcsd(scale=scale, mix=mix, tau=tau):
+        case RlcsdConfig(scale=scale, mix=mix, tau=tau):
             credit = RlcsdCredit(scale=scale, mix=mix, tau=tau)
     kl = objective.kl_coefficient
     return ObjectiveSpec(
@@ -72,7 +78,7 @@ def objective_spec(
         credit=credit,
         temperature=temperature,
         credit_trust=trust if credit is not None else None,
-        joint_count=isinstance(objective, Srpo),
+        joint_count=isinstance(objective, SrpoConfig),
     )
 
 
@@ -81,7 +87,7 @@ def _distill(objective: Distilling, trust: float | None) -> DistillSpec:
     clip = objective.advantage_clip
     return DistillSpec(
         divergence=divergence.type,
-        beta=divergence.beta if isinstance(divergence, JSD) else 0.5,
+        beta=divergence.beta if isinstance(divergence, JSDConfig) else 0.5,
         top_k=None if divergence.top_k == "all" else divergence.top_k,
         tail=divergence.tail,
         granularity=objective.granularity,
@@ -93,13 +99,15 @@ def _distill(objective: Distilling, trust: float | None) -> DistillSpec:
     )
 
 
-def _policy_gradient(objective: Objective, max_completion_tokens: int) -> PolicyGradientSpec | None:
+def _policy_gradient(
+    objective: ObjectiveConfig, max_completion_tokens: int
+) -> PolicyGradientSpec | None:
     match objective:
-        case Sft():
+        case SftConfig():
             return PolicyGradientSpec(kind="sft")
-        case Sdpo() | ScSdpo():
+        case SdpoConfig() | ScSdpoConfig():
             return None
-    config: PolicyGradient = objective.policy_gradient
+    config: PolicyGradientConfig = objective.policy_gradient
     return PolicyGradientSpec(
         kind=config.kind,
         eps_low=config.eps_low,

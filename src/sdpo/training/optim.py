@@ -13,10 +13,10 @@ from contextlib import contextmanager
 
 import torch
 
-from sdpo.config.schema import Optim
+from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
-from sdpo.teacher.schedule import trainable
-from sdpo.training.parallel import Parallel
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
 
 
 class Optimizer:
@@ -26,7 +26,7 @@ class Optimizer:
     the module is not float32.
     """
 
-    def __init__(self, config: Optim, module: torch.nn.Module) -> None:
+    def __init__(self, config: OptimConfig, module: torch.nn.Module) -> None:
         self._config = config
         self._parameters = trainable(module)
         self._masters = {

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from sdpo.engines.attempts import Attempt
 from sdpo.engines.base import Sampling
+from sdpo.engines.completions import Attempt
 from sdpo.engines.sampling import check_sampling, sample_tokens, uniforms
 from sdpo.errors import EngineError
 

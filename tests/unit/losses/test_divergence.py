@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from sdpo.losses.buckets import top_tokens
 from sdpo.losses.divergence import Divergence, bucket_divergence
+from sdpo.losses.head.support import top_tokens
 
 
 def evaluate(p, q, **spec):

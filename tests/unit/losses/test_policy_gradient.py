@@ -8,12 +8,7 @@ import pytest
 import torch
 
 from sdpo.losses.importance import clipped_surrogate, logit_surrogate, ratio, truncated_ratio
-from sdpo.losses.policy_gradient import (
-    PolicyGradientSpec,
-    sequence_loss,
-    sequence_mean,
-    token_loss,
-)
+from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_loss, sequence_mean, token_loss
 
 
 def column(*values: float) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
@@ -66,17 +67,18 @@ def make_run(
     canaries = Canaries()
     with MetricsWriter(run_dir) as writer, RolloutRecorder(run_dir) as recorder:
         solved = 0.17
-        recorder.record(0, _rollouts(rng, 0, 2, group_size, length, solved)[0], split="eval")
+        evaluated = _rollouts(rng, 0, 2, group_size, length, solved)
+        recorder.record(0, [replace(g, contexts=()) for g in evaluated], split="eval")
         writer.write(0, _evaluation(rng, solved))
         for step in range(1, steps + 1):
             progress = step / steps
             solved = 0.17 + lift * (1 - math.exp(-3 * progress))
             if collapse and progress > 0.6:
                 solved *= max(0.0, 1 - (progress - 0.6) * 5)
-            groups, contexts = _rollouts(rng, step, tasks, group_size, length, solved)
-            recorder.record(step, groups, contexts, teacher_prompt_tokens={})
+            groups = _rollouts(rng, step, tasks, group_size, length, solved)
+            recorder.record(step, groups, teacher_prompt_tokens={})
             recorder.record_credit(_credit(rng, step, groups[0], i) for i in range(2))
-            metrics = rollout_metrics(groups, contexts).reduce()
+            metrics = rollout_metrics(groups).reduce()
             metrics |= _training(rng, step, progress, collapse, tasks * group_size, length)
             if step % 10 == 0 or step == steps:
                 metrics |= _evaluation(rng, solved)
@@ -127,7 +129,7 @@ def _gain(kind, mean):
 
 
 def _rollouts(rng, step, tasks, group_size, length, solved):
-    groups, contexts = [], []
+    groups = []
     for name in rng.sample(NAMES, tasks):
         task = Task(
             id=name,
@@ -166,9 +168,9 @@ def _rollouts(rng, step, tasks, group_size, length, solved):
                 )
             )
         group = Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts))
-        groups.append(group)
-        contexts.append([_context(group, index, outcomes) for index in range(group_size)])
-    return groups, contexts
+        contexts = tuple(_context(group, index, outcomes) for index in range(group_size))
+        groups.append(replace(group, contexts=contexts))
+    return groups
 
 
 def _context(group, index, outcomes):

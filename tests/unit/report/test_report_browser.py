@@ -6,9 +6,9 @@ from chromium import Browser, find
 from synthetic_run import ATTACK, make_run
 
 from sdpo.config.load import load_config
+from sdpo.models.gguf import DEMO_PACKAGE
 from sdpo.report import credit_page, write_report
 from sdpo.rollouts.credit import read_credit
-from sdpo.training.gguf import DEMO_PACKAGE
 from sdpo.training.loop import train
 
 pytestmark = [
@@ -162,7 +162,7 @@ def test_a_discovery_run_has_its_curves_and_tasks(page, tmp_path):
 
 
 def discovery_summary():
-    """As discovery/summary.py writes it."""
+    """As discovery/curves.py writes it."""
     ks = [1, 2, 4, 8, 16, 32, 64]
     curves = {
         name: [{"mean": f * i / 6, "low": f * i / 8, "high": f * i / 5} for i in range(7)]

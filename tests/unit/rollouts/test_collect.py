@@ -12,10 +12,10 @@ import pytest
 from sdpo import Task, Verdict, env
 from sdpo.chat import Chat
 from sdpo.engines.base import Sampling
-from sdpo.engines.scripted import ScriptedEngine
 from sdpo.errors import JudgeError, PromptTooLongError, TaskError
 from sdpo.rollouts.collect import Collector
 from sdpo.testing import byte_tokenizer
+from sdpo.testing.scripted import ScriptedEngine
 from sdpo.training.samples import flatten_turns
 
 CHAT = Chat(byte_tokenizer())

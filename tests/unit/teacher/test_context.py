@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from sdpo.chat import Chat
-from sdpo.config.schema import Context
+from sdpo.config.schema import ContextConfig
 from sdpo.errors import PromptTooLongError
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import cut_middle, teacher_contexts
@@ -51,7 +51,7 @@ def group(*outcomes):
 def contexts(the_group, seed=0, others=(), **rules):
     return teacher_contexts(
         the_group,
-        Context(**rules),
+        ContextConfig(**rules),
         random.Random(seed),
         lambda messages: len(CHAT.prompt_ids(messages)),
         strip_thinking=CHAT.as_content,

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.config.schema import Ema, Frozen, Gated, Live, Snapshot, TrustRegion
+from sdpo.config.schema import (
+    EmaConfig,
+    FrozenConfig,
+    GatedConfig,
+    LiveConfig,
+    SnapshotConfig,
+    TrustRegionConfig,
+)
 from sdpo.errors import CheckpointError
-from sdpo.teacher.schedule import TeacherSchedule, applied, trainable
+from sdpo.models.weights import applied, trainable
+from sdpo.teacher.schedule import TeacherSchedule
 
 
 def module(dtype=torch.float32):
@@ -23,8 +31,8 @@ def move(student, amount=1.0):
 
 def test_live_and_trust_region_use_the_students_own_weights():
     student = module()
-    assert TeacherSchedule(Live(), student).weights is None
-    trust = TeacherSchedule(TrustRegion(mix=0.2), student)
+    assert TeacherSchedule(LiveConfig(), student).weights is None
+    trust = TeacherSchedule(TrustRegionConfig(mix=0.2), student)
     before = student.weight.detach().clone()
     move(student)
     assert trust.weights is None
@@ -35,7 +43,7 @@ def test_live_and_trust_region_use_the_students_own_weights():
 def test_frozen_never_moves():
     student = module()
     before = student.weight.detach().clone()
-    schedule = TeacherSchedule(Frozen(), student)
+    schedule = TeacherSchedule(FrozenConfig(), student)
     move(student)
     schedule.after_update(student)
     schedule.after_step(0, student, mean_reward=1.0, length_p90=1.0)
@@ -45,7 +53,7 @@ def test_frozen_never_moves():
 def test_ema_follows_by_its_rate():
     student = module()
     before = student.weight.detach().clone()
-    schedule = TeacherSchedule(Ema(rate=0.1), student)
+    schedule = TeacherSchedule(EmaConfig(rate=0.1), student)
     move(student)
     schedule.after_update(student)
     torch.testing.assert_close(schedule.weights["weight"], before + 0.1)
@@ -53,7 +61,7 @@ def test_ema_follows_by_its_rate():
 
 def test_ema_of_bfloat16_weights_does_not_lose_small_steps():
     student = module(torch.bfloat16)
-    schedule = TeacherSchedule(Ema(rate=0.001), student)
+    schedule = TeacherSchedule(EmaConfig(rate=0.001), student)
     start = schedule.weights["weight"].float().clone()
     move(student)
     for _ in range(1000):
@@ -64,7 +72,7 @@ def test_ema_of_bfloat16_weights_does_not_lose_small_steps():
 
 def test_snapshot_refreshes_every_n_steps():
     student = module()
-    schedule = TeacherSchedule(Snapshot(every=2), student)
+    schedule = TeacherSchedule(SnapshotConfig(every=2), student)
     move(student)
     assert not schedule.after_step(0, student, mean_reward=0, length_p90=1)
     assert schedule.after_step(1, student, mean_reward=0, length_p90=1)
@@ -83,7 +91,7 @@ def test_snapshot_refreshes_every_n_steps():
 )
 def test_gate_needs_reward_up_and_length_tail_safe(windows, expected):
     student = module()
-    schedule = TeacherSchedule(Gated(every=1, max_tail_growth=1.2), student)
+    schedule = TeacherSchedule(GatedConfig(every=1, max_tail_growth=1.2), student)
     opened = [
         schedule.after_step(step, student, mean_reward=reward, length_p90=tail)
         for step, (reward, tail) in enumerate(windows)
@@ -93,7 +101,7 @@ def test_gate_needs_reward_up_and_length_tail_safe(windows, expected):
 
 def test_frozen_by_rollback_stops_following():
     student = module()
-    schedule = TeacherSchedule(Ema(rate=0.5), student)
+    schedule = TeacherSchedule(EmaConfig(rate=0.5), student)
     schedule.is_frozen = True
     before = schedule.weights["weight"].clone()
     move(student)
@@ -102,7 +110,15 @@ def test_frozen_by_rollback_stops_following():
 
 
 @pytest.mark.parametrize(
-    "config", [Live(), Frozen(), Ema(), Snapshot(every=2), Gated(every=1), TrustRegion()]
+    "config",
+    [
+        LiveConfig(),
+        FrozenConfig(),
+        EmaConfig(),
+        SnapshotConfig(every=2),
+        GatedConfig(every=1),
+        TrustRegionConfig(),
+    ],
 )
 def test_state_round_trips_through_a_file(config, tmp_path):
     student = module()
@@ -128,12 +144,14 @@ def test_state_round_trips_through_a_file(config, tmp_path):
 def test_state_of_another_schedule_is_refused():
     student = module()
     with pytest.raises(CheckpointError, match="frozen"):
-        TeacherSchedule(Ema(), student).load_state(TeacherSchedule(Frozen(), student).state())
+        TeacherSchedule(EmaConfig(), student).load_state(
+            TeacherSchedule(FrozenConfig(), student).state()
+        )
 
 
 def test_applied_lends_and_gives_back():
     student = module()
-    schedule = TeacherSchedule(Frozen(), student)
+    schedule = TeacherSchedule(FrozenConfig(), student)
     move(student)
     own = student.weight.detach().clone()
     with applied(student, schedule.weights):

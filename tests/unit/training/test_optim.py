@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.config.schema import Optim
+from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
+from sdpo.parallel import Parallel
 from sdpo.training.optim import Optimizer
-from sdpo.training.parallel import Parallel
 
 
 def module(dtype=torch.float32):
@@ -24,7 +24,7 @@ def backward(model, scale=1.0):
 
 def test_matches_torch_adamw_with_clipping():
     ours, theirs = module(), module()
-    optimizer = Optimizer(Optim(lr=1e-2, grad_clip=0.05), ours)
+    optimizer = Optimizer(OptimConfig(lr=1e-2, grad_clip=0.05), ours)
     groups = [
         {"params": [theirs.weight], "weight_decay": 0.01},
         {"params": [theirs.bias], "weight_decay": 0.0},
@@ -44,7 +44,7 @@ def test_matches_torch_adamw_with_clipping():
 
 def test_bfloat16_weights_move_by_less_than_their_resolution():
     model = module(torch.bfloat16)
-    optimizer = Optimizer(Optim(lr=1e-5, weight_decay=0.0), model)
+    optimizer = Optimizer(OptimConfig(lr=1e-5, weight_decay=0.0), model)
     start = model.weight.detach().float().clone()
     for _ in range(300):
         with optimizer.accumulating():
@@ -56,7 +56,7 @@ def test_bfloat16_weights_move_by_less_than_their_resolution():
 
 def test_narrow_gradients_are_summed_in_float32_and_freed_on_the_way():
     model = module(torch.bfloat16)
-    optimizer = Optimizer(Optim(), model)
+    optimizer = Optimizer(OptimConfig(), model)
     expected = torch.zeros(4, 8)
     for scale in (1.0, 1e-3):
         backward(model, scale)
@@ -72,7 +72,7 @@ def test_narrow_gradients_are_summed_in_float32_and_freed_on_the_way():
 def test_what_outlives_a_pass_is_there_before_it():
     """Moments and sums that came to lie between activations would keep memory from being reused."""
     model = module(torch.bfloat16)
-    optimizer = Optimizer(Optim(), model)
+    optimizer = Optimizer(OptimConfig(), model)
 
     def kept():
         moments = [tensor for state in optimizer._adamw.state.values() for tensor in state.values()]
@@ -92,7 +92,7 @@ def test_what_outlives_a_pass_is_there_before_it():
 
 def test_warmup_is_linear_then_constant():
     model = module()
-    optimizer = Optimizer(Optim(lr=1.0, warmup_steps=4), model)
+    optimizer = Optimizer(OptimConfig(lr=1.0, warmup_steps=4), model)
     rates = []
     for _ in range(6):
         rates.append(optimizer.lr)
@@ -105,7 +105,7 @@ def test_warmup_is_linear_then_constant():
 def test_non_finite_gradient_changes_nothing_and_names_the_place():
     model = module()
     before = model.weight.detach().clone()
-    optimizer = Optimizer(Optim(), model)
+    optimizer = Optimizer(OptimConfig(), model)
     with optimizer.accumulating():
         backward(model, scale=float("nan"))
     with pytest.raises(NonFiniteLossError, match="step 3"):
@@ -116,14 +116,14 @@ def test_non_finite_gradient_changes_nothing_and_names_the_place():
 
 def test_resumed_optimizer_continues_exactly():
     straight, first = module(), module()
-    one, two = Optimizer(Optim(lr=1e-2), straight), Optimizer(Optim(lr=1e-2), first)
+    one, two = Optimizer(OptimConfig(lr=1e-2), straight), Optimizer(OptimConfig(lr=1e-2), first)
     for optimizer, model in ((one, straight), (two, first)):
         with optimizer.accumulating():
             backward(model)
         optimizer.update(Parallel(), where="")
     resumed = module()
     resumed.load_state_dict(first.state_dict())
-    three = Optimizer(Optim(lr=1e-2), resumed)
+    three = Optimizer(OptimConfig(lr=1e-2), resumed)
     three.load_state(two.state())
     for optimizer, model in ((one, straight), (three, resumed)):
         with optimizer.accumulating():

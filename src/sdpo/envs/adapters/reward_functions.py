@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sdpo.envs.adapters.dataset_rows import as_messages, tasks_from_rows
+from sdpo.envs.adapters.datasets import as_messages, tasks_from_rows
 from sdpo.envs.base import FunctionEnv
 from sdpo.errors import TaskError
 from sdpo.records import Rollout, Task, Verdict

@@ -1,0 +1,293 @@
+"""Decides assert tests: prepares what does not depend on the program, then judges its answers.
+
+Two kinds of process, both jailed, never the same one: the program's, which gets probes and calls;
+and the trusted one, which runs the task's own code (reference solution, setup, tests) and never
+the program. A test that is more than `call == value` is decided in the trusted process on the
+plain values the program gave, so no method of the program's objects runs next to what is expected.
+
+A loop is *replayed*. The trusted process runs the test with a stand-in for the function; at a call
+whose answer is not known it stops and says the arguments. With a reference solution all calls are
+learnt in one run and asked for together with the other tests; without one, or when an answer
+changes the calls that follow, they are asked for one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdpo.envs.code.assert_forms import CANDIDATE, Compiled, as_source, compile_test, literal
+from sdpo.envs.code.compare import values_match
+from sdpo.envs.code.tasks import CodeReference
+from sdpo.envs.text import show
+from sdpo.errors import TaskError
+from sdpo.sandbox import Limits, Outcome, Program, Sandbox
+
+MAX_CALLS = 1000
+"""Calls a replayed test may make; HumanEval's longest loop makes 100."""
+
+_TRUSTED_TIME_S = 10.0
+_TRUSTED_MEMORY_MB = 1024
+
+Call = list[Any]
+"""[arguments, named arguments] of one call of the function under test."""
+
+Ask = Callable[[str], Outcome]
+"""Evaluates one more expression in the program's process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether an assert holds and how a failure reads.
+
+    Example:
+        Decision(holds=False, given="f(2)", output="3", expected="4")
+    """
+
+    holds: bool
+    given: str = ""
+    output: str = ""
+    expected: str = ""
+    outcome: Outcome | None = None
+    """A call that was asked for late and failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One assert with everything known that does not depend on the program.
+
+    Example:
+        Prepared(compiled=compiled, probes=("f(2)",), value=4)
+    """
+
+    compiled: Compiled
+    probes: tuple[str, ...]
+    """Expressions for the program's process; for a replay the calls learnt from the reference."""
+    value: Any = None
+    """`equals` and `is`: the expected value."""
+    calls: tuple[Call, ...] = ()
+    """Replay: each call in `probes`."""
+
+
+class AssertTests:
+    """Prepares and decides assert tests; remembers what tasks evaluate to."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._prepared: dict[tuple[str, ...], tuple[Prepared, ...]] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, source: str, reference: CodeReference) -> tuple[Prepared, ...]:
+        """The asserts of one test. Raises `TaskError` when the test itself cannot run."""
+        key = (source, reference.entry_point or "", reference.solution or "", reference.setup)
+        with self._lock:
+            known = self._prepared.get(key)
+        if known is None:
+            try:
+                asserts = compile_test(
+                    source, reference.entry_point, reference.solution, reference.setup
+                )
+            except ValueError as error:
+                raise TaskError(f"a test cannot be judged: {error}") from error
+            known = tuple(self._prepare(each, reference) for each in asserts)
+            with self._lock:
+                self._prepared[key] = known
+        return known
+
+    def _prepare(self, compiled: Compiled, reference: CodeReference) -> Prepared:
+        if compiled.form == "replay":
+            if reference.solution is None:
+                return Prepared(compiled=compiled, probes=())
+            status, calls, message = self._replay(compiled, reference, None)
+            if status != "pass":
+                raise TaskError(
+                    f"the reference solution fails a test: {message}\n{compiled.condition}"
+                )
+            probes = tuple(_call_source(compiled, call) for call in calls)
+            return Prepared(compiled=compiled, probes=probes, calls=tuple(calls))
+        if compiled.form == "trusted":
+            return Prepared(compiled=compiled, probes=compiled.probes)
+        is_literal, value = literal(compiled.expected)
+        if not is_literal:
+            value = self._own_value(compiled.expected, reference)
+        return Prepared(compiled=compiled, probes=compiled.probes, value=value)
+
+    def decide_at_once(
+        self, prepared: Prepared, values: Sequence[Any], tolerance: float
+    ) -> Decision | None:
+        """The decision when it takes no further process, else None."""
+        compiled = prepared.compiled
+        if compiled.form not in ("equals", "is"):
+            return None
+        (value,) = values
+        if compiled.form == "is":
+            holds = value is prepared.value
+        else:
+            holds = values_match(value, prepared.value, tolerance)
+        if holds:
+            return Decision(holds=True)
+        return Decision(
+            holds=False, given=compiled.shown, output=show(value), expected=show(prepared.value)
+        )
+
+    def decide(
+        self, prepared: Prepared, values: Sequence[Any], reference: CodeReference, ask: Ask
+    ) -> Decision:
+        """The decision of the trusted process on the values of all probes."""
+        compiled = prepared.compiled
+        if compiled.form == "replay":
+            return self._decide_replay(prepared, list(values), reference, ask)
+        decision = Decision(
+            holds=False,
+            given=compiled.shown,
+            output=", ".join(map(show, values)),
+            expected=f"a value for which this holds: {compiled.claim}",
+        )
+        try:
+            given = ", ".join(map(as_source, values))
+        except TypeError:  # a value that is no plain data satisfies nothing
+            return decision
+        names = ", ".join(f"probe_{index}" for index in range(len(values)))
+        attempt = f"_decide(lambda {names}: {compiled.condition}, [{given}])"
+        outcome = self._trusted(attempt, _own_code(reference) + _DECIDE, reference)
+        # A value may make the condition endless or huge: then it does not hold.
+        return Decision(holds=True) if outcome.value is True else decision
+
+    def _decide_replay(
+        self, prepared: Prepared, values: list[Any], reference: CodeReference, ask: Ask
+    ) -> Decision:
+        compiled = prepared.compiled
+        known = [list(pair) for pair in zip(prepared.calls, values, strict=True)]
+        while True:
+            status, calls, message = self._replay(compiled, reference, known)
+            if status == "pass":
+                return Decision(holds=True)
+            if status == "fail" or len(calls) > MAX_CALLS:
+                break
+            # The call after the last good answer differs from what was learnt, or none was learnt.
+            known = known[: len(calls) - 1]
+            given = _call_source(compiled, calls[-1])
+            outcome = ask(given)
+            if outcome.status != "value":
+                return Decision(holds=False, given=given, outcome=outcome)
+            known.append([calls[-1], outcome.value])
+        asked = known[len(calls) - 1] if 0 < len(calls) <= len(known) else None
+        return Decision(
+            holds=False,
+            given=_call_source(compiled, asked[0]) if asked else compiled.condition,
+            output=show(asked[1]) if asked else "",
+            expected=f"a value for which this passes ({message}):\n{compiled.condition}",
+        )
+
+    def _replay(
+        self, compiled: Compiled, reference: CodeReference, known: list[list[Any]] | None
+    ) -> tuple[str, list[Call], str]:
+        """(pass | fail | need, calls made, message); `known` None lets the reference answer."""
+        function = compiled.function
+        has_reference = reference.solution is not None
+        stands_for = CANDIDATE if CANDIDATE in compiled.condition else function
+        program = (
+            f"{_own_code(reference)}\n_reference = {function if has_reference else 'None'}\n"
+            f"_stands_for = {stands_for!r}\n{_REPLAY}"
+        )
+        if known is None:
+            return self._own_value(f"_replay({compiled.condition!r}, None)", reference, program)
+        calls = [call for call, _ in known]
+        try:
+            answers = as_source(known)
+        except TypeError:
+            return "fail", calls, "an answer is no plain data"
+        outcome = self._trusted(f"_replay({compiled.condition!r}, {answers})", program, reference)
+        if outcome.status != "value":
+            return "fail", calls, outcome.status.replace("_", " ")
+        return outcome.value
+
+    def _own_value(
+        self, expression: str, reference: CodeReference, source: str | None = None
+    ) -> Any:
+        """A value of the task's own code, which must work; raises `TaskError` when it does not."""
+        outcome = self._trusted(expression, source or _own_code(reference), reference)
+        if outcome.status != "value":
+            failure = outcome.failure
+            reason = f"{failure.kind}: {failure.message}" if failure else outcome.status
+            raise TaskError(
+                f"the task's own code fails on {expression[:200]!r}: {reason}; "
+                "a reference_solution must define every helper that its tests use"
+            )
+        return outcome.value
+
+    def _trusted(self, expression: str, source: str, reference: CodeReference) -> Outcome:
+        """An expression in a jailed process that runs the task's code and never the program."""
+        program = Program(source=source, mode="expressions")
+        memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
+        limits = Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
+        (outcome,) = self._sandbox.run(program, [expression], limits)
+        return outcome
+
+
+def _call_source(compiled: Compiled, call: Call) -> str:
+    """A recorded call as an expression for the program's process."""
+    arguments, named = call
+    try:
+        parts = [as_source(value) for value in arguments]
+        parts += [f"{name}={as_source(value)}" for name, value in named.items()]
+    except TypeError as error:
+        raise TaskError(
+            f"a test passes an argument that is no plain data ({error}); build it inside the call\n"
+            f"{compiled.condition}"
+        ) from error
+    return f"{compiled.function}({', '.join(parts)})"
+
+
+def _own_code(reference: CodeReference) -> str:
+    """What the trusted process knows: reference solution and setup, random numbers fixed."""
+    # Tests that draw random arguments must draw the same ones when they are replayed.
+    lines = [reference.solution or "", "import random as _random", "_random.seed(0)"]
+    if reference.setup and reference.solution is not None:
+        lines.append(reference.setup)
+    elif reference.setup:
+        # Without a reference the setup's use of the program's classes cannot work here.
+        lines.append(f"try:\n    exec({reference.setup!r}, globals())\nexcept NameError:\n    pass")
+    return "\n".join(lines) + "\n"
+
+
+_DECIDE = """
+def _decide(condition, values):
+    try:
+        return bool(condition(*values))
+    except Exception:
+        return False
+"""
+
+_REPLAY = '''
+class _NeedCall(BaseException):
+    pass
+
+
+def _replay(source, known):
+    """Runs a test; `known` = [[call, value], ...] answers its calls, None: the reference."""
+    import copy
+    calls = []
+
+    def stand_in(*arguments, **named):
+        calls.append(copy.deepcopy([list(arguments), named]))
+        if known is None:
+            return _reference(*arguments, **named)
+        index = len(calls) - 1
+        if index >= len(known) or known[index][0] != calls[index]:
+            raise _NeedCall
+        return known[index][1]
+
+    scope = dict(globals())
+    scope[_stands_for] = stand_in
+    _random.seed(0)
+    try:
+        exec(compile(source, "test", "exec"), scope)
+    except _NeedCall:
+        return ["need", calls, ""]
+    except Exception as error:
+        return ["fail", calls, (type(error).__name__ + ": " + str(error)).rstrip(": ")]
+    return ["pass", calls, ""]
+'''

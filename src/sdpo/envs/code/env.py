@@ -1,0 +1,136 @@
+"""The code environment: Python programs judged by tests, with feedback like a programming site's.
+
+    answer -> extract.py -> program -> sandbox -> values -> compare.py -> code_judge.py -> verdict
+
+The program runs in a jailed process that knows inputs only; expected values, the comparison and
+every status stay here. Training tasks are judged on public tests, evaluation tasks on private
+ones, about which feedback says nothing but the kind of failure and how many tests passed.
+
+`judge_program` and `judge_file` are the same judge without training: one program, or a file of
+responses (`sdpo judge`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from sdpo.config import schema
+from sdpo.envs.base import CheckReport
+from sdpo.envs.code.assert_forms import defined_names
+from sdpo.envs.code.formats import load_code_tasks
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import (
+    CodeReference,
+    with_tests,
+    with_worked_example,
+)
+from sdpo.errors import ConfigError, TaskError
+from sdpo.records import Rollout, Task, Verdict
+from sdpo.sandbox import open_sandbox
+
+
+class CodeEnv:
+    """Code tasks of a built-in set or file.
+
+    Example:
+        env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
+        verdict = env.judge(env.load("train")[0], rollout)
+    """
+
+    def __init__(self, config: schema.CodeEnvConfig) -> None:
+        self.config = config
+        self._lock = threading.Lock()
+        self._judge: CodeJudge | None = None
+        self._tasks: list[tuple[str, Task]] | None = None
+
+    def load(self, split: str) -> Sequence[Task]:
+        """`train` tasks on public tests or `eval` tasks on private ones, in file order.
+
+        A file without rows for evaluation is evaluated on its training rows, with private tests.
+        """
+        if split not in ("train", "eval"):
+            raise ConfigError(f"split {split!r} does not exist; code tasks have train and eval")
+        rows = self._load()
+        tasks = [task for row_split, task in rows if row_split == split]
+        if split == "train":
+            if not tasks:
+                raise TaskError(
+                    f"env.tasks = {self.config.tasks!r} has no training task; "
+                    'give some rows "split": "train"'
+                )
+            return [with_tests(task, "public") for task in tasks]
+        return [with_tests(task, "private") for task in tasks or [task for _, task in rows]]
+
+    def for_discovery(self, task: Task) -> Task:
+        """`task` judged on all its tests, the public ones first: what is found must pass hidden
+        tests too, and feedback shows public ones."""
+        return with_tests(task, "all")
+
+    def judge(self, task: Task, rollout: Rollout) -> Verdict:
+        """The verdict on the last Python block of the attempt's text; thread-safe."""
+        return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
+
+    def check(self) -> CheckReport:
+        """Every reference passes public and private tests, and a program without effect fails."""
+        tasks = [task for _, task in self._load()]
+        judge = self._open()
+        with ThreadPoolExecutor(max_workers=judge.sandbox.width) as pool:
+            problems = list(pool.map(lambda task: _check_task(judge, task.reference), tasks))
+        return CheckReport(
+            num_tasks=len(tasks),
+            failures={
+                task.id: problem for task, problem in zip(tasks, problems, strict=True) if problem
+            },
+            skipped=sum(task.reference.solution is None for task in tasks),
+        )
+
+    def close(self) -> None:
+        """Ends the sandbox's processes; a later `judge` opens them again."""
+        with self._lock:
+            judge, self._judge = self._judge, None
+        if judge is not None:
+            judge.sandbox.close()
+
+    def _load(self) -> list[tuple[str, Task]]:
+        with self._lock:
+            if self._tasks is None:
+                tasks = load_code_tasks(self.config.tasks)
+                if self.config.worked_example:
+                    tasks = [(split, with_worked_example(task)) for split, task in tasks]
+                self._tasks = tasks
+            return self._tasks
+
+    def _open(self) -> CodeJudge:
+        with self._lock:
+            if self._judge is None:
+                self._judge = CodeJudge(
+                    open_sandbox(self.config.sandbox),
+                    reward=self.config.reward,
+                    stop_after_failures=self.config.stop_after_failures,
+                    max_feedback_chars=self.config.max_feedback_chars,
+                )
+            return self._judge
+
+
+def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
+    """What is wrong with a task; None when its reference passes and an empty program fails."""
+    if reference.solution is None:
+        return None
+    for split in ("public", "private"):
+        verdict = judge.verdict(reference, reference.solution, split=split, shows_private=True)
+        if not verdict.solved:
+            text = verdict.feedback or ""
+            return f"the reference solution fails a {split} test: {text}"
+    trivial = judge.verdict(reference, _without_effect(reference), split="private")
+    return "a program that returns None or prints nothing passes" if trivial.solved else None
+
+
+def _without_effect(reference: CodeReference) -> str:
+    if reference.kind == "stdio":
+        return "pass\n"
+    names = {reference.entry_point} if reference.entry_point else set()
+    if reference.kind == "asserts" and reference.solution is not None:
+        names |= defined_names(reference.solution)
+    return "".join(f"def {name}(*args, **kwargs):\n    return None\n" for name in sorted(names))

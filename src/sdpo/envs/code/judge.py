@@ -1,0 +1,188 @@
+"""From an answer's text to a verdict: category, reward, feedback and facts for the record.
+
+Order of choice for an attempt: no block, program that does not compile, first runtime error, time,
+memory, output limit, wrong answers. Feedback on public tests shows inputs and expected values; on
+private ones it names the kind of failure and how many tests passed, nothing else. Where both are
+judged it is about the public ones until they pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sdpo.envs.code import wording
+from sdpo.envs.code.assert_runs import AssertTests
+from sdpo.envs.code.extract import extract_program
+from sdpo.envs.code.tasks import CodeReference, Judged
+from sdpo.envs.code.test_run import TestResult, TestRun
+from sdpo.envs.text import TRUNCATED, cut_middle
+from sdpo.records import Verdict
+from sdpo.sandbox import Failure, Outcome, Sandbox
+
+_ORDER = ("runtime_error", "time_limit", "memory_limit", "output_limit", "wrong_answer")
+"""The first of these among the tests is the category of the attempt."""
+
+
+class CodeJudge:
+    """Judges programs in one sandbox; thread-safe.
+
+    Example:
+        verdict = CodeJudge(open_sandbox("auto")).verdict(task.reference, "def f(): return 1")
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        *,
+        reward: Literal["solved", "fraction"] = "solved",
+        stop_after_failures: int = 2,
+        max_feedback_chars: int = 2000,
+    ) -> None:
+        self.sandbox = sandbox
+        self._assert_tests = AssertTests(sandbox)
+        self._reward = reward
+        # Every test counts towards a fraction.
+        self._stop_after_failures = stop_after_failures if reward == "solved" else None
+        self._max_feedback_chars = max_feedback_chars
+
+    def verdict_on_text(self, reference: CodeReference, text: str, is_truncated: bool) -> Verdict:
+        """The verdict on an answer, judged on the tests that `reference.judged` names."""
+        found = extract_program(text)
+        if found.program is not None:
+            return self.verdict(reference, found.program)
+        category = "truncated" if is_truncated else "incorrect_format"
+        says = TRUNCATED if is_truncated else wording.INCORRECT_FORMAT
+        return Verdict(
+            reward=0.0,
+            solved=False,
+            feedback=cut_middle(says, self._max_feedback_chars),
+            metrics={"tests_passed": 0.0},
+            info={
+                "category": category,
+                "tests": [],
+                "sandbox": self.sandbox.level,
+                "tampering": False,
+            },
+        )
+
+    def verdict(
+        self,
+        reference: CodeReference,
+        program: str,
+        *,
+        split: Judged | None = None,
+        shows_private: bool = False,
+    ) -> Verdict:
+        """The verdict on a program; `shows_private` lets feedback show private tests too."""
+        split = split or reference.judged
+        results = TestRun(
+            self.sandbox,
+            self._assert_tests,
+            reference,
+            reference.tests(split),
+            program,
+            self._stop_after_failures,
+        ).results()
+        is_tampered = any(
+            result.outcome is not None and result.outcome.status == "tampering"
+            for result in results
+        )
+        num_passed = sum(result.status == "passed" for result in results)
+        fraction = num_passed / len(results)
+        category = category_of(results)
+        solved = category == "accepted"
+        reward = fraction if self._reward == "fraction" and not is_tampered else float(solved)
+        text = None
+        if not solved:
+            num_shown = 0 if split == "private" else len(reference.public)
+            parts = feedback_parts(results, program, len(results) if shows_private else num_shown)
+            text = wording.fit(parts, self._max_feedback_chars)
+        return Verdict(
+            reward=reward,
+            solved=solved,
+            feedback=text,
+            metrics={"tests_passed": fraction},
+            info={
+                "category": category,
+                "tests": [result.status for result in results],
+                "sandbox": self.sandbox.level,
+                "tampering": is_tampered,
+            },
+        )
+
+
+def category_of(results: Sequence[TestResult]) -> str:
+    """`accepted` when every test passed, else the kind of failure that is reported."""
+    found = {result.status for result in results}
+    if found == {"passed"}:
+        return "accepted"
+    category = next((status for status in _ORDER if status in found), None)
+    assert category is not None, f"tests ended as {sorted(found)} without a failure"
+    return category
+
+
+def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) -> list[str]:
+    """The texts about a failed attempt, most useful first; the caller fits them into its limit.
+
+    They are about the first `num_shown` tests when one of those failed, and else say no more than
+    how many tests passed.
+    """
+    shown = results[:num_shown]
+    if all(result.status in ("passed", "not_run") for result in shown):
+        num_passed = sum(result.status == "passed" for result in results)
+        header = wording.HEADERS[category_of(results)]
+        return [wording.counts(header, num_passed, len(results))]
+    category = category_of(shown)
+    failed = [
+        (number, result)
+        for number, result in enumerate(shown, start=1)
+        if result.status == category
+    ]
+    if category == "wrong_answer":
+        # Short tests say most per token; the number keeps the order among equally long ones.
+        shortest = sorted(failed, key=lambda pair: len(pair[1].given) + len(pair[1].output))
+        return [
+            wording.wrong_answer(
+                number, result.given, result.stdout, result.output, result.expected
+            )
+            for number, result in sorted(shortest[: wording.MAX_WRONG_ANSWERS])
+        ]
+    _, first = failed[0]
+    return ["\n".join(_failure_lines(category, first, program))]
+
+
+def _failure_lines(category: str, result: TestResult, program: str) -> list[str]:
+    lines = [wording.HEADERS[category]]
+    outcome = result.outcome
+    failure = outcome.failure if outcome is not None else None
+    if category == "runtime_error":
+        assert outcome is not None, "a runtime error without an outcome"
+        lines.append(_reason(outcome))
+        if outcome.status == "tampering":
+            return lines
+    if failure is not None:
+        frames = [(frame.line, frame.function) for frame in failure.frames]
+        lines += wording.frame_lines(frames, program.split("\n"))
+        if _is_compile_error(failure):
+            return lines
+    return lines + wording.last_input(result.given)
+
+
+def _reason(outcome: Outcome) -> str:
+    """The line under `Runtime Error`."""
+    match outcome.status:
+        case "tampering":
+            return wording.TAMPERING
+        case "signal":
+            return wording.signal_name(outcome.signal)
+        case "exit":
+            return wording.EXIT.format(code=outcome.exit_code)
+    assert outcome.failure is not None, "an exception without a description"
+    return wording.exception_line(outcome.failure.kind, outcome.failure.message)
+
+
+def _is_compile_error(failure: Failure) -> bool:
+    """Whether the program never started: a syntax error without a function around it."""
+    is_syntax = failure.kind in ("SyntaxError", "IndentationError", "TabError")
+    return is_syntax and [frame.function for frame in failure.frames] in ([], ["<module>"])

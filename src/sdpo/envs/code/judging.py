@@ -1,0 +1,155 @@
+"""Judging programs without a run: one program, or files of tasks and responses (`sdpo judge`)."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from sdpo.envs.code.formats import load_code_tasks
+from sdpo.envs.code.judge import CodeJudge
+from sdpo.envs.code.tasks import (
+    TestSplit,
+    parse_task,
+    with_tests,
+)
+from sdpo.envs.table import Line, read_lines
+from sdpo.errors import ConfigError, SdpoError
+from sdpo.records import Task, Verdict
+from sdpo.sandbox import Sandbox, open_sandbox
+
+Progress = Callable[[int, int], None]
+"""Called with (judged so far, all) after each response."""
+
+
+_shared: list[CodeJudge] = []
+
+
+_shared_lock = threading.Lock()
+
+
+def _shared_judge() -> CodeJudge:
+    """One judge for every `judge_program` of this process that names no sandbox."""
+    with _shared_lock:
+        if not _shared:
+            sandbox = open_sandbox("auto")
+            atexit.register(sandbox.close)
+            _shared.append(CodeJudge(sandbox))
+        return _shared[0]
+
+
+def judge_program(
+    task: Task | Mapping[str, Any],
+    program: str,
+    *,
+    sandbox: Sandbox | None = None,
+    split: TestSplit = "private",
+) -> Verdict:
+    """The verdict on `program` (source code, no fences) at a code task or a line of a task file.
+
+    Tests of `split` are run; only `public` ones are shown in the feedback. Without a `sandbox` one
+    is opened on the first call and kept until the process ends.
+
+    Example:
+        judge_program({"id": "two", "prompt": "...", "kind": "function", "entry_point": "two",
+                       "tests": {"public": [{"input": [], "output": 2}]}}, "def two(): return 2")
+    """
+    if split not in ("public", "private"):
+        raise ConfigError(f"split = {split!r}: choose public or private")
+    if not isinstance(task, Task):
+        _, task = parse_task(Line(path="task", number=1, row=task))
+    judge = _shared_judge() if sandbox is None else CodeJudge(sandbox)
+    return judge.verdict(task.reference, program, split=split)
+
+
+def judge_file(
+    tasks: str | Path,
+    responses: str | Path,
+    *,
+    split: TestSplit = "private",
+    out: str | Path | None = None,
+    sandbox: Literal["auto", "none"] = "auto",
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """Verdicts on a file of responses, in their order, each written as a line when it is known.
+
+    `responses` holds lines `{"id": task id, "response": text, "truncated": false}`; a task may
+    have several. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics"}` go
+    to the file `out` or to standard output.
+    """
+    if split not in ("public", "private"):
+        raise ConfigError(f"split = {split!r}: choose public or private")
+    known = {task.id: task for _, task in load_code_tasks(str(tasks))}
+    attempts = [_response(line, known) for line in read_lines(Path(responses))]
+    verdicts = []
+    with ExitStack() as stack:
+        judge = CodeJudge(stack.enter_context(open_sandbox(sandbox)))
+        write = _writer(out, stack)
+        for (task, _, _), verdict in zip(
+            attempts, _verdicts(judge, attempts, split, stack), strict=True
+        ):
+            write(_verdict_line(task, verdict))
+            verdicts.append(verdict)
+            if progress is not None:
+                progress(len(verdicts), len(attempts))
+    return verdicts
+
+
+def _verdicts(
+    judge: CodeJudge,
+    attempts: Sequence[tuple[Task, str, bool]],
+    split: TestSplit,
+    stack: ExitStack,
+) -> Iterator[Verdict]:
+    pool = stack.enter_context(ThreadPoolExecutor(max_workers=judge.sandbox.width))
+    # A failure of one leaves at once instead of after everything queued behind it.
+    stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+    return pool.map(
+        lambda attempt: judge.verdict_on_text(
+            with_tests(attempt[0], split).reference, attempt[1], attempt[2]
+        ),
+        attempts,
+    )
+
+
+def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
+    """(task, text, truncated) of one line of responses."""
+    for key in line.row:
+        if key not in ("id", "response", "truncated"):
+            raise line.error(key, "unknown key; a response has id, response, truncated")
+    task_id, text = line.row.get("id"), line.row.get("response")
+    is_truncated = line.row.get("truncated", False)
+    if not isinstance(task_id, str) or task_id not in known:
+        raise line.error("id", f"{json.dumps(task_id)} is not the id of a task")
+    if not isinstance(text, str):
+        raise line.error("response", "missing or no string; give the text of the answer")
+    if not isinstance(is_truncated, bool):
+        raise line.error("truncated", "expected true or false")
+    return known[task_id], text, is_truncated
+
+
+def _verdict_line(task: Task, verdict: Verdict) -> str:
+    row = {
+        "id": task.id,
+        "reward": verdict.reward,
+        "solved": verdict.solved,
+        "category": verdict.info["category"],
+        "feedback": verdict.feedback,
+        "metrics": dict(verdict.metrics),
+    }
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], object]:
+    if out is None:
+        return sys.stdout.write
+    try:
+        return stack.enter_context(Path(out).open("w", encoding="utf-8")).write
+    except OSError as error:
+        raise SdpoError(f"cannot write {out}: {error.strerror}") from error

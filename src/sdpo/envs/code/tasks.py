@@ -1,0 +1,304 @@
+"""Code tasks: the JSON-lines format, one task a line, checked down to the key.
+
+A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or
+defaulted silently. Other people's formats are read by `code_files.py`; the tests of either kind are
+run by `code_judge.py`.
+
+    {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind":
+    "function", "entry_point": "clamp",
+     "tests": {"public": [{"input": [5, 0, 3], "output": 3}], "private": [{"input": [-1, 0, 3],
+     "output": 0}]}, "time_limit_s": 1.0, "memory_mb": 512, "tolerance": 1e-6, "split": "train"}
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from sdpo.envs.code.compare import TOLERANCE
+from sdpo.envs.table import Line, kind_of, unique_ids
+from sdpo.records import Task
+
+Kind = Literal["function", "stdio", "asserts"]
+TestSplit = Literal["public", "private"]
+Judged = TestSplit | Literal["all"]
+
+TIME_LIMIT_S = 1.0
+MEMORY_MB = 512
+
+KEYS = (
+    "id",
+    "prompt",
+    "kind",
+    "entry_point",
+    "tests",
+    "setup",
+    "time_limit_s",
+    "memory_mb",
+    "tolerance",
+    "split",
+    "reference_solution",
+)
+SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
+"""Values of `split` to the split they mean; `test` is the usual name of held-out rows elsewhere."""
+
+REQUEST = "Put your code in a ```python block."
+"""Ends every prompt. Short, because the demo model is tiny."""
+
+_WORKED_EXAMPLES = {
+    "function": (
+        "Write a Python function `add_ten(n)` that returns n plus 10.",
+        "def add_ten(n):\n    return n + 10",
+    ),
+    "stdio": (
+        "Write a Python program that reads one integer and prints that integer plus 10.",
+        "n = int(input())\nprint(n + 10)",
+    ),
+}
+"""Question and program of `with_worked_example`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeTest:
+    """One test of a code task.
+
+    Example:
+        CodeTest(input=[5, 0, 3], output=3)
+    """
+
+    input: Any
+    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source
+    with an assert."""
+    output: Any = None
+    """`function`: the expected value; `stdio`: the expected text; `asserts`: None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeReference:
+    """What the judge needs of a code task; `Task.reference`.
+
+    Example:
+        CodeReference(kind="function", entry_point="clamp", public=(test,), private=(test,))
+    """
+
+    kind: Kind
+    entry_point: str | None = None
+    """Function (or class) the tests call. `asserts` tasks may leave it out."""
+    public: tuple[CodeTest, ...]
+    """Tests whose inputs and outputs feedback may show."""
+    private: tuple[CodeTest, ...]
+    """Tests that evaluation uses and nothing reveals."""
+    judged: Judged = "private"
+    """Which tests `judge` runs: training tasks carry `public`, evaluation tasks `private`, tasks of
+    a test-time search `all`."""
+    setup: str = ""
+    """`asserts`: source run after the program and before each test, in the program's namespace."""
+    prelude: str = ""
+    """Source run before the program: helpers the prompt shows and an answer need not repeat."""
+    time_limit_s: float = TIME_LIMIT_S
+    """CPU seconds of one test."""
+    memory_mb: int = MEMORY_MB
+    tolerance: float = TOLERANCE
+    """Absolute or relative error allowed where a float is expected."""
+    solution: str | None = None
+    """A program that passes; `sdpo check` proves it."""
+
+    def tests(self, split: Judged) -> tuple[CodeTest, ...]:
+        """The tests of `split`; `all` are the public ones, then what private ones add."""
+        if split == "public":
+            return self.public
+        if split == "private":
+            return self.private
+        shown = {id(test) for test in self.public}
+        return self.public + tuple(test for test in self.private if id(test) not in shown)
+
+
+def parse_tasks(lines: Sequence[Line]) -> list[tuple[str, Task]]:
+    """(split, task) of every line in our own format."""
+    return unique_ids((parse_task(line), line) for line in lines)
+
+
+def parse_task(line: Line) -> tuple[str, Task]:
+    """(split, task) of one line in our own format; raises `TaskError` naming file, line and key."""
+    for key in line.row:
+        if key not in KEYS:
+            raise line.error(key, f"unknown key; a code task has {', '.join(KEYS)}")
+    kind = cast("Kind", _choice(line, "kind", ("function", "stdio", "asserts")))
+    entry_point = _entry_point(line, kind)
+    setup = _text(line, "setup", default="")
+    if "setup" in line.row and kind != "asserts":
+        raise line.error(
+            "setup", f"only tasks of kind 'asserts' have it; remove it from this {kind!r} task"
+        )
+    _compiles(line, "setup", setup)
+    public, private = _tests(line, kind)
+    split = SPLITS[_choice(line, "split", tuple(SPLITS), default="train")]
+    solution = _text(line, "reference_solution") if "reference_solution" in line.row else None
+    reference = CodeReference(
+        kind=kind,
+        entry_point=entry_point,
+        public=public,
+        private=private,
+        setup=setup,
+        time_limit_s=_positive(line, "time_limit_s", TIME_LIMIT_S),
+        memory_mb=int(_positive(line, "memory_mb", MEMORY_MB, whole=True)),
+        tolerance=_positive(line, "tolerance", TOLERANCE, zero=True),
+        solution=solution,
+    )
+    return split, make_task(_text(line, "id"), _text(line, "prompt"), reference)
+
+
+def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
+    """A code task whose user turn is `prompt` and the request for a block."""
+    content = f"{prompt.strip()}\n\n{REQUEST}"
+    return Task(
+        id=task_id,
+        messages=({"role": "user", "content": content},),
+        reference=reference,
+        metadata={"kind": reference.kind},
+    )
+
+
+def with_worked_example(task: Task) -> Task:
+    """`task` after one solved example of its kind, as an earlier exchange of the conversation."""
+    question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
+    example = (
+        {"role": "user", "content": f"{question}\n\n{REQUEST}"},
+        {"role": "assistant", "content": f"```python\n{answer}\n```"},
+    )
+    return replace(task, messages=(*example, *task.messages))
+
+
+def with_tests(task: Task, judged: Judged) -> Task:
+    """`task` judged on its public tests, its private ones or both."""
+    return replace(task, reference=replace(task.reference, judged=judged))
+
+
+def _entry_point(line: Line, kind: Kind) -> str | None:
+    if kind == "stdio":
+        if "entry_point" in line.row:
+            raise line.error(
+                "entry_point", "a 'stdio' task is a whole program; remove it or use kind 'function'"
+            )
+        return None
+    if kind == "asserts" and "entry_point" not in line.row:
+        return None
+    name = _text(line, "entry_point")
+    if not name.isidentifier():
+        raise line.error(
+            "entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'"
+        )
+    return name
+
+
+def _tests(line: Line, kind: Kind) -> tuple[tuple[CodeTest, ...], tuple[CodeTest, ...]]:
+    """Public and private tests; each falls back to the other when its key is missing."""
+    example = '{"public": [...], "private": [...]}'
+    tests = line.row.get("tests")
+    if not isinstance(tests, dict):
+        problem = "missing" if tests is None else f"expected {example}, got {kind_of(tests)}"
+        raise line.error("tests", f"{problem}; write {example}, one of the two may be left out")
+    for key in tests:
+        if key not in ("public", "private"):
+            raise line.error(f"tests.{key}", "unknown key; tests has public and private")
+    lists = {key: _test_list(line, kind, f"tests.{key}", value) for key, value in tests.items()}
+    if not lists:
+        raise line.error("tests", f"no tests; write {example}, one of the two may be left out")
+    one = next(iter(lists.values()))
+    return lists.get("public", one), lists.get("private", one)
+
+
+def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, ...]:
+    if not isinstance(value, list):
+        raise line.error(key, f"expected a list of tests, got {kind_of(value)}")
+    if not value:
+        raise line.error(
+            key, "an empty list; add a test or leave the key out to use the other list"
+        )
+    parse: Callable[[Line, str, Any], CodeTest] = {
+        "function": _function_test,
+        "stdio": _stdio_test,
+        "asserts": _assert_test,
+    }[kind]
+    return tuple(parse(line, f"{key}[{index}]", test) for index, test in enumerate(value))
+
+
+def _pair(line: Line, key: str, test: Any) -> tuple[Any, Any]:
+    if not isinstance(test, dict):
+        raise line.error(key, f'expected {{"input": ..., "output": ...}}, got {kind_of(test)}')
+    for name in test:
+        if name not in ("input", "output"):
+            raise line.error(f"{key}.{name}", "unknown key; a test has input and output")
+    for name in ("input", "output"):
+        if name not in test:
+            raise line.error(f"{key}.{name}", "missing; a test has input and output")
+    return test["input"], test["output"]
+
+
+def _function_test(line: Line, key: str, test: Any) -> CodeTest:
+    arguments, expected = _pair(line, key, test)
+    if not isinstance(arguments, list):
+        raise line.error(
+            f"{key}.input",
+            f"expected the list of arguments, got {kind_of(arguments)}; write [x] for one x",
+        )
+    return CodeTest(input=arguments, output=expected)
+
+
+def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
+    given, expected = _pair(line, key, test)
+    for name, text in (("input", given), ("output", expected)):
+        if not isinstance(text, str):
+            raise line.error(f"{key}.{name}", f"expected the text as a string, got {kind_of(text)}")
+    return CodeTest(input=given, output=expected)
+
+
+def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
+    if not isinstance(test, str):
+        raise line.error(key, f'expected a line like "assert f(1) == 2", got {kind_of(test)}')
+    tree = _compiles(line, key, test)
+    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+        raise line.error(key, 'no assert statement; write a line like "assert f(1) == 2"')
+    return CodeTest(input=test)
+
+
+def _compiles(line: Line, key: str, source: str) -> ast.Module:
+    try:
+        return ast.parse(source.strip())
+    except (SyntaxError, ValueError) as error:
+        raise line.error(key, f"not Python: {error}") from error
+
+
+def _text(line: Line, key: str, default: str | None = None) -> str:
+    value = line.row.get(key, default)
+    if value is None and key not in line.row:
+        raise line.error(key, "missing; give a non-empty string")
+    if not isinstance(value, str):
+        raise line.error(key, f"expected a string, got {kind_of(value)}")
+    if not value.strip() and default is None:
+        raise line.error(key, "empty; give a non-empty string")
+    return value
+
+
+def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = None) -> str:
+    value = line.row.get(key, default)
+    if value not in choices or not isinstance(value, str):
+        got = "missing" if key not in line.row else f"{json.dumps(value)} is not allowed"
+        raise line.error(key, f"{got}; choose one of {', '.join(choices)}")
+    return value
+
+
+def _positive(
+    line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False
+) -> float:
+    value = line.row.get(key, default)
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        what = "a whole number" if whole else "a number"
+        bound = "of at least 0" if zero else "above 0"
+        raise line.error(key, f"expected {what} {bound}, got {json.dumps(value)[:80]}")
+    return value

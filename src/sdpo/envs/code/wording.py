@@ -1,0 +1,104 @@
+"""The wording of code feedback: one text per failure, in the manner of a competitive-programming
+site.
+
+Program text is data: it ends up in the teacher's prompt, so control characters, chat-template
+tokens and lines that look like a header are made harmless here. Long values are cut in the middle
+and say so. Which failure is reported, and on which tests, is decided by `code_judge.py`.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+from sdpo.envs.text import cut_middle, safe
+
+INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
+RUNTIME_ERROR = "Runtime Error"
+TIME_LIMIT = "Time Limit Exceeded"
+MEMORY_LIMIT = "Memory Limit Exceeded"
+OUTPUT_LIMIT = "Output Limit Exceeded"
+WRONG_ANSWER = "Wrong Answer"
+LAST_INPUT = "Last Executed Input"
+
+HEADERS = {
+    "wrong_answer": WRONG_ANSWER,
+    "runtime_error": RUNTIME_ERROR,
+    "time_limit": TIME_LIMIT,
+    "memory_limit": MEMORY_LIMIT,
+    "output_limit": OUTPUT_LIMIT,
+}
+"""Category to the header of its feedback."""
+
+EXIT = "The program ended without an answer (exit code {code})."
+TAMPERING = "The program broke the judge's protocol."
+FORBIDDEN = " (processes, network and files are not available in this judge)"
+"""Follows the message of a PermissionError that the sandbox caused."""
+
+SIGNALS = {
+    signal.SIGSEGV: "Segmentation fault (usually unbounded recursion)",
+    signal.SIGABRT: "Aborted",
+    signal.SIGKILL: "Killed",
+}
+
+MAX_FRAMES = 3
+MAX_WRONG_ANSWERS = 2
+
+
+def exception_line(kind: str, message: str) -> str:
+    """`KIND: message` of an exception, as its process described it."""
+    if kind == "PermissionError":
+        message += FORBIDDEN
+    return safe(f"{kind}: {message}" if message else kind)
+
+
+def signal_name(number: int | None) -> str:
+    """What ended a program that a signal ended."""
+    return SIGNALS.get(number, f"Killed by signal {number}")
+
+
+def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> list[str]:
+    """Source line and place of the last `MAX_FRAMES` frames, outermost first.
+
+    Only the line *number* comes from the program's process; the text is the judge's copy, so a
+    program cannot write here.
+    """
+    lines = []
+    for number, function in frames[-MAX_FRAMES:]:
+        if 1 <= number <= len(source):
+            lines.append(f"  {safe(source[number - 1].strip())}")
+        lines.append(f"Line {number} in {safe(function)} (Solution.py)")
+    return lines
+
+
+def last_input(text: str | None) -> list[str]:
+    """The closing section with the input that was running; nothing when no test had started."""
+    return [] if text is None else ["", LAST_INPUT, _or_nothing(text)]
+
+
+def wrong_answer(number: int, given: str, stdout: str, output: str, expected: str) -> str:
+    """`Test Case K: Wrong Answer` with input, printed text if any, output and what was expected."""
+    sections = [f"Test Case {number}: {WRONG_ANSWER}", "Input", _or_nothing(given)]
+    if stdout.strip():
+        sections += ["Stdout", _or_nothing(stdout)]
+    sections += ["Output", _or_nothing(output), "Expected", _or_nothing(expected)]
+    return "\n".join(sections)
+
+
+def _or_nothing(text: str) -> str:
+    """A value to show; an empty one would leave its header alone."""
+    return safe(text.rstrip("\n")) or "(nothing)"
+
+
+def fit(parts: Sequence[str], limit: int) -> str:
+    """The parts one after the other in at most `limit` characters: later parts go first, then the
+    middle of the first."""
+    kept = list(parts)
+    while len(kept) > 1 and len("\n\n".join(kept)) > limit:
+        kept.pop()
+    return cut_middle("\n\n".join(kept), limit)
+
+
+def counts(header: str, passed: int, total: int) -> str:
+    """What judging on private tests may say: the kind of failure and how many tests passed."""
+    return f"{header}\n{passed} of {total} tests passed."

@@ -1,0 +1,261 @@
+"""Whether self-distillation can help before it is paid for: does the model solve what it failed at
+once it has read the feedback or a demonstration?
+
+The student attempts training tasks and is judged. For every failed attempt the same weights then
+sample an answer of their own in each kind of teacher context. A kind's gain is the teacher's solved
+rate minus the student's on the same tasks. The student's rate comes from attempts of its own that
+chose nothing: rating it by the attempts that decided which contexts exist (a demonstration needs a
+solved sibling) would let luck pass for skill. The control `no_context`, a fresh attempt at the bare
+task, must therefore have a gain near zero; `other_task` shows what any solved answer does.
+
+Nothing is trained. Attempts are of one turn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from sdpo.config.schema import ContextConfig
+from sdpo.engines.base import Sampling
+from sdpo.errors import ConfigError
+from sdpo.evaluation import Interval, bootstrap
+from sdpo.parallel import Parallel
+from sdpo.records import Group, Message, Task, TeacherContext
+from sdpo.rollouts.collect import Collector
+from sdpo.seeds import derive
+from sdpo.teacher.context import teacher_contexts
+
+Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_context"]
+"""What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
+feedback, both, or, as controls, another task's solved answer and nothing."""
+
+_ALONE = Parallel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindResult:
+    """What one kind of teacher context is worth on the failed attempts that can have it.
+
+    Example:
+        KindResult(num_tasks=9, num_attempts=31, student=0.10, teacher=0.42,
+                   gain=Interval(mean=0.32, low=0.18, high=0.45, level=0.9))
+    """
+
+    num_tasks: int
+    num_attempts: int
+    """Failed attempts that have a context of this kind; the teacher answered once for each."""
+    student: float
+    """Solved rate of the student's second round of attempts, mean over these tasks; 0 without
+    tasks."""
+    teacher: float
+    """Solved rate of the teacher's answers, mean over these tasks; 0 without tasks."""
+    gain: Interval | None
+    """teacher - student with its 90% interval over tasks; None without tasks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """The outcome of a teacher probe.
+
+    Example:
+        Probe(num_tasks=16, num_attempts=64, num_failed=57, kinds={"recipe": result})
+    """
+
+    num_tasks: int
+    num_attempts: int
+    """The student's attempts of the first round."""
+    num_failed: int
+    kinds: Mapping[Kind, KindResult]
+
+    def metrics(self) -> dict[str, float]:
+        """The `probe/*` keys of metrics.jsonl: the share of attempts that failed and every kind's
+        gain with its 90% interval; kinds no failed attempt can have are absent."""
+        values = {"probe/failed": self.num_failed / self.num_attempts}
+        for kind, result in self.kinds.items():
+            if result.gain is not None:
+                values[f"probe/gain_{kind}"] = result.gain.mean
+                values[f"probe/gain_{kind}_low"] = result.gain.low
+                values[f"probe/gain_{kind}_high"] = result.gain.high
+        return values
+
+    def sentence(self) -> str:
+        """Whether self-distillation is likely to help here, in words."""
+        if not self.num_failed:
+            return "Nothing to learn here: the student solved every attempt; take harder tasks."
+        found = self.kinds["recipe"]
+        if found.gain is None:
+            return (
+                f"Self-distillation cannot help here: none of {self.num_failed} failed attempts "
+                "has a teacher context in this recipe; raise rollout.group_size or let the "
+                "environment write feedback."
+            )
+        rates = (
+            f"in this recipe's contexts the teacher solves {found.teacher:.0%} where the student "
+            f"solves {found.student:.0%} (gain {found.gain.low:+.2f} to {found.gain.high:+.2f})"
+        )
+        if found.gain.high <= 0:
+            return f"Self-distillation is unlikely to help here: {rates}."
+        if found.gain.low <= 0:
+            return f"It is unclear whether self-distillation helps here: {rates}; probe more tasks."
+        control = self.kinds["other_task"].gain
+        if control is not None and control.low > 0:
+            rates += (
+                f", but another task's demonstration alone gives {control.mean:+.2f}, "
+                "so some of it is format"
+            )
+        return f"Self-distillation is likely to help here: {rates}."
+
+
+def probe_tasks(
+    collector: Collector,
+    tasks: Sequence[Task],
+    rules: ContextConfig,
+    *,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel = _ALONE,
+) -> Probe:
+    """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
+
+    Everything random depends on `seed`, task and attempt only, not on the number of processes, each
+    of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
+    several turns, which a teacher cannot answer at once.
+    """
+    check_can_probe(collector.max_turns)
+    groups, again = (
+        parallel.gather_shares(
+            collector.collect(
+                parallel.share(tasks),
+                group_size=samples,
+                sampling=sampling,
+                seed=derive(seed, "probe", which),
+            ).groups
+        )
+        for which in ("student", "student again")
+    )
+    asked = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
+    wanted = list(dict.fromkeys(ask for found in asked.values() for ask in found))
+    attempts = {
+        (group.task.id, rollout.index): (group.task, rollout)
+        for group in groups
+        for rollout in group.rollouts
+    }
+    answers = parallel.gather_shares(
+        collector.answer(
+            [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in parallel.share(wanted)],
+            sampling=sampling,
+            seed=derive(seed, "probe", "teacher"),
+        )
+    )
+    solved = {ask: verdict.solved for ask, (_, verdict) in zip(wanted, answers, strict=True)}
+    student = {group.task.id: group.solved_rate for group in again}
+    return Probe(
+        num_tasks=len(groups),
+        num_attempts=len(groups) * samples,
+        num_failed=sum(not v.solved for group in groups for v in group.verdicts),
+        kinds={kind: _result(found, solved, student) for kind, found in asked.items()},
+    )
+
+
+def check_can_probe(max_turns: int) -> None:
+    """Raises `ConfigError` for attempts of several turns."""
+    if max_turns > 1:
+        raise ConfigError(
+            f"rollout.max_turns = {max_turns}: the teacher probe knows attempts of one turn only; "
+            "set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
+        )
+
+
+def choose_tasks(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
+    """A seeded choice of `count` of `tasks` (all when there are fewer), in their order."""
+    if count < 1:
+        raise ConfigError(f"probe: tasks = {count}; at least one task is needed")
+    rng = random.Random(derive(seed, "probe", "tasks"))
+    chosen = sorted(rng.sample(range(len(tasks)), min(count, len(tasks))))
+    return [tasks[index] for index in chosen]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """One answer wanted of the teacher. Kinds that show the same context share the answer.
+
+    Example:
+        _Ask(task_id="clamp", index=2, prompt_ids=(1, 5))
+    """
+
+    task_id: str
+    index: int
+    """The failed attempt that is answered anew."""
+    prompt_ids: tuple[int, ...]
+
+
+def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
+    def varied(**changes: object) -> ContextConfig:
+        return rules.model_copy(update={"plain": False, **changes})
+
+    return [
+        ("recipe", rules),
+        ("demonstration", varied(demonstration="random", feedback="never")),
+        ("feedback", varied(demonstration="none", feedback="always")),
+        ("both", varied(demonstration="random", feedback="always")),
+        ("other_task", varied(demonstration="other_task", feedback="never")),
+        ("no_context", varied(plain=True)),
+    ]
+
+
+def _failed(
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
+) -> list[_Ask]:
+    """What to ask the teacher for the failed attempts that have a context of this kind."""
+    chat = collector.chat
+
+    def count_tokens(messages: Sequence[Message]) -> int:
+        return len(chat.prompt_ids(messages))
+
+    found = []
+    for group in groups:
+        # One generator per task whatever the kind, so that all kinds show the same demonstration.
+        contexts = teacher_contexts(
+            group,
+            rules,
+            random.Random(derive(seed, "probe", group.task.id)),
+            count_tokens,
+            strip_thinking=chat.as_content,
+            inert=chat.inert,
+            others=groups,
+        )
+        for index, (context, verdict) in enumerate(zip(contexts, group.verdicts, strict=True)):
+            if verdict.solved or not _is_of(kind, context):
+                continue
+            assert context.messages is not None
+            prompt_ids = chat.prompt_ids(context.messages)
+            found.append(_Ask(task_id=group.task.id, index=index, prompt_ids=prompt_ids))
+    return found
+
+
+def _is_of(kind: Kind, context: TeacherContext) -> bool:
+    if kind == "both":
+        return context.demonstration is not None and context.feedback_used
+    return context.messages is not None
+
+
+def _result(
+    asked: Sequence[_Ask], solved: Mapping[_Ask, bool], student: Mapping[str, float]
+) -> KindResult:
+    by_task: dict[str, list[bool]] = {}
+    for ask in asked:
+        by_task.setdefault(ask.task_id, []).append(solved[ask])
+    teacher = {task: fmean(answers) for task, answers in by_task.items()}
+    gains = [rate - student[task] for task, rate in teacher.items()]
+    return KindResult(
+        num_tasks=len(by_task),
+        num_attempts=len(asked),
+        student=fmean(student[task] for task in by_task) if by_task else 0.0,
+        teacher=fmean(teacher.values()) if by_task else 0.0,
+        gain=bootstrap(gains) if gains else None,
+    )

@@ -1,0 +1,100 @@
+"""What the fused pass saw, as numbers for people: token credit of single rollouts and the teacher's
+distance."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sdpo.losses.head.alternatives import Alternatives
+from sdpo.losses.head.walk import TokenOutputs
+from sdpo.losses.specs import ObjectiveSpec
+from sdpo.records import Key, Sample
+from sdpo.rollouts.credit import TokenCredit
+
+MAX_GAP = 20.0
+"""Bound of the gap inside an exponential; such tokens are beyond any doubt far from the teacher."""
+
+
+def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
+    """Jensen-Shannon divergence between student and teacher per token, [T], nats.
+
+    Exact over the support when that is what is optimised; otherwise the unbiased one-sample
+    estimate f(q/p) at the sampled token, f(r) = (log(2/(1+r)) + r log(2r/(1+r))) / 2, which is
+    never negative.
+    """
+    distill = spec.distill
+    if distill is None or (distill.divergence == "jsd" and distill.beta == 0.5):
+        return tokens.divergence
+    gap = (tokens.teacher_logprob - tokens.student_logprob).clamp(-MAX_GAP, MAX_GAP)
+    log_mean = torch.logaddexp(gap, torch.zeros_like(gap)) - math.log(2)
+    return ((gap - log_mean) * gap.exp() - log_mean) / 2
+
+
+def choose_inspected(compared: Sequence[Sample], count: int, *, seed: int) -> frozenset[Key]:
+    """Keys of the samples whose credit is kept: a seeded choice of `count` (all when there are
+    fewer) of those the teacher is compared with."""
+    chosen = random.Random(seed).sample(compared, min(count, len(compared)))
+    return frozenset(sample.key for sample in chosen)
+
+
+def credit_of(
+    tokens: TokenOutputs,
+    samples: Sequence[Sample],
+    inspected: set[Key],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[TokenCredit]:
+    """Token credit of the `inspected` samples that have a teacher, from the pass over all
+    `samples`."""
+    found = []
+    start = 0
+    for sample in samples:
+        rows = slice(start, start + sample.num_trained)
+        start = rows.stop
+        if sample.key in inspected and bool(tokens.has_teacher[rows].all()):
+            found.append(_credit(tokens, rows, sample, tokenizer))
+    return found
+
+
+def _credit(
+    tokens: TokenOutputs, rows: slice, sample: Sample, tokenizer: PreTrainedTokenizerBase
+) -> TokenCredit:
+    ids = sample.trained_ids
+    student_top = _alternatives(tokens.student_top, rows, of_teacher=False)
+    teacher_top = _alternatives(tokens.teacher_top, rows, of_teacher=True)
+    shown = set(ids).union(*({t for t, _ in top} for top in (*student_top, *teacher_top)))
+    return TokenCredit(
+        task_id=sample.task_id,
+        index=sample.index,
+        token_ids=ids,
+        student_logprobs=tuple(tokens.student_logprob[rows].tolist()),
+        teacher_logprobs=tuple(tokens.teacher_logprob[rows].tolist()),
+        student_entropies=tuple(tokens.student_entropy[rows].tolist()),
+        teacher_entropies=tuple(tokens.teacher_entropy[rows].tolist()),
+        student_top=student_top,
+        teacher_top=teacher_top,
+        texts={token: str(tokenizer.decode([token])) for token in shown},
+        advantage=sample.advantage,
+    )
+
+
+def _alternatives(
+    top: Alternatives | None, rows: slice, *, of_teacher: bool
+) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """(token id, log-prob) per position, likeliest first, log-probs of the side the list belongs
+    to."""
+    if top is None:
+        return ()
+    logprobs = top.teacher_logprobs if of_teacher else top.student_logprobs
+    return tuple(
+        tuple(zip(ids, values, strict=True))
+        for ids, values in zip(top.ids[rows].tolist(), logprobs[rows].tolist(), strict=True)
+    )
+
+
+CREDIT_ALTERNATIVES = 5
+"""Most likely tokens of student and teacher kept per position of an inspected rollout."""

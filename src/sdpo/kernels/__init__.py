@@ -1,0 +1,2 @@
+"""How many sequences run through a transformer at once; `plan.py` is the seam. No algorithm, no
+settings."""

@@ -1,0 +1,136 @@
+"""The seam between a transformers model and our attention: who sees whom in one forward pass.
+
+A model runs on one flat row of tokens, [1, T], and every attention layer hands its fresh queries,
+keys and values to the *plan* passed as the keyword `sdpo_plan`. Everything in this package computes
+some plan; nothing in it knows rollouts, losses or settings.
+
+Shapes: T tokens of a flat row, H query heads, K key-value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sdpo.kernels.norms import fused_norms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A run of tokens in a packed row, continuing an earlier run or starting a tree.
+
+    Example:
+        Segment(start=7, stop=12, parent=0, position=7)
+    """
+
+    start: int
+    stop: int
+    parent: int | None
+    """Index of the segment it continues; always a smaller one."""
+    position: int
+    """Position of its first token within its sequences: the number of tokens before it."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def paths(segments: Sequence[Segment]) -> list[tuple[slice, ...]]:
+    """Places of each segment's tokens after those of its ancestors, root first."""
+    found: list[tuple[slice, ...]] = []
+    for segment in segments:
+        before = () if segment.parent is None else found[segment.parent]
+        found.append((*before, slice(segment.start, segment.stop)))
+    return found
+
+
+ATTENTION_NAME = "sdpo_engine"
+
+
+MASKED = -1e30
+"""Finite, so that times the False of a boolean mask it is 0 and not NaN."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How a layer turns q.k into scores.
+
+    Example:
+        Scores(scaling=0.125, window=None, softcap=None)
+    """
+
+    scaling: float
+    window: int | None
+    """A query sees the last `window` positions, its own included; None: all."""
+    softcap: float | None
+    """cap * tanh(score / cap) before the mask; None: none."""
+
+    def capped(self, scores: torch.Tensor) -> torch.Tensor:
+        if self.softcap is None:
+            return scores
+        return scores.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+class MissingPlanError(RuntimeError):
+    """An attention layer was reached without a plan."""
+
+
+class Plan(Protocol):
+    """What one forward pass attends to."""
+
+    def attend(
+        self,
+        layer: int,
+        query_1HTD: torch.Tensor,
+        key_1KTD: torch.Tensor,
+        value_1KTD: torch.Tensor,
+        scores: Scores,
+        /,
+    ) -> torch.Tensor:
+        """Attention output [1, T, H, D]."""
+        ...
+
+
+def _registered(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sdpo_plan: Plan | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    if sdpo_plan is None:
+        raise MissingPlanError("this architecture does not hand keyword arguments to its attention")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = Scores(scaling=scaling, window=sliding_window, softcap=softcap)
+    return sdpo_plan.attend(module.layer_idx, query, key, value, scores), None
+
+
+# Without an entry in the mask registry transformers builds no mask: the plan is the mask.
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _registered)
+
+
+@contextmanager
+def fast_layers(model: PreTrainedModel) -> Generator[None]:
+    """`model` attends through plans inside the block and, on a CPU, computes its norms in blocks;
+    afterwards its own choice is back."""
+    owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
+    configs = {id(owner.config): owner.config for owner in owners}.values()
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = ATTENTION_NAME
+        with fused_norms(model):
+            yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name

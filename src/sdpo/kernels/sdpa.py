@@ -1,0 +1,42 @@
+"""PyTorch's fused attention on a CPU: scores, softmax and product in one pass, where that is faster
+than one after the other.
+
+It multiplies small tiles, which takes matrix units (AMX): without them it runs at a quarter of the
+speed of batched products.
+
+Legend: B batch, K key-value heads, Q queries of each, M keys, E head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sdpo.kernels.plan import Scores
+
+
+def pays(scores: Scores, x: Tensor) -> bool:
+    """Whether `fused` can compute these scores, and faster, for queries like `x`."""
+    return scores.softcap is None and x.device.type == "cpu" and _has_matrix_units(x.dtype)
+
+
+@functools.cache
+def _has_matrix_units(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+def fused(
+    query_BKQE: Tensor, key_BKME: Tensor, value_BKME: Tensor, bias: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attention [B, K, Q, E] and the logarithm of every query's sum of exponentials [B, K, Q], in
+    float32, with which attention to several sets of keys is joined. Scores are in float32.
+
+    `bias` is added to the scores: [B, 1, Q, M] in the queries' type; 1 stands for any B or Q.
+    """
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_BKQE, key_BKME, value_BKME, 0.0, False, attn_mask=bias, scale=scaling
+    )

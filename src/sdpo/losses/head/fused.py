@@ -1,0 +1,189 @@
+"""The fused head: loss and closed-form gradient of every component in one walk over chunks of
+tokens.
+
+A chunk's hidden states are multiplied by the heads of student and teacher (and initial model);
+softmax, divergence and gradient with respect to the logits are computed in place; two more products
+turn it into d/d(hidden) and d/d(head), which is all that is kept. Autograd never sees a logit, so
+the exact whole-vocabulary loss costs the memory of a top-K loss. The logit gradient of everything
+this project optimises has the form
+
+    [ w (p_j g_j - p_j sum p g) + k (p_j log(p_j/r_j) - p_j KL) + s (1[j = y] - p_j) ] / temperature
+
+distillation with weight w, KL to the initial model r with weight k, and any loss that depends on
+log p(y) alone with derivative s (policy gradient). What w, k and s are is `objective.py`.
+
+Memory: at most one chunk of [C, V] logits per model (`heads.py` says how large), three blocks [R,
+V], the gradient [T, D], and, only if the head trains, its gradient [V, D] in float32. Legend: T
+rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N alternatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdpo.losses.divergence import DivergenceKind
+from sdpo.losses.head.alternatives import Alternatives
+from sdpo.losses.head.logits import Side, token_statistics, token_support
+from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs, Walk, Weigh
+from sdpo.losses.specs import DistillSpec
+
+__all__ = [
+    "Alternatives",
+    "DistillationResult",
+    "HeadInputs",
+    "HeadPass",
+    "RowTerms",
+    "TokenOutputs",
+    "distillation_loss",
+    "head_pass",
+    "token_statistics",
+    "token_support",
+]
+
+
+class HeadPass(NamedTuple):
+    """`loss` is a scalar with a graph; the component sums are detached and add up to it."""
+
+    loss: Tensor
+    distill: Tensor
+    pg: Tensor
+    kl: Tensor
+    tokens: TokenOutputs
+
+
+def head_pass(inputs: HeadInputs, distill: DistillSpec | None, weigh: Weigh) -> HeadPass:
+    """Loss, component sums and token outputs of one micro-batch.
+
+    `distill` says which divergence is measured (and optimised where `weigh` gives it a weight);
+    None measures none. No gradient reaches teacher, reference or initial tensors. The graph holds
+    d/d(hidden) and d/d(head) only and can be walked once.
+    """
+    walks: list[Walk] = []
+
+    def compute(hidden_TD: Tensor, head_VD: Tensor, needs: tuple[bool, bool]) -> Walk:
+        walk = Walk(inputs, Side(hidden_TD, head_VD), distill, weigh, needs)
+        walks.append(walk)
+        walk.run()
+        return walk
+
+    student = inputs.student if torch.is_grad_enabled() else inputs.student.detached()
+    loss = _FusedHead.apply(*student, compute)
+    walk = walks[0]
+    distill_sum, pg_sum, kl_sum = walk.component_sums.unbind()
+    return HeadPass(loss, distill_sum, pg_sum, kl_sum, walk.tokens)
+
+
+class _FusedHead(torch.autograd.Function):
+    """Hands the gradients that the walk computed to autograd, scaled by the gradient that
+    arrives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TD: Tensor,
+        head_VD: Tensor,
+        compute: Callable[[Tensor, Tensor, tuple[bool, bool]], Walk],
+    ) -> Tensor:
+        walk = compute(hidden_TD, head_VD, tuple(ctx.needs_input_grad[:2]))
+        ctx.gradients = (walk.grad_hidden_TD, walk.grad_head_VD)
+        return walk.component_sums.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the fused loss was already walked backward; its gradients are handed over, not "
+                "copied: compute the loss again"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(grad_loss)
+        return (*gradients, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationResult:
+    """A scalar with a graph, and per token what the pass knows; detached [T] in the math dtype.
+
+    Example:
+        distillation_loss(hidden_TD, head_VD, teacher_hidden_TD, head_VD, targets_T).loss.backward()
+    """
+
+    loss: Tensor
+    divergence: Tensor
+    """Undivided and unweighted."""
+    student_logprob: Tensor
+    teacher_logprob: Tensor
+    student_entropy: Tensor
+    """Of the whole vocabulary, nats; so is the next."""
+    teacher_entropy: Tensor
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    targets: Tensor,
+    *,
+    divergence: DivergenceKind = "jsd",
+    beta: float = 0.5,
+    top_k: int | None = 100,
+    tail: bool = True,
+    weights: Tensor | None = None,
+    temperature: float = 1.0,
+    reference_hidden: Tensor | None = None,
+    reference_head: Tensor | None = None,
+    trust: float | None = None,
+    chunk_tokens: int | None = None,
+) -> DistillationResult:
+    """Sum of weights x D(student, teacher) over T tokens (Eq. 1, Eq. 11), with gradients to the
+    student's side only.
+
+    `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and
+    `teacher_head` [V, D'] may have another width. `weights` [T] carry 1/(global count); None means
+    the mean over the T tokens. `top_k` None is the whole vocabulary; `tail` False renormalises the
+    top-K. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q; `reverse_kl` is
+    KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With `trust`, the target is
+    ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). `chunk_tokens` bounds the logits
+    held at once.
+    """
+    count = len(targets)
+    if weights is None:
+        weights = student_hidden.new_full((count,), 1.0 / max(count, 1), dtype=torch.float64)
+    if (trust is None) != (reference_hidden is None) or (trust is None) != (reference_head is None):
+        raise ValueError("trust, reference_hidden and reference_head go together")
+    reference = None
+    if reference_hidden is not None and reference_head is not None:
+        reference = Side(reference_hidden, reference_head)
+    inputs = HeadInputs(
+        student=Side(student_hidden, student_head),
+        targets=targets,
+        teacher=Side(teacher_hidden, teacher_head),
+        trust_reference=reference,
+        trust=trust,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+    )
+    spec = DistillSpec(divergence=divergence, beta=beta, top_k=top_k, tail=tail, ratio_cap=None)
+
+    def weigh(rows: slice, student_logprob_R: Tensor, teacher_logprob_R: Tensor | None) -> RowTerms:
+        return RowTerms(distill_weight_R=weights[rows].to(student_logprob_R.dtype))
+
+    result = head_pass(inputs, spec, weigh)
+    return DistillationResult(
+        loss=result.loss,
+        divergence=result.tokens.divergence,
+        student_logprob=result.tokens.student_logprob,
+        teacher_logprob=result.tokens.teacher_logprob,
+        student_entropy=result.tokens.student_entropy,
+        teacher_entropy=result.tokens.teacher_entropy,
+    )

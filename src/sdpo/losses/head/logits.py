@@ -1,0 +1,271 @@
+"""LM heads applied in chunks of rows: logits, their softmax statistics, and nothing kept.
+
+Memory: a whole [T, V] matrix of logits is never made. With the default chunk, one buffer is 64 MiB
+on a CPU (128 in bfloat16) and 512 MiB on an accelerator, whatever T is. Matrix products run in the
+dtype of the hidden states; everything after them runs in float32 (float64 for float64 inputs).
+
+Legend: T rows (completion tokens), C rows of a chunk, R rows of a block, D hidden size, V
+vocabulary, K support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdpo.kernels.dtypes import math_dtype
+from sdpo.losses.head.elementwise import log_softmax_
+
+_CHUNK_ELEMENTS = {"cpu": 1 << 24}
+"""Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and
+written once a chunk) is small against the matrix product that fills it."""
+_CHUNK_ELEMENTS_NARROW = 1 << 26
+"""The same where a CPU keeps them in bfloat16: faster than a quarter of it or half, and than twice
+as many for most sizes."""
+_CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
+_BLOCK_ELEMENTS = {"cpu": 1 << 20}
+"""Elements of a block: softmax and divergence go over a chunk in blocks of rows whose temporaries
+stay in cache (CPU) or keep every kernel full (accelerator)."""
+_BLOCK_ELEMENTS_ACCELERATOR = 1 << 25
+_STRIP_ELEMENTS = 1 << 22
+"""Elements of a product that is widened on a CPU: 8 MiB in bfloat16."""
+
+
+class Side(NamedTuple):
+    """Hidden states and the head that turns them into logits."""
+
+    hidden_TD: Tensor
+    head_VD: Tensor
+
+    def detached(self) -> Side:
+        return Side(self.hidden_TD.detach(), self.head_VD.detach())
+
+
+def chunk_rows(
+    rows: int, vocabulary: int, device: torch.device, wanted: int | None, *, is_narrow: bool
+) -> int:
+    """Rows per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly equal,
+    and hold no more than there are rows."""
+    if wanted is not None:
+        if wanted < 1:
+            raise ValueError(f"chunk_tokens must be at least 1, got {wanted}")
+        return min(wanted, max(rows, 1))
+    elements = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS_ACCELERATOR)
+    most = max(1, (_CHUNK_ELEMENTS_NARROW if is_narrow else elements) // vocabulary)
+    return max(1, -(-rows // max(1, -(-rows // most))))
+
+
+def block_rows(vocabulary: int, device: torch.device) -> int:
+    """Rows per block."""
+    elements = _BLOCK_ELEMENTS.get(device.type, _BLOCK_ELEMENTS_ACCELERATOR)
+    return max(1, elements // vocabulary)
+
+
+def spans(start: int, stop: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most `size` from `start` to `stop`."""
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))
+
+
+class Logits:
+    """One model's logits: filled by chunks, read by blocks.
+
+    A CPU rounds a narrow product to its factors' type. There a chunk stays in it, which takes half
+    the memory a row, and blocks are widened where they stay in cache: two AMX threads got the
+    logits of 1,632 rows twice as fast. Elsewhere, and for mixtures, a chunk has the math dtype and
+    blocks are views of it.
+    """
+
+    def __init__(
+        self,
+        side: Side,
+        num_rows: int,
+        num_block_rows: int,
+        *,
+        temperature: float,
+        is_narrow: bool,
+        reference: Side | None = None,
+        trust: float | None = None,
+    ) -> None:
+        """Room for chunks of `num_rows` and blocks of `num_block_rows`. With `trust`, of the
+        trust-region mixture with `reference`: a geometric mean of distributions is an arithmetic
+        mean of logits, since normalisers are constant per row (Eq. 10, 16)."""
+        assert (trust is None) == (reference is None), "trust and its reference go together"
+        assert not (is_narrow and trust is not None), "a sum of two products is wide"
+        self._side, self._reference, self._trust = side, reference, trust
+        self._scale = 1.0 / temperature
+        vocabulary, narrow = len(side.head_VD), side.hidden_TD.dtype
+        wide = math_dtype(narrow)
+        self._chunk_CV = side.hidden_TD.new_empty(
+            (num_rows, vocabulary), dtype=narrow if is_narrow else wide
+        )
+        self._block_RV = None
+        if is_narrow:
+            self._block_RV = self._chunk_CV.new_empty((num_block_rows, vocabulary), dtype=wide)
+
+    def fill(self, chunk: slice) -> None:
+        """Compute the logits of these rows."""
+        chunk_CV = self._chunk_CV[: chunk.stop - chunk.start]
+        if self._block_RV is not None:
+            hidden_TD, head_VD = self._side
+            torch.mm(hidden_TD[chunk], head_VD.to(hidden_TD.dtype).t(), out=chunk_CV)
+        elif self._reference is None or self._trust is None:
+            _product_into(chunk_CV, self._side, chunk, self._scale)
+        else:
+            _product_into(chunk_CV, self._side, chunk, self._scale * self._trust)
+            rest = self._scale * (1.0 - self._trust)
+            _product_into(chunk_CV, self._reference, chunk, rest, add=True)
+
+    def block(self, local: slice) -> Tensor:
+        """Logits [R, V] of some rows of the chunk, divided by the temperature, in the math dtype.
+        They may be overwritten."""
+        chunk_RV = self._chunk_CV[local]
+        if self._block_RV is None:
+            return chunk_RV
+        block_RV = self._block_RV[: len(chunk_RV)].copy_(chunk_RV)
+        return block_RV if self._scale == 1.0 else block_RV.mul_(self._scale)
+
+    def put(self, local: slice, values_RV: Tensor) -> None:
+        """Write what `block` gave, and was overwritten, into the chunk."""
+        if self._block_RV is not None:
+            self._chunk_CV[local].copy_(values_RV)
+
+    def chunk(self, count: int) -> Tensor:
+        """The chunk's first rows as they now are, in the type of the hidden states."""
+        return self._chunk_CV[:count].to(self._side.hidden_TD.dtype)
+
+
+def are_narrow(sides: Iterable[Side | None]) -> bool:
+    """Whether chunks of logits stay in the type of the hidden states of all `sides`."""
+    kinds = {(x.hidden_TD.device.type, x.hidden_TD.dtype) for x in sides if x is not None}
+    ((device, dtype), *others) = kinds
+    return not others and device == "cpu" and dtype != math_dtype(dtype)
+
+
+def _product_into(
+    out_CV: Tensor, side: Side, rows: slice, scale: float, *, add: bool = False
+) -> None:
+    """out <- scale * hidden[rows] @ head.T, or out += the same; `out` is in the math dtype."""
+    hidden_CD, head_VD = side.hidden_TD[rows], side.head_VD
+    if head_VD.dtype != hidden_CD.dtype:
+        head_VD = head_VD.to(hidden_CD.dtype)
+    accumulate_product(out_CV, hidden_CD, head_VD.t(), add=add, scale=scale)
+
+
+def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool, scale: float = 1.0) -> None:
+    """out <- scale * a @ b, or out += the same; `out` in the math dtype whatever the factors' is.
+
+    CUDA hands out its float32 accumulator: a logit of 20 in bfloat16 has a step of 0.125.
+    """
+    if a.dtype == out.dtype:
+        torch.addmm(out, a, b, beta=float(add), alpha=scale, out=out)
+    elif a.device.type == "cuda":
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=float(add), alpha=scale, out=out)
+    else:
+        for strip, part_a, part_b in _strips(out, a, b):
+            product = part_a @ part_b
+            if add:
+                strip.add_(product, alpha=scale)
+            else:
+                strip.copy_(product)
+                if scale != 1.0:
+                    strip.mul_(scale)
+
+
+def _strips(out: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """`out` along its longer side, with the factors of each strip.
+
+    A CPU rounds a narrow product to the factors' type before it can be widened. Strips stay in
+    cache from one to the other: measured 2.8 times as fast for logits, 1.7 for d/d(head).
+    """
+    rows, columns = out.shape
+    if rows > columns:
+        for part in spans(0, rows, max(1, _STRIP_ELEMENTS // columns)):
+            yield out[part], a[part], b
+    else:
+        for part in spans(0, columns, max(1, _STRIP_ELEMENTS // rows)):
+            yield out[:, part], a, b[:, part]
+
+
+@torch.no_grad()
+def token_statistics(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    reference_hidden: Tensor | None = None,
+    reference_head: Tensor | None = None,
+    trust: float | None = None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of the targets [T] and entropy [T] over the whole vocabulary; no graph.
+
+    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the
+    trust-region target ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's.
+    Memory: one chunk of logits.
+    """
+    side = Side(hidden, head)
+    reference = None
+    if reference_hidden is not None and reference_head is not None:
+        reference = Side(reference_hidden, reference_head)
+    logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
+    entropy_T = torch.empty_like(logprob_T)
+    for rows, log_p_RV in _log_probs(side, temperature, chunk_tokens, reference, trust):
+        logprob_T[rows] = log_p_RV.gather(1, targets[rows, None])[:, 0]
+        entropy_T[rows] = log_p_RV.exp().mul_(log_p_RV).sum(-1).neg_()
+    return logprob_T, entropy_T
+
+
+@torch.no_grad()
+def token_support(
+    hidden: Tensor,
+    head: Tensor,
+    top_k: int,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Ids [T, K] and log-probs [T, K] of the most likely tokens: what Eq. 13 remembers of the old
+    policy."""
+    ids, logprobs = [], []
+    for _, log_p_RV in _log_probs(Side(hidden, head), temperature, chunk_tokens, None, None):
+        top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
+        ids.append(top.indices)
+        logprobs.append(top.values)
+    if not ids:
+        shape = (0, min(top_k, len(head)))
+        return hidden.new_empty(shape, dtype=torch.long), hidden.new_empty(shape)
+    return torch.cat(ids), torch.cat(logprobs)
+
+
+def _log_probs(
+    side: Side,
+    temperature: float,
+    chunk_tokens: int | None,
+    reference: Side | None,
+    trust: float | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows and their log-probabilities [R, V] in a buffer that the next pair overwrites."""
+    count, vocabulary = len(side.hidden_TD), len(side.head_VD)
+    device = side.hidden_TD.device
+    is_narrow = trust is None and are_narrow([side])
+    size = chunk_rows(count, vocabulary, device, chunk_tokens, is_narrow=is_narrow)
+    num_block_rows = min(size, block_rows(vocabulary, device))
+    logits = Logits(
+        side,
+        size,
+        num_block_rows,
+        temperature=temperature,
+        is_narrow=is_narrow,
+        reference=reference,
+        trust=trust,
+    )
+    for chunk in spans(0, count, size):
+        logits.fill(chunk)
+        for block in spans(chunk.start, chunk.stop, num_block_rows):
+            local = slice(block.start - chunk.start, block.stop - chunk.start)
+            yield block, log_softmax_(logits.block(local))

@@ -1,0 +1,202 @@
+"""A model's name to a policy: hub id, folder, GGUF file, or the demo model inside a PyPI wheel.
+
+Whatever is wrong with a model becomes one `ModelError` sentence with the fix; the libraries' own
+errors stay attached as the cause. Code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sdpo.errors import ModelError
+from sdpo.models.device import default_dtype
+from sdpo.models.gguf import DEMO, demo_folder, first_line, gguf_folder
+from sdpo.models.quiet import quiet
+
+__all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_HUB_TIMEOUT_S = 5.0
+"""The hub client itself retries for a minute before it says that there is no network."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A causal language model with its tokenizer, in eval mode on its device.
+
+    Example:
+        load_policy("smollm2-135m-instruct")
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    """As the user gave it; engines of their own load it by this name."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def replace_model(self, model: PreTrainedModel) -> Policy:
+        """The same policy around another module, for instance one with adapters."""
+        return replace(self, model=model)
+
+
+def load_policy(name: str, *, dtype: str = "auto", device: str = "auto") -> Policy:
+    """The policy that `name` stands for: hub id, folder, `.gguf` file or `smollm2-135m-instruct`.
+
+    `dtype` is `auto` (`default_dtype` of the device), `float32` or `bfloat16`; `device` is `auto`
+    (CUDA when present), `cpu`, `cuda` or `cuda:N`. Raises `ModelError`.
+    """
+    where = _device(device)
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"model.dtype = {dtype!r} is unknown; use auto, float32 or bfloat16")
+    kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
+    source = _source(name)
+    # Code in a model's folder would run with the user's rights; unset, transformers asks on the
+    # terminal.
+    options = {"trust_remote_code": False, "local_files_only": not _is_reachable(source)}
+    with quiet(), _explained(name, is_offline=options["local_files_only"]):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+        # Loaded on the CPU and moved: one code path without accelerate's device maps.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=kind, output_loading_info=True, **options
+        )
+    model, info = loaded
+    _check(name, model, tokenizer, info)
+    return Policy(model=model.to(where).eval(), tokenizer=tokenizer, name=name)
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        where = None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if where is None or (where.type == "cuda" and (where.index or 0) >= count):
+        raise ModelError(
+            f"model.device = {device!r} is not available here; use auto, cpu or cuda:N"
+        )
+    return where
+
+
+def _source(name: str) -> str:
+    """A folder or hub id that transformers can load; GGUF files are converted on the way."""
+    if name == DEMO:
+        return str(demo_folder())
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model.name = {name!r}: there is no such GGUF file")
+        return str(gguf_folder(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"model.name = {name!r}: the folder has no config.json; name a Hugging Face one"
+            )
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
+        raise ModelError(f"model.name = {name!r}: there is no such folder")
+    return name
+
+
+def _is_reachable(source: str) -> bool:
+    """Whether asking the hub for `source` makes sense; folders need none."""
+    if Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        return True
+    hub = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or hub_constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=_HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _explained(name: str, *, is_offline: bool) -> Generator[None]:
+    """Library errors while loading `name` as one sentence with the fix."""
+    try:
+        yield
+    except Exception as error:
+        # transformers, the hub client, tokenizers and safetensors raise anything here.
+        raise ModelError(
+            f"model.name = {name!r} cannot be loaded: {_diagnosis(name, error, is_offline)}"
+        ) from error
+
+
+def _diagnosis(name: str, error: Exception, is_offline: bool) -> str:
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    text = first_line(error)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "access to it is restricted; accept its terms on the hub and run `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has no such public model; check the spelling, or run `hf auth login`"
+    if any(isinstance(cause, SafetensorError) for cause in causes):
+        return f"a weight file is damaged ({text}); download or copy the model again"
+    if Path(name).expanduser().is_dir() or name == DEMO:
+        return f"{text}; check the files in that folder, or name a model that transformers knows"
+    if is_offline:
+        return (
+            "it is neither a folder nor in the hub's local cache, and the hub cannot be reached; "
+            f"check the spelling and the network, or name a folder, a .gguf file or {DEMO!r}"
+        )
+    return f"{text}; name a causal language model that transformers knows, a folder or a .gguf file"
+
+
+def _check(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, info: dict[str, Any]
+) -> None:
+    """Raises `ModelError` for a model that loads and yet cannot be trained as a chat model."""
+    # transformers fills in what a file lacks with random numbers and only warns.
+    absent = sorted(
+        {str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind]}
+    )
+    if absent:
+        raise ModelError(
+            f"model.name = {name!r}: {len(absent)} weights are missing or have another shape "
+            f"({absent[0]}, ...); the files are incomplete or belong to another architecture"
+        )
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model.name = {name!r}: its tokenizer has no chat template; take an instruct model, "
+            "or set tokenizer.chat_template and save it to a folder"
+        )
+    embeddings: Any = model.get_input_embeddings()
+    num_rows = embeddings.weight.shape[0]
+    if len(tokenizer) > num_rows:
+        raise ModelError(
+            f"model.name = {name!r}: the tokenizer has {len(tokenizer)} tokens, the model embeds "
+            f"{num_rows}; tokenizer and weights do not belong together"
+        )

@@ -1,0 +1,128 @@
+"""Put a run together from its config: every `match` on a variant happens here, once.
+
+`open_sampler` is the half that evaluation and discovery need (policy, environment, engine);
+`objective_spec` turns a named objective into the specs of `sdpo.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sdpo.chat import Chat
+from sdpo.config.schema import (
+    LocalEngineConfig,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    VllmEngineConfig,
+)
+from sdpo.engines.base import Engine, Sampling
+from sdpo.envs.base import Closing, Env
+from sdpo.envs.opening import open_env
+from sdpo.errors import ConfigError
+from sdpo.models.device import keep_freed_memory
+from sdpo.models.policy import Policy, load_policy
+from sdpo.rollouts.collect import Collector
+from sdpo.seeds import derive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """A policy that can be sampled and judged: what evaluation and discovery need, without any
+    training state.
+
+    Example:
+        with open_sampler(config) as sampler: sampler.collector.collect(...)
+    """
+
+    policy: Policy
+    chat: Chat
+    env: Env
+    collector: Collector
+
+    def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
+        """How this run draws completions at `temperature`."""
+        return Sampling(
+            max_new_tokens=config.rollout.max_completion_tokens,
+            stop_ids=self.chat.stop_ids,
+            temperature=temperature,
+            top_p=top_p,
+            ignore_eos=config.rollout.ignore_eos,
+        )
+
+
+@contextmanager
+def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
+    """Load model and environment and close what was opened here. `env` replaces `config.env` and
+    stays open."""
+    policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    if policy.device.type == "cpu":
+        keep_freed_memory()
+    policy = with_adapter(policy, config.model, config.seed)
+    chat = chat_of(policy, config.model.chat_template_kwargs)
+    own_env = open_env(config.env) if env is None else env
+    try:
+        collector = Collector(
+            env=own_env,
+            engine=open_engine(config, policy),
+            chat=chat,
+            max_prompt_tokens=config.rollout.max_prompt_tokens,
+            max_turns=config.rollout.max_turns,
+        )
+        yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
+    finally:
+        if env is None and isinstance(own_env, Closing):
+            own_env.close()
+
+
+def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) -> Chat:
+    """The policy's chat template, with every token that its generation config ends at."""
+    generation = policy.model.generation_config
+    stop_ids = None if generation is None else generation.eos_token_id
+    return Chat(
+        policy.tokenizer,
+        template_kwargs=template_kwargs,
+        model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
+    )
+
+
+def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
+    """`policy` with the trainable weights that `config.adapter` names; `seed` decides the new ones,
+    on every rank alike."""
+    match config.adapter:
+        case LoraConfig(rank=rank, alpha=alpha):
+            try:
+                import peft
+            except ImportError as error:
+                raise ConfigError(
+                    "model.adapter.type = 'lora' needs PEFT: pip install 'sdpo[lora]'"
+                ) from error
+            lora = peft.LoraConfig(
+                r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            device = policy.model.device
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(derive(seed, "adapter"))
+                adapted = peft.get_peft_model(policy.model, lora)
+            # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
+            return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
+        case _:
+            return policy
+
+
+def open_engine(config: RunConfig, policy: Policy) -> Engine:
+    """The engine `config.rollout.engine` names, sampling with the policy's weights."""
+    match config.rollout.engine:
+        case LocalEngineConfig(max_sequences=max_sequences):
+            from sdpo.engines.local import LocalEngine
+
+            return LocalEngine(policy.model, max_sequences=max_sequences)
+        case VllmEngineConfig(memory_fraction=memory_fraction):
+            from sdpo.engines.vllm import VllmEngine
+
+            return VllmEngine(policy.model, memory_fraction=memory_fraction)

@@ -1,0 +1,103 @@
+"""Which models take the fast path does not depend on how their weights are rounded."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from sdpo.kernels.blocks import BlockAttention
+from sdpo.kernels.packed import PackedPlan
+from sdpo.models import hidden as backbone
+from sdpo.models.structure import float32_weights, probe
+from sdpo.testing import tiny_model
+
+FAMILIES = ["llama", "qwen3", "gemma3_text"]
+
+
+def rounding_model(family: str = "llama", dtype: torch.dtype = torch.bfloat16):
+    """A model of sharp attention, which multiplies rounding from layer to layer."""
+    model = tiny_model(family, num_layers=12, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            parameter.data *= 48.0
+    return model.to(dtype)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model((torch.arange(9) * 7 + 1)[None]).logits.float()
+
+
+def test_the_model_of_these_tests_rounds_badly():
+    exact = logits(rounding_model(dtype=torch.float32))
+    difference = (logits(rounding_model()) - exact).norm() / exact.norm()
+    assert difference > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_does_not_slow_a_model_down(family, dtype):
+    model = rounding_model(family, dtype)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        fast = probe(model)
+    assert fast is not None
+    assert fast.cache.dtype == dtype
+    assert backbone.attention_kind(model) == "blocks"
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == dtype
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousandth_of_difference_is_found_in_any_precision(monkeypatch, caplog, dtype):
+    attend = PackedPlan.attend
+    slope = torch.linspace(0.999, 1.001, 16)
+    monkeypatch.setattr(PackedPlan, "attend", lambda *a: attend(*a).mul_(slope))
+    with torch.no_grad(), caplog.at_level(logging.WARNING):
+        assert probe(rounding_model(dtype=dtype)) is None
+    assert "packed sequences give other logits than each alone" in caplog.text
+
+
+@pytest.mark.parametrize("layer", [0, 11])
+def test_a_layer_that_sees_a_sibling_branch_is_found(monkeypatch, layer):
+    """One token too many in one of twelve layers, in bfloat16."""
+    attend = BlockAttention.attend
+    root, first, second = slice(0, 6), slice(6, 11), slice(14, 17)
+    paths = [(root,), (root, first), (root, first, slice(11, 14)), (root, first, second)]
+    wrong = BlockAttention([*paths, (slice(17, 20),)])
+
+    def leak(self, number, *rest):
+        is_small_tree = rest[0].shape[2] == 20
+        return attend(wrong if number == layer and is_small_tree else self, number, *rest)
+
+    monkeypatch.setattr(BlockAttention, "attend", leak)
+    assert backbone.attention_kind(rounding_model()) == "separate"
+
+
+def test_a_model_is_looked_at_once_in_each_format(monkeypatch):
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert probe(model).cache.dtype == torch.bfloat16
+        with monkeypatch.context() as patch:
+            patch.setattr(model, "forward", None)
+            assert probe(model).cache.dtype == torch.bfloat16
+        assert probe(model.float()).cache.dtype == torch.float32
+
+
+def test_weights_come_back_when_the_model_fails():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    with pytest.raises(IndexError), torch.no_grad(), float32_weights(model):
+        model(torch.tensor([[10**6]]))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_inside_the_block_the_model_computes_in_float32():
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    exact = logits(tiny_model("llama", dtype=torch.bfloat16).float())
+    with torch.no_grad(), float32_weights(model):
+        torch.testing.assert_close(logits(model), exact)
+    assert logits(model).sub(exact).abs().max() > 1e-4
