@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import ConfigError, SdpoError
+from sdpo.files import atomic_write
 from sdpo.report.data import load_report
 from sdpo.report.packed import gzip_json
 
@@ -56,8 +57,8 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     target = out or run_dirs[0] / "report.html"
     page = _render(data)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
+        with atomic_write(target) as partial:
+            partial.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SdpoError(f"cannot write {target}: {error.strerror}; choose another --out") from error
     return target

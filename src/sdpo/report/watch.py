@@ -47,8 +47,8 @@ def watch(run_dirs: Sequence[Path], *, port: int | None = None, say: Callable[[s
     if not run_dirs:
         raise ConfigError("report needs at least one run directory")
     with ReportServer(run_dirs, port=port) as server:
-        say(f"{server.address} follows {', '.join(map(str, run_dirs))}; Ctrl-C ends it")
         try:
+            say(f"{server.address} follows {', '.join(map(str, run_dirs))}; Ctrl-C ends it")
             server.serve_forever()
         except KeyboardInterrupt:
             say("no longer following")
