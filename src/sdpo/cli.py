@@ -277,11 +277,22 @@ def config_list() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: report.html in the first run."
 )
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+@click.option("--watch", is_flag=True, help="Serve a page that follows the runs, until Ctrl-C.")
+@click.option("--port", type=int, help="With --watch. Default: 8600, or a free one.")
+def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | None) -> None:
     """One self-contained HTML file; several runs are compared."""
-    from sdpo.report import write_report
+    from sdpo.report import watch_runs, write_report
 
-    Console().print(str(write_report(list(runs), out)), highlight=False, soft_wrap=True)
+    def say(text: str) -> None:
+        Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if not watch:
+        if port is not None:
+            raise ConfigError(f"--port = {port} belongs to --watch: give both or neither")
+        return say(str(write_report(list(runs), out)))
+    if out is not None:
+        raise ConfigError(f"--out = {str(out)!r}: --watch writes no file; give one of the two")
+    watch_runs(list(runs), port=port, say=say)
 
 
 class _Arms(click.Command):

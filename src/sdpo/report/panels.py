@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 SHARE = (0.0, 1.0)
 """Bounds of a rate; intervals of a mean are cut to them."""
@@ -16,6 +16,8 @@ POSITIVE = (0.0, None)
 """Bounds of what cannot be negative."""
 DIFFERENCE = (-1.0, 1.0)
 """Bounds of a difference of two rates."""
+OBSERVED = "observed"
+"""Whether it is a rate is up to the environment: bounded as one where every value is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,7 @@ class Panel:
     group: str
     """Heading it stands under."""
     title: str
+    """A `*` becomes what the key's `*` stands for, or `k` where that is several things."""
     keys: Mapping[str, str]
     """Metric to label. A trailing `*` takes every metric that starts so and labels it with its last
     part."""
@@ -37,8 +40,9 @@ class Panel:
     """Title of the vertical axis: what is counted, in which unit."""
     meaning: str
     """What the curve says, which values are good and which are a warning, in a sentence or two."""
-    bounds: tuple[float | None, float | None] = (None, None)
-    """Values that cannot be left; bands are cut there. `SHARE` also asks for an axis from 0."""
+    bounds: tuple[float | None, float | None] | Literal["observed"] = (None, None)
+    """Values that cannot be left; bands are cut there. `SHARE` also asks for an axis from 0 to
+    1."""
     sparse: bool = False
     """Written at evaluations only: drawn with markers and never smoothed."""
     exact: bool = False
@@ -47,8 +51,8 @@ class Panel:
     """Canaries that watch it; their alerts are marked in the chart."""
 
     def row(self) -> dict[str, Any]:
-        """The panel as the page reads it."""
-        return asdict(self)
+        """The panel as the page reads it; its keys are pairs, because their order counts."""
+        return {**asdict(self), "keys": list(self.keys.items())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,15 +110,15 @@ _OUTCOME = (
     ),
     Panel(
         group="Outcome", title="Reward, training", keys={"train/reward": "reward"},
-        axis="mean reward",
+        axis="mean reward", bounds=OBSERVED,
         meaning="Mean reward of a step's attempts; equals the solved rate where rewards are 0 or "
         "1.",
     ),
     Panel(
-        group="Outcome", title="Solved by at least one of k, held out", keys={"eval/pass@*": ""},
+        group="Outcome", title="pass@*, held out", keys={"eval/pass@*": ""},
         axis="share of tasks", bounds=SHARE, sparse=True, canaries=("pass_at_k",),
-        meaning="pass@k: tasks that at least one of k attempts solves. Falling while the solved "
-        "rate rises means that the policy gives up variety.",
+        meaning="Tasks that at least one of the k attempts of an evaluation solves. Falling while "
+        "the solved rate rises means that the policy gives up variety.",
     ),
 )  # fmt: skip
 

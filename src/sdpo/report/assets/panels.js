@@ -19,21 +19,37 @@ function panelsOf(data) {
   for (const panel of data.panels) {
     const keys = keysOf(panel, names);
     Object.keys(keys).forEach((name) => shown.add(name));
-    if (Object.keys(keys).length) panels.push({ ...panel, keys });
+    if (Object.keys(keys).length) panels.push({ ...panel, keys, title: titleOf(panel, keys) });
   }
   for (const name of names) if (!shown.has(name)) panels.push(unlisted(name));
-  return panels;
+  return panels.map((panel) => ({ ...panel, bounds: boundsOf(panel, data.runs) }));
+}
+
+/* Bounds of a panel; those of a rate for what is "observed" to be one. */
+function boundsOf(panel, runs) {
+  if (panel.bounds !== "observed") return panel.bounds;
+  const isRate = (value) => value === null || (value >= 0 && value <= 1);
+  const columns = runs.flatMap((run) => Object.keys(panel.keys).map((key) => run.metrics[key] || []));
+  return columns.every((values) => values.every(isRate)) ? [0, 1] : [null, null];
 }
 
 /* The listed metrics that exist, `*` filled in. */
 function keysOf(panel, names) {
   const keys = {};
-  for (const [key, label] of Object.entries(panel.keys)) {
+  for (const [key, label] of panel.keys) {
     if (key.endsWith("*"))
       for (const name of names.filter((n) => n.startsWith(key.slice(0, -1)))) keys[name] = name.split("/")[1];
     else if (names.includes(key)) keys[key] = label;
   }
   return keys;
+}
+
+/* "pass@*, held out" with what the `*` of its key stands for. */
+function titleOf(panel, keys) {
+  const star = panel.keys.find(([key]) => key.endsWith("*"));
+  const names = Object.keys(keys);
+  if (!star) return panel.title;
+  return panel.title.replace("*", names.length === 1 ? names[0].slice(star[0].length - 1) : "k");
 }
 
 function unlisted(name) {
@@ -46,7 +62,7 @@ function unlisted(name) {
     meaning: isEnv
       ? `${name}: what the environment measured, averaged over a step's attempts.`
       : `${name}, as metrics.jsonl has it.`,
-    bounds: [null, null],
+    bounds: isEnv ? "observed" : [null, null],
     sparse: name.startsWith("eval/"),
     exact: false,
     canaries: [],
