@@ -44,7 +44,7 @@ def check_wheel(wheel: Path) -> None:
     if held != wanted:
         raise SystemExit(
             f"{wheel.name} lacks {sorted(wanted - held)} and has besides {sorted(held - wanted)}; "
-            "see [tool.setuptools.package-data] in pyproject.toml"
+            "see MANIFEST.in"
         )
 
 
