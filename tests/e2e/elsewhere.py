@@ -64,6 +64,8 @@ def become(platform):
     sys.platform = platform
     for name in LACKS[platform]["os"]:
         delattr(os, name)
+    # Python 3.13's own count of cores rests on the affinity; elsewhere it is the plain one.
+    os.process_cpu_count = os.cpu_count
     for name in LACKS[platform]["signal"]:
         delattr(signal, name)
     for name in LACKS[platform]["modules"]:

@@ -56,7 +56,7 @@ class CodeEnvConfig(Config):
     """Built-in set, or the path of a .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
-    function's name far more often (docs/results.md)."""
+    function's name far more often."""
     sandbox: Literal["auto", "none"] = "auto"
     """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into
     the run."""
