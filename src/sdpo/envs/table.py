@@ -96,7 +96,10 @@ class RowsEnv(ABC):
             return self._splits
 
     def _read(self) -> list[tuple[str, Task]]:
-        lines = read_rows(Path(self._path))
+        return self.parse_all(read_rows(Path(self._path)))
+
+    def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:
+        """(split, task) of every row. Raises `TaskError` when only some rows name a split."""
         own = ["split" in line.row for line in lines]
         if any(own) and not all(own):
             raise lines[own.index(False)].error("split", "missing; other rows have one")
