@@ -219,30 +219,27 @@ class SqlJudge:
             return self._databases[path]
 
     def _open(self, path: Path) -> _Database:
-        where: tuple[str | None, bytes | None] = (str(path), None)
+        data = None
         if path.suffix.lower() == SCRIPT:
             try:
                 script = path.read_text()
             except (OSError, ValueError) as error:
                 raise TaskError(f"{path}: cannot read the script: {error}") from error
-            where = (None, self._ask("build", [script], path))
+            data = self._ask("build", [script], path)
         elif not self.sandbox.can_read:
-            where = (None, path.read_bytes())
-        if where[1] is not None and len(where[1]) > MAX_SENT_BYTES:
-            raise TaskError(
-                f"{path}: a database of {len(where[1])} bytes is too large to send along with "
-                "every query; make it a file (sqlite3 NAME.sqlite < NAME.sql) and run on a kernel "
-                "with Landlock, where the sandbox can open files"
-            )
-        tables = self._ask("tables", list(where), path)
+            data = path.read_bytes()
+        if data is not None and len(data) > MAX_SENT_BYTES:
+            raise _too_large(path)
+        where = None if data is not None else str(path)
+        tables = self._ask("tables", [where, data], path)
         return _Database(
-            path=where[0],
-            data=where[1],
-            tables={name: tuple(columns) for name, columns in tables},
+            path=where, data=data, tables={name: tuple(columns) for name, columns in tables}
         )
 
     def _ask(self, function: str, arguments: list[Any], path: Path) -> Any:
         outcome = self._call(function, arguments, BUILD_LIMITS)
+        if outcome.status == "output_limit":
+            raise _too_large(path)
         if outcome.status != "value":
             raise TaskError(f"{path}: cannot be opened: {_said(outcome)}")
         return outcome.value
@@ -307,6 +304,14 @@ def _answer(value: Any) -> Answer:
         rows=tuple(tuple(row) for row in value["rows"]),
         num_columns=value["num_columns"],
         tables=frozenset(value["tables"]),
+    )
+
+
+def _too_large(path: Path) -> TaskError:
+    return TaskError(
+        f"{path}: a database above {MAX_SENT_BYTES >> 20} MiB is too large to send along with "
+        f"every query; make a file of a script (sqlite3 {path.stem}.sqlite < {path.stem}.sql), and "
+        "where the sandbox cannot open files take a kernel with Landlock"
     )
 
 
