@@ -97,6 +97,36 @@ class MathEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
+class SqlEnvConfig(Config):
+    type: Literal["sql"] = "sql"
+    """Questions answered with an SQL query on a SQLite database; right means the same rows."""
+    tasks: str = "company"
+    """Built-in set, the path of a .json or .jsonl file, or a Spider or BIRD folder as it is
+    downloaded."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation when the tasks have no split of their own; chosen by
+    the row's id."""
+    tables: Literal["hidden", "shown"] = "hidden"
+    """Whether the prompt lists the database's tables and columns. Hidden ones are learnt from
+    feedback."""
+    evidence: bool = True
+    """Whether a question is followed by the evidence that BIRD gives for it."""
+    worked_examples: bool = True
+    """Show two solved questions about another database first: they fix the form of an answer."""
+    hints: Literal["none", "columns", "tables_and_columns"] = "tables_and_columns"
+    """What feedback adds to SQLite's message: nothing, the columns of the tables that the attempt
+    names rightly, or the tables that the question is about with their columns."""
+    time_limit_s: PositiveFloat = 2.0
+    """CPU seconds of one query."""
+    max_rows: PositiveInt = 10_000
+    """A query with more rows is stopped and wrong."""
+    sandbox: Literal["auto", "none"] = "auto"
+    """`auto` isolates or refuses; `none` runs model-written queries in an unprotected process and
+    is stamped into the run."""
+    max_feedback_chars: PositiveInt = 2000
+    """Upper bound of one feedback text."""
+
+
 class CustomEnvConfig(Config):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
@@ -105,7 +135,12 @@ class CustomEnvConfig(Config):
 
 
 EnvConfig = Annotated[
-    CodeEnvConfig | ChoiceEnvConfig | ToolsEnvConfig | MathEnvConfig | CustomEnvConfig,
+    CodeEnvConfig
+    | ChoiceEnvConfig
+    | ToolsEnvConfig
+    | MathEnvConfig
+    | SqlEnvConfig
+    | CustomEnvConfig,
     Field(discriminator="type"),
 ]
 

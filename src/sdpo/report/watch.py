@@ -127,18 +127,22 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: ReportServer
     protocol_version = "HTTP/1.1"
     server_version = "sdpo"
     sys_version = ""
     timeout = IDLE_S
+
+    @property
+    def _owner(self) -> ReportServer:
+        assert isinstance(self.server, ReportServer)
+        return self.server
 
     def do_GET(self) -> None:
         if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in NAMES:
             return self._send(HTTPStatus.FORBIDDEN, b"this page is for this machine only")
         match urlsplit(self.path).path:
             case "/":
-                self._send(HTTPStatus.OK, self.server.page, kind="text/html")
+                self._send(HTTPStatus.OK, self._owner.page, kind="text/html")
             case "/data":
                 self._send_data()
             case _:
@@ -146,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_data(self) -> None:
         try:
-            version, body = self.server.feed.current()
+            version, body = self._owner.feed.current()
         except SdpoError as error:
             body = dumps({"error": str(error)}).encode()
             return self._send(HTTPStatus.INTERNAL_SERVER_ERROR, body, kind="application/json")

@@ -37,16 +37,18 @@ def open_sandbox(
     *,
     width: int | None = None,
     preload: Sequence[str] = (),
+    readable: Sequence[Path] = (),
 ) -> LocalSandbox:
     """The strongest isolation that works here, tested by doing.
 
     `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
     time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules outside the standard library that programs may import.
+    names modules that programs may import and find loaded; `readable` are absolute paths of files
+    that they may open, where `can_read` says that they may open any.
     """
     require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
-    settings = replace(settings, **_where(preload))
+    settings = replace(settings, **_where(preload, readable))
     if name == "none":
         warnings.warn(
             "sandbox = none: model-written programs run unprotected, as this user", stacklevel=2
@@ -87,10 +89,12 @@ def usable_width() -> int:
     return max(1, min(usable_cores(), free // 2 // MEMORY_PER_PROGRAM))
 
 
-def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read for that."""
-    folders, packages = set(), set()
+def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Where to import `modules` from and what programs must be able to read, `readable` too."""
+    folders, packages = set(), {str(path) for path in readable}
     for name in modules:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            continue
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
         except (ImportError, ValueError):
@@ -135,6 +139,11 @@ class LocalSandbox:
         reading = "landlock" if self._has_landlock else "no file access"
         namespaces = "namespaces+" if self._settings.namespaces else ""
         return f"{namespaces}{reading}+seccomp"
+
+    @property
+    def can_read(self) -> bool:
+        """Whether programs can open files; known once one has run."""
+        return self._has_landlock or not self._settings.jailed
 
     def __enter__(self) -> Self:
         return self
