@@ -9,24 +9,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from eos import ignoring_eos
 from gate import Gate
 
 import sdpo
 from sdpo.config.objective import JSDConfig, SdpoConfig
-from sdpo.config.schema import (
-    ContextConfig,
-    EmaConfig,
-    LocalEngineConfig,
-    ModelConfig,
-    OptimConfig,
-    RolloutConfig,
-    RunConfig,
-    TeacherConfig,
-)
+from sdpo.config.schema import LocalEngineConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+from sdpo.config.teacher import ContextConfig, EmaConfig, TeacherConfig
 from sdpo.envs.base import Env
 from sdpo.records import RolloutConfig as Attempt
 from sdpo.records import Task, Verdict
 from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.rollouts.sampler import Sampler
 from sdpo.training.run import Run, open_run
 
 
@@ -51,7 +45,6 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
             group_size=spec["group"],
             max_prompt_tokens=8192,
             max_completion_tokens=spec["new_tokens"],
-            ignore_eos=True,
             engine=LocalEngineConfig(max_sequences=len(spec["tasks"]) * spec["group"]),
         ),
         teacher=TeacherConfig(
@@ -98,6 +91,7 @@ def take_step(run: Run) -> dict[str, float]:
 
 def main() -> None:
     gate = Gate()
+    Sampler.sampling = ignoring_eos(Sampler.sampling)
     with open_run(build_config(gate.spec), build_env(gate.spec["tasks"])) as run:
         run.start()
         while gate.wait():

@@ -9,7 +9,7 @@ from sdpo.config.load import load_config
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one
-from sdpo.envs.base import CheckReport, Env
+from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, evaluate_tasks
 from sdpo.inspection.attempt import credit
@@ -98,11 +98,10 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
             raise ModelError(
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
-        checker = getattr(sampler.env, "check", None)
+        if isinstance(sampler.env, Checking):
+            return sampler.env.check()
         tasks = len(sampler.env.load("train"))
-        if checker is None:
-            return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
-        return checker()
+        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
 
 
 def probe(

@@ -48,5 +48,5 @@ def _sync(path: Path) -> None:
     """Wait until the disk holds every file: a rename may reach it before the data."""
     files = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path]
     for part in files:
-        with part.open("rb") as file:
+        with part.open("r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())

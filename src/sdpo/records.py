@@ -129,6 +129,9 @@ class TeacherContext:
     demonstration: int | None = None
     """Index within the group of the rollout shown as the demonstration."""
     feedback_used: bool = False
+    sources: tuple[str, ...] = ()
+    """What it shows besides the task: `sibling`, `own`, `reference` or `other_task` (the
+    demonstration), `feedback` or `experience`, `attempt`; `plain` for the control."""
     reason: str | None = None
     """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
     None when plain."""

@@ -128,7 +128,9 @@ def write_summary(results: Sequence[Discovery], run_dir: Path) -> None:
     if not results:
         return
     with atomic_write(run_dir / SUMMARY) as partial:
-        partial.write_text(json.dumps(summarise_discovery(results), indent=2) + "\n")
+        partial.write_text(
+            json.dumps(summarise_discovery(results), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _methods(results: Sequence[Discovery]) -> dict[str, list[Discovery]]:

@@ -178,7 +178,10 @@ class _Rows:
         self._num_rows = 0
         if path.exists():
             with atomic_write(path) as partial:
-                partial.write_text("".join(dumps(row) + "\n" for row in self._numbered(self.kept)))
+                partial.write_text(
+                    "".join(dumps(row) + "\n" for row in self._numbered(self.kept)),
+                    encoding="utf-8",
+                )
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._file.append(self._numbered(rows))

@@ -26,7 +26,7 @@ from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
 from sdpo.discovery.result import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
-from sdpo.envs.base import Env
+from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import atomic_write
@@ -176,7 +176,7 @@ def _check_learns(config: RunConfig) -> None:
             "from feedback alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
-    if context.feedback == "never" and not context.plain:
+    if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
             "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
             "attempt is solved before its end; take 'always' or 'without_demonstration'"
@@ -205,8 +205,10 @@ def _tasks(
 
 def load_tasks(env: Env, config: RunConfig) -> list[Task]:
     """The tasks of the split, as the environment poses them to a search."""
-    posed: Callable[[Task], Task] = getattr(env, "for_discovery", lambda task: task)
-    return [posed(task) for task in env.load(config.discover.split)]
+    tasks = env.load(config.discover.split)
+    return (
+        [env.for_discovery(task) for task in tasks] if isinstance(env, Discoverable) else [*tasks]
+    )
 
 
 def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:

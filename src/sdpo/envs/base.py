@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from sdpo.errors import ConfigError, TaskError
-from sdpo.records import Rollout, Task, Turn, Verdict
+from sdpo.records import Message, Rollout, Task, Turn, Verdict
 
 
 @runtime_checkable
@@ -23,10 +23,9 @@ class Env(Protocol):
     """What training, evaluation and discovery need of an environment.
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
-    not depend on call order; what it raises stops the run. Optional methods: `reply(task, turns) ->
-    Message | None` continues a conversation (None ends it), `check() -> CheckReport` proves that
-    references pass and a trivial answer fails, `for_discovery(task) -> Task` is the task as `sdpo
-    discover` asks it where judging for evaluation says too little, `close()` frees processes.
+    not depend on call order; what it raises stops the run. What else an environment may offer is
+    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Closing`. Callers ask
+    `isinstance(env, Replying)`; a method of that name is all it takes.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -35,6 +34,48 @@ class Env(Protocol):
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The verdict on one rollout of `task`."""
+        ...
+
+
+@runtime_checkable
+class Replying(Protocol):
+    """An environment whose attempts are conversations; asked when `rollout.max_turns` > 1."""
+
+    def reply(self, task: Task, turns: Sequence[Turn]) -> Message | None:
+        """The message that continues the conversation after `turns`; None ends it."""
+        ...
+
+
+@runtime_checkable
+class Solving(Protocol):
+    """An environment that holds solutions; needed for `teacher.context.demonstration =
+    "reference"`."""
+
+    def reference_answer(self, task: Task) -> str | None:
+        """A completion that solves `task`, in the form an attempt would have; None without one."""
+        ...
+
+
+def reference_answers(env: Env) -> Callable[[Task], str | None]:
+    """The environment's solutions; None for every task where it holds none."""
+    return env.reference_answer if isinstance(env, Solving) else lambda task: None
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """An environment that can prove its own tasks."""
+
+    def check(self) -> CheckReport:
+        """Whether every reference passes and a trivial answer fails."""
+        ...
+
+
+@runtime_checkable
+class Discoverable(Protocol):
+    """An environment that poses its tasks differently to `sdpo discover`."""
+
+    def for_discovery(self, task: Task) -> Task:
+        """`task` as a search judges it, where judging for evaluation would reveal too little."""
         ...
 
 
@@ -63,6 +104,7 @@ class CheckReport:
 
 
 Judge = Callable[[Task, Rollout], "Verdict | float | Awaitable[Verdict | float]"]
+Reply = Callable[[Task, Sequence[Turn]], Message | None]
 
 
 class FunctionEnv:
@@ -74,7 +116,7 @@ class FunctionEnv:
         judge: Judge,
         *,
         eval_tasks: Sequence[Task] | None = None,
-        reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+        reply: Reply | None = None,
     ) -> None:
         if not tasks:
             raise TaskError("env(tasks=[]): at least one task is needed")
@@ -102,6 +144,10 @@ class FunctionEnv:
             )
         return self._splits[split]
 
+    def reference_answer(self, task: Task) -> str | None:
+        """The task's reference where it is a string."""
+        return task.reference if isinstance(task.reference, str) else None
+
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""
         if inspect.iscoroutinefunction(self._judge):
@@ -127,7 +173,7 @@ def env(
     judge: Judge,
     *,
     eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
-    reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+    reply: Reply | None = None,
 ) -> FunctionEnv:
     """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
 

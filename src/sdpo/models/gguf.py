@@ -96,7 +96,7 @@ def gguf_folder(gguf: Path) -> Path:
 def is_intact(folder: Path) -> bool:
     """Whether every file of a cached model is what was written."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(files) and all(_digest(folder / name) == files[name] for name in files)
     except (OSError, ValueError, TypeError, KeyError):
         return False
@@ -119,7 +119,7 @@ def _make(folder: Path, gguf: Path) -> Path:
                 model.save_pretrained(partial)
                 tokenizer.save_pretrained(partial)
             files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps(files, indent=1))
+            (partial / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write the converted model to {folder} ({first_line(error)}); free space or "

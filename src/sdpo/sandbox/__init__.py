@@ -7,7 +7,7 @@
 No layer here knows what a right answer is: the caller compares, in its own process.
 """
 
-from sdpo.sandbox.local import open_sandbox
+from sdpo.sandbox.local import open_sandbox, require_linux
 from sdpo.sandbox.protocol import (
     Failure,
     Frame,
@@ -16,7 +16,6 @@ from sdpo.sandbox.protocol import (
     Outcome,
     Program,
     Sandbox,
-    contains_opaque,
 )
 
 __all__ = [
@@ -27,6 +26,6 @@ __all__ = [
     "Outcome",
     "Program",
     "Sandbox",
-    "contains_opaque",
     "open_sandbox",
+    "require_linux",
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
+from sdpo.machine import system_file, usable_cores
 from sdpo.sandbox.child import Child
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
 from sdpo.sandbox.selftest import FIX, self_test
@@ -36,20 +37,18 @@ def open_sandbox(
     *,
     width: int | None = None,
     preload: Sequence[str] = (),
+    readable: Sequence[Path] = (),
 ) -> LocalSandbox:
     """The strongest isolation that works here, tested by doing.
 
     `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
     time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules outside the standard library that programs may import.
+    names modules that programs may import and find loaded; `readable` are absolute paths of files
+    that they may open, where `can_read` says that they may open any.
     """
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}; "
-            "run in a Linux container or virtual machine"
-        )
+    require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
-    settings = replace(settings, **_where(preload))
+    settings = replace(settings, **_where(preload, readable))
     if name == "none":
         warnings.warn(
             "sandbox = none: model-written programs run unprotected, as this user", stacklevel=2
@@ -69,41 +68,33 @@ def open_sandbox(
     raise SandboxError(f"programs cannot be isolated here: {problems[-1]}. {FIX}")
 
 
+def require_linux() -> None:
+    """Raises `SandboxError` with the way out where no program can be judged: the jail is made of
+    what only Linux has."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(
+            f"programs are judged in Linux processes, and this is {sys.platform}. A Linux "
+            "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
+            "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
+            "programs run here"
+        )
+
+
 def usable_width() -> int:
     """Programs that run well at once: as many as cores and half of the free memory allow."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_cores()
-    if quota is not None:
-        cores = min(cores, max(1, int(quota)))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _text("/proc/meminfo").splitlines():
+    for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) << 10
-    return max(1, min(cores, free // 2 // MEMORY_PER_PROGRAM))
+    return max(1, min(usable_cores(), free // 2 // MEMORY_PER_PROGRAM))
 
 
-def _cgroup_cores() -> float | None:
-    """CPU quota of the container, in cores."""
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.strip().isdigit() and period.strip().isdigit():
-        return int(quota) / int(period)
-    return None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read for that."""
-    folders, packages = set(), set()
+def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Where to import `modules` from and what programs must be able to read, `readable` too."""
+    folders, packages = set(), {str(path) for path in readable}
     for name in modules:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            continue
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
         except (ImportError, ValueError):
@@ -148,6 +139,11 @@ class LocalSandbox:
         reading = "landlock" if self._has_landlock else "no file access"
         namespaces = "namespaces+" if self._settings.namespaces else ""
         return f"{namespaces}{reading}+seccomp"
+
+    @property
+    def can_read(self) -> bool:
+        """Whether programs can open files; known once one has run."""
+        return self._has_landlock or not self._settings.jailed
 
     def __enter__(self) -> Self:
         return self

@@ -99,17 +99,6 @@ class Opaque:
     __hash__ = None
 
 
-def contains_opaque(value: Any) -> bool:
-    """Whether `value` is or holds something that is not plain data."""
-    if isinstance(value, Opaque):
-        return True
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(contains_opaque(item) for item in value)
-    if isinstance(value, dict):
-        return any(contains_opaque(k) or contains_opaque(v) for k, v in value.items())
-    return False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What happened on one input.

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import pickle
 import platform
 import shutil
@@ -25,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdpo._version import __version__
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write
+from sdpo.machine import usable_cores
 from sdpo.models.quiet import quiet
 from sdpo.models.weights import trainable
 
@@ -146,7 +147,7 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"config": dump(config), **facts}
         with atomic_write(path) as partial:
-            partial.write_text(json.dumps(record, indent=2) + "\n")
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"run = {config.run!r}: cannot write there ({error.strerror}); "
@@ -181,7 +182,7 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record at `path`. Raises `ConfigError` naming the differing keys when it belongs to
     another config than `config`; more `steps` are no difference."""
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
         is_longer = before["steps"] < config.steps
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -216,7 +217,7 @@ def run_facts(env: Env | None = None) -> dict[str, Any]:
         "environment": None if env is None else _fingerprint(env),
         "versions": {
             "python": platform.python_version(),
-            "sdpo": _own_version(),
+            "sdpo": __version__,
             **{
                 name: importlib.metadata.version(name)
                 for name in ("torch", "transformers", "numpy", "tokenizers")
@@ -226,7 +227,7 @@ def run_facts(env: Env | None = None) -> dict[str, Any]:
         "host": {
             "name": platform.node(),
             "machine": platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": usable_cores(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "command": sys.argv,
@@ -252,16 +253,9 @@ def _git_state() -> dict[str, str]:
                 cwd=source,
                 capture_output=True,
                 text=True,
+                encoding="utf-8",
                 timeout=10,
                 check=True,
             )
             found[key] = result.stdout.strip()
     return found
-
-
-def _own_version() -> str:
-    """This package's version; a checkout that was never installed has none."""
-    try:
-        return importlib.metadata.version("sdpo")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"

@@ -16,7 +16,8 @@ from sdpo.config.objective import (
     RlcsdConfig,
     ScSdpoConfig,
 )
-from sdpo.config.schema import RunConfig, TrustRegionConfig
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TrustRegionConfig
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
+from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
@@ -88,6 +89,7 @@ class Learner:
             rules=config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
+            reference_answer=reference_answers(sampler.env),
         )
         self._updater = Updater(
             self.model,

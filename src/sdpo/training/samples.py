@@ -4,18 +4,18 @@ The last file before tensors."""
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
 from sdpo.config.objective import ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
-from sdpo.records import Component, Group, Key, Message, Rollout, Sample, TeacherContext, Verdict
+from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.seeds import derive
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.training.objectives import reads_contexts
 
 NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
@@ -28,13 +28,15 @@ class SampleBuilder:
 
     Example:
         SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective,
-        rule=rule)
+        rule=rule, reference_answer=reference_answers(env))
     """
 
     chat: Chat
     rules: ContextConfig
     objective: ObjectiveConfig
     rule: Rule
+    reference_answer: Callable[[Task], str | None]
+    """The task's own solution where the environment has one (`Solving`)."""
 
     def with_contexts(self, groups: Sequence[Group], *, seed: int) -> list[Group]:
         """`groups` with what the teacher reads for every rollout; `NO_CONTEXT` for all of them
@@ -49,10 +51,9 @@ class SampleBuilder:
                         group,
                         self.rules,
                         random.Random(derive(seed, group.task.id)),
-                        self._count_tokens,
-                        strip_thinking=self.chat.as_content,
-                        inert=self.chat.inert,
+                        Reading.of(self.chat),
                         others=groups,
+                        reference=self.reference_answer(group.task),
                     )
                 ),
             )
@@ -99,18 +100,8 @@ class SampleBuilder:
             rollouts=(group.rollouts[index], group.rollouts[wrong]),
             verdicts=(Verdict(reward=0.0, solved=False), Verdict(reward=1.0, solved=True)),
         )
-        rng = random.Random(0)
-        return teacher_contexts(
-            pair,
-            self.rules,
-            rng,
-            self._count_tokens,
-            strip_thinking=self.chat.as_content,
-            inert=self.chat.inert,
-        )[0]
-
-    def _count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self.chat.prompt_ids(messages))
+        rules = self.rules.model_copy(update={"demonstration": "random", "control": "none"})
+        return teacher_contexts(pair, rules, random.Random(0), Reading.of(self.chat))[0]
 
 
 def without_teacher(group: Group) -> Group:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sdpo.config.objective import SftConfig
-from sdpo.config.schema import RunConfig, TrustRegionConfig
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TrustRegionConfig
 from sdpo.errors import ConfigError
 from sdpo.records import Group
 from sdpo.training.samples import without_teacher

@@ -28,11 +28,12 @@ from sdpo.envs.code.tasks import (
 )
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class CodeEnv:
-    """Code tasks of a built-in set or file.
+    """Code tasks of a built-in set or file. Raises `SandboxError` at once where no program can be
+    judged (macOS, Windows).
 
     Example:
         env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
@@ -40,6 +41,7 @@ class CodeEnv:
     """
 
     def __init__(self, config: schema.CodeEnvConfig) -> None:
+        require_linux()
         self.config = config
         self._lock = threading.Lock()
         self._judge: CodeJudge | None = None
@@ -71,6 +73,11 @@ class CodeEnv:
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
         return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
+
+    def reference_answer(self, task: Task) -> str | None:
+        """The reference solution as a Python block."""
+        solution = task.reference.solution
+        return None if solution is None else f"```python\n{solution.rstrip()}\n```"
 
     def check(self) -> CheckReport:
         """Every reference passes public and private tests, and a program without effect fails."""

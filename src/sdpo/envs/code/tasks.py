@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sdpo.envs.code.compare import TOLERANCE
-from sdpo.envs.table import Line, kind_of, unique_ids
+from sdpo.envs.table import Line, kind_of
 from sdpo.records import Task
 
 Kind = Literal["function", "stdio", "asserts"]
@@ -115,11 +115,6 @@ class CodeReference:
             return self.private
         shown = {id(test) for test in self.public}
         return self.public + tuple(test for test in self.private if id(test) not in shown)
-
-
-def parse_tasks(lines: Sequence[Line]) -> list[tuple[str, Task]]:
-    """(split, task) of every line in our own format."""
-    return unique_ids((parse_task(line), line) for line in lines)
 
 
 def parse_task(line: Line) -> tuple[str, Task]:
