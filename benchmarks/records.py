@@ -39,14 +39,14 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import run, step
+from sdpo.training import learner, run, step
 from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 RECORDING = (
     (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
     (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
-    (run, "rollout_metrics"), (run, "choose_inspected"), (step, "credit_of"),
+    (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),
     (walk, "fill_alternatives"),
 )  # fmt: skip
 TASKS = [{"id": f"t{i}", "prompt": f"Write a word with the letter {i:04}. " * 3} for i in range(8)]

@@ -146,10 +146,13 @@ def learned(config: RunConfig) -> Any:
                 rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
-            groups = run.with_contexts(groups)
-            row = run.finish_step(groups, run.update(groups))
+            groups = run.learner.with_contexts(groups)
+            losses = run.learner.update(run.learner.samples(groups))
+            row = run.measure(groups, losses)
+            row |= run.learner.follow(row)
+            run.record_rollouts(groups, losses)
             facts.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
-        weights = run._updater.model.named_parameters()
+        weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
 

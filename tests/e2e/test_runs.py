@@ -76,15 +76,15 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, monkeypatch, d
     class KilledError(Exception):
         pass
 
-    finish = Run.finish_step
+    measure = Run.measure
 
     def die(self, *arguments):
         if self.step == die_at:
             raise KilledError
-        return finish(self, *arguments)
+        return measure(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "finish_step", die)
+        patch.setattr(Run, "measure", die)
         with pytest.raises(KilledError):
             train(config(model, tmp_path / "killed"), env=ENV)
     train(config(model, tmp_path / "killed"), env=ENV)
@@ -135,18 +135,18 @@ def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monk
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_does_not_swallow_a_rollback(model, tmp_path, monkeypatch):
     overrides = ("canaries.action=rollback", "canaries.patience=1", "checkpoint.every=1")
-    finish, record = Run.finish_step, Run.record
+    measure, record = Run.measure, Run.record
 
     def truncated(self, *arguments):
-        row = finish(self, *arguments)
-        return row | {"train/truncated": float(self.step >= 2)}
+        row = measure(self, *arguments)
+        return row | {"train/truncated": float(self.step >= 1)}
 
     def interrupted(self, metrics, alerts=()):
         record(self, metrics, alerts)
         if alerts:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "finish_step", truncated)
+    monkeypatch.setattr(Run, "measure", truncated)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "record", interrupted)
         result = train(config(model, tmp_path / "run", *overrides), env=ENV)

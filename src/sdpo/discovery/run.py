@@ -31,12 +31,12 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, read_rows
-from sdpo.models.structure import check_head
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.learner import make_trainable
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -163,12 +163,8 @@ def _initial(
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
-    model = sampler.policy.model
-    check_head(model)
-    if config.optim.gradient_checkpointing:
-        # Renamed in transformers 5.20; the old name warns there and is all there is before.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    return copy_weights(model)
+    make_trainable(sampler.policy.model, config.optim)
+    return copy_weights(sampler.policy.model)
 
 
 def _check_learns(config: RunConfig) -> None:

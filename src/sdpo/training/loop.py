@@ -1,19 +1,19 @@
 """Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read
 this file first.
 
-Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py,
-`update` training/step.py. No tensors here. What a run is made of is put together in
-training/run.py.
+`run.collect` samples and judges (rollouts/collect.py), `learner` re-reads and distils
+(training/learner.py), and the rest of `run` keeps the books: evaluations, canaries, records,
+checkpoints (training/run.py). No tensors here.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
+from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.training.interrupt import BrokenOff, undivided
 from sdpo.training.run import Run, open_run
@@ -34,15 +34,16 @@ class TrainResult:
     metrics: dict[str, float]
     """The last row of metrics.jsonl."""
     finished: bool
-    """False when interrupted; the same call continues."""
+    """False when interrupted; the same call continues the run."""
 
 
 def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
-    """Train as `config` says and return where it ended; an existing run directory of the same
+    """Train as `config` says and return where the run ended. An existing run directory of the same
     config is resumed exactly.
 
-    `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a
-    checkpoint and returns; a second one during an update returns at once and leaves the last one.
+    `env` replaces `config.env`. Ctrl-C saves a checkpoint and returns; a second one during an
+    update returns at once and leaves the last checkpoint as it is. Raises `SdpoError` for anything
+    a user can fix.
     """
     with open_run(config, env) as run:
         try:
@@ -58,36 +59,33 @@ def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
 
 
 def _train(run: Run) -> TrainResult:
-    config = run.config
+    config, learner = run.config, run.learner
     tasks = run.env.load("train")
     if run.start():
         metrics = run.evaluate()
         run.record(metrics, run.watch(metrics))
         run.save_start()
     while run.step < config.steps:
-        start = time.perf_counter()
+        clock = Clock()
         step_tasks = tasks_of_step(
             tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
         )
         collected = run.collect(step_tasks)
-        updated = time.perf_counter()
-        groups = run.with_contexts(collected.groups)
         with undivided(run.say):
-            losses = run.update(groups)
-            finished = time.perf_counter()
-            metrics = run.finish_step(groups, losses)
-            metrics |= {
-                "time/generate_s": collected.generate_s,
-                "time/judge_s": collected.judge_s,
-                "time/update_s": finished - updated,
-                "time/step_s": time.perf_counter() - start,
-            }
+            with clock("update"):
+                groups = learner.with_contexts(collected.groups)
+                samples = learner.samples(groups)
+                losses = learner.update(samples)
+            metrics = run.measure(groups, losses)
+            metrics |= learner.follow(metrics)
+            run.record_rollouts(groups, losses)
+            metrics |= collected.seconds() | clock.seconds()
             if run.is_due(config.eval.every):
                 metrics |= run.evaluate()
             alerts = run.watch(metrics)
             run.record(metrics, alerts)
-            # Before any save, so that a run killed in between is resumed before the alert and acts
-            # on it again.
+            # Before any save: a run killed in between resumes before the alert and acts on it
+            # again.
             run.act(alerts)
         if run.is_due(config.checkpoint.every):
             run.save()

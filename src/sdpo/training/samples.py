@@ -109,8 +109,8 @@ def without_teacher(group: Group) -> Group:
     return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
 
 
-def teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:
-    """Tokens of every teacher's prompt."""
+def teacher_prompt_tokens(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:
+    """Length of the teacher's prompt of every sample that has one."""
     return {
         s.key: len(s.teacher_prompt_ids)
         for part in samples

@@ -38,14 +38,18 @@ from sdpo.training.targets import Targets, hidden_states, score_targets
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
-    """Metrics of a step's updates and the credit of inspected rollouts.
+    """What the updates of a step leave besides the weights.
 
     Example:
         StepResult(metrics=Metrics(), credit=[])
     """
 
     metrics: Metrics
+    """`loss/*`, `optim/*`, `policy/*`, `teacher/*` and `time/*` of the updates."""
     credit: list[TokenCredit] = field(default_factory=list)
+    """Token credit of the inspected rollouts."""
+    teacher_prompt_tokens: Mapping[Key, int] = field(default_factory=dict)
+    """Length of the teacher's prompt of every sample that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
