@@ -1,7 +1,8 @@
-"""A pool of zygotes on this machine: one child per program, run again when the judge fails.
+"""A pool of zygotes on this machine: each program runs in one child, and again if the judge's side
+fails.
 
-What happens to an input is decided in `child.py`; how a process is locked down in `jail.py`,
-`landlock.py` and `namespaces.py`, which run in the zygote and its children.
+`child.py` decides what happened with an input. `jail.py`, `landlock.py` and `namespaces.py` lock a
+process down; they run in the zygote and its children.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from sdpo.sandbox.selftest import FIX, self_test
 from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefusedError
 
 MAX_RESTARTS = 3
-"""New children after crashes, per program; later inputs are not run."""
+"""Crashes after which a program gets no new child; its remaining inputs are not run."""
 MAX_RETRIES = 5
-"""Times a program is judged again from the start when its zygote was killed."""
+"""How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
 NOT_RUN = Outcome(status="not_run")
 
@@ -37,15 +38,15 @@ def open_sandbox(
     width: int | None = None,
     preload: Sequence[str] = (),
 ) -> LocalSandbox:
-    """The strongest isolation that works here, tested by doing.
+    """The strongest isolation that works here, established by trying it.
 
-    `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
-    time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules outside the standard library that programs may import.
+    `auto` raises `SandboxError` naming what failed and the fix; `none` limits only time and memory,
+    and warns. `width` is how many programs run at once (default: usable cores); `preload` names
+    modules outside the standard library that programs may import.
     """
     if not sys.platform.startswith("linux"):
         raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}; "
+            f"programs are judged in Linux processes, but this is {sys.platform}; "
             "run in a Linux container or virtual machine"
         )
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
@@ -70,7 +71,7 @@ def open_sandbox(
 
 
 def usable_width() -> int:
-    """Programs that run well at once: as many as cores and half of the free memory allow."""
+    """How many programs should run at once: bounded by usable cores and half of the free memory."""
     cores = len(os.sched_getaffinity(0))
     quota = _cgroup_cores()
     if quota is not None:
@@ -83,7 +84,7 @@ def usable_width() -> int:
 
 
 def _cgroup_cores() -> float | None:
-    """CPU quota of the container, in cores."""
+    """The container's CPU quota, in cores."""
     quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
     if not period:
         quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
@@ -101,7 +102,7 @@ def _text(path: str) -> str:
 
 
 def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read for that."""
+    """Where `modules` are imported from, and what programs must be able to read for that."""
     folders, packages = set(), set()
     for name in modules:
         try:
@@ -109,12 +110,12 @@ def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
         except (ImportError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
-            raise SandboxError(f"sandbox preload: there is no module {name!r}; install it first")
+            raise SandboxError(f"sandbox preload: no module {name!r}; install it first")
         origin = Path(spec.origin)
         own = origin.parent if spec.submodule_search_locations else origin
         folders.add(str(own.parent))
         packages.add(str(own))
-        # Wheels put the shared libraries they bring beside the package.
+        # Wheels put their shared libraries beside the package.
         libraries = own.with_name(f"{own.stem}.libs")
         if libraries.is_dir():
             packages.add(str(libraries))
@@ -134,7 +135,7 @@ class LocalSandbox:
         self._lock = threading.Lock()
         self._open: set[Zygote] = set()
         self._is_closed = False
-        # A place without a zygote gets one when it is first needed.
+        # A place gets its zygote when it is first used.
         self._places: queue.SimpleQueue[Zygote | None] = queue.SimpleQueue()
         for _ in range(width):
             self._places.put(None)
@@ -142,7 +143,7 @@ class LocalSandbox:
 
     @property
     def level(self) -> str:
-        """The layers in use, strongest first, or `none`."""
+        """The layers of isolation in use, strongest first, or `none`."""
         if not self._settings.jailed:
             return "none"
         reading = "landlock" if self._has_landlock else "no file access"
@@ -173,8 +174,8 @@ class LocalSandbox:
     ) -> list[Outcome]:
         """One outcome per input, in order. Raises `SandboxError` when the judge's own side fails.
 
-        When a zygote dies the program is run again from its first input, so `should_stop` may be
-        asked about an index that it has seen.
+        When a zygote dies, the program starts over with its first input, so `should_stop` may be
+        asked about an index again.
         """
         for _ in range(MAX_RETRIES):
             zygote = self._places.get()
@@ -185,7 +186,7 @@ class LocalSandbox:
                 self._give_up(zygote)
                 continue
             except BaseException:
-                # A child in the middle of an answer must not meet the next program.
+                # Its child may be in the middle of an answer; no other program may get that.
                 self._give_up(zygote)
                 raise
             self._places.put(zygote)
