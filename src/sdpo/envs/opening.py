@@ -63,8 +63,9 @@ def _custom_env(path: str) -> Env:
         found = found()
     if not isinstance(found, Env):
         raise ConfigError(
-            f"env.path = {path!r} has the type {type(found).__name__}, which is not an environment; an environment "
-            "has load(split) and judge(task, rollout), and sdpo.env(tasks, judge) makes one"
+            f"env.path = {path!r} has the type {type(found).__name__}, which is not an "
+            "environment; an environment has load(split) and judge(task, rollout), and "
+            "sdpo.env(tasks, judge) makes one"
         )
     return found
 
