@@ -110,6 +110,7 @@ def test_interrupt_saves_and_the_same_call_continues(model, tmp_path, monkeypatc
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monkeypatch):
     """Half an update must not replace the checkpoint before it."""
     overrides = ("objective.type=hybrid", "optim.updates_per_step=3", "checkpoint.every=1")
@@ -131,6 +132,7 @@ def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monk
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_does_not_swallow_a_rollback(model, tmp_path, monkeypatch):
     overrides = ("canaries.action=rollback", "canaries.patience=1", "checkpoint.every=1")
     finish, record = Run.finish_step, Run.record
@@ -283,7 +285,7 @@ def test_full_disk_keeps_the_older_checkpoint(model, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sdpo.training.checkpoint._sync", full)
+    monkeypatch.setattr("sdpo.files._sync", full)
     shutil.copytree(run, tmp_path / "next")
     recorded = json.loads((tmp_path / "next" / "config.json").read_text())
     recorded["config"] |= {"run": str(tmp_path / "next"), "steps": 4}

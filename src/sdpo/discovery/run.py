@@ -29,6 +29,7 @@ from sdpo.discovery.self_distillation import self_distillation
 from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
+from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.models.structure import check_head
 from sdpo.models.weights import copy_weights
@@ -179,7 +180,7 @@ def _check_learns(config: RunConfig) -> None:
             "from feedback alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
-    if context.feedback == "never" and not context.plain:
+    if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
             "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
             "attempt is solved before its end; take 'always' or 'without_demonstration'"
@@ -261,10 +262,8 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
-    partial.rename(path)
+    with atomic_write(path) as partial:
+        partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 
 def _file_name(task_id: str) -> str:

@@ -14,6 +14,7 @@ import torch
 
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.log import Tally
+from sdpo.envs.base import reference_answers
 from sdpo.errors import CanaryStop, NonFiniteLossError
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
@@ -144,6 +145,7 @@ class _Student:
             rules=config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
+            reference_answer=reference_answers(sampler.env),
         )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
 
@@ -151,10 +153,8 @@ class _Student:
         """One update on `group` (a step has one task, hence one update), the `step`th of the
         search; its metrics. Raises `NonFiniteLossError`."""
         config = self._config
-        contexts = self._builder.contexts([group], seed=derive(self._seed, "context", step))
-        samples = self._builder.samples(
-            group, contexts[0], seed=derive(self._seed, "samples", step)
-        )
+        groups = self._builder.with_contexts([group], seed=derive(self._seed, "context", step))
+        samples = self._builder.samples(groups[0], seed=derive(self._seed, "samples", step))
         spec = objective_spec(
             config.objective,
             step=step,
@@ -165,7 +165,7 @@ class _Student:
         result = self._updater.step([samples], spec, where=f"update {step + 1}")
         model = self._sampler.policy.model
         self._sampler.collector.engine.load_weights(model, self._updater.optimizer.num_updates)
-        metrics = rollout_metrics([group], contexts)
+        metrics = rollout_metrics(groups)
         metrics.merge(result.metrics)
         logprobs = [p for rollout in group.rollouts for p in rollout.sampler_logprobs]
         metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))

@@ -24,7 +24,7 @@ class Env(Protocol):
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
     not depend on call order; what it raises stops the run. What else an environment may offer is
-    one protocol each: `Replying`, `Checking`, `Discoverable`, `Closing`. Callers ask
+    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Closing`. Callers ask
     `isinstance(env, Replying)`; a method of that name is all it takes.
     """
 
@@ -44,6 +44,21 @@ class Replying(Protocol):
     def reply(self, task: Task, turns: Sequence[Turn]) -> Message | None:
         """The message that continues the conversation after `turns`; None ends it."""
         ...
+
+
+@runtime_checkable
+class Solving(Protocol):
+    """An environment that holds solutions; needed for `teacher.context.demonstration =
+    "reference"`."""
+
+    def reference_answer(self, task: Task) -> str | None:
+        """A completion that solves `task`, in the form an attempt would have; None without one."""
+        ...
+
+
+def reference_answers(env: Env) -> Callable[[Task], str | None]:
+    """The environment's solutions; None for every task where it holds none."""
+    return env.reference_answer if isinstance(env, Solving) else lambda task: None
 
 
 @runtime_checkable
@@ -125,6 +140,10 @@ class FunctionEnv:
         if split not in self._splits:
             raise ConfigError(f"split {split!r} does not exist; choose train or eval")
         return self._splits[split]
+
+    def reference_answer(self, task: Task) -> str | None:
+        """The task's reference where it is a string."""
+        return task.reference if isinstance(task.reference, str) else None
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""

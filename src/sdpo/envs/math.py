@@ -11,8 +11,8 @@ do it, and are killed when the time is up.
 from __future__ import annotations
 
 import importlib.util
-import os
 import queue
+import sys
 import threading
 
 from sdpo.chat import strip_thinking
@@ -21,6 +21,7 @@ from sdpo.envs.math_process import Comparer
 from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.errors import ConfigError
+from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 
 INSTRUCTION = "Put your final answer within \\boxed{}."
@@ -49,9 +50,14 @@ class Math(RowsEnv):
         super().__init__(config.tasks, config.eval_fraction)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
+        if sys.platform == "win32":
+            raise ConfigError(
+                "env.type = 'math' compares formulas in processes that it waits for in a way "
+                "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
+            )
         self._time_limit_s = time_limit_s
         self._idle: queue.SimpleQueue[Comparer] = queue.SimpleQueue()
-        self._slots = threading.BoundedSemaphore(len(os.sched_getaffinity(0)))
+        self._slots = threading.BoundedSemaphore(usable_cores())
 
     def parse(self, line: Line) -> Task:
         """The task of one row."""

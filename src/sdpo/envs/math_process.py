@@ -114,6 +114,15 @@ def _serve(requests: Iterable[str], replies: TextIO) -> None:
         _reply(replies, outcome)
 
 
+def _bound_memory() -> None:
+    import resource  # Windows has none
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # macOS refuses a bound of the address space; there the time limit alone ends a comparison.
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+
+
 def _reply(replies: TextIO, text: str) -> None:
     replies.write(text + "\n")
     replies.flush()
@@ -129,11 +138,8 @@ def _is_formula(parsed: list[Any]) -> bool:
 
 
 if __name__ == "__main__":
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _bound_memory()
     # What a library prints must not be taken for a reply.
-    own_replies = os.fdopen(os.dup(1), "w")
+    own_replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, own_replies)

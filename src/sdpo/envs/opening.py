@@ -36,6 +36,10 @@ def open_env(config: schema.EnvConfig) -> Env:
             from sdpo.envs.math import Math
 
             return Math(config)
+        case schema.SqlEnvConfig():
+            from sdpo.envs.sql import SqlEnv
+
+            return SqlEnv(config)
         case schema.CustomEnvConfig(path=path):
             return _custom_env(path)
         case _:

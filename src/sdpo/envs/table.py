@@ -105,7 +105,10 @@ class RowsEnv(ABC):
             return self._splits
 
     def _read(self) -> list[tuple[str, Task]]:
-        lines = list(read_lines(Path(self._path)))
+        return self.parse_all(list(read_lines(Path(self._path))))
+
+    def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:
+        """(split, task) of every row. Raises `TaskError` when only some rows name a split."""
         own = ["split" in line.row for line in lines]
         if any(own) and not all(own):
             raise lines[own.index(False)].error("split", "missing, but other rows have one")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from sdpo.chat import Chat
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
 from sdpo.errors import JudgeError
-from sdpo.records import Group, Message, Rollout, Task, TeacherContext, Turn, Verdict
+from sdpo.machine import usable_cores
+from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
 from sdpo.seeds import derive
 
 
@@ -82,16 +82,15 @@ class Collector:
     def collect_in_contexts(
         self,
         groups: Sequence[Group],
-        contexts: Sequence[Sequence[TeacherContext]],
         *,
         sampling: Sampling,
         seed: int,
     ) -> list[Group]:
-        """One judged attempt in every teacher context that exists; see `answer`."""
+        """One judged attempt in every teacher context of `groups` that exists; see `answer`."""
         asked = [
             (group.task, rollout, self.chat.prompt_ids(context.messages))
-            for group, of_group in zip(groups, contexts, strict=True)
-            for rollout, context in zip(group.rollouts, of_group, strict=True)
+            for group in groups
+            for rollout, context in zip(group.rollouts, group.contexts, strict=True)
             if context.messages is not None
         ]
         by_task = {group.task.id: [] for group in groups}
@@ -270,9 +269,7 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
             ) from error
         return _checked(verdict, task)
 
-    with ThreadPoolExecutor(
-        max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge"
-    ) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores(), thread_name_prefix="judge") as pool:
         return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))
 
 

@@ -8,7 +8,7 @@
 is: the caller compares, in its own process.
 """
 
-from sdpo.sandbox.local import open_sandbox
+from sdpo.sandbox.local import open_sandbox, require_linux
 from sdpo.sandbox.protocol import (
     Failure,
     Frame,
@@ -28,4 +28,5 @@ __all__ = [
     "Program",
     "Sandbox",
     "open_sandbox",
+    "require_linux",
 ]

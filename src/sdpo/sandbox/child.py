@@ -298,7 +298,7 @@ def _num_threads(pid: int) -> int:
 def _waited_for_core_s(pid: int) -> float:
     """Seconds that the main thread was ready to run while no core was free."""
     try:
-        with open(f"/proc/{pid}/schedstat") as file:
+        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
             return int(file.read().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
         return 0.0  # It has just ended, or the kernel does not count this.
@@ -306,7 +306,7 @@ def _waited_for_core_s(pid: int) -> float:
 
 def _pid_of(pidfd: int) -> int:
     """The pid behind a pidfd as this process numbers it; -1 when it is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
         for line in file:
             if line.startswith("Pid:"):
                 return int(line.split()[1])

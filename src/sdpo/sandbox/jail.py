@@ -229,7 +229,7 @@ def install_filter(head: bytes) -> None:
 
 def address_space() -> int:
     """Bytes of address space that this process has mapped."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 

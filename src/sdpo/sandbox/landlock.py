@@ -36,7 +36,7 @@ def abi() -> int:
 
 def mapped_folders() -> set[str]:
     """Folders of the shared libraries that this process has loaded."""
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         paths = {line.split(None, 5)[5].strip() for line in file if "/" in line}
     return {os.path.dirname(path) for path in paths if ".so" in path}
 

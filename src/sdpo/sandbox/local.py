@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
+from sdpo.machine import system_file, usable_cores
 from sdpo.sandbox.child import Child
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
 from sdpo.sandbox.selftest import FIX, self_test
@@ -37,20 +38,18 @@ def open_sandbox(
     *,
     width: int | None = None,
     preload: Sequence[str] = (),
+    readable: Sequence[Path] = (),
 ) -> LocalSandbox:
     """The strongest isolation that works here, established by trying it.
 
     `auto` raises `SandboxError` naming what failed and the fix; `none` limits only time and memory,
-    and warns. `width` is how many programs run at once (default: usable cores); `preload` names
-    modules outside the standard library that programs may import.
+    and warns. `width` is how many programs run at once (default: usable cores). `preload` names
+    modules that programs find loaded, installed packages included; `readable` are absolute paths of
+    files that programs may open, unless `can_read` says that they can open none.
     """
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(
-            f"programs are judged in Linux processes, but this is {sys.platform}; "
-            "run in a Linux container or virtual machine"
-        )
+    require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
-    settings = replace(settings, **_where(preload))
+    settings = replace(settings, **_where(preload, readable))
     if name == "none":
         warnings.warn(
             "sandbox = none: model-written programs run unprotected, as this user", stacklevel=2
@@ -70,41 +69,34 @@ def open_sandbox(
     raise SandboxError(f"programs cannot be isolated here: {problems[-1]}. {FIX}")
 
 
+def require_linux() -> None:
+    """Raises `SandboxError`, with a way out, on systems other than Linux: the jail is built from
+    what only Linux has."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(
+            f"programs are judged in Linux processes, but this is {sys.platform}. A Linux "
+            "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
+            "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
+            "programs run here"
+        )
+
+
 def usable_width() -> int:
     """How many programs should run at once: bounded by usable cores and half of the free memory."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_cores()
-    if quota is not None:
-        cores = min(cores, max(1, int(quota)))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _text("/proc/meminfo").splitlines():
+    for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) << 10
-    return max(1, min(cores, free // 2 // MEMORY_PER_PROGRAM))
+    return max(1, min(usable_cores(), free // 2 // MEMORY_PER_PROGRAM))
 
 
-def _cgroup_cores() -> float | None:
-    """The container's CPU quota, in cores."""
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.strip().isdigit() and period.strip().isdigit():
-        return int(quota) / int(period)
-    return None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where `modules` are imported from, and what programs must be able to read for that."""
-    folders, packages = set(), set()
+def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Where `modules` are imported from, and what programs must be able to read: their folders and
+    `readable`."""
+    folders, packages = set(), {str(path) for path in readable}
     for name in modules:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            continue
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
         except (ImportError, ValueError):
@@ -149,6 +141,11 @@ class LocalSandbox:
         reading = "landlock" if self._has_landlock else "no file access"
         namespaces = "namespaces+" if self._settings.namespaces else ""
         return f"{namespaces}{reading}+seccomp"
+
+    @property
+    def can_read(self) -> bool:
+        """Whether programs can open files; known once one has run."""
+        return self._has_landlock or not self._settings.jailed
 
     def __enter__(self) -> Self:
         return self

@@ -38,7 +38,7 @@ def enter() -> None:
             ("uid_map", f"{uid} {uid} 1"),
             ("gid_map", f"{gid} {gid} 1"),
         ):
-            with open(f"/proc/self/{name}", "w") as file:
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
     except OSError as error:
         raise JailError(f"identity map of a user namespace: {error}") from error

@@ -14,17 +14,22 @@ INSIDE = "/scratch"
 MAX_BYTES = 16 << 20
 """Size of the tmpfs; without one, the judge counts what is written (`child.py`)."""
 MAX_ENTRIES = 128
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def empty(folder: str) -> None:
     """Remove everything in `folder`. No program may run in it meanwhile."""
     if os.listdir(folder):
-        handle = os.open(folder, FOLDER_FLAGS)
+        handle = _open_folder(folder)
         try:
             _empty(handle)
         finally:
             os.close(handle)
+
+
+def _open_folder(name: str, dir_fd: int | None = None) -> int:
+    # Flags that Windows lacks: named here, so that this module can be imported there.
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=dir_fd)
 
 
 def _empty(handle: int) -> None:
@@ -34,7 +39,7 @@ def _empty(handle: int) -> None:
         except (IsADirectoryError, PermissionError):
             # A program may make a folder that even its owner may not list.
             os.chmod(name, 0o700, dir_fd=handle)
-            inner = os.open(name, FOLDER_FLAGS, dir_fd=handle)
+            inner = _open_folder(name, dir_fd=handle)
             try:
                 _empty(inner)
             finally:

@@ -57,11 +57,11 @@ class Settings:
     landlock: bool
     """Use Landlock where it exists; without it, programs cannot open files at all."""
     preload: tuple[str, ...] = ()
-    """Modules outside the standard library that programs may import."""
+    """Modules that programs find loaded."""
     folders: tuple[str, ...] = ()
     """Where `preload` is found; on `sys.path` only while it is imported."""
     packages: tuple[str, ...] = ()
-    """Folders and files of `preload`, which programs may read."""
+    """Folders and files that programs may read, besides the standard library."""
 
 
 class Pipes:

@@ -130,7 +130,7 @@ def kill_orphans() -> None:
         except ChildProcessError:
             return
         if pid == 0:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 orphans = [int(orphan) for orphan in file.read().split()]
             for orphan in orphans:
                 os.kill(orphan, signal.SIGKILL)

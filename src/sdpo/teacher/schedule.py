@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from sdpo.config.schema import (
+from sdpo.config.teacher import (
     EmaConfig,
     FrozenConfig,
     GatedConfig,

@@ -29,11 +29,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.chat import Chat
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.errors import ModelError
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.seeds import derive
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.testing.models import tiny_model
 from sdpo.testing.toy_world import (
     CODE_PLACES,
@@ -135,6 +135,9 @@ class Lesson:
     """How often it is taught compared with others."""
 
 
+_READING = Reading(count_tokens=lambda messages: 0)
+"""Toy conversations are short; nothing needs to be counted."""
+
 _Failed = tuple[str, str]
 """A wrong attempt and its feedback."""
 
@@ -152,8 +155,7 @@ def _lessons(chat: Chat) -> list[Lesson]:
         if has_sibling:
             rollouts, verdicts = (*rollouts, _rollout(1, _CODE)), (*verdicts, _verdict(None))
         group = Group(task=task, rollouts=rollouts, verdicts=verdicts)
-        # Toy conversations are short; nothing needs to be counted.
-        context = teacher_contexts(group, rules, random.Random(0), lambda messages: 0)[0]
+        context = teacher_contexts(group, rules, random.Random(0), _READING)[0]
         assert context.messages is not None
         ids = chat.prompt_ids(context.messages)
         lessons.append(Lesson(prompt_ids=ids, num_known=num_known, weight=weight))

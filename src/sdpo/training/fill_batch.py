@@ -22,8 +22,8 @@ from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 from sdpo.losses.weighting import entropy_weights, position_weights, success_rate_weights
 from sdpo.parallel import Parallel
-from sdpo.records import Key, Sample, is_distill_fed, key_of
-from sdpo.training.targets import Targets, trained_tokens
+from sdpo.records import Key, Sample
+from sdpo.training.targets import Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +48,22 @@ def token_batch(
     device: torch.device,
 ) -> TokenBatch:
     """The columns of `samples`, sample after sample."""
-    counts = [sum(s.loss_mask) for s in samples]
+    counts = [s.num_trained for s in samples]
     lengths = torch.tensor(counts, device=device)
 
     def spread(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, device=device, dtype=torch.float32).repeat_interleave(lengths)
 
-    has_teacher = torch.tensor([key_of(s) in targets.teacher for s in samples], device=device)
+    has_teacher = torch.tensor([s.key in targets.teacher for s in samples], device=device)
     distill = [
-        weights[key_of(s)] if key_of(s) in weights else torch.zeros(count, device=device)
+        weights[s.key] if s.key in weights else torch.zeros(count, device=device)
         for s, count in zip(samples, counts, strict=True)
     ]
-    olds = [old[key_of(s)] for s in samples] if old else []
+    olds = [old[s.key] for s in samples] if old else []
     return TokenBatch(
-        targets=torch.cat([trained_tokens(s, device) for s in samples]),
+        targets=torch.tensor(
+            [t for s in samples for t in s.trained_ids], device=device, dtype=torch.long
+        ),
         sampler_logprobs=torch.tensor(
             [p for s in samples for p, m in zip(s.sampler_logprobs, s.loss_mask, strict=True) if m],
             device=device,
@@ -90,11 +92,11 @@ def distill_weights(
     Weightings that are relative to the batch's mean are normalised here over all ranks, before the
     first forward.
     """
-    distilled = [s for s in samples if is_distill_fed(s)]
+    distilled = [s for s in samples if s.is_distilled]
     if spec.distill is None:
         return {}
     device = targets.teacher_head.device
-    factors = [torch.ones(sum(s.loss_mask), device=device) for s in distilled]
+    factors = [torch.ones(s.num_trained, device=device) for s in distilled]
     match getattr(objective, "weighting", None):
         case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             factors = [
@@ -107,23 +109,23 @@ def distill_weights(
     if isinstance(objective, ScSdpoConfig):
         rates = success_rate_weights(
             [s.solved_rate for s in distilled],
-            [float(sum(s.loss_mask)) for s in distilled],
+            [float(s.num_trained) for s in distilled],
             reduce=parallel.sum,
         )
     return {
-        key_of(s): factor * (s.component_weights["distill"] * rate)
+        s.key: factor * (s.component_weights["distill"] * rate)
         for s, factor, rate in zip(distilled, factors, rates, strict=True)
     }
 
 
 def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> torch.Tensor:
     """[T_i] entropy of the target distribution, the trust region's mixture included."""
-    key = key_of(sample)
+    key = sample.key
     trust = spec.distill.trust if spec.distill is not None else None
     return token_statistics(
         targets.teacher[key],
         targets.teacher_head,
-        trained_tokens(sample, targets.teacher_head.device),
+        torch.tensor(sample.trained_ids, device=targets.teacher_head.device, dtype=torch.long),
         temperature=spec.temperature,
         reference_hidden=targets.trust.get(key),
         reference_head=targets.initial_head if trust is not None else None,
@@ -141,7 +143,7 @@ def _negatives(
     rows = []
     for sample, count in zip(samples, counts, strict=True):
         row = torch.full((count, width), torch.nan, device=device)
-        found = targets.negatives.get(key_of(sample))
+        found = targets.negatives.get(sample.key)
         if found is not None:
             row[:, : found.shape[1]] = found
         rows.append(row)

@@ -71,11 +71,11 @@ def _train(run: Run) -> TrainResult:
         )
         collected = run.collect(step_tasks)
         updated = time.perf_counter()
-        contexts = run.contexts(collected.groups)
+        groups = run.with_contexts(collected.groups)
         with undivided(run.say):
-            losses = run.update(collected.groups, contexts)
+            losses = run.update(groups)
             finished = time.perf_counter()
-            metrics = run.finish_step(collected, contexts, losses)
+            metrics = run.finish_step(groups, losses)
             metrics |= {
                 "time/generate_s": collected.generate_s,
                 "time/judge_s": collected.judge_s,

@@ -15,7 +15,7 @@ from typing import Any
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
-from sdpo.envs.base import Env
+from sdpo.envs.base import Env, reference_answers
 from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
@@ -27,7 +27,7 @@ from sdpo.metrics.values import Mean, Metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.models.structure import check_head
 from sdpo.parallel import Parallel, start_parallel
-from sdpo.records import Group, Sample, Task, TeacherContext
+from sdpo.records import Group, Sample, Task
 from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler, open_sampler
@@ -37,7 +37,7 @@ from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
-from sdpo.training.samples import NO_CONTEXT, SampleBuilder, teacher_lengths
+from sdpo.training.samples import SampleBuilder, teacher_lengths
 from sdpo.training.self_teacher import check_can_sample, solved_by_self_teacher
 from sdpo.training.step import Updater
 
@@ -113,23 +113,22 @@ class Run:
         )
         return replace(collected, groups=self._parallel.gather_shares(collected.groups))
 
-    def contexts(self, groups: Sequence[Group]) -> list[list[TeacherContext]]:
-        """What the teacher reads for every rollout of every group."""
-        return self._builder.contexts(groups, seed=derive(self.config.seed, "context", self.step))
+    def with_contexts(self, groups: Sequence[Group]) -> list[Group]:
+        """`groups` with what the teacher reads for every rollout."""
+        return self._builder.with_contexts(
+            groups, seed=derive(self.config.seed, "context", self.step)
+        )
 
-    def update(
-        self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
-    ) -> Metrics:
+    def update(self, groups: Sequence[Group]) -> Metrics:
         """Train on this rank's share of the groups; metrics of all ranks."""
         share = None
         if isinstance(self.config.objective, SftConfig):
             groups, share = solved_by_self_teacher(
-                *(self._sampler, self._updater.schedule, self._parallel, groups, contexts),
+                *(self._sampler, self._updater.schedule, self._parallel, groups),
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "teacher", self.step),
             )
-            contexts = [[NO_CONTEXT] * len(group.rollouts) for group in groups]
-        samples = self._samples(groups, contexts)
+        samples = self._samples(groups)
         spec = objective_spec(
             self.config.objective,
             step=self.step,
@@ -138,7 +137,7 @@ class Run:
             trust=self._updater.schedule.trust,
         )
         inspected = choose_inspected(
-            [s for part in samples for s in part if self._updater.compares(s, spec)],
+            [s for part in samples for s in part if spec.is_taught(s)],
             len(self._parallel.share(range(self.config.credit.rollouts))),
             seed=derive(self.config.seed, "credit", self.step),
         )
@@ -154,17 +153,11 @@ class Run:
         }
         return Metrics.merged(self._parallel.gather(result.metrics.state()))
 
-    def finish_step(
-        self,
-        collected: Collected,
-        contexts: Sequence[Sequence[TeacherContext]],
-        update: Metrics,
-    ) -> dict[str, float]:
+    def finish_step(self, groups: Sequence[Group], update: Metrics) -> dict[str, float]:
         """Count the step, let the teacher follow it, record its rollouts; the step's metrics
         without times."""
         self.step += 1
-        groups = collected.groups
-        metrics = rollout_metrics(groups, contexts)
+        metrics = rollout_metrics(groups)
         metrics.merge(update)
         logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
         # An unbiased estimate over every sampled token, at no cost; multi-turn attempts count their
@@ -183,7 +176,7 @@ class Run:
         )
         if self._parallel.is_main:
             rows = self._recorder.record(
-                self.step, groups, contexts, teacher_prompt_tokens=self._teacher_lengths
+                self.step, groups, teacher_prompt_tokens=self._teacher_lengths
             )
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in self._credit)
@@ -313,21 +306,18 @@ class Run:
             parallel=self._parallel,
         ).metrics()
 
-    def _samples(
-        self, groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
-    ) -> list[list[Sample]]:
+    def _samples(self, groups: Sequence[Group]) -> list[list[Sample]]:
         """This rank's samples of each update.
 
         Tasks go to updates first, then to ranks: what an update sees does not depend on their
         number."""
         count = self.config.optim.updates_per_step
         seed = derive(self.config.seed, "samples", self.step)
-        pairs = list(zip(groups, contexts, strict=True))
         return [
             [
                 sample
-                for group, of_group in self._parallel.share(pairs[number::count])
-                for sample in self._builder.samples(group, of_group, seed=seed)
+                for group in self._parallel.share(groups[number::count])
+                for sample in self._builder.samples(group, seed=seed)
             ]
             for number in range(count)
         ]
@@ -394,6 +384,7 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
             rules=config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
+            reference_answer=reference_answers(sampler.env),
         )
         with Run(config, run_dir, sampler, builder, updater, parallel) as run:
             yield run

@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sdpo.config.objective import SftConfig
-from sdpo.config.schema import RunConfig, TrustRegionConfig
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TrustRegionConfig
 from sdpo.engines.base import Sampling
 from sdpo.errors import ConfigError
 from sdpo.metrics.values import Mean
 from sdpo.models.weights import applied
 from sdpo.parallel import Parallel
-from sdpo.records import Group, TeacherContext
+from sdpo.records import Group
 from sdpo.rollouts.sampler import Sampler
 from sdpo.teacher.schedule import TeacherSchedule
+from sdpo.training.samples import without_teacher
 
 
 def check_can_sample(config: RunConfig) -> None:
@@ -45,7 +47,6 @@ def solved_by_self_teacher(
     schedule: TeacherSchedule,
     parallel: Parallel,
     groups: Sequence[Group],
-    contexts: Sequence[Sequence[TeacherContext]],
     *,
     sampling: Sampling,
     seed: int,
@@ -61,7 +62,7 @@ def solved_by_self_teacher(
         if schedule.weights is not None:
             engine.load_weights(model, engine.policy_version)
         own = sampler.collector.collect_in_contexts(
-            parallel.share(groups), parallel.share(contexts), sampling=sampling, seed=seed
+            parallel.share(groups), sampling=sampling, seed=seed
         )
     judged = parallel.gather_shares(own)
     share = Mean.of(verdict.solved for group in judged for verdict in group.verdicts)
@@ -71,8 +72,10 @@ def solved_by_self_teacher(
 def _solved(group: Group) -> Group:
     """`group` without attempts that failed."""
     kept = [index for index, verdict in enumerate(group.verdicts) if verdict.solved]
-    return replace(
-        group,
-        rollouts=tuple(group.rollouts[index] for index in kept),
-        verdicts=tuple(group.verdicts[index] for index in kept),
+    return without_teacher(
+        replace(
+            group,
+            rollouts=tuple(group.rollouts[index] for index in kept),
+            verdicts=tuple(group.verdicts[index] for index in kept),
+        )
     )

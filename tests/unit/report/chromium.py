@@ -76,7 +76,9 @@ class Browser:
             time.sleep(0.05)
 
     def evaluate(self, expression):
-        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self._call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"])
         return answer["result"].get("value")

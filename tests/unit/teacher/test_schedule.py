@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdpo.config.schema import (
+from sdpo.config.teacher import (
     EmaConfig,
     FrozenConfig,
     GatedConfig,

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.records import Group, Rollout
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.testing import tiny_model, toy_env, toy_model, toy_policy, toy_tokenizer
 from sdpo.testing.toy_world import CODE_PLACES, feedback_text, is_well_formed, random_code
 
@@ -101,7 +101,7 @@ def teacher_conversations(env, reveal, rules, *, solved_sibling=False):
         group = Group(
             task=task, rollouts=rollouts, verdicts=tuple(map(env._verdict, [task] * 2, rollouts))
         )
-        context = teacher_contexts(group, rules, rng, lambda messages: 0)[0]
+        context = teacher_contexts(group, rules, rng, Reading(count_tokens=lambda messages: 0))[0]
         conversations.append(context.messages)
     return conversations
 

@@ -26,11 +26,12 @@ from sdpo.envs.code.tasks import (
 )
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class CodeEnv:
-    """The code tasks of a built-in set or a file.
+    """The code tasks of a built-in set or a file. Raises `SandboxError` at once on systems that
+    cannot judge programs (macOS, Windows).
 
     Example:
         env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
@@ -38,6 +39,7 @@ class CodeEnv:
     """
 
     def __init__(self, config: schema.CodeEnvConfig) -> None:
+        require_linux()
         self.config = config
         self._lock = threading.Lock()
         self._judge: CodeJudge | None = None
@@ -69,6 +71,11 @@ class CodeEnv:
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
         return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
+
+    def reference_answer(self, task: Task) -> str | None:
+        """The reference solution as a Python block."""
+        solution = task.reference.solution
+        return None if solution is None else f"```python\n{solution.rstrip()}\n```"
 
     def check(self) -> CheckReport:
         """Whether every reference passes all tests, and a program without effect does not."""

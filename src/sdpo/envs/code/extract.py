@@ -1,4 +1,4 @@
-"""The program in a chat answer: the last complete Python block, found line by line as in
+"""The program in a chat answer: the last complete block in its language, found line by line as in
 CommonMark.
 
 A fence is a line; a non-greedy pattern over backticks breaks on docstrings and strings that contain
@@ -9,6 +9,7 @@ parses is not checked here.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
 from sdpo.chat import strip_thinking
@@ -40,15 +41,16 @@ class _Block:
     closed: bool
 
 
-def extract_program(text: str) -> Extracted:
-    """The last block tagged as Python, or else the last untagged one; other languages are ignored.
+def extract_program(text: str, tags: Set[str] = PYTHON_TAGS) -> Extracted:
+    """The last block tagged with one of `tags`, or else the last untagged one; other languages are
+    ignored.
 
     If that block is never closed, there is no program, because nobody knows what would have
     followed. An unclosed fence with nothing after it is a stray line and is ignored.
     """
     blocks = [
         block
-        for block in _blocks(strip_thinking(text).replace("\r\n", "\n").replace("\r", "\n"))
+        for block in _blocks(strip_thinking(text).replace("\r\n", "\n").replace("\r", "\n"), tags)
         if block.closed or any(map(str.strip, block.lines))
     ]
     chosen = [block for block in blocks if block.tagged] or blocks
@@ -60,8 +62,8 @@ def extract_program(text: str) -> Extracted:
     return Extracted(program="\n".join(block.lines) + "\n", unclosed=False)
 
 
-def _blocks(text: str) -> list[_Block]:
-    """The fenced blocks whose language is Python or not given, in order."""
+def _blocks(text: str, tags: Set[str]) -> list[_Block]:
+    """The fenced blocks whose language is one of `tags` or not given, in order."""
     blocks: list[_Block] = []
     fence = ""
     indent = 0
@@ -74,7 +76,7 @@ def _blocks(text: str) -> list[_Block]:
                 fence, indent = match[2], len(match[1].expandtabs(4))
                 words = match[3].strip().strip("{}.").split(maxsplit=1)
                 word = re.split(r"[:,{]", words[0].lower())[0] if words else ""
-                keep = word in PYTHON_TAGS or not word
+                keep = word in tags or not word
                 current = _Block(tagged=bool(word), lines=[], closed=False)
             continue
         if match and _closes(match, fence, indent):

@@ -37,7 +37,7 @@ FORBIDDEN = " (processes, network and files are not available in this judge)"
 SIGNALS = {
     signal.SIGSEGV: "Segmentation fault (usually unbounded recursion)",
     signal.SIGABRT: "Aborted",
-    signal.SIGKILL: "Killed",
+    9: "Killed",  # SIGKILL, which Python on Windows does not name
 }
 
 MAX_FRAMES = 3
