@@ -8,6 +8,16 @@ from sdpo.losses.advantages import RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 
+DISTILL = {
+    "divergence": "reverse_kl",
+    "top_k": 20,
+    "tail": True,
+    "granularity": "logit",
+    "importance": "token",
+    "ratio_cap": 2.0,
+}
+PG = {"kind": "grpo", "normalization": "token"}
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -15,26 +25,34 @@ from sdpo.losses.specs import DistillSpec, ObjectiveSpec
         ({"top_k": 0}, "top_k"),
         ({"granularity": "word"}, "granularity"),
         ({"trust": 1.5}, "trust"),
-        ({"importance": "logit", "top_k": None, "divergence": "reverse_kl"}, "top_k"),
-        ({"importance": "logit", "divergence": "jsd"}, "Eq. 13"),
-        ({"importance": "logit", "divergence": "reverse_kl", "granularity": "token"}, "Eq. 13"),
-        ({"beta": 2.0}, "beta"),
+        ({"importance": "logit", "top_k": None}, "top_k"),
+        ({"importance": "logit", "divergence": "jsd", "beta": 0.5}, "Eq. 13"),
+        ({"importance": "logit", "granularity": "token"}, "Eq. 13"),
+        ({"importance": "logits"}, "none of token, logit"),
+        ({"eps_low": 0.2}, "importance to 'logit'"),
+        ({"divergence": "jsd", "beta": 2.0}, "beta"),
     ],
 )
 def test_distill_specs(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DistillSpec(**arguments)
+        DistillSpec(**DISTILL | arguments)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "distill or a pg"),
-        ({"pg": PolicyGradientSpec(), "temperature": 0.0}, "temperature"),
-        ({"distill": DistillSpec(), "credit": RlsdCredit()}, "give pg a spec"),
-        ({"pg": PolicyGradientSpec(), "credit_trust": 0.5}, "credit_trust"),
+        ({"pg": PolicyGradientSpec(**PG), "temperature": 0.0}, "temperature"),
         (
-            {"pg": PolicyGradientSpec(normalization="sequence"), "joint_count": True},
+            {"distill": DistillSpec(**DISTILL), "credit": RlsdCredit(mix=0.5, clip=0.2)},
+            "give pg a spec",
+        ),
+        ({"pg": PolicyGradientSpec(**PG), "credit_trust": 0.5}, "credit_trust"),
+        (
+            {
+                "pg": PolicyGradientSpec(**PG | {"normalization": "sequence"}),
+                "joint_count": True,
+            },
             "joint_count",
         ),
     ],
@@ -45,8 +63,9 @@ def test_objective_specs(arguments, message):
 
 
 def test_what_an_objective_needs():
-    plain = ObjectiveSpec(pg=PolicyGradientSpec())
+    plain = ObjectiveSpec(pg=PolicyGradientSpec(**PG))
     assert not plain.needs_teacher
     assert not plain.needs_initial
-    assert ObjectiveSpec(distill=DistillSpec()).needs_teacher
-    assert ObjectiveSpec(pg=PolicyGradientSpec(), credit=RlsdCredit()).needs_teacher
+    assert ObjectiveSpec(distill=DistillSpec(**DISTILL)).needs_teacher
+    credit = RlsdCredit(mix=0.5, clip=0.2)
+    assert ObjectiveSpec(pg=PolicyGradientSpec(**PG), credit=credit).needs_teacher
