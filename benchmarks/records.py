@@ -32,7 +32,7 @@ from eos import ignoring_eos
 
 import sdpo
 from sdpo.config.load import load_config
-from sdpo.losses.head import walk
+from sdpo.losses.head import chunks
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.writer import MetricsWriter
@@ -47,7 +47,7 @@ RECORDING = (
     (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
     (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
     (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),
-    (walk, "fill_alternatives"),
+    (chunks, "fill_top_tokens"),
 )  # fmt: skip
 TASKS = [{"id": f"t{i}", "prompt": f"Write a word with the letter {i:04}. " * 3} for i in range(8)]
 

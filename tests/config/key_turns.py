@@ -171,13 +171,13 @@ TURNS = {
     "PolicyGradientConfig.normalization": turn("sequence"),
     "PolicyGradientConfig.std": turn("true"),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
-    "_DistillingConfig.granularity": turn("token"),
-    "_DistillingConfig.advantage_clip": turn("1e-3"),
-    "_DistillingConfig.ratio_cap": turn("0.5"),
-    "_DistillingConfig.importance": turn(
+    "DistillingConfig.granularity": turn("token"),
+    "DistillingConfig.advantage_clip": turn("1e-3"),
+    "DistillingConfig.ratio_cap": turn("0.5"),
+    "DistillingConfig.importance": turn(
         "logit", *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9"
     ),
-    "_DistillingConfig.sequence_estimator": turn("0.5"),
+    "DistillingConfig.sequence_estimator": turn("0.5"),
     "HybridConfig.mix": turn("0.2"),
     "RlsdConfig.mix": turn("0.9"),
     "RlsdConfig.decay_steps": turn("1"),

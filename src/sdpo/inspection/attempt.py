@@ -21,9 +21,11 @@ from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Env, as_task
 from sdpo.errors import ConfigError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of
+from sdpo.losses.head.chunks import HeadInputs
 from sdpo.losses.head.fused import head_pass
 from sdpo.losses.head.logits import Side
-from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs
+from sdpo.losses.head.outputs import TokenOutputs
+from sdpo.losses.terms import Terms
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
@@ -186,4 +188,4 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         temperature=temperature,
         top_n=CREDIT_ALTERNATIVES,
     )
-    return head_pass(inputs, None, lambda rows, student, teacher: RowTerms()).tokens
+    return head_pass(inputs, None, lambda span, student, teacher: Terms()).tokens

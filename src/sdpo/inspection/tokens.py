@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sdpo.losses.head.alternatives import Alternatives
-from sdpo.losses.head.walk import TokenOutputs
+from sdpo.losses.head.outputs import TokenOutputs, TopTokens
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
@@ -83,7 +82,7 @@ def _credit(
 
 
 def _alternatives(
-    top: Alternatives | None, rows: slice, *, of_teacher: bool
+    top: TopTokens | None, rows: slice, *, of_teacher: bool
 ) -> tuple[tuple[tuple[int, float], ...], ...]:
     """(token id, log-prob) per position, likeliest first, log-probs of the side the list belongs
     to."""

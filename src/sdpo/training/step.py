@@ -20,7 +20,6 @@ from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
-from sdpo.losses.head.support import OldSupport
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
@@ -31,7 +30,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, token_batch
+from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
@@ -178,22 +177,22 @@ class Updater:
     ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
         sums. Empty, or the message of a loss that is not finite."""
-        columns = token_batch(samples, targets, weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
+        samples, hidden = teacher_first(samples, hidden, targets.teacher)
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             self.model.get_output_embeddings().weight,
             _stack(samples, targets.teacher),
             targets.teacher_head,
-            columns,
+            fill_batch(samples, targets, weights, batch.old, self.model.device),
             batch.spec,
             batch.denominators,
             reference_hidden=_stack(samples, targets.reference),
             reference_head=targets.initial_head,
             trust_hidden=_stack(samples, targets.trust),
             top_n=CREDIT_ALTERNATIVES if inspected else 0,
-            top_rows=_rows_of(samples, inspected),
+            top_where=_rows_of(samples, inspected),
         )
         value = float(loss.loss.detach())
         if not math.isfinite(value):
@@ -251,10 +250,9 @@ class Updater:
             if wants_support:
                 assert spec.distill is not None
                 assert spec.distill.top_k is not None
-                ids, values = token_support(
+                support = token_support(
                     hidden, head, spec.distill.top_k, temperature=spec.temperature
                 )
-                support = OldSupport(ids=ids, logprobs=values)
             found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
         return found
 
