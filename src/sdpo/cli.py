@@ -145,15 +145,30 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
 @main.command()
 @click.option("--tasks", required=True, help="Built-in set or task file.")
 @click.option(
-    "--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.'
+    "--responses",
+    required=True,
+    type=click.Path(path_type=Path),
+    help='File of lines {"id": ..., "response": ...}.',
 )
 @click.option(
-    "--split", type=click.Choice(["public", "private"]), default="private", show_default=True
+    "--split",
+    type=click.Choice(["public", "private"]),
+    default="private",
+    show_default=True,
+    help="Tests to run; feedback shows public ones only.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for the verdict lines; default: standard output.",
 )
-@click.option("--sandbox", type=click.Choice(["auto", "none"]), default="auto", show_default=True)
+@click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto isolates programs or refuses; none runs them unprotected.",
+)
 def judge(
     tasks: str,
     responses: Path,
@@ -161,7 +176,7 @@ def judge(
     out: Path | None,
     sandbox: Literal["auto", "none"],
 ) -> None:
-    """Judge a file of responses; one verdict line each, in their order."""
+    """Judge a file of responses: one verdict line each, in order."""
     from sdpo.envs.code import judge_file as write_verdicts
 
     write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)

@@ -9,7 +9,7 @@ import pytest
 from code_rows import DIVIDE, ECHO, block
 
 from sdpo.envs.code.judge import CodeJudge
-from sdpo.envs.code.judging import judge_file, judge_program
+from sdpo.envs.code.offline import judge_file, judge_program
 from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.errors import ConfigError, SdpoError, TaskError
 from sdpo.sandbox import Sandbox
@@ -76,7 +76,7 @@ def test_judge_file_writes_to_standard_output(
         ({"id": "nobody", "response": ""}, 'id: "nobody" is not the id of a task'),
         ({"response": ""}, "id: null is not the id of a task"),
         ({"id": "echo"}, "response: missing"),
-        ({"id": "echo", "response": 3}, "response: missing or no string"),
+        ({"id": "echo", "response": 3}, "response: missing, or not a string"),
         ({"id": "echo", "response": "", "truncated": 1}, "truncated: expected true or false"),
         ({"id": "echo", "response": "", "text": ""}, "text: unknown key"),
     ],

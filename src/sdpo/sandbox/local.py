@@ -1,7 +1,8 @@
-"""A pool of zygotes on this machine: one child per program, run again when the judge fails.
+"""A pool of zygotes on this machine: each program runs in one child, and again if the judge's side
+fails.
 
-What happens to an input is decided in `child.py`; how a process is locked down in `jail.py`,
-`landlock.py` and `namespaces.py`, which run in the zygote and its children.
+`child.py` decides what happened with an input. `jail.py`, `landlock.py` and `namespaces.py` lock a
+process down; they run in the zygote and its children.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from sdpo.sandbox.selftest import FIX, self_test
 from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefusedError
 
 MAX_RESTARTS = 3
-"""New children after crashes, per program; later inputs are not run."""
+"""Crashes after which a program gets no new child; its remaining inputs are not run."""
 MAX_RETRIES = 5
-"""Times a program is judged again from the start when its zygote was killed."""
+"""How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
 NOT_RUN = Outcome(status="not_run")
 
@@ -39,12 +40,12 @@ def open_sandbox(
     preload: Sequence[str] = (),
     readable: Sequence[Path] = (),
 ) -> LocalSandbox:
-    """The strongest isolation that works here, tested by doing.
+    """The strongest isolation that works here, established by trying it.
 
-    `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
-    time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules that programs may import and find loaded; `readable` are absolute paths of files
-    that they may open, where `can_read` says that they may open any.
+    `auto` raises `SandboxError` naming what failed and the fix; `none` limits only time and memory,
+    and warns. `width` is how many programs run at once (default: usable cores). `preload` names
+    modules that programs find loaded, installed packages included; `readable` are absolute paths of
+    files that programs may open, unless `can_read` says that they can open none.
     """
     require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
@@ -69,11 +70,11 @@ def open_sandbox(
 
 
 def require_linux() -> None:
-    """Raises `SandboxError` with the way out where no program can be judged: the jail is made of
+    """Raises `SandboxError`, with a way out, on systems other than Linux: the jail is built from
     what only Linux has."""
     if not sys.platform.startswith("linux"):
         raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}. A Linux "
+            f"programs are judged in Linux processes, but this is {sys.platform}. A Linux "
             "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
             "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
             "programs run here"
@@ -81,7 +82,7 @@ def require_linux() -> None:
 
 
 def usable_width() -> int:
-    """Programs that run well at once: as many as cores and half of the free memory allow."""
+    """How many programs should run at once: bounded by usable cores and half of the free memory."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -90,7 +91,8 @@ def usable_width() -> int:
 
 
 def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read, `readable` too."""
+    """Where `modules` are imported from, and what programs must be able to read: their folders and
+    `readable`."""
     folders, packages = set(), {str(path) for path in readable}
     for name in modules:
         if name.partition(".")[0] in sys.stdlib_module_names:
@@ -100,12 +102,12 @@ def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[
         except (ImportError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
-            raise SandboxError(f"sandbox preload: there is no module {name!r}; install it first")
+            raise SandboxError(f"sandbox preload: no module {name!r}; install it first")
         origin = Path(spec.origin)
         own = origin.parent if spec.submodule_search_locations else origin
         folders.add(str(own.parent))
         packages.add(str(own))
-        # Wheels put the shared libraries they bring beside the package.
+        # Wheels put their shared libraries beside the package.
         libraries = own.with_name(f"{own.stem}.libs")
         if libraries.is_dir():
             packages.add(str(libraries))
@@ -125,7 +127,7 @@ class LocalSandbox:
         self._lock = threading.Lock()
         self._open: set[Zygote] = set()
         self._is_closed = False
-        # A place without a zygote gets one when it is first needed.
+        # A place gets its zygote when it is first used.
         self._places: queue.SimpleQueue[Zygote | None] = queue.SimpleQueue()
         for _ in range(width):
             self._places.put(None)
@@ -133,7 +135,7 @@ class LocalSandbox:
 
     @property
     def level(self) -> str:
-        """The layers in use, strongest first, or `none`."""
+        """The layers of isolation in use, strongest first, or `none`."""
         if not self._settings.jailed:
             return "none"
         reading = "landlock" if self._has_landlock else "no file access"
@@ -169,8 +171,8 @@ class LocalSandbox:
     ) -> list[Outcome]:
         """One outcome per input, in order. Raises `SandboxError` when the judge's own side fails.
 
-        When a zygote dies the program is run again from its first input, so `should_stop` may be
-        asked about an index that it has seen.
+        When a zygote dies, the program starts over with its first input, so `should_stop` may be
+        asked about an index again.
         """
         for _ in range(MAX_RETRIES):
             zygote = self._places.get()
@@ -181,7 +183,7 @@ class LocalSandbox:
                 self._give_up(zygote)
                 continue
             except BaseException:
-                # A child in the middle of an answer must not meet the next program.
+                # Its child may be in the middle of an answer; no other program may get that.
                 self._give_up(zygote)
                 raise
             self._places.put(zygote)
