@@ -44,8 +44,9 @@ from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 RECORDING = (
-    (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
-    (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
+    (RolloutRecorder, "write"), (run, "rollout_rows"), (RolloutRecorder, "record_credit"),
+    (MetricsWriter, "write"), (MetricsWriter, "write_rollouts"), (Dashboard, "update"),
+    (Canaries, "observe"),
     (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),
     (chunks, "fill_top_tokens"),
 )  # fmt: skip
@@ -61,7 +62,7 @@ def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
 def unrecorded() -> Generator[None]:
     """Nothing written about steps and rollouts."""
     with (
-        mock.patch.object(RolloutRecorder, "record", return_value=[]),
+        mock.patch.object(RolloutRecorder, "write"),
         mock.patch.object(MetricsWriter, "write"),
     ):
         yield

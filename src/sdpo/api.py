@@ -11,7 +11,7 @@ from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one
 from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
-from sdpo.evaluation import Evaluation, evaluate_tasks
+from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
 from sdpo.models.structure import check_head
@@ -48,7 +48,7 @@ def evaluate(
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
         tasks = list(sampler.env.load(split))[: config.eval.max_tasks or None]
-        return evaluate_tasks(
+        groups = attempt_tasks(
             sampler.collector,
             tasks,
             samples=config.eval.samples,
@@ -57,6 +57,7 @@ def evaluate(
             ),
             seed=config.seed,
         )
+        return summarise(groups)
 
 
 def discover(

@@ -93,26 +93,20 @@ def discover_tasks(
 
 
 def discover_one(
-    task: Task | str,
-    config: RunConfig,
-    env: Env | None = None,
-    *,
-    method: Method = "self_distillation",
-    seed: int = 0,
-    progress: Progress | None = None,
+    task: Task | str, config: RunConfig, env: Env | None = None, *, seed: int = 0
 ) -> Discovery:
-    """One search for one task (or its id in `config.discover.split`); writes nothing."""
-    say = progress or (lambda results, line: None)
+    """One search by self-distillation for one task (or its id in `config.discover.split`); writes
+    nothing."""
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
             task = _named(load_tasks(sampler.env, config), [task])[0]
+        tally = Tally(task.id, "self_distillation", seed, budget=config.discover.budget)
         (result,) = searches(
             sampler,
             config,
-            [(task, Tally(task.id, method, seed, budget=config.discover.budget))],
-            method=method,
-            initial=_initial(sampler, config, [method]),
-            watch=lambda tally: say([], _line(tally)),
+            [(task, tally)],
+            method="self_distillation",
+            initial=_initial(sampler, config, ["self_distillation"]),
         )
         return result
 

@@ -56,23 +56,8 @@ class RolloutRecorder:
         self._rollouts.resume_at(step)
         self._credit.resume_at(step)
 
-    def record(
-        self,
-        step: int,
-        groups: Sequence[Group],
-        *,
-        split: str = "train",
-        teacher_prompt_tokens: Mapping[Key, int] | None = None,
-    ) -> list[Row]:
-        """Append the rollouts of `groups` and return their rows; the arguments are those of
-        `rollout_rows`."""
-        rows = rollout_rows(step, groups, split=split, teacher_prompt_tokens=teacher_prompt_tokens)
-        self.write(rows)
-        return rows
-
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, for instance gathered from other processes. Raises `SdpoError` when that
-        fails."""
+        """Append the rows of `rollout_rows`. Raises `SdpoError` when that fails."""
         self._rollouts.append(rows)
 
     def record_credit(self, credits: Iterable[TokenCredit]) -> None:
@@ -92,7 +77,7 @@ def rollout_rows(
     split: str = "train",
     teacher_prompt_tokens: Mapping[Key, int] | None = None,
 ) -> list[Row]:
-    """The lines of `groups`: plain data that can be sent to the process that writes.
+    """The lines of `groups` as plain data.
 
     A group without contexts has no teacher (evaluation). `teacher_prompt_tokens` are the lengths of
     the teacher's prompts.

@@ -25,7 +25,7 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected
-from sdpo.rollouts.record import RolloutRecorder
+from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
@@ -122,9 +122,10 @@ class Run:
     def record_rollouts(self, groups: Sequence[Group], losses: StepResult) -> None:
         """Write the rollouts and the token credit of the step that has just ended."""
         if self._parallel.is_main:
-            rows = self._recorder.record(
+            rows = rollout_rows(
                 self.step, groups, teacher_prompt_tokens=losses.teacher_prompt_tokens
             )
+            self._recorder.write(rows)
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
@@ -146,7 +147,7 @@ class Run:
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
-            self._recorder.record(self.step, groups, split="eval")
+            self._recorder.write(rollout_rows(self.step, groups, split="eval"))
         return summarise(groups).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
