@@ -30,6 +30,7 @@ from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.structure import check_head
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
@@ -165,8 +166,7 @@ def _initial(
     model = sampler.policy.model
     check_head(model)
     if config.optim.gradient_checkpointing:
-        # Renamed in transformers 5.20; the old name warns there and is all there is before.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        enable_checkpointing(model)
     return copy_weights(model)
 
 

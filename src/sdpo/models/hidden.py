@@ -105,19 +105,16 @@ def plain_hidden(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def recomputed_layers(
-    model: PreTrainedModel,
-    context: Callable[[], AbstractContextManager[None]],
-    *,
-    wanted: bool,
+    model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]
 ) -> Generator[None]:
-    """Layers forget their activations inside the block, when `wanted` or enabled on the model.
+    """Inside the block, layers with gradient checkpointing enabled keep no activations.
 
     transformers recomputes in train mode only; the block puts the layers themselves into it and not
     what they contain, so that no dropout wakes up. A layer is recomputed during `backward`, when
     the block has long ended: `context` brings back what it ran under.
     """
     layers = _recomputable(model) if torch.is_grad_enabled() else []
-    layers = [layer for layer in layers if wanted or layer.gradient_checkpointing]
+    layers = [layer for layer in layers if layer.gradient_checkpointing]
     recompute = functools.partial(
         checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), context())
     )

@@ -25,6 +25,7 @@ from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.values import Mean, Metrics
 from sdpo.metrics.writer import MetricsWriter
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.structure import check_head
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Sample, Task, TeacherContext
@@ -376,8 +377,7 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
         model = sampler.policy.model
         check_head(model)
         if config.optim.gradient_checkpointing:
-            # Renamed in transformers 5.20; the old name warns there and is all there is before.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            enable_checkpointing(model)
         updater = Updater(
             model,
             sampler.policy.tokenizer,
