@@ -17,6 +17,7 @@ from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
 from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.plan import fast_layers
+from sdpo.kernels.tree import tree_plan
 from sdpo.testing import tiny_model
 
 WINDOW = 8
@@ -191,3 +192,32 @@ def test_equal_prompts_of_different_requests_share_and_keep_their_order():
     first, _, third = LocalEngine(model).generate(twice, SAMPLING)
     assert first[1] == third[0]
     assert len({first[0].token_ids, first[1].token_ids, third[1].token_ids}) == 3
+
+
+@pytest.mark.usefixtures("both_attentions")
+@pytest.mark.parametrize("device_kind", ["blocks", "branches"])
+def test_a_beginning_that_prompts_share_is_computed_once(device_kind, monkeypatch):
+    model, (system, *own) = (
+        build("gemma3_text", FAST["gemma3_text"]),
+        make_requests([20, 5, 1, 9], 2),
+    )
+    requests = [
+        GenerationRequest(prompt_ids=system.prompt_ids + r.prompt_ids, seeds=r.seeds) for r in own
+    ]
+    alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
+    lengths, backbone = [], model.base_model.forward
+
+    def noting(*args, input_ids, **options):
+        lengths.append(input_ids.shape[1])
+        return backbone(*args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model.base_model, "forward", noting)
+    engine = LocalEngine(model)
+    engine._fast_path()
+    monkeypatch.setattr(
+        "sdpo.engines.decode.tree_plan",
+        lambda segments, device: tree_plan(segments, device, kind=device_kind),
+    )
+    lengths.clear()
+    assert token_ids(engine.generate(requests, SAMPLING)) == token_ids(alone)
+    assert lengths[0] == 20 + 4 + 0 + 8

@@ -12,7 +12,7 @@ from sdpo.errors import ModelError
 from sdpo.kernels import blocks as block_attention
 from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.blocks import BlockAttention
-from sdpo.kernels.plan import Scores, paths
+from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import FLEX_BLOCK, BranchAttention, FlexAttention
 from sdpo.models import hidden as backbone
 from sdpo.models.hidden import enable_checkpointing, shares_prefixes
@@ -411,7 +411,7 @@ def test_plans_agree(
     scores = Scores(scaling=0.25, window=window, softcap=softcap)
     flex = FlexAttention(batch.segments, num_tokens, device).attend(0, query, key, value, scores)
     found = []
-    for plan in (BranchAttention(batch.segments, device), BlockAttention(paths(batch.segments))):
+    for plan in (BranchAttention(batch.segments, device), BlockAttention(batch.segments)):
         leaves = [x[:, :, :count].clone().requires_grad_() for x in (query, key, value)]
         output = plan.attend(0, *leaves, scores)
         output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))

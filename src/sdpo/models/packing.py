@@ -3,7 +3,7 @@
 A micro-batch is one flat row without padding. A prompt's tokens stand in it once, followed by the
 completions that continue it; teacher contexts share their task and demonstration the same way.
 Positions count from the start of each item, and a token sees what precedes it within its own items
-only (`attention.py`). Everything else in the model runs on the flat row. Models that cannot take
+only (`sdpo.kernels`). Everything else in the model runs on the flat row. Models that cannot take
 such a row (recurrent layers, unknown attention) get one row per item instead, with the same
 results. No logits are made here: rows of hidden states go to the fused head.
 
