@@ -24,6 +24,7 @@ from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.structure import check_head
 from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
@@ -250,8 +251,8 @@ class Learner:
 
 def make_trainable(model: PreTrainedModel, optim: OptimConfig) -> None:
     """Prepare `model` for updates, once: activations are recomputed where `optim` asks for it.
-    Raises `ModelError` when the fused loss cannot train its LM head."""
+    Raises `ModelError` when the fused loss cannot train its LM head or nothing can be
+    recomputed."""
     check_head(model)
     if optim.gradient_checkpointing:
-        # Renamed in transformers 5.20: the old name warns there, and older versions have no other.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        enable_checkpointing(model)
