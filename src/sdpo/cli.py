@@ -125,6 +125,8 @@ def train(arguments: tuple[str, ...]) -> None:
     console = Console()
     state = "finished" if result.finished else "stopped"
     console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
+    if result.finished and result.runs:
+        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
     if not result.finished:
         sys.exit(130)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
@@ -39,6 +40,9 @@ class TrainResult:
     """The last row of metrics.jsonl."""
     finished: bool
     """False when interrupted; the same call continues the run."""
+    runs: tuple[TrainResult, ...] = ()
+    """With `seeds` > 1 the result of each; the fields above are then about all of them: their
+    folder, the steps of the last, means of metrics, whether all finished."""
 
 
 def train(
@@ -52,6 +56,8 @@ def train(
     during an update returns at once and leaves the last checkpoint as it is. Raises `SdpoError` for
     anything a user can fix.
     """
+    if config.seeds > 1:
+        return _train_seeds(config, env, on_step)
     with open_run(config, env) as run:
         try:
             for row in train_steps(run):
@@ -66,6 +72,27 @@ def train(
         except KeyboardInterrupt:
             run.save_interrupted()
             return _result(run, finished=False)
+
+
+def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> TrainResult:
+    """One run after the other; a finished one is not repeated, and an interrupt ends them all."""
+    folder = Path(config.run)
+    runs: list[TrainResult] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        alone = config.model_copy(
+            update={"seeds": 1, "seed": seed, "run": str(folder / f"seed-{seed}")}
+        )
+        runs.append(train(alone, env=env, on_step=on_step))
+        if not runs[-1].finished:
+            break
+    shared = set.intersection(*(set(run.metrics) for run in runs))
+    return TrainResult(
+        run_dir=folder,
+        step=runs[-1].step,
+        metrics={name: fmean(run.metrics[name] for run in runs) for name in sorted(shared)},
+        finished=len(runs) == config.seeds and runs[-1].finished,
+        runs=tuple(runs),
+    )
 
 
 def train_steps(run: Run) -> Generator[Mapping[str, float]]:
