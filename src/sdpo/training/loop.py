@@ -85,11 +85,13 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
         runs.append(train(alone, env=env, on_step=on_step))
         if not runs[-1].finished:
             break
-    shared = set.intersection(*(set(run.metrics) for run in runs))
+    # A metric that was not finite is written as null.
+    known = [{n: v for n, v in run.metrics.items() if isinstance(v, int | float)} for run in runs]
+    shared = set.intersection(*map(set, known))
     return TrainResult(
         run_dir=folder,
         step=runs[-1].step,
-        metrics={name: fmean(run.metrics[name] for run in runs) for name in sorted(shared)},
+        metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
         finished=len(runs) == config.seeds and runs[-1].finished,
         runs=tuple(runs),
     )
