@@ -17,23 +17,26 @@ from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
 from sdpo.models.structure import check_head
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
-from sdpo.training.loop import TrainResult
+from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
 
-def train(*arguments: str | Path | RunConfig, env: Env | None = None) -> TrainResult:
+def train(
+    *arguments: str | Path | RunConfig, env: Env | None = None, on_step: OnStep | None = None
+) -> TrainResult:
     """Train and return where the run ended.
 
     `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one
-    `RunConfig`. `env` replaces the recipe's environment. An interrupted run of the same settings is
+    `RunConfig`. `env` replaces the recipe's environment; `on_step` is called with each row of
+    metrics.jsonl. An interrupted run of the same settings is
     continued. Raises `SdpoError`.
 
     Example:
         sdpo.train("quickstart", "optim.lr=1e-5", env=sdpo.env(tasks, judge))
     """
-    return train_config(as_config(*arguments), env=env)
+    return train_config(as_config(*arguments), env=env, on_step=on_step)
 
 
 def evaluate(

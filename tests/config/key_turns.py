@@ -73,6 +73,7 @@ CANARY = ("steps=12", "rollout.tasks_per_step=1", "optim.lr=1e-5", "canaries.pat
 
 TURNS = {
     "RunConfig.seed": turn("1", observe=trained_single_turn),
+    "RunConfig.seeds": turn("2", observe=placed),
     "RunConfig.steps": turn("3", observe=trained_single_turn),
     "RunConfig.run": turn("{folder}/elsewhere", observe=placed),
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),

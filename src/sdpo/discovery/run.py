@@ -58,6 +58,11 @@ def discover_tasks(
     (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
     `SdpoError`.
     """
+    if config.seeds > 1:
+        raise ConfigError(
+            f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
+            "discover.seeds"
+        )
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)

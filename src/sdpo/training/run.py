@@ -45,6 +45,8 @@ class Run:
         sampler: Sampler,
         learner: Learner,
         parallel: Parallel,
+        *,
+        is_quiet: bool,
     ) -> None:
         self.config = config
         self.dir = run_dir
@@ -61,7 +63,9 @@ class Run:
         backends = config.log.backends if parallel.is_main else ()
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
         self._recorder = RolloutRecorder(run_dir)
-        self._dashboard = Dashboard(config.steps, run_dir, is_quiet=not parallel.is_main)
+        self._dashboard = Dashboard(
+            config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
+        )
 
     def __enter__(self) -> Run:
         self._dashboard.__enter__()
@@ -270,8 +274,11 @@ class Run:
 
 
 @contextmanager
-def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
-    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
+def open_run(
+    config: RunConfig, env: Env | None = None, *, is_quiet: bool = False
+) -> Generator[Run]:
+    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
+    `is_quiet` shows no steps."""
     check_can_sample(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
@@ -287,5 +294,5 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
             num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        with Run(config, run_dir, sampler, learner, parallel) as run:
+        with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
             yield run
