@@ -155,9 +155,9 @@ def read_rollouts(run_dir: Path) -> Iterator[Row]:
         prompts: dict[int, list[Row]] = {}
         teachers: dict[int, list[Row]] = {}
         for row in group:
-            for known, column in ((prompts, "prompt"), (teachers, "teacher")):
+            for shared, column in ((prompts, "prompt"), (teachers, "teacher")):
                 if isinstance(row[column], int):
-                    row[column] = known[row[column]]
+                    row[column] = shared[row[column]]
                 elif row[column] is not None:
-                    known[row["index"]] = row[column]
+                    shared[row["index"]] = row[column]
             yield row

@@ -94,8 +94,8 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `updates` are this rank's samples of each; `inspect` names
-        rollouts whose credit is kept.
+        """All updates of a step. `updates` are this rank's samples of each update; `inspect` are
+        the rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
@@ -240,7 +240,7 @@ class Updater:
         """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of
         the step."""
         head = self.model.get_output_embeddings().weight
-        found: dict[Key, OldPolicy] = {}
+        old: dict[Key, OldPolicy] = {}
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
         budget = self._config.micro_batch_tokens
         for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
@@ -253,16 +253,14 @@ class Updater:
                 support = token_support(
                     hidden, head, spec.distill.top_k, temperature=spec.temperature
                 )
-            found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
-        return found
+            old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
+        return old
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
-    """Rows of the samples that have any, in order; None when nobody has."""
-    if not parts:
-        return None
-    found = [parts[s.key] for s in samples if s.key in parts]
-    return torch.cat(found) if found else None
+    """The rows of the samples that have any, in order; None when none has."""
+    rows = [parts[s.key] for s in samples if s.key in parts]
+    return torch.cat(rows) if rows else None
 
 
 def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:
