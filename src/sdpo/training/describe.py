@@ -15,20 +15,21 @@ from sdpo.config.objective import (
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
-    SftConfig,
 )
-from sdpo.config.schema import RunConfig, TrustRegionConfig
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TrustRegionConfig
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
     "forward_kl": "KL(teacher | student)",
     "forward_ce": "cross-entropy of the student under the teacher",
+    "jsd": "JSD",
 }
 SITUATIONS = (
     # (what is said, solved?, a sibling solved?, a teacher context?)
@@ -61,7 +62,7 @@ def describe_objective(config: RunConfig) -> list[str]:
             f"kl        {spec.kl.coefficient:g} x KL(student | initial model), whole vocabulary",
             "          / trained tokens of the whole batch",
         ]
-    if spec.needs_teacher or isinstance(config.objective, SftConfig):
+    if reads_contexts(config.objective):
         lines.append(f"teacher   {_teacher(config)}")
     lines.append(f"all at temperature {spec.temperature:g}")
     return lines
@@ -97,7 +98,9 @@ def _probe(*solved: bool) -> Group:
 
 
 def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> Iterator[str]:
-    name = DIVERGENCES.get(distill.divergence, f"JSD, teacher's weight {distill.beta:g}")
+    name = DIVERGENCES[distill.divergence]
+    if distill.beta is not None:
+        name += f", teacher's weight {distill.beta:g}"
     match distill.granularity:
         case "logit":
             yield f"distill   {name}, per logit"
@@ -109,17 +112,19 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":
-        yield (
-            f"          off-policy: surrogate per logit (Eq. 13), ratios within "
-            f"[{1 - distill.eps_low:g}, {1 + distill.eps_high:g}], "
-            f"old / sampler at most {distill.ratio_cap:g}"
-        )
+        yield f"          off-policy: surrogate per logit (Eq. 13), ratios {_range(distill)}"
     else:
         yield f"          off-policy: student / sampler per token, at most {distill.ratio_cap:g}"
     if distill.sequence_estimator:
         yield f"          + {distill.sequence_estimator:g} x sequence-level term (Eq. 8) of {name}"
     yield f"          weighting: {_weighting(config)}"
     yield f"          / {_joint(spec) or 'distilled tokens'} of the whole batch"
+
+
+def _range(clip: DistillSpec | PolicyGradientSpec) -> str:
+    low = "0" if clip.eps_low is None else f"{1 - clip.eps_low:g}"
+    high = "inf" if clip.eps_high is None else f"{1 + clip.eps_high:g}"
+    return f"within [{low}, {high}]"
 
 
 def _support(distill: DistillSpec) -> str:
@@ -158,7 +163,7 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
-        f"pg        {pg.kind}, ratios within [{1 - pg.eps_low:g}, {1 + pg.eps_high:g}]{cap}",
+        f"pg        {pg.kind}, ratios {_range(pg)}{cap}",
         f"          advantage: reward - group's mean{', over its deviation' if std else ''}",
     ]
     match spec.credit:
