@@ -1,11 +1,13 @@
 # Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
+# Two more, seldom: `golden` writes tests/golden anew after a change that means to alter training; `release` builds what
+# is published into dist/ and proves it.
 PYTHON ?= python3
 BIN := .venv/bin
 # An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
 TRL_PYTHON ?=
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
-.PHONY: setup quickstart test test-all check fmt bench
+.PHONY: setup quickstart test test-all check fmt bench golden release
 
 setup: .venv/.ready
 
@@ -40,3 +42,11 @@ bench: setup
 	$(BIN)/python benchmarks/judge.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py --prompts short $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
+
+golden: setup
+	$(BIN)/python tests/golden/regenerate.py
+
+release: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python .ci/check_release.py dist

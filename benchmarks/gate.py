@@ -21,8 +21,8 @@ class Gate:
     """A side's end: opened first thing, before libraries can write to the standard output."""
 
     def __init__(self) -> None:
-        self.spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
-        self._answers = os.fdopen(os.dup(1), "w")
+        self.spec: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)  # whatever is printed from now on goes to the log
 
     def wait(self) -> bool:

@@ -145,7 +145,7 @@ def run_all(arguments: argparse.Namespace) -> None:
                 continue
             command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:]]
             command += ["--one", json.dumps(spec)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
             if done.returncode:
                 reason = done.stderr.strip().splitlines()[-1:] or ["killed"]
                 print(f"{name}: skipped ({reason[0][:120]})")

@@ -88,8 +88,10 @@ def family_cpu_s(pid: int) -> float:
     """CPU seconds of the living descendants of `pid` and of all they have waited for."""
     total = 0.0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        for child in (task / "children").read_text(encoding="utf-8").split():
+            fields = (
+                Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            )
             total += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
             total += family_cpu_s(int(child))
     return total

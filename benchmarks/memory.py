@@ -14,7 +14,7 @@ def reset_peak(device: str) -> int:
 
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return status_bytes("VmRSS")
 
 
@@ -34,7 +34,7 @@ def peak_bytes(device: str) -> int:
 
 
 def status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(key + ":"):
             return int(line.split()[1]) * 1024
     raise KeyError(key)

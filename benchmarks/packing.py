@@ -149,7 +149,7 @@ def measure(arguments, kind: str, prompt: int, group: int) -> dict:
 def run_one(kind: str, prompt: int, group: int) -> dict | None:
     command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:]]
     command += ["--one", json.dumps([kind, prompt, group])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["killed"]
         print(f"{kind}, prompt {prompt}, group {group}: skipped ({reason[0][:120]})")

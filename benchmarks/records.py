@@ -28,6 +28,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
+from eos import ignoring_eos
 
 import sdpo
 from sdpo.config.load import load_config
@@ -36,15 +37,17 @@ from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.rollouts.record import RolloutRecorder
+from sdpo.rollouts.sampler import Sampler
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import run, step
+from sdpo.training import learner, run, step
 from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 RECORDING = (
-    (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
-    (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
-    (run, "rollout_metrics"), (run, "choose_inspected"), (step, "credit_of"),
+    (RolloutRecorder, "write"), (run, "rollout_rows"), (RolloutRecorder, "record_credit"),
+    (MetricsWriter, "write"), (MetricsWriter, "write_rollouts"), (Dashboard, "update"),
+    (Canaries, "observe"),
+    (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),
     (chunks, "fill_top_tokens"),
 )  # fmt: skip
 TASKS = [{"id": f"t{i}", "prompt": f"Write a word with the letter {i:04}. " * 3} for i in range(8)]
@@ -59,7 +62,7 @@ def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
 def unrecorded() -> Generator[None]:
     """Nothing written about steps and rollouts."""
     with (
-        mock.patch.object(RolloutRecorder, "record", return_value=[]),
+        mock.patch.object(RolloutRecorder, "write"),
         mock.patch.object(MetricsWriter, "write"),
     ):
         yield
@@ -100,11 +103,12 @@ def steps_of_run(folder: Path, options: argparse.Namespace, overrides: list[str]
         [
             f"model.name={options.model}", f"run={folder}", f"steps={options.steps + 1}",
             "eval.every=0", "eval.max_tasks=1", "eval.samples=1", "checkpoint.every=0",
-            f"rollout.max_completion_tokens={options.tokens}", "rollout.ignore_eos=true",
+            f"rollout.max_completion_tokens={options.tokens}",
             *overrides,
         ]
     )  # fmt: skip
-    with mock.patch.object(Run, "record", stamped), redirect_stdout(None):
+    to_the_limit = mock.patch.object(Sampler, "sampling", ignoring_eos(Sampler.sampling))
+    with mock.patch.object(Run, "record", stamped), to_the_limit, redirect_stdout(None):
         train(config, env=sdpo.env(TASKS, judge))
     pairs = itertools.pairwise(stamps[1:])
     return [(later[0] - sooner[0], later[1] - sooner[1]) for sooner, later in pairs]

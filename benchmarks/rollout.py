@@ -155,7 +155,9 @@ def spawn(args, contender: str, **changes) -> dict[str, float]:
     # vLLM on a CPU otherwise reserves half of the memory for its cache.
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", check=False, env=environment
+    )
     if done.returncode:
         raise SystemExit(f"{contender} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -150,7 +150,7 @@ def main() -> None:
         "settings": {key: str(value) for key, value in vars(args).items()},
         "results": list(found.values()),
     }
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     write_plot(lines, args.out.with_suffix(".html"))
     print_lines(args, lines)
     print(f"\nplot: {args.out.with_suffix('.html')}")

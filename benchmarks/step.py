@@ -127,7 +127,9 @@ def versions(python: str, names: tuple[str, ...]) -> dict[str, str]:
         "import importlib.metadata as m, json, sys;"
         "print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
     )
-    done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, "-c", code, *names], capture_output=True, text=True, encoding="utf-8", check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -136,7 +138,11 @@ def machine() -> dict[str, str | int]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = [
+            line
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         model = lines[0].split(":", 1)[1].strip() if lines else model
     return {
         "cpu": model,
@@ -190,7 +196,7 @@ def main() -> None:
         for setting in args.prompts:
             results = measure(args, folder, Path(scratch), setting)
             report["results"][setting] = results
-            args.out.write_text(json.dumps(report, indent=1) + "\n")
+            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             print_table(args, setting, results)
     print(f"\nevery step: {args.out}")
 

@@ -9,24 +9,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from eos import ignoring_eos
 from gate import Gate
 
 import sdpo
 from sdpo.config.objective import JSDConfig, SdpoConfig
-from sdpo.config.schema import (
-    ContextConfig,
-    EmaConfig,
-    LocalEngineConfig,
-    ModelConfig,
-    OptimConfig,
-    RolloutConfig,
-    RunConfig,
-    TeacherConfig,
-)
+from sdpo.config.schema import LocalEngineConfig, ModelConfig, OptimConfig, RolloutConfig, RunConfig
+from sdpo.config.teacher import ContextConfig, EmaConfig, TeacherConfig
 from sdpo.envs.base import Env
 from sdpo.records import RolloutConfig as Attempt
 from sdpo.records import Task, Verdict
 from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.rollouts.sampler import Sampler
 from sdpo.training.run import Run, open_run
 
 
@@ -51,7 +45,6 @@ def build_config(spec: dict[str, Any]) -> RunConfig:
             group_size=spec["group"],
             max_prompt_tokens=8192,
             max_completion_tokens=spec["new_tokens"],
-            ignore_eos=True,
             engine=LocalEngineConfig(max_sequences=len(spec["tasks"]) * spec["group"]),
         ),
         teacher=TeacherConfig(
@@ -77,10 +70,13 @@ def take_step(run: Run) -> dict[str, float]:
         seed=config.seed,
     )
     collected = run.collect(tasks)
-    contexts = run.contexts(collected.groups)
-    row = run.finish_step(collected, contexts, run.update(collected.groups, contexts))
+    groups = run.learner.with_contexts(collected.groups)
+    losses = run.learner.update(run.learner.samples(groups))
+    row = run.measure(groups, losses)
+    row |= run.learner.follow(row)
+    run.record_rollouts(groups, losses)
     step_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    rollouts = [rollout for group in collected.groups for rollout in group.rollouts]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {
         "step_s": step_s,
         "cpu_s": cpu_s,
@@ -88,13 +84,14 @@ def take_step(run: Run) -> dict[str, float]:
         "teacher_s": row["time/teacher_s"],
         "rest_s": step_s - collected.generate_s - row["time/teacher_s"],
         "num_tokens": sum(len(rollout.completion_ids) for rollout in rollouts),
-        "num_distilled": sum(c.messages is not None for group in contexts for c in group),
+        "num_distilled": sum(c.messages is not None for group in groups for c in group.contexts),
         "loss": row["loss/distill"],
     }
 
 
 def main() -> None:
     gate = Gate()
+    Sampler.sampling = ignoring_eos(Sampler.sampling)
     with open_run(build_config(gate.spec), build_env(gate.spec["tasks"])) as run:
         run.start()
         while gate.wait():

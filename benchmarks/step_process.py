@@ -34,18 +34,19 @@ class Side:
         folder = scratch / name
         folder.mkdir(parents=True)
         path = folder / "spec.json"
-        path.write_text(json.dumps({**spec, "run": str(folder / "run")}))
+        path.write_text(json.dumps({**spec, "run": str(folder / "run")}), encoding="utf-8")
         self._log = folder / "log.txt"
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
-        with self._log.open("w") as log:
+        with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [python, str(HERE / script), str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                encoding="utf-8",
                 env=environment,
             )
 
@@ -72,8 +73,7 @@ class Side:
         if not line:
             code = self._process.wait()
             hint = " (out of memory? try --trl-batch 8 or --trl-checkpointing)" * (code == -9)
-            raise SystemExit(
-                f"{self.name} ended with {code}{hint}:\n{self._log.read_text()[-LOG_TAIL:]}"
-            )
+            end = self._log.read_text(encoding="utf-8")[-LOG_TAIL:]
+            raise SystemExit(f"{self.name} ended with {code}{hint}:\n{end}")
         self.steps.append(json.loads(line))
         return self.steps[-1]

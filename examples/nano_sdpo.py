@@ -49,12 +49,13 @@ class Attempt:
 
 
 def teacher_prompt(task: Task, group: list[Attempt], index: int, order: list[int]) -> str | None:
-    """The question, then a solved sibling, else this attempt's feedback, then the instruction. The
-    attempt is not shown."""
+    """The question, then a solved sibling with another text, else this attempt's feedback, then
+    the instruction. The attempt is not shown."""
     sections = [task.prompt]
-    solved_siblings = [i for i in order if i != index]
+    texts = [attempt.text.strip() for attempt in group]
+    solved_siblings = [i for i in order if texts[i] not in ("", texts[index])]
     if solved_siblings:
-        sections.append(f"Here is a correct solution:\n\n{group[solved_siblings[0]].text.strip()}")
+        sections.append(f"Here is a correct solution:\n\n{texts[solved_siblings[0]]}")
     elif not group[index].solved and group[index].feedback:
         said = group[index].feedback
         sections.append(

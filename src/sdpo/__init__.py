@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sdpo._version import __version__ as __version__
 from sdpo.envs.base import env
 from sdpo.errors import SdpoError
 from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
@@ -17,8 +18,6 @@ from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
 if TYPE_CHECKING:
     from sdpo.api import check, discover, evaluate, probe, train
     from sdpo.inspection.attempt import credit
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Group",

@@ -2,13 +2,14 @@
 
 A `Chat` renders conversations up to where the assistant's turn begins and knows which tokens end
 that turn. Student prompts and teacher contexts go through the same function, so their completions
-start at the same boundary (field.md, bug 9). Nothing is ever cut here: a conversation that is too
-long raises.
+start at the same boundary. Nothing is ever cut here: a conversation that is too long raises.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -159,11 +160,34 @@ def _stop_ids(
 
 
 def strip_thinking(text: str, markers: Sequence[tuple[str, str]] = THINKING_MARKERS) -> str:
-    """`text` without hidden reasoning: everything up to the last closing marker, and an unclosed
-    opening to the end."""
-    for opening, closing in markers:
-        if closing in text:
-            text = text.rpartition(closing)[2]
-        elif opening in text:
-            text = text.partition(opening)[0]
-    return text.strip()
+    """`text` without hidden reasoning and without blank space at its ends.
+
+    Tags count only where a reasoning model writes them: an opening one at the start of a line, a
+    closing one after it or, when the chat template opened the reasoning, at the start or end of a
+    line. So an answer that quotes a tag, or a program with one in a string, survives. A section
+    that is never closed reaches to the end.
+    """
+    opening, closing, lone_closing = _thinking_patterns(tuple(markers))
+    kept = []
+    start = 0
+    # One pass: a pattern of both tags would try every opening one of a text that closes none.
+    while opened := opening.search(text, start):
+        kept.append(text[start : opened.start()])
+        closed = closing.search(text, opened.end())
+        start = len(text) if closed is None else closed.end()
+    text = "".join([*kept, text[start:]])
+    ending = lone_closing.search(text)
+    return (text[ending.end() :] if ending else text).strip()
+
+
+@lru_cache(maxsize=8)
+def _thinking_patterns(
+    markers: tuple[tuple[str, str], ...],
+) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """Patterns of an opening tag, a closing tag, and a closing tag without an opening one."""
+    openings, closings = ("|".join(map(re.escape, tags)) for tags in zip(*markers, strict=True))
+    return (
+        re.compile(rf"^[ \t]*(?:{openings})", re.MULTILINE),
+        re.compile(closings),
+        re.compile(rf"^[ \t]*(?:{closings})|(?:{closings})[ \t\r]*$", re.MULTILINE),
+    )

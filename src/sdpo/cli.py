@@ -3,7 +3,10 @@ came back."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +16,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo.errors import ConfigError, SdpoError
+from sdpo._version import __version__
+from sdpo.errors import ConfigError, SandboxError, SdpoError
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -35,11 +39,75 @@ def _escape(text: str) -> str:
     return text.replace("[", "\\[")
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
+    if not is_asked:
+        return
+    from sdpo.machine import describe_machine
+
+    click.echo(f"sdpo {__version__}")
+    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
+        click.echo(f"{name:<13} {value}")
+    ctx.exit()
+
+
+def _sandbox_level() -> str:
+    """What programs under judgement would be isolated by, found out by isolating one."""
+    from sdpo.sandbox import open_sandbox
+
+    try:
+        with open_sandbox(width=1) as sandbox:
+            return sandbox.level
+    except SandboxError as error:
+        return f"unavailable: {error}"
+
+
+def _write_any_text() -> None:
+    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
+    JSON), and what a terminal has no character for is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="backslashreplace")
+
+
 @click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sdpo")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, the libraries, the device and the sandbox, and exit.",
+)
 def main() -> None:
     """Self-distillation policy optimization: learn from what the environment says about each
     attempt."""
+    _write_any_text()
+
+
+@main.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other codes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the runs and their report.",
+)
+def demo(seed: int, out: Path) -> None:
+    """See feedback teach in seconds: sdpo beside grpo in a toy world.
+
+    Needs no download and one CPU core.
+    """
+    from sdpo.demo import demo as show_demo
+
+    show_demo(out, click.echo, seed=seed)
+    click.echo(
+        "next: sdpo train quickstart     a 135M model learns Python tasks from tests, 10 minutes\n"
+        "      sdpo train learn-schema   a 0.5B model learns a database's names from its errors"
+    )
 
 
 @main.command()
@@ -57,6 +125,8 @@ def train(arguments: tuple[str, ...]) -> None:
     console = Console()
     state = "finished" if result.finished else "stopped"
     console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
+    if result.finished and result.runs:
+        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
     if not result.finished:
         sys.exit(130)
 
@@ -94,21 +164,36 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
             json.dumps({"id": task, "samples": evaluation.samples, "solved": solved})
             for task, solved in evaluation.num_solved.items()
         )
-        out.write_text("".join(row + "\n" for row in rows))
+        out.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
 
 
 @main.command()
 @click.option("--tasks", required=True, help="Built-in set or task file.")
 @click.option(
-    "--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.'
+    "--responses",
+    required=True,
+    type=click.Path(path_type=Path),
+    help='File of lines {"id": ..., "response": ...}.',
 )
 @click.option(
-    "--split", type=click.Choice(["public", "private"]), default="private", show_default=True
+    "--split",
+    type=click.Choice(["public", "private"]),
+    default="private",
+    show_default=True,
+    help="Tests to run; feedback shows public ones only.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for the verdict lines; default: standard output.",
 )
-@click.option("--sandbox", type=click.Choice(["auto", "none"]), default="auto", show_default=True)
+@click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto isolates programs or refuses; none runs them unprotected.",
+)
 def judge(
     tasks: str,
     responses: Path,
@@ -116,7 +201,7 @@ def judge(
     out: Path | None,
     sandbox: Literal["auto", "none"],
 ) -> None:
-    """Judge a file of responses; one verdict line each, in their order."""
+    """Judge a file of responses: one verdict line each, in order."""
     from sdpo.envs.code import judge_file as write_verdicts
 
     write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
@@ -223,7 +308,7 @@ def config_list() -> None:
 
     table = Table(box=None, show_header=False)
     for name, path in builtin_recipes().items():
-        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+        table.add_row(name, path.read_text(encoding="utf-8").splitlines()[0].lstrip("# "))
     Console().print(table)
 
 
@@ -232,11 +317,90 @@ def config_list() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Default: report.html in the first run."
 )
-def report(runs: tuple[Path, ...], out: Path | None) -> None:
+@click.option("--watch", is_flag=True, help="Serve a page that follows the runs, until Ctrl-C.")
+@click.option("--port", type=int, help="With --watch. Default: 8600, or a free one.")
+def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | None) -> None:
     """One self-contained HTML file; several runs are compared."""
-    from sdpo.report import write_report
+    from sdpo.report import watch_runs, write_report
 
-    Console().print(str(write_report(list(runs), out)), highlight=False, soft_wrap=True)
+    def say(text: str) -> None:
+        Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if not watch:
+        if port is not None:
+            raise ConfigError(f"--port = {port} belongs to --watch: give both or neither")
+        return say(str(write_report(list(runs), out)))
+    if out is not None:
+        raise ConfigError(f"--out = {str(out)!r}: --watch writes no file; give one of the two")
+    watch_runs(list(runs), port=port, say=say)
+
+
+class _Arms(click.Command):
+    """`A... -- B...`: click drops the separator, so the groups are noted before it parses."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        arms: list[list[str]] = [[]]
+        options: list[str] = []
+        takes_value = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                arms.append([])
+            elif word.startswith("-"):
+                options.append(word)
+                if word in takes_value:
+                    options += itertools.islice(words, 1)
+            else:
+                arms[-1].append(word)
+        ctx.meta["arms"] = arms
+        return super().parse_args(ctx, [*options, *(path for arm in arms for path in arm)])
+
+
+@main.command(cls=_Arms)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN... -- RUN... [-- RUN...]")
+@click.option("--step", type=click.IntRange(0), help="Evaluated step; default: each run's last.")
+@click.option("--reach", type=float, help="Held-out mean to count attempts to.")
+@click.option("--confidence", type=float, default=0.9, show_default=True, help="Of intervals.")
+@click.option(
+    "--as",
+    "form",
+    type=click.Choice(["text", "json", "markdown"]),
+    default="text",
+    show_default=True,
+)
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    runs: tuple[str, ...],
+    step: int | None,
+    reach: float | None,
+    confidence: float,
+    form: str,
+) -> None:
+    """Compare runs: means, paired differences, intervals; `--` separates the arms.
+
+    A RUN is a run's folder, a folder of runs that `seeds=3` made, or a file of `sdpo eval --out`.
+    The first arm is the baseline.
+    """
+    from sdpo.compare import compare as compare_arms
+    from sdpo.report.comparison_table import as_json, as_markdown, as_text
+
+    arms = [arm for arm in ctx.meta["arms"] if arm]
+    if len(arms) == 1:
+        # Without a separator every path is an arm of its own.
+        arms = [[path] for path in runs]
+    found = compare_arms(arms, step=step, reach=reach, confidence=confidence)
+    if form == "json":
+        click.echo(json.dumps(as_json(found), indent=2))
+    elif form == "markdown":
+        click.echo(as_markdown(found), nl=False)
+    else:
+        click.echo(as_text(found), nl=False)
 
 
 @main.command()

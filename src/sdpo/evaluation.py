@@ -6,16 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sdpo.engines.base import Sampling
 from sdpo.records import Group, Task
-from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
+
+if TYPE_CHECKING:
+    # The report asks for intervals and must not wait for torch.
+    from sdpo.engines.base import Sampling
+    from sdpo.rollouts.collect import Collector
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples; the Monte Carlo error of a 90% bound is then about a hundredth of its width."""
+SLICE_VALUES = 2_000_000
+"""Values drawn at once: all resamples of a few thousand tasks would take hundreds of megabytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +76,6 @@ class Evaluation:
             f"eval/pass@{self.samples}": self.pass_at_k(self.samples).mean,
             "eval/completion_tokens": self.completion_tokens,
         }
-
-
-def evaluate_tasks(
-    collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
-) -> Evaluation:
-    """`samples` judged attempts at each of `tasks`, of which there is at least one, summarised."""
-    return summarise(attempt_tasks(collector, tasks, samples=samples, sampling=sampling, seed=seed))
 
 
 def attempt_tasks(
@@ -141,6 +140,14 @@ def bootstrap(
         raise ValueError("bootstrap needs at least one value")
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(data), size=(BOOTSTRAP_SAMPLES, len(data)))
-    low, high = np.quantile(statistic(data[picks]), [(1 - level) / 2, (1 + level) / 2])
+    rows = max(1, SLICE_VALUES // len(data))
+    found = np.concatenate(
+        [
+            statistic(
+                data[rng.integers(0, len(data), size=(min(rows, BOOTSTRAP_SAMPLES - i), len(data)))]
+            )
+            for i in range(0, BOOTSTRAP_SAMPLES, rows)
+        ]
+    )
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean=float(statistic(data)), low=float(low), high=float(high), level=level)

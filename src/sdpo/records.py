@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
@@ -17,6 +18,9 @@ Message = Mapping[str, Any]
 
 Component = Literal["distill", "pg"]
 """A summand of the objective that a rollout can feed."""
+
+Key = tuple[str, int]
+"""Task id and index within the group: names a rollout, or the sample made of it, within a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,27 +114,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The rollouts and verdicts of one task in one step, in index order.
-
-    Example:
-        Group(task=task, rollouts=(r0, r1), verdicts=(v0, v1))
-    """
-
-    task: Task
-    rollouts: tuple[Rollout, ...]
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def rewards(self) -> tuple[float, ...]:
-        return tuple(verdict.reward for verdict in self.verdicts)
-
-    @property
-    def solved_rate(self) -> float:
-        return sum(verdict.solved for verdict in self.verdicts) / len(self.verdicts)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherContext:
     """What the self-teacher reads instead of the prompt when it re-scores one rollout.
 
@@ -146,9 +129,36 @@ class TeacherContext:
     demonstration: int | None = None
     """Index within the group of the rollout shown as the demonstration."""
     feedback_used: bool = False
+    sources: tuple[str, ...] = ()
+    """What it shows besides the task: `sibling`, `own`, `reference` or `other_task` (the
+    demonstration), `feedback` or `experience`, `attempt`; `plain` for the control."""
     reason: str | None = None
     """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
     None when plain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rollouts of one task in one step, in index order, with their verdicts and what the
+    self-teacher reads for each.
+
+    Example:
+        Group(task=task, rollouts=(r0, r1), verdicts=(v0, v1))
+    """
+
+    task: Task
+    rollouts: tuple[Rollout, ...]
+    verdicts: tuple[Verdict, ...]
+    contexts: tuple[TeacherContext, ...] = ()
+    """One per rollout once they are built; empty before that and in evaluations."""
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple(verdict.reward for verdict in self.verdicts)
+
+    @property
+    def solved_rate(self) -> float:
+        return sum(verdict.solved for verdict in self.verdicts) / len(self.verdicts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,18 +194,26 @@ class Sample:
     """Routing: factor of this rollout in each component (`distill`, `pg`); absent means it does not
     feed it."""
 
+    @property
+    def key(self) -> Key:
+        return self.task_id, self.index
 
-def is_distill_fed(sample: Sample) -> bool:
-    """Whether `sample` is routed to distillation and has a teacher context to be distilled from."""
-    return (
-        bool(sample.component_weights.get("distill", 0.0)) and sample.teacher_prompt_ids is not None
-    )
+    @property
+    def num_trained(self) -> int:
+        """Completion tokens that train."""
+        return sum(self.loss_mask)
 
+    @property
+    def trained_ids(self) -> tuple[int, ...]:
+        """The completion tokens that train, in order."""
+        return tuple(compress(self.completion_ids, self.loss_mask))
 
-Key = tuple[str, int]
-"""Task id and index of a sample."""
+    @property
+    def is_distilled(self) -> bool:
+        """Routed to distillation, with a teacher context to be distilled from."""
+        return bool(self.component_weights.get("distill")) and self.teacher_prompt_ids is not None
 
-
-def key_of(sample: Sample) -> Key:
-    """Task id and index of `sample`, unique within a step."""
-    return sample.task_id, sample.index
+    @property
+    def is_rewarded(self) -> bool:
+        """Routed to the policy gradient, whatever its advantage."""
+        return bool(self.component_weights.get("pg"))

@@ -3,6 +3,8 @@ cut."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from sdpo.chat import Chat, strip_thinking
@@ -99,14 +101,45 @@ def test_quoted_attempts_cannot_end_a_turn():
     ("text", "expected"),
     [
         ("<think>a</think>b", "b"),
-        ("a</think>b", "b"),
-        ("b<think>never closed", "b"),
-        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>\na\n</think>\n\nb", "b"),
+        ("<thinking>a</thinking>b", "b"),
+        ("opened by the template\n</think>\nb", "b"),
+        ("opened by the template</think>\r\nb", "b"),
+        ("b\n<think>never closed", "b"),
+        ("<think>a</think>b\n<think>c</think>d", "b\nd"),
+        ("<think>I must write </think> before I answer.\n</think>\nb", "b"),
         ("plain", "plain"),
+        ("", ""),
     ],
 )
 def test_strip_thinking(text, expected):
     assert strip_thinking(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Reasoning ends with `</think>`, which the template adds.",
+        'Use `s.partition("</think>")[2]` and keep what follows.',
+        'def strip(s):\n    return s.rpartition("</think>")[2]',
+        "Between <think> and </think> a model reasons.",
+    ],
+)
+def test_an_answer_that_quotes_the_tag_keeps_its_beginning(text):
+    assert strip_thinking(text) == text
+
+
+def test_only_the_markers_that_a_template_knows_are_removed():
+    text = "<thought>\nnot hidden here\n</thought>\nb"
+    assert strip_thinking(text) == "b"
+    assert strip_thinking(text, [("<think>", "</think>")]) == text
+
+
+def test_stripping_hostile_text_takes_linear_time():
+    start = time.perf_counter()
+    for text in ("<think>\n" * 50_000, "</think>\nx" * 50_000, "<think>\n</thought>\n" * 50_000):
+        strip_thinking(text)
+    assert time.perf_counter() - start < 2
 
 
 def test_stop_ids_join_template_tokenizer_and_model():

@@ -23,7 +23,6 @@ from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
 from sdpo.records import Group, Rollout, Verdict
-from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
@@ -147,12 +146,13 @@ def learned(config: RunConfig) -> Any:
                 rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
-            contexts = run.contexts(groups)
-            update = run.update(groups, contexts)
-            collected = Collected(groups=groups, generate_s=0.0, judge_s=0.0)
-            row = run.finish_step(collected, contexts, update)
+            groups = run.learner.with_contexts(groups)
+            losses = run.learner.update(run.learner.samples(groups))
+            row = run.measure(groups, losses)
+            row |= run.learner.follow(row)
+            run.record_rollouts(groups, losses)
             facts.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
-        weights = run._updater.model.named_parameters()
+        weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
 

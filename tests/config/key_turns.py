@@ -73,6 +73,7 @@ CANARY = ("steps=12", "rollout.tasks_per_step=1", "optim.lr=1e-5", "canaries.pat
 
 TURNS = {
     "RunConfig.seed": turn("1", observe=trained_single_turn),
+    "RunConfig.seeds": turn("2", observe=placed),
     "RunConfig.steps": turn("3", observe=trained_single_turn),
     "RunConfig.run": turn("{folder}/elsewhere", observe=placed),
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),
@@ -101,13 +102,22 @@ TURNS = {
     "RolloutConfig.max_prompt_tokens": turn("5", observe=trained_single_turn),
     "RolloutConfig.max_completion_tokens": turn("7", observe=trained_single_turn),
     "RolloutConfig.temperature": turn("0.7", observe=trained_single_turn),
-    "RolloutConfig.ignore_eos": turn("true", observe=trained_single_turn),
     "RolloutConfig.max_turns": turn("3", observe=trained),
     "ContextConfig.demonstration": turn("none"),
     "ContextConfig.own_demonstration": turn("true"),
     "ContextConfig.feedback": turn("always"),
     "ContextConfig.attempt": turn("true"),
-    "ContextConfig.plain": turn("true"),
+    "ContextConfig.control": turn("plain"),
+    "ContextConfig.experience": turn("true"),
+    "TemplatesConfig.demonstration": turn('"Look: {{demonstration}}"'),
+    "TemplatesConfig.feedback": turn('"Said: {{feedback}}"'),
+    "TemplatesConfig.attempt": turn('"Tried: {{attempt}}"', "teacher.context.attempt=true"),
+    "TemplatesConfig.solve": turn('"Go."'),
+    "TemplatesConfig.correct": turn('"Yes."', "teacher.context.layout=turns"),
+    "TemplatesConfig.wrong": turn(
+        '"No."', "teacher.context.layout=turns", "teacher.context.attempt=true"
+    ),
+    "TemplatesConfig.again": turn('"Again: {{task}}"', "teacher.context.layout=turns"),
     "ContextConfig.layout": turn("turns"),
     "ContextConfig.max_tokens": turn("300"),
     "EmaConfig.rate": turn("0.5"),

@@ -70,16 +70,19 @@ def test_dataset_rows_of_messages_keep_every_turn_and_drop_empty_columns():
     ("rows", "says"),
     [
         ([], "no row"),
-        ([{"question": "a"}], "row 0: there is no column 'prompt'; it has question"),
-        ([{"prompt": "a"}], "row 0: there is no column 'answer'"),
-        ([{"prompt": 3, "answer": 1}], "row 0: prompt: expected a text or a list of messages"),
-        ([{"prompt": [], "answer": 1}], "row 0: prompt: expected a text or a list"),
+        ([{"question": "a"}], "row 0: no column 'prompt'; the columns are question"),
+        ([{"prompt": "a"}], "row 0: no column 'answer'"),
+        ([{"prompt": 3, "answer": 1}], "row 0: prompt: expected a string or a list of messages"),
+        ([{"prompt": [], "answer": 1}], "row 0: prompt: expected a string or a list"),
         ([{"prompt": [{"role": "user"}], "answer": 1}], "a message has role and content"),
         (
             [{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}],
-            "only texts",
+            "content must be a string",
         ),
-        ([{"prompt": [{"role": "assistant", "content": "x"}], "answer": 1}], "last turn is"),
+        (
+            [{"prompt": [{"role": "assistant", "content": "x"}], "answer": 1}],
+            "last message is from",
+        ),
     ],
 )
 def test_dataset_rows_that_are_wrong_name_row_and_column(rows, says):

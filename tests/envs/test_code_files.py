@@ -103,7 +103,7 @@ def test_human_eval_rows(tmp_path: Path) -> None:
 def test_a_damaged_gz_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(b"no gzip")
-    with pytest.raises(TaskError, match="cannot read the task file"):
+    with pytest.raises(TaskError, match=r"cannot read .*x.jsonl.gz: Not a gzipped file"):
         load_code_tasks(str(path))
 
 
@@ -154,11 +154,11 @@ class Evil:
         ({"private_test_cases": pack(["x"])}, "private_test_cases[0]: expected an object"),
         (
             {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()},
-            "only text is allowed",
+            "only a string is allowed",
         ),
         (
             {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(["a"]))).decode()},
-            "only text is allowed",
+            "only a string is allowed",
         ),
         ({"public_test_cases": "[]", "private_test_cases": "[]"}, "no test in"),
         (

@@ -124,7 +124,7 @@ def with_tests_field(tests: object) -> dict[str, object]:
         ({**FUNCTION, "kind": "class"}, 'kind: "class" is not allowed; choose one of'),
         ({**FUNCTION, "kind": ["function"]}, 'kind: ["function"] is not allowed'),
         (without("entry_point"), "entry_point: missing"),
-        ({**FUNCTION, "entry_point": "a b"}, "entry_point: 'a b' is no Python name"),
+        ({**FUNCTION, "entry_point": "a b"}, "entry_point: 'a b' is not a valid Python identifier"),
         ({**STDIO, "entry_point": "f"}, "entry_point: a 'stdio' task is a whole program"),
         ({**FUNCTION, "setup": "x = 1"}, "setup: only tasks of kind 'asserts' have it"),
         ({**ASSERTS, "setup": "x ="}, "setup: not Python"),
@@ -146,7 +146,7 @@ def with_tests_field(tests: object) -> dict[str, object]:
         ),
         (
             {**STDIO, "tests": {"public": [{"input": ["1"], "output": "1"}]}},
-            "tests.public[0].input: expected the text as a string, got a list",
+            "tests.public[0].input: expected a string, got a list",
         ),
         ({**ASSERTS, "tests": {"public": [1]}}, "tests.public[0]: expected a line like"),
         ({**ASSERTS, "tests": {"public": ["assert f("]}}, "tests.public[0]: not Python"),
@@ -181,7 +181,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"no such file.*python-basics, human-eval"):
         load_code_tasks(str(tmp_path / "none.jsonl"))
-    with pytest.raises(TaskError, match=r"no task in the file"):
+    with pytest.raises(TaskError, match=r"the file holds no row"):
         load_code_tasks(write(tmp_path, ""))
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
     with pytest.raises(TaskError, match=r"latin.jsonl:1: not UTF-8"):

@@ -122,7 +122,7 @@ def test_check_passes(env):
 def test_malformed_rows_name_file_line_and_key(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"problem": "p", "answer": 3}\n')
-    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a text, got 3"):
+    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a non-empty string, got 3"):
         open_env(schema.MathEnvConfig(tasks=str(path))).load("train")
 
 

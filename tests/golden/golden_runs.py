@@ -31,13 +31,11 @@ SCALE = 3.0
 """Factor on every matrix of the random model. As it comes it hardly looks at its context, so that
 teacher and student say the same."""
 
-_COMMON = (
-    "model.dtype=float32",
-    "model.device=cpu",
-    "rollout.max_prompt_tokens=200",
-    "optim.lr=1e-3",
-)
+_COMMON = ("model.dtype=float32", "model.device=cpu", "rollout.max_prompt_tokens=200")
 _TRAIN = (
+    # At ten times the rate, noise of 1e-6 in the initial weights changes sampled tokens: Adam makes
+    # a whole step of every gradient that is all rounding.
+    "optim.lr=1e-4",
     "rollout.tasks_per_step=2",
     "rollout.group_size=4",
     "rollout.max_completion_tokens=4",
@@ -47,14 +45,15 @@ _TRAIN = (
     "checkpoint.every=0",
 )
 _OWN = {
-    "sdpo": ("objective.type=sdpo", "objective.divergence.top_k=20", "steps=20"),
-    "srpo": ("objective.type=srpo", "objective.divergence.top_k=20", "steps=20"),
+    "sdpo": (*_TRAIN, "objective.type=sdpo", "objective.divergence.top_k=20", "steps=20"),
+    "srpo": (*_TRAIN, "objective.type=srpo", "objective.divergence.top_k=20", "steps=20"),
     # The second update of a step trains on tokens of older weights: its ratios are not 1.
-    "grpo": ("objective.type=grpo", "steps=10", "optim.updates_per_step=2"),
+    "grpo": (*_TRAIN, "objective.type=grpo", "steps=10", "optim.updates_per_step=2"),
     "discover": (
+        "optim.lr=3e-4",
         "objective.type=sdpo",
         "objective.divergence.type=reverse_kl",
-        "objective.divergence.top_k=20",
+        "objective.divergence.top_k=all",
         "rollout.max_completion_tokens=3",
         "env.type=custom",
         f"env.path={__name__}:search_env",
@@ -110,7 +109,7 @@ def carry_out(name: str, model: Path, folder: Path) -> list[dict[str, Any]]:
             row | {"rollouts": _digest(attempts[index * BATCH : (index + 1) * BATCH])}
             for index, row in enumerate(_lines(folder / "updates.jsonl"))
         ]
-    sdpo.train(*settings, *_TRAIN, *_OWN[name], env=sdpo.env(_TASKS, _judge))
+    sdpo.train(*settings, *_OWN[name], env=sdpo.env(_TASKS, _judge))
     rows = [row for row in _lines(folder / "metrics.jsonl") if row["step"] > 0]
     rollouts = [row for row in _lines(folder / "rollouts.jsonl") if row["split"] == "train"]
     seen = ("task", "index", "text", "reward", "feedback", "teacher", "completion_tokens")

@@ -14,12 +14,13 @@ import torch
 
 from sdpo.chat import Chat
 from sdpo.config.objective import GrpoConfig, JSDConfig, SdpoConfig
-from sdpo.config.schema import ContextConfig, EmaConfig, OptimConfig
+from sdpo.config.schema import OptimConfig
+from sdpo.config.teacher import ContextConfig, EmaConfig
 from sdpo.models import policy as library_model
 from sdpo.models.weights import trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.objectives import objective_spec, routing_rule
@@ -111,13 +112,16 @@ def library(model, objective, teacher_weights, groups):
     schedule = TeacherSchedule(EmaConfig(), model)
     schedule._weights = teacher_weights
     builder = SampleBuilder(
-        chat=chat, rules=ContextConfig(), objective=objective, rule=routing_rule(objective)
+        chat=chat,
+        rules=ContextConfig(),
+        objective=objective,
+        rule=routing_rule(objective),
+        reference_answer=lambda task: None,
     )
-    contexts = builder.contexts(groups, seed=0)
     samples = [
         sample
-        for group, of_group in zip(groups, contexts, strict=True)
-        for sample in builder.samples(group, of_group, seed=0)
+        for group in builder.with_contexts(groups, seed=0)
+        for sample in builder.samples(group, seed=0)
     ]
     updater = Updater(
         model, byte_tokenizer(), Optimizer(config, model), schedule,
@@ -204,7 +208,9 @@ def test_teacher_contexts(nano):
     groups = as_records(nano, tiny_model(), judged)
     for (task, group), record in zip(judged, groups, strict=True):
         rng = random.Random(0)
-        contexts = teacher_contexts(record, ContextConfig(), rng, lambda messages: 0)
+        contexts = teacher_contexts(
+            record, ContextConfig(), rng, Reading(count_tokens=lambda messages: 0)
+        )
         order = [index for index, attempt in enumerate(group) if attempt.solved]
         random.Random(0).shuffle(order)
         for index, context in enumerate(contexts):

@@ -69,7 +69,7 @@ class World:
             for i in range(len(solved))
         ]
         advantages = group_advantages(group.rewards)
-        routes = route(group, contexts, rule)
+        routes = route(replace(group, contexts=tuple(contexts)), rule)
         return [
             self.attempt(task_id, i, advantages[i], routes[i], contexts[i].messages is not None)
             for i in range(len(solved))

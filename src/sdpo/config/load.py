@@ -104,7 +104,7 @@ def _read(name: str) -> dict[str, Any]:
             + f" built-in: {', '.join(recipes)}"
         )
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         if path.suffix != ".json":
             return tomllib.loads(text)
         values = json.loads(text)

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sdpo.config.base import Config
 from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
+from sdpo.config.teacher import TeacherConfig
 
 
 class FullWeightsConfig(Config):
@@ -55,7 +56,7 @@ class CodeEnvConfig(Config):
     """Built-in set, or the path of a .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
-    function's name far more often (docs/results.md)."""
+    function's name far more often."""
     sandbox: Literal["auto", "none"] = "auto"
     """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into
     the run."""
@@ -96,6 +97,36 @@ class MathEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
+class SqlEnvConfig(Config):
+    type: Literal["sql"] = "sql"
+    """Questions answered with an SQL query on a SQLite database; right means the same rows."""
+    tasks: str = "company"
+    """Built-in set, the path of a .json or .jsonl file, or a Spider or BIRD folder as it is
+    downloaded."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation when the tasks have no split of their own; chosen by
+    the row's id."""
+    tables: Literal["hidden", "shown"] = "hidden"
+    """Whether the prompt lists the database's tables and columns. Hidden ones are learnt from
+    feedback."""
+    evidence: bool = True
+    """Whether a question is followed by the evidence that BIRD gives for it."""
+    worked_examples: bool = True
+    """Show two solved questions about another database first: they fix the form of an answer."""
+    hints: Literal["none", "columns", "tables_and_columns"] = "tables_and_columns"
+    """What feedback adds to SQLite's message: nothing, the columns of the tables that the attempt
+    names rightly, or the tables that the question is about with their columns."""
+    time_limit_s: PositiveFloat = 2.0
+    """CPU seconds of one query."""
+    max_rows: PositiveInt = 10_000
+    """A query with more rows is stopped and wrong."""
+    sandbox: Literal["auto", "none"] = "auto"
+    """`auto` isolates or refuses; `none` runs model-written queries in an unprotected process and
+    is stamped into the run."""
+    max_feedback_chars: PositiveInt = 2000
+    """Upper bound of one feedback text."""
+
+
 class CustomEnvConfig(Config):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
@@ -104,7 +135,12 @@ class CustomEnvConfig(Config):
 
 
 EnvConfig = Annotated[
-    CodeEnvConfig | ChoiceEnvConfig | ToolsEnvConfig | MathEnvConfig | CustomEnvConfig,
+    CodeEnvConfig
+    | ChoiceEnvConfig
+    | ToolsEnvConfig
+    | MathEnvConfig
+    | SqlEnvConfig
+    | CustomEnvConfig,
     Field(discriminator="type"),
 ]
 
@@ -137,92 +173,10 @@ class RolloutConfig(Config):
     """Attempts end here at the latest and count as truncated. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
-    ignore_eos: bool = False
-    """Sample to the limit whatever comes; for benchmarks only."""
     max_turns: PositiveInt = 1
     """Completions per attempt in environments that reply."""
     engine: EngineConfig = LocalEngineConfig()
     """Who samples."""
-
-
-class ContextConfig(Config):
-    demonstration: Literal["random", "none", "other_task"] = "random"
-    """Solved sibling shown to the teacher. `other_task` is a control: another question's
-    solution."""
-    own_demonstration: bool = False
-    """Whether a solved attempt may be its own demonstration when no sibling solved. Released code
-    of the paper: false."""
-    feedback: Literal["always", "without_demonstration", "never"] = "without_demonstration"
-    """When the attempt's own feedback is shown. Paper: without_demonstration."""
-    attempt: bool = False
-    """Whether the attempt itself is shown next to its feedback (Table 6: lowers entropy and
-    accuracy). Paper: false."""
-    plain: bool = False
-    """Control: every attempt gets the bare task as its teacher context (`no_context`)."""
-    layout: Literal["single_turn", "turns"] = "single_turn"
-    """One user turn (the paper), or the demonstration as an earlier answer in the chat."""
-    max_tokens: PositiveInt = 1024
-    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the
-    frame never."""
-
-
-class LiveConfig(Config):
-    type: Literal["live"] = "live"
-    """The student's own current weights. No extra memory."""
-
-
-class FrozenConfig(Config):
-    type: Literal["frozen"] = "frozen"
-    """The initial weights. One copy of the weights."""
-
-
-class EmaConfig(Config):
-    type: Literal["ema"] = "ema"
-    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in
-    the compute type if that is not float32."""
-    rate: Fraction = 0.05
-    """Paper: 0.05 without rich feedback, 0.01 with it."""
-
-
-class SnapshotConfig(Config):
-    type: Literal["snapshot"] = "snapshot"
-    """The student as it was at the last multiple of `every` steps. One copy of the weights."""
-    every: PositiveInt = 10
-    """Steps between refreshes. RLCSD: 10."""
-
-
-class GatedConfig(Config):
-    type: Literal["gated"] = "gated"
-    """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe
-    (2606.03532). One copy."""
-    every: PositiveInt = 10
-    """Steps between the decisions, and the window both averages are taken over."""
-    min_gain: NonNegative = 0.0
-    """Rise of the mean reward that a refresh needs."""
-    max_tail_growth: PositiveFloat = 1.2
-    """A refresh needs the p90 of completion lengths below this factor times that of the last
-    refresh."""
-
-
-class TrustRegionConfig(Config):
-    type: Literal["trust_region"] = "trust_region"
-    """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy,
-    two teacher passes."""
-    mix: Fraction = 0.01
-    """Share of the current student in the geometric mean. Paper: 0.01."""
-
-
-ScheduleConfig = Annotated[
-    LiveConfig | FrozenConfig | EmaConfig | SnapshotConfig | GatedConfig | TrustRegionConfig,
-    Field(discriminator="type"),
-]
-
-
-class TeacherConfig(Config):
-    context: ContextConfig = ContextConfig()
-    """What the teacher sees."""
-    schedule: ScheduleConfig = EmaConfig()
-    """Whose weights it has."""
 
 
 class OptimConfig(Config):
@@ -327,6 +281,9 @@ class RunConfig(Config):
 
     seed: NonNegativeInt = 0
     """Decides task order, sampling, demonstrations and everything else that is random."""
+    seeds: PositiveInt = 1
+    """Runs of `sdpo train`: seed, seed + 1, ..., each in its own folder `seed-N` inside `run`;
+    `sdpo compare` takes `run` as one arm."""
     steps: PositiveInt = 40
     """Rounds of collect and update."""
     run: str = "runs/sdpo"

@@ -17,6 +17,7 @@ import numpy as np
 
 from sdpo.discovery.result import Discovery
 from sdpo.evaluation import Interval
+from sdpo.files import atomic_write
 
 RESAMPLES = 2000
 """Bootstrap resamples; all points of a curve share them."""
@@ -126,10 +127,10 @@ def write_summary(results: Sequence[Discovery], run_dir: Path) -> None:
     """Write discovery.json into the run directory; nothing without results."""
     if not results:
         return
-    path = run_dir / SUMMARY
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summarise_discovery(results), indent=2) + "\n")
-    partial.rename(path)
+    with atomic_write(run_dir / SUMMARY) as partial:
+        partial.write_text(
+            json.dumps(summarise_discovery(results), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _methods(results: Sequence[Discovery]) -> dict[str, list[Discovery]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.discovery.result import Discovery, Method
+from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.records import Verdict
 
@@ -176,9 +177,11 @@ class _Rows:
         self.kept = [row for row in read_rows(path) if keeps(row)]
         self._num_rows = 0
         if path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(dumps(row) + "\n" for row in self._numbered(self.kept)))
-            partial.rename(path)
+            with atomic_write(path) as partial:
+                partial.write_text(
+                    "".join(dumps(row) + "\n" for row in self._numbered(self.kept)),
+                    encoding="utf-8",
+                )
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self._file.append(self._numbered(rows))

@@ -17,13 +17,16 @@ from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TemplatesConfig
 from sdpo.discovery.log import Attempt, Tally
-from sdpo.envs.base import Env
+from sdpo.envs.base import Env, Replying
+from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
-from sdpo.teacher import templates
-from sdpo.teacher.context import cut_middle
+
+SHORTEST_SECTION = 80
+"""Characters; feedback cut below this says more about the cut than about the attempt."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,20 +52,24 @@ class Conversation:
         """Solved, or out of budget."""
         return not self.tally.left or bool(self.tally.solved)
 
-    def ask(self, chat: Chat, window: int) -> Task:
+    def ask(self, chat: Chat, templates: TemplatesConfig, window: int) -> Task:
         """The task with as many of the newest sections as `window` tokens hold; older ones are
         forgotten."""
-        self.sections, messages = fit(chat, self.task.messages, self.sections, window)
+        self.sections, messages = fit(
+            chat, self.task.messages, self.sections, templates.solve, window
+        )
         return replace(self.task, id=self.id, messages=messages)
 
-    def tell(self, chat: Chat, attempt: Attempt, *, show_attempts: bool) -> None:
+    def tell(
+        self, chat: Chat, attempt: Attempt, templates: TemplatesConfig, *, show_attempts: bool
+    ) -> None:
         """Remember what was said about `attempt`."""
         if show_attempts:
             text = chat.as_content(attempt.text)
-            self.sections.append(templates.ATTEMPT.format(attempt=text))
+            self.sections.append(templates.attempt.format(attempt=text))
         if attempt.feedback is not None:
             feedback = chat.inert(attempt.feedback)
-            self.sections.append(templates.FEEDBACK.format(feedback=feedback))
+            self.sections.append(templates.feedback.format(feedback=feedback))
 
 
 def multi_turn(
@@ -78,7 +85,7 @@ def multi_turn(
     `watch` sees every tally after each of its attempts. Raises `PromptTooLongError` when a task
     alone exceeds `discover.window_tokens`.
     """
-    rules = config.discover
+    rules, templates = config.discover, config.teacher.context.templates
     working = [Conversation(task=task, tally=tally) for task, tally in wanted]
     collector = replace(
         sampler.collector,
@@ -87,8 +94,8 @@ def multi_turn(
     )
     for conversation in working:
         for attempt in conversation.tally.made:
-            conversation.ask(sampler.chat, rules.window_tokens)
-            conversation.tell(sampler.chat, attempt, show_attempts=rules.show_attempts)
+            conversation.ask(sampler.chat, templates, rules.window_tokens)
+            conversation.tell(sampler.chat, attempt, templates, show_attempts=rules.show_attempts)
     while True:
         yield from [c.tally for c in working if c.is_finished]
         working = [c for c in working if not c.is_finished]
@@ -99,7 +106,10 @@ def multi_turn(
         playing = [c for c in working if len(c.tally.made) == turn]
         start = time.perf_counter()
         groups = collector.collect(
-            [conversation.ask(sampler.chat, rules.window_tokens) for conversation in playing],
+            [
+                conversation.ask(sampler.chat, templates, rules.window_tokens)
+                for conversation in playing
+            ],
             group_size=1,
             sampling=sampler.sampling(config, temperature=config.rollout.temperature),
             seed=derive(config.seed, "discover", "multi_turn", turn),
@@ -109,7 +119,7 @@ def multi_turn(
             rollout, verdict = group.rollouts[0], group.verdicts[0]
             tally = conversation.tally
             attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
-            conversation.tell(sampler.chat, attempt, show_attempts=rules.show_attempts)
+            conversation.tell(sampler.chat, attempt, templates, show_attempts=rules.show_attempts)
             watch(tally)
 
 
@@ -120,9 +130,8 @@ class JudgedAs:
     def __init__(self, env: Env, originals: Mapping[str, Task]) -> None:
         self._env = env
         self._originals = originals
-        reply = getattr(env, "reply", None)
-        if reply is not None:
-            self.reply = lambda shown, turns: reply(originals[shown.id], turns)
+        if isinstance(env, Replying):
+            self.reply = lambda shown, turns: env.reply(originals[shown.id], turns)
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of the environment."""
@@ -138,28 +147,27 @@ class JudgedAs:
 
 
 def fit(
-    chat: Chat, task: Sequence[Message], sections: Sequence[str], window: int
+    chat: Chat, task: Sequence[Message], sections: Sequence[str], solve: str, window: int
 ) -> tuple[list[str], tuple[Message, ...]]:
     """The newest sections that fit into `window` tokens, and the prompt they make.
 
     The newest one is cut in its middle rather than left out.
     """
     kept = list(sections)
+    limit = len(sections[-1]) if sections else 0
     while kept:
-        messages = prompt(task, kept)
+        messages = prompt(task, kept, solve)
         if len(chat.prompt_ids(messages)) <= window:
             return kept, messages
         if len(kept) > 1:
             kept.pop(0)
             continue
-        shorter = cut_middle(kept[0], len(kept[0]) // 2)
-        if len(shorter) >= len(kept[0]):
-            break
-        kept = [shorter]
+        limit //= 2
+        kept = [cut_middle(sections[-1], limit)] if limit >= SHORTEST_SECTION else []
     return [], tuple(task)
 
 
-def prompt(task: Sequence[Message], sections: Sequence[str]) -> tuple[Message, ...]:
-    """The task with `sections` at the end of its last user turn."""
-    content = "\n\n".join([task[-1]["content"], *sections, templates.SOLVE])
+def prompt(task: Sequence[Message], sections: Sequence[str], solve: str) -> tuple[Message, ...]:
+    """The task with `sections`, and `solve` after them, at the end of its last user turn."""
+    content = "\n\n".join([task[-1]["content"], *sections, solve])
     return (*task[:-1], {**task[-1], "content": content})

@@ -26,16 +26,17 @@ from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
 from sdpo.discovery.result import Discovery, Method, from_row
 from sdpo.discovery.self_distillation import self_distillation
-from sdpo.envs.base import Env
+from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
+from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, read_rows
-from sdpo.models.structure import check_head
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.learner import make_trainable
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -57,6 +58,11 @@ def discover_tasks(
     (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
     `SdpoError`.
     """
+    if config.seeds > 1:
+        raise ConfigError(
+            f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
+            "discover.seeds"
+        )
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)
@@ -92,26 +98,20 @@ def discover_tasks(
 
 
 def discover_one(
-    task: Task | str,
-    config: RunConfig,
-    env: Env | None = None,
-    *,
-    method: Method = "self_distillation",
-    seed: int = 0,
-    progress: Progress | None = None,
+    task: Task | str, config: RunConfig, env: Env | None = None, *, seed: int = 0
 ) -> Discovery:
-    """One search for one task (or its id in `config.discover.split`); writes nothing."""
-    say = progress or (lambda results, line: None)
+    """One search by self-distillation for one task (or its id in `config.discover.split`); writes
+    nothing."""
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
             task = _named(load_tasks(sampler.env, config), [task])[0]
+        tally = Tally(task.id, "self_distillation", seed, budget=config.discover.budget)
         (result,) = searches(
             sampler,
             config,
-            [(task, Tally(task.id, method, seed, budget=config.discover.budget))],
-            method=method,
-            initial=_initial(sampler, config, [method]),
-            watch=lambda tally: say([], _line(tally)),
+            [(task, tally)],
+            method="self_distillation",
+            initial=_initial(sampler, config, ["self_distillation"]),
         )
         return result
 
@@ -162,12 +162,8 @@ def _initial(
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
-    model = sampler.policy.model
-    check_head(model)
-    if config.optim.gradient_checkpointing:
-        # Renamed in transformers 5.20; the old name warns there and is all there is before.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    return copy_weights(model)
+    make_trainable(sampler.policy.model, config.optim)
+    return copy_weights(sampler.policy.model)
 
 
 def _check_learns(config: RunConfig) -> None:
@@ -179,7 +175,7 @@ def _check_learns(config: RunConfig) -> None:
             "from feedback alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
-    if context.feedback == "never" and not context.plain:
+    if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
             "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
             "attempt is solved before its end; take 'always' or 'without_demonstration'"
@@ -208,8 +204,10 @@ def _tasks(
 
 def load_tasks(env: Env, config: RunConfig) -> list[Task]:
     """The tasks of the split, as the environment poses them to a search."""
-    posed: Callable[[Task], Task] = getattr(env, "for_discovery", lambda task: task)
-    return [posed(task) for task in env.load(config.discover.split)]
+    tasks = env.load(config.discover.split)
+    return (
+        [env.for_discovery(task) for task in tasks] if isinstance(env, Discoverable) else [*tasks]
+    )
 
 
 def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
@@ -259,10 +257,8 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
-    partial.rename(path)
+    with atomic_write(path) as partial:
+        partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 
 def _file_name(task_id: str) -> str:

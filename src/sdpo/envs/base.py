@@ -1,7 +1,7 @@
-"""The environment contract: load tasks, judge rollouts, optionally reply and prove that gold
-references pass.
+"""The environment contract: load tasks, judge rollouts, and optionally more (`Replying`,
+`Checking`, `Discoverable`, `Closing`).
 
-An environment is plain Python over records; it knows no model, tokenizer or tensor. `env(tasks,
+An environment is plain Python over records; it never sees a model, tokenizer or tensor. `env(tasks,
 judge)` makes one from a list and a function.
 """
 
@@ -15,18 +15,17 @@ from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from sdpo.errors import ConfigError, TaskError
-from sdpo.records import Rollout, Task, Turn, Verdict
+from sdpo.records import Message, Rollout, Task, Turn, Verdict
 
 
 @runtime_checkable
 class Env(Protocol):
-    """What training, evaluation and discovery need of an environment.
+    """What training, evaluation and discovery need from an environment.
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
-    not depend on call order; what it raises stops the run. Optional methods: `reply(task, turns) ->
-    Message | None` continues a conversation (None ends it), `check() -> CheckReport` proves that
-    references pass and a trivial answer fails, `for_discovery(task) -> Task` is the task as `sdpo
-    discover` asks it where judging for evaluation says too little, `close()` frees processes.
+    not depend on call order; what it raises stops the run. What else an environment may offer is
+    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Closing`. Callers ask
+    `isinstance(env, Replying)`; a method of that name is all it takes.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -35,6 +34,48 @@ class Env(Protocol):
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The verdict on one rollout of `task`."""
+        ...
+
+
+@runtime_checkable
+class Replying(Protocol):
+    """An environment whose attempts are conversations; asked when `rollout.max_turns` > 1."""
+
+    def reply(self, task: Task, turns: Sequence[Turn]) -> Message | None:
+        """The message that continues the conversation after `turns`; None ends it."""
+        ...
+
+
+@runtime_checkable
+class Solving(Protocol):
+    """An environment that holds solutions; needed for `teacher.context.demonstration =
+    "reference"`."""
+
+    def reference_answer(self, task: Task) -> str | None:
+        """A completion that solves `task`, in the form an attempt would have; None without one."""
+        ...
+
+
+def reference_answers(env: Env) -> Callable[[Task], str | None]:
+    """The environment's solutions; None for every task where it holds none."""
+    return env.reference_answer if isinstance(env, Solving) else lambda task: None
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """An environment that can prove its own tasks."""
+
+    def check(self) -> CheckReport:
+        """Whether every reference passes and a trivial answer fails."""
+        ...
+
+
+@runtime_checkable
+class Discoverable(Protocol):
+    """An environment that poses its tasks differently to `sdpo discover`."""
+
+    def for_discovery(self, task: Task) -> Task:
+        """`task` as a search judges it, where judging for evaluation would reveal too little."""
         ...
 
 
@@ -57,12 +98,13 @@ class CheckReport:
 
     num_tasks: int
     failures: Mapping[str, str]
-    """Task id to what is wrong with it."""
+    """Task id to what is wrong with the task."""
     skipped: int
     """Tasks without a reference to check."""
 
 
 Judge = Callable[[Task, Rollout], "Verdict | float | Awaitable[Verdict | float]"]
+Reply = Callable[[Task, Sequence[Turn]], Message | None]
 
 
 class FunctionEnv:
@@ -74,19 +116,19 @@ class FunctionEnv:
         judge: Judge,
         *,
         eval_tasks: Sequence[Task] | None = None,
-        reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+        reply: Reply | None = None,
     ) -> None:
         if not tasks:
-            raise TaskError("env(tasks=[]): at least one task is needed")
+            raise TaskError("env(tasks=[]): give at least one task")
         if eval_tasks is not None and not eval_tasks:
-            raise TaskError("env(eval_tasks=[]): leave it out to evaluate on the training tasks")
+            raise TaskError("env(eval_tasks=[]): omit it to evaluate on the training tasks")
         if not callable(judge):
-            raise TaskError(f"env(judge={judge!r}): a function judge(task, rollout) is needed")
+            raise TaskError(f"env(judge={judge!r}): expected a function judge(task, rollout)")
         for split in (tasks, eval_tasks or ()):
             seen: set[str] = set()
             for task in split:
                 if task.id in seen:
-                    raise TaskError(f"task id {task.id!r} occurs twice; ids must be unique")
+                    raise TaskError(f"task id {task.id!r} occurs twice; make ids unique")
                 seen.add(task.id)
         self._splits = {"train": tuple(tasks), "eval": tuple(eval_tasks or tasks)}
         self._judge = judge
@@ -94,20 +136,21 @@ class FunctionEnv:
             self.reply = reply
 
     def load(self, split: str) -> Sequence[Task]:
-        """Tasks of `train` or `eval`; `eval` is `train` again when no evaluation tasks were
-        given."""
+        """Tasks of `train` or `eval`; without evaluation tasks, `eval` is `train` again."""
         if split not in self._splits:
-            raise ConfigError(
-                f"split {split!r} does not exist; this environment has train and eval"
-            )
+            raise ConfigError(f"split {split!r} does not exist; choose train or eval")
         return self._splits[split]
+
+    def reference_answer(self, task: Task) -> str | None:
+        """The task's reference where it is a string."""
+        return task.reference if isinstance(task.reference, str) else None
 
     async def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""
         if inspect.iscoroutinefunction(self._judge):
             verdict = await self._judge(task, rollout)
         else:
-            # In a thread: one that waits for a service must not hold up the others.
+            # In a thread: a judge that waits for a service must not hold up the others.
             verdict = await asyncio.to_thread(self._judge, task, rollout)
             if inspect.isawaitable(verdict):
                 verdict = await verdict
@@ -127,20 +170,20 @@ def env(
     judge: Judge,
     *,
     eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
-    reply: Callable[[Task, Sequence[Turn]], Mapping[str, str] | None] | None = None,
+    reply: Reply | None = None,
 ) -> FunctionEnv:
     """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
 
     A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
     bare prompt, whose id is then `task-N`. `eval_tasks` are evaluated on (default: `tasks`).
     `reply(task, turns)` returns the message that continues a conversation, or None to end it; it is
-    asked when `rollout.max_turns` is above 1. Raises `TaskError` for an empty list, a repeated id,
-    and an unknown or wrong field.
+    called only if `rollout.max_turns` > 1. Raises `TaskError` for an empty list, a repeated id, and
+    an unknown or malformed field.
     """
     for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
         if isinstance(given, str | Mapping):
             raise TaskError(
-                f"env({name}=...) takes a list of tasks, not one {type(given).__name__}"
+                f"env({name}=...) takes a list of tasks, not a single {type(given).__name__}"
             )
     return FunctionEnv(
         [as_task(task, index) for index, task in enumerate(tasks)],
@@ -153,7 +196,7 @@ def env(
 
 
 def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
-    """The `Task` that a mapping or a bare prompt stands for."""
+    """The `Task` that a mapping or a bare prompt denotes; `index` gives it an id if it has none."""
     if isinstance(task, Task):
         return task
     if isinstance(task, str):
@@ -172,12 +215,12 @@ def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
             + "; a task has id, prompt or messages, reference, metadata"
         )
     if not isinstance(fields["id"], str):
-        raise TaskError(f"task {fields['id']!r}: an id is text; write id={str(fields['id'])!r}")
+        raise TaskError(f"task {fields['id']!r}: an id is a string; write id={str(fields['id'])!r}")
     fields["messages"] = tuple(fields["messages"])  # ty: ignore[invalid-argument-type]
     for message in fields["messages"]:
         parts = [message.get(key) for key in ("role", "content")] if message else [None]
         if not all(isinstance(part, str) for part in parts):
             raise TaskError(
-                f"task {fields['id']!r}: message {message!r} needs role and content, both text"
+                f"task {fields['id']!r}: message {message!r} needs role and content, both strings"
             )
     return Task(**fields)  # ty: ignore[invalid-argument-type]

@@ -1,6 +1,6 @@
-"""Compares formulas in a process of its own, which can be ended when it takes too long.
+"""Compares formulas in a process of its own, which can be killed when it takes too long.
 
-One process, one comparison at a time; `math.py` keeps several. The process runs this same module:
+One process makes one comparison at a time; `math.py` keeps several. The process runs this module:
 it reads lines `[reference, answer]` and writes `right`, `wrong` or `unreadable`.
 """
 
@@ -20,9 +20,9 @@ from typing import Any, TextIO
 from sdpo.errors import SdpoError
 
 START_LIMIT_S = 120.0
-"""Importing sympy takes a second, far longer on a busy machine."""
+"""Importing sympy takes a second, and far longer on a busy machine."""
 MEMORY_BYTES = 4 << 30
-"""Bound of the process's address space: a number of 10^10 digits must not take the machine down."""
+"""Address space of the process: a number of 10^10 digits must not take the machine down."""
 _READY = "ready"
 
 
@@ -34,7 +34,7 @@ class Comparer:
     """
 
     def __init__(self) -> None:
-        # -P: a user's folder may hold a `math.py` or `sympy.py` of its own.
+        # -P, because the current directory may have a `math.py` or `sympy.py`.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "sdpo.envs.math_process"],
             stdin=subprocess.PIPE,
@@ -50,21 +50,21 @@ class Comparer:
 
     @property
     def is_alive(self) -> bool:
-        """False once a comparison took too long or broke the process."""
+        """False once a comparison has taken too long or crashed the process."""
         return self._process.poll() is None
 
     def compare(self, reference: str, answer: str, time_limit_s: float) -> str:
-        """`right`, `wrong`, `unreadable`, or `too_slow`; after the last the process is gone."""
+        """`right`, `wrong`, `unreadable` or `too_slow`; after the last, the process is gone."""
         assert self._process.stdin is not None
-        # A process that an earlier answer brought down cannot be written to either.
+        # An earlier answer may have crashed the process.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
             self._process.stdin.flush()
-        said = self._read(time_limit_s)
-        if said is None:
+        outcome = self._read(time_limit_s)
+        if outcome is None:
             self.close()
             return "too_slow"
-        return said
+        return outcome
 
     def close(self) -> None:
         """End the process."""
@@ -76,7 +76,7 @@ class Comparer:
                     stream.close()
 
     def _read(self, time_limit_s: float) -> str | None:
-        """The next line; None when the time is up or the process ended."""
+        """The next line; None if the time is up or the process has ended."""
         assert self._process.stdout is not None
         file = self._process.stdout.fileno()
         deadline = time.monotonic() + time_limit_s
@@ -97,7 +97,7 @@ def _serve(requests: Iterable[str], replies: TextIO) -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    # The first formula pays for grammars and unit tables; no attempt's time limit should.
+    # Load grammars and unit tables now, not within some attempt's time limit.
     verify(_parsed(parse, "7\\text{ cm}"), _parsed(parse, "\\frac{7}{2}"), timeout_seconds=None)
     _reply(replies, _READY)
     gold: dict[str, list[Any]] = {}
@@ -109,9 +109,18 @@ def _serve(requests: Iterable[str], replies: TextIO) -> None:
             read = _parsed(parse, answer)
             is_right = bool(read) and verify(gold[reference], read, timeout_seconds=None)
             outcome = "right" if is_right else "wrong" if _is_formula(read) else "unreadable"
-        except Exception:  # noqa: BLE001 - what a formula raises in the algebra is its own fault
+        except Exception:  # noqa: BLE001 - a formula may raise anything in the algebra
             outcome = "unreadable"
         _reply(replies, outcome)
+
+
+def _bound_memory() -> None:
+    import resource  # Windows has none
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # macOS refuses a bound of the address space; there the time limit alone ends a comparison.
+    if sys.platform != "darwin":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def _reply(replies: TextIO, text: str) -> None:
@@ -124,16 +133,13 @@ def _parsed(parse: Any, text: str) -> list[Any]:
 
 
 def _is_formula(parsed: list[Any]) -> bool:
-    """Whether anything but the bare text came out of the parser."""
+    """Whether the parser returned anything but the bare string."""
     return any(not isinstance(part, str) for part in parsed)
 
 
 if __name__ == "__main__":
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Libraries that print must not be taken for replies.
-    own_replies = os.fdopen(os.dup(1), "w")
+    _bound_memory()
+    # What a library prints must not be taken for a reply.
+    own_replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(sys.stdin, own_replies)

@@ -1,16 +1,20 @@
-"""Files of rows to tasks, and which rows are held out: what choice, tools and math have in common.
+"""Task files: their rows, ids and splits. `RowsEnv` is what choice, tools and math share.
 
-A row's id decides its split, by a hash: adding or removing rows moves no other row, and a larger
-`eval_fraction` only adds to the held-out ones. A file with its own `split` key keeps it.
+Whether a row is held out for evaluation is decided by a hash of its id, so adding or removing rows
+moves no other row, and a larger `eval_fraction` only adds to the held-out ones. A file whose rows
+have a `split` key keeps its own split.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
 import threading
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +25,19 @@ from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.seeds import derive
 
 _SPLITS = {"train": "train", "eval": "eval", "test": "eval", "validation": "eval"}
-"""Names of splits in files to ours."""
+"""Split names that occur in files to ours."""
+
+MAX_LINE_BYTES = 256 << 20
+"""Bound of one row; a small gzip file may expand to anything."""
+MAX_ARRAY_BYTES = 1 << 30
+"""Bound of a JSON array, which can only be parsed whole."""
 
 
 class RowsEnv(ABC):
     """An environment whose tasks are the rows of one `.json` or `.jsonl` file.
 
-    A subclass says how a row becomes a task and how a text is judged, and what it would answer with
-    the reference at hand; loading, splitting and checking are done here.
+    A subclass turns a row into a task, judges an answer, and writes the answer that the reference
+    stands for; loading, splitting and checking are done here.
     """
 
     def __init__(self, tasks: str, eval_fraction: float) -> None:
@@ -40,15 +49,15 @@ class RowsEnv(ABC):
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of `train` or `eval`, in file order.
 
-        When no row is held out (`eval_fraction = 0`), evaluation is on the training tasks.
+        When no row is held out (`eval_fraction = 0`), the training tasks are evaluated.
         """
         if split not in ("train", "eval"):
-            raise ConfigError(f"split {split!r} does not exist; there are train and eval")
+            raise ConfigError(f"split {split!r} does not exist; choose train or eval")
         splits = self._load()
         if split == "train" and not splits["train"]:
             raise TaskError(
                 f"env.tasks = {self._path!r} has no training row; lower env.eval_fraction "
-                f"= {self._eval_fraction:g} or give rows the split train"
+                f'= {self._eval_fraction:g} or give some rows "split": "train"'
             )
         return splits[split] or splits["train"]
 
@@ -57,7 +66,7 @@ class RowsEnv(ABC):
         return self.judge_text(task, rollout.text, is_truncated=rollout.truncated)
 
     def check(self) -> CheckReport:
-        """Every row's reference passes, and an answer that says nothing does not."""
+        """Whether every row's reference passes and a trivial answer does not."""
         failures = {}
         splits = self._load()
         tasks = [*splits["train"], *splits["eval"]]
@@ -79,7 +88,7 @@ class RowsEnv(ABC):
 
     @abstractmethod
     def reference_answer(self, task: Task) -> str:
-        """A completion that is right by the row's reference."""
+        """A completion that must pass, built from the reference."""
 
     @abstractmethod
     def trivial_answer(self, task: Task) -> str:
@@ -96,10 +105,13 @@ class RowsEnv(ABC):
             return self._splits
 
     def _read(self) -> list[tuple[str, Task]]:
-        lines = read_rows(Path(self._path))
+        return self.parse_all(list(read_lines(Path(self._path))))
+
+    def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:
+        """(split, task) of every row. Raises `TaskError` when only some rows name a split."""
         own = ["split" in line.row for line in lines]
         if any(own) and not all(own):
-            raise lines[own.index(False)].error("split", "missing; other rows have one")
+            raise lines[own.index(False)].error("split", "missing, but other rows have one")
         return unique_ids((self._split(line), line) for line in lines)
 
     def _split(self, line: Line) -> tuple[str, Task]:
@@ -108,48 +120,22 @@ class RowsEnv(ABC):
             return "eval" if is_held_out(task.id, self._eval_fraction) else "train", task
         name = line.row["split"]
         if not isinstance(name, str) or name not in _SPLITS:
-            raise line.error("split", f"{name!r} is unknown; use {', '.join(_SPLITS)}")
+            raise line.error("split", f"{name!r} is not a split; use {', '.join(_SPLITS)}")
         return _SPLITS[name], task
 
 
 def is_held_out(task_id: str, fraction: float) -> bool:
-    """Whether the row belongs to the share `fraction` of rows kept for evaluation."""
+    """Whether the row is among the share `fraction` of rows that is held out for evaluation."""
     return derive(0, "held out", task_id) < fraction * 2**63
 
 
-def read_rows(path: Path) -> list[Line]:
-    """Rows of JSON lines, or of one JSON array, whatever the file is called.
-
-    Errors in an array give the row's place in it instead of the line.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TaskError(
-            f"env.tasks = {str(path)!r}: cannot read the file: {error.strerror}"
-        ) from error
-    if not data.lstrip().startswith(b"["):
-        return read_lines(path)
-    try:
-        rows = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: not a JSON array: {error}") from error
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise TaskError(f"{path} (row of the array):{number}: expected an object {{...}}")
-        lines.append(Line(path=f"{path} (row of the array)", number=number, row=row))
-    if not lines:
-        raise TaskError(f"{path}: no row in the file")
-    return lines
-
-
 def text_of(line: Line, key: str) -> str:
-    """The text under `key`, which must be there and not empty."""
+    """The string under `key`, which must be present and not blank."""
     value = line.row.get(key)
+    if key not in line.row:
+        raise line.error(key, "missing; give a non-empty string")
     if not isinstance(value, str) or not value.strip():
-        problem = "missing" if key not in line.row else f"expected a text, got {value!r:.60}"
-        raise line.error(key, problem)
+        raise line.error(key, f"expected a non-empty string, got {value!r:.60}")
     return value
 
 
@@ -160,15 +146,15 @@ def id_of(line: Line, text: str) -> str:
         if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value):
             return str(value)
         if value is not None:
-            raise line.error(key, f"expected a text or a whole number, got {value!r:.60}")
+            raise line.error(key, f"expected a string or a whole number, got {value!r:.60}")
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def messages_of(line: Line, prompt: str) -> tuple[Message, ...]:
-    """The row's system turn, if it has one, and `prompt` as the user's turn."""
+    """The row's system message, if it has one, and `prompt` as the user's."""
     system = line.row.get("system")
     if system is not None and not isinstance(system, str):
-        raise line.error("system", f"expected a text or null, got {system!r:.60}")
+        raise line.error("system", f"expected a string or null, got {system!r:.60}")
     user: Message = {"role": "user", "content": prompt}
     if system is None or not system.strip():
         return (user,)
@@ -193,7 +179,7 @@ def accepted(**metrics: float) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One JSON object of a file and where it stands.
+    """One JSON object of a file, and where it was found.
 
     Example:
         Line(path="tasks.jsonl", number=3, row={"id": "clamp"})
@@ -204,39 +190,69 @@ class Line:
     row: Mapping[str, Any]
 
     def error(self, key: str, problem: str) -> TaskError:
-        """`file:line: key: what is wrong and how to repair it`."""
+        """`file:line: key: what is wrong and how to fix it`."""
         return TaskError(f"{self.path}:{self.number}: {key}: {problem}")
 
 
-def read_lines(path: Path) -> list[Line]:
-    """Every JSON object of a `.jsonl` file; blank lines are passed over."""
+def read_lines(path: Path) -> Iterator[Line]:
+    """The rows of a file of JSON lines, or of one JSON array, gzip-compressed if it ends in `.gz`.
+
+    Blank lines are skipped. Rows come one at a time, so that a file larger than memory can be
+    turned into smaller tasks. Raises `TaskError` naming file and line (in an array: the row).
+    """
+    num_rows = 0
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"cannot read the task file {path}: {error.strerror}") from error
-    return parse_lines(data, str(path))
+        with _open(path) as file:
+            is_array = file.peek(1).lstrip().startswith(b"[")
+            rows = _array(file, path) if is_array else _json_lines(file, path)
+            for num_rows, line in enumerate(rows, start=1):  # noqa: B007
+                yield line
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TaskError(f"cannot read {path}: {reason}") from error
+    if not num_rows:
+        raise TaskError(f"{path}: the file holds no row; write one JSON object per line")
 
 
-def parse_lines(data: bytes, name: str) -> list[Line]:
-    """The JSON objects in `data`; errors name `name` and the line."""
-    lines = []
-    for number, raw in enumerate(data.split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            row = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
-        except UnicodeDecodeError as error:
-            raise TaskError(
-                f"{name}:{number}: not UTF-8 text ({error.reason}); save the file as UTF-8"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{name}:{number}: not a JSON object on one line: {error}") from error
-        if not isinstance(row, dict):
-            raise TaskError(f"{name}:{number}: expected a JSON object {{...}}, got {kind_of(row)}")
-        lines.append(Line(path=name, number=number, row=row))
-    if not lines:
-        raise TaskError(f"{name}: no task in the file; write one JSON object a line")
-    return lines
+def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _json_lines(file: io.BufferedIOBase, path: Path) -> Iterator[Line]:
+    number = 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            raise TaskError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        if raw.strip():
+            row = _parse_json(raw, f"{path}:{number}", "a JSON object on one line")
+            yield _line(str(path), number, row)
+
+
+def _array(file: io.BufferedIOBase, path: Path) -> Iterator[Line]:
+    raw = file.read(MAX_ARRAY_BYTES + 1)
+    if len(raw) > MAX_ARRAY_BYTES:
+        raise TaskError(
+            f"{path}: a JSON array of more than {MAX_ARRAY_BYTES >> 30} GiB; write one JSON object "
+            "per line instead"
+        )
+    for number, row in enumerate(_parse_json(raw, str(path), "a JSON array"), start=1):
+        yield _line(f"{path} (row of the array)", number, row)
+
+
+def _parse_json(raw: bytes, where: str, what: str) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{where}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{where}: not {what}: {error}") from error
+
+
+def _line(path: str, number: int, row: Any) -> Line:
+    if not isinstance(row, dict):
+        raise TaskError(f"{path}:{number}: expected a JSON object {{...}}, got {kind_of(row)}")
+    return Line(path=path, number=number, row=row)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -247,23 +263,22 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def unique_ids(tasks: Iterator[tuple[tuple[str, Task], Line]]) -> list[tuple[str, Task]]:
+def unique_ids(tasks: Iterable[tuple[tuple[str, Task], Line]]) -> list[tuple[str, Task]]:
     """The tasks as a list; raises `TaskError` for an id that occurs twice."""
-    found: dict[str, Line] = {}
+    places: dict[str, str] = {}
     result = []
     for (split, task), line in tasks:
-        if task.id in found:
-            first = found[task.id]
+        if task.id in places:
             raise line.error(
-                "id",
-                f"{task.id!r} is already the id of {first.path}:{first.number}; ids are unique",
+                "id", f"{task.id!r} is already the id of {places[task.id]}; ids must be unique"
             )
-        found[task.id] = line
+        places[task.id] = f"{line.path}:{line.number}"
         result.append((split, task))
     return result
 
 
 def kind_of(value: Any) -> str:
+    """What JSON calls the type of `value`, with its article."""
     names = {
         dict: "an object",
         list: "a list",

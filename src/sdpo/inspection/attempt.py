@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Env, as_task
 from sdpo.errors import ConfigError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of
@@ -28,11 +28,11 @@ from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.terms import Terms
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
-from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict, key_of
+from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.rollouts.collect import judge_all
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.rollouts.sampler import chat_of
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 
 AnyTask = Task | str | Mapping[str, object] | Sequence[Message]
 """A task, a prompt, a mapping with the fields of a task, or a conversation."""
@@ -80,7 +80,7 @@ def credit(
     assert context.messages is not None
     sample = _sample(rollout, chat.prompt_ids(context.messages))
     tokens = _token_outputs(policy, sample, temperature)
-    (found,) = credit_of(tokens, [sample], {key_of(sample)}, policy.tokenizer)
+    (found,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
     return replace(
         found,
         advantage=None,
@@ -154,9 +154,7 @@ def _context(
         Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts[: len(rollouts)])),
         rules,
         random.Random(0),
-        lambda messages: len(chat.prompt_ids(messages)),
-        strip_thinking=chat.as_content,
-        inert=chat.inert,
+        Reading.of(chat),
     )[0]
 
 

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.engines.base import Sampling
+from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.parallel import Parallel
-from sdpo.records import Group, Message, Task, TeacherContext
+from sdpo.records import Group, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
 
 Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_context"]
 """What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
@@ -196,15 +197,15 @@ class _Ask:
 
 def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
     def varied(**changes: object) -> ContextConfig:
-        return rules.model_copy(update={"plain": False, **changes})
+        return rules.model_copy(update={"control": "none", **changes})
 
     return [
         ("recipe", rules),
         ("demonstration", varied(demonstration="random", feedback="never")),
         ("feedback", varied(demonstration="none", feedback="always")),
         ("both", varied(demonstration="random", feedback="always")),
-        ("other_task", varied(demonstration="other_task", feedback="never")),
-        ("no_context", varied(plain=True)),
+        ("other_task", varied(control="other_task", demonstration="random", feedback="never")),
+        ("no_context", varied(control="plain")),
     ]
 
 
@@ -213,10 +214,7 @@ def _failed(
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat
-
-    def count_tokens(messages: Sequence[Message]) -> int:
-        return len(chat.prompt_ids(messages))
-
+    reference_answer = reference_answers(collector.env)
     found = []
     for group in groups:
         # One generator per task whatever the kind, so that all kinds show the same demonstration.
@@ -224,10 +222,9 @@ def _failed(
             group,
             rules,
             random.Random(derive(seed, "probe", group.task.id)),
-            count_tokens,
-            strip_thinking=chat.as_content,
-            inert=chat.inert,
+            Reading.of(chat),
             others=groups,
+            reference=reference_answer(group.task),
         )
         for index, (context, verdict) in enumerate(zip(contexts, group.verdicts, strict=True)):
             if verdict.solved or not _is_of(kind, context):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sdpo.losses.head.outputs import TokenOutputs, TopTokens
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.records import Key, Sample, key_of
+from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 
 MAX_GAP = 20.0
@@ -38,7 +38,7 @@ def choose_inspected(compared: Sequence[Sample], count: int, *, seed: int) -> fr
     """Keys of the samples whose credit is kept: a seeded choice of `count` (all when there are
     fewer) of those the teacher is compared with."""
     chosen = random.Random(seed).sample(compared, min(count, len(compared)))
-    return frozenset(key_of(sample) for sample in chosen)
+    return frozenset(sample.key for sample in chosen)
 
 
 def credit_of(
@@ -52,9 +52,9 @@ def credit_of(
     found = []
     start = 0
     for sample in samples:
-        rows = slice(start, start + sum(sample.loss_mask))
+        rows = slice(start, start + sample.num_trained)
         start = rows.stop
-        if key_of(sample) in inspected and bool(tokens.has_teacher[rows].all()):
+        if sample.key in inspected and bool(tokens.has_teacher[rows].all()):
             found.append(_credit(tokens, rows, sample, tokenizer))
     return found
 
@@ -62,7 +62,7 @@ def credit_of(
 def _credit(
     tokens: TokenOutputs, rows: slice, sample: Sample, tokenizer: PreTrainedTokenizerBase
 ) -> TokenCredit:
-    ids = tuple(t for t, m in zip(sample.completion_ids, sample.loss_mask, strict=True) if m)
+    ids = sample.trained_ids
     student_top = _alternatives(tokens.student_top, rows, of_teacher=False)
     teacher_top = _alternatives(tokens.teacher_top, rows, of_teacher=True)
     shown = set(ids).union(*({t for t, _ in top} for top in (*student_top, *teacher_top)))

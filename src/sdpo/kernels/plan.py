@@ -9,7 +9,7 @@ Shapes: T tokens of a flat row, H query heads, K key-value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -94,6 +94,31 @@ class Plan(Protocol):
     ) -> torch.Tensor:
         """Attention output [1, T, H, D]."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A plan whose every call `see` is told about: layer, keys and values [1, K, T, D], scores.
+
+    Prefill fills the cache this way.
+
+    Example:
+        Observed(plan=BlockAttention(segments), see=lambda layer, keys, values, scores: None)
+    """
+
+    plan: Plan
+    see: Callable[[int, torch.Tensor, torch.Tensor, Scores], None]
+
+    def attend(
+        self,
+        layer: int,
+        query_1HTD: torch.Tensor,
+        key_1KTD: torch.Tensor,
+        value_1KTD: torch.Tensor,
+        scores: Scores,
+    ) -> torch.Tensor:
+        self.see(layer, key_1KTD, value_1KTD, scores)
+        return self.plan.attend(layer, query_1HTD, key_1KTD, value_1KTD, scores)
 
 
 def _registered(

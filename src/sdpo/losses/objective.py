@@ -32,7 +32,7 @@ from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.losses.terms import Terms, needs_whole_sequences, terms_of
 from sdpo.losses.token_batch import TokenBatch
-from sdpo.records import Sample, is_distill_fed
+from sdpo.records import Sample
 
 _CANARY = DistillSpec(
     divergence="jsd",
@@ -89,9 +89,9 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
     """
     distill = pg = kl = 0.0
     for sample in samples:
-        tokens = sum(sample.loss_mask)
-        is_distilled = is_distill_fed(sample) and spec.distill is not None
-        is_rewarded = bool(sample.component_weights.get("pg", 0.0)) and spec.pg is not None
+        tokens = sample.num_trained
+        is_distilled = sample.is_distilled and spec.distill is not None
+        is_rewarded = sample.is_rewarded and spec.pg is not None
         if spec.joint_count:
             is_distilled = is_rewarded = is_distilled or is_rewarded
         distill += tokens * is_distilled

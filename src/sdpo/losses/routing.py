@@ -8,10 +8,10 @@ batch (success-rate weights, entropy weights) are `weighting.py`. To add a metho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import get_args
 
-from sdpo.records import Component, Group, TeacherContext
+from sdpo.records import Component, Group
 
 Rule = Callable[[Group, int, bool], Mapping[Component, float]]
 """(group, index of the rollout, whether it has a teacher context) -> factor per component."""
@@ -20,17 +20,15 @@ FAILED_BELOW = 0.5
 """SRPO distils rollouts whose reward is below this (2604.02288)."""
 
 
-def route(
-    group: Group, contexts: Sequence[TeacherContext], rule: Rule
-) -> list[dict[Component, float]]:
-    """Factors per rollout, in index order; zero factors are dropped so that they do not count in a
-    denominator.
+def route(group: Group, rule: Rule) -> list[dict[Component, float]]:
+    """Factors per rollout of a group that has its contexts, in order; zero factors are dropped so
+    that they do not count in a denominator.
 
     Raises `ValueError` when a rule names an unknown component, gives a negative or non-finite
     factor, or distils a rollout that has no teacher context.
     """
     routes: list[dict[Component, float]] = []
-    for index, (_, context) in enumerate(zip(group.rollouts, contexts, strict=True)):
+    for index, (_, context) in enumerate(zip(group.rollouts, group.contexts, strict=True)):
         has_context = context.messages is not None
         factors = rule(group, index, has_context)
         for component, factor in factors.items():

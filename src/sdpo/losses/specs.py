@@ -13,6 +13,7 @@ from typing import Literal
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.divergence import Divergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.records import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,10 +159,26 @@ class ObjectiveSpec:
         return self.credit_trust if self.distill is None else self.distill.trust
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.distill is not None or self.credit is not None
-
-    @property
     def needs_initial(self) -> bool:
         """Whether hidden states of the initial model in the student's prompt are needed."""
         return self.kl is not None
+
+    def trains(self, sample: Sample) -> bool:
+        """Whether any component has a gradient for `sample`. Others are counted but not computed:
+        in a flat group every advantage is 0, and so is the policy gradient."""
+        if not any(sample.loss_mask):
+            return False
+        if self.kl is not None or (self.distill is not None and sample.is_distilled):
+            return True
+        if self.pg is None or not sample.is_rewarded:
+            return False
+        return sample.advantage != 0 or self.pg.kind == "sft"
+
+    def is_taught(self, sample: Sample) -> bool:
+        """Whether `sample` trains and its loss reads the teacher, by distillation or by the token
+        credit of its policy gradient. A teacher context alone is not enough: SRPO distils only
+        some of the samples that have one."""
+        if sample.teacher_prompt_ids is None or not self.trains(sample):
+            return False
+        is_distilled = self.distill is not None and sample.is_distilled
+        return is_distilled or (self.credit is not None and sample.is_rewarded)

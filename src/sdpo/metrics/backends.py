@@ -117,11 +117,11 @@ class _Wandb:
         id_file = run_dir / "wandb_id"
         if resumed_at is None or not id_file.exists():
             id_file.parent.mkdir(parents=True, exist_ok=True)
-            id_file.write_text(secrets.token_hex(8))
+            id_file.write_text(secrets.token_hex(8), encoding="utf-8")
         self._run = wandb.init(
             project="sdpo",
             name=run_dir.name,
-            id=id_file.read_text(),
+            id=id_file.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(run_dir),
             config=dict(config),

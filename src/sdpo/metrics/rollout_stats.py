@@ -1,4 +1,4 @@
-"""Groups and teacher contexts of a step to the metrics that need no model: outcomes, lengths,
+"""Groups of a step to the metrics that need no model: outcomes, lengths,
 repetition, form, contexts.
 
 Pure. Results are mergeable `Metrics`, so every process of a run reports its own groups and the
@@ -27,23 +27,25 @@ FORMAT_ERROR = "incorrect_format"
 _HEDGE = re.compile(r"\b(?:" + "|".join(HEDGES) + r")\b", re.IGNORECASE)
 
 
-def rollout_metrics(
-    groups: Sequence[Group], contexts: Sequence[Sequence[TeacherContext]]
-) -> Metrics:
-    """`train/*`, `rollouts/*`, `teacher/*` and `env/*` of a step; `contexts` has one context per
-    rollout of each group."""
+def rollout_metrics(groups: Sequence[Group]) -> Metrics:
+    """`train/*`, `rollouts/*`, `teacher/*`, `env/*` and `policy/entropy` of a step's groups, which
+    have their contexts."""
     metrics = Metrics()
-    for group, group_contexts in zip(groups, contexts, strict=True):
+    for group in groups:
         is_flat = len(set(group.rewards)) == 1
         metrics.add("rollouts/flat_groups", float(is_flat))
         metrics.add("rollouts/flat_failed", float(is_flat and group.solved_rate == 0))
         metrics.add("rollouts/groups_solved", float(group.solved_rate > 0))
         for rollout, verdict, context in zip(
-            group.rollouts, group.verdicts, group_contexts, strict=True
+            group.rollouts, group.verdicts, group.contexts, strict=True
         ):
             _add_outcome(metrics, rollout, verdict)
             _add_lengths(metrics, rollout, verdict, context)
             _add_context(metrics, context)
+    logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
+    # An unbiased estimate over every sampled token, at no cost; attempts of several turns count
+    # their last one.
+    metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
     return metrics
 
 

@@ -14,7 +14,6 @@ import importlib.util
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from sdpo.errors import ModelError
+from sdpo.files import atomic_write
 from sdpo.models.quiet import quiet
 
 DEMO = "smollm2-135m-instruct"
@@ -96,14 +96,14 @@ def gguf_folder(gguf: Path) -> Path:
 def is_intact(folder: Path) -> bool:
     """Whether every file of a cached model is what was written."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(files) and all(_digest(folder / name) == files[name] for name in files)
     except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
 def _make(folder: Path, gguf: Path) -> Path:
-    """Convert `gguf` beside `folder` and rename; another process doing the same is harmless."""
+    """Convert `gguf` to `folder`; another process doing the same is harmless."""
     try:
         model, tokenizer = _dequantised(gguf)
     except Exception as error:
@@ -112,25 +112,19 @@ def _make(folder: Path, gguf: Path) -> Path:
             f"{gguf} cannot be converted ({first_line(error)}); it is damaged, or transformers "
             "does not know its architecture: take another file, a hub id or a folder"
         ) from error
-    partial = folder.with_name(f".partial-{folder.name}-{os.getpid()}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        with quiet():
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / MANIFEST).write_text(json.dumps(files, indent=1))
-        if not is_intact(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
+        with atomic_write(folder, unless=lambda: is_intact(folder)) as partial:
+            partial.mkdir()
+            with quiet():
+                model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+            files = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+            (partial / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"cannot write the converted model to {folder} ({first_line(error)}); free space or "
             "set SDPO_CACHE to a writable folder"
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

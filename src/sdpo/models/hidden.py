@@ -21,15 +21,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdpo.errors import ModelError
-from sdpo.kernels.blocks import BlockAttention
 from sdpo.kernels.plan import Plan, Scores, Segment, fast_layers, paths
-from sdpo.kernels.tree import FLEX_BLOCK, BranchAttention, FlexAttention
+from sdpo.kernels.tree import FLEX_BLOCK, TreeKind, tree_plan
 from sdpo.models.structure import causal_lm, evaluating, probe
 
 _logger = logging.getLogger(__name__)
 
-Kind = Literal["flex", "branches", "blocks", "separate"]
-"""How a model attends: three ways over a packed tree, or items in rows of their own."""
+Kind = TreeKind | Literal["separate"]
+"""How a model attends: over a packed tree, or items in rows of their own."""
 
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of one layer's attention that rounding explains, relative to the largest
@@ -66,16 +65,9 @@ def tree_hidden(
 ) -> torch.Tensor:
     """Last hidden states [N, D] of a packed tree."""
     kind = attention_kind(model)
-    plan = _plan(segments, len(token_ids_N), model.device, kind)
+    assert kind != "separate"
+    plan = tree_plan(segments, model.device, kind=kind)
     return _tree_pass(model, token_ids_N, position_ids_N, plan, kind)
-
-
-def _plan(segments: Sequence[Segment], num_tokens: int, device: torch.device, kind: Kind) -> Plan:
-    if kind == "flex":
-        return FlexAttention(segments, num_tokens + -num_tokens % FLEX_BLOCK, device)
-    if kind == "blocks":
-        return BlockAttention(paths(segments))
-    return BranchAttention(segments, device)
 
 
 def _tree_pass(
@@ -83,7 +75,7 @@ def _tree_pass(
     token_ids_N: torch.Tensor,
     position_ids_N: torch.Tensor,
     plan: Plan,
-    kind: Kind,
+    kind: TreeKind,
 ) -> torch.Tensor:
     num_tokens = len(token_ids_N)
     missing = -num_tokens % FLEX_BLOCK if kind == "flex" else 0
@@ -105,19 +97,16 @@ def plain_hidden(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def recomputed_layers(
-    model: PreTrainedModel,
-    context: Callable[[], AbstractContextManager[None]],
-    *,
-    wanted: bool,
+    model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]
 ) -> Generator[None]:
-    """Layers forget their activations inside the block, when `wanted` or enabled on the model.
+    """Inside the block, layers with gradient checkpointing enabled keep no activations.
 
     transformers recomputes in train mode only; the block puts the layers themselves into it and not
     what they contain, so that no dropout wakes up. A layer is recomputed during `backward`, when
     the block has long ended: `context` brings back what it ran under.
     """
     layers = _recomputable(model) if torch.is_grad_enabled() else []
-    layers = [layer for layer in layers if wanted or layer.gradient_checkpointing]
+    layers = [layer for layer in layers if layer.gradient_checkpointing]
     recompute = functools.partial(
         checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), context())
     )
@@ -159,7 +148,7 @@ def _find_kind(model: PreTrainedModel) -> Kind:
     with torch.no_grad(), evaluating(model):
         if has_sinks or probe(model) is None:
             return "separate"
-        kinds: tuple[Kind, ...] = (
+        kinds: tuple[TreeKind, ...] = (
             ("flex", "branches") if model.device.type == "cuda" else ("blocks",)
         )
         for kind in kinds:
@@ -174,12 +163,12 @@ def _find_kind(model: PreTrainedModel) -> Kind:
     return "separate"
 
 
-def _agrees(model: PreTrainedModel, kind: Kind) -> bool:
+def _agrees(model: PreTrainedModel, kind: TreeKind) -> bool:
     """Whether every layer attends to a small packed tree as it should."""
     num_tokens = _PROBE_SEGMENTS[-1].stop
     ids_N = torch.zeros(num_tokens, dtype=torch.long)
     positions_N = torch.cat([torch.arange(len(s)) + s.position for s in _PROBE_SEGMENTS])
-    checked = _Checked(_plan(_PROBE_SEGMENTS, num_tokens, model.device, kind), positions_N)
+    checked = _Checked(tree_plan(_PROBE_SEGMENTS, model.device, kind=kind), positions_N)
     _tree_pass(model, ids_N, positions_N, checked, kind)
     return checked.agrees
 

@@ -1,5 +1,5 @@
-"""Run directories to the plain data a report embeds: columns of metrics, a spread of rollouts,
-settings, groups of seeds.
+"""Run directories to the plain data a page shows: columns of metrics, what happened in a sentence,
+a spread of rollouts, settings, groups of seeds.
 
 Reads files only; knows no HTML. A long run holds far more rollouts than a page should, so they are
 thinned evenly over its steps until a byte budget is met, and the page says so.
@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sdpo.errors import ConfigError
 from sdpo.metrics.jsonl import dumps, read_rows
 from sdpo.metrics.writer import ALERTS, METRICS
+from sdpo.report.outcome import describe_outcome
+from sdpo.report.panels import PANELS, STEP_SECONDS, TIME_PARTS, UNDRAWN
+from sdpo.report.rollouts import CreditIndex, RolloutIndex
 from sdpo.rollouts.credit import CREDIT
 from sdpo.rollouts.record import ROLLOUTS
 
+CONFIG = "config.json"
 DISCOVERY = "discovery.json"
 """What a discovery run leaves instead of metrics; discovery/curves.py writes it."""
+FILES = (CONFIG, METRICS, ALERTS, ROLLOUTS, CREDIT, DISCOVERY)
+"""All a report reads."""
 
 Row = dict[str, Any]
-Item = TypeVar("Item")
 
 ROLLOUT_BYTES = 3_600_000
 """Compressed rollouts of all runs; with base64's third and Plotly's 2 MB the page stays below 10
@@ -40,18 +44,86 @@ DIGITS = 5
 """Significant digits of metrics."""
 
 
+class ReportReader:
+    """Everything a page of these directories shows, as often as asked. What was read before is not
+    read again, so a run can be followed.
+
+    Example:
+        reader = ReportReader([Path("runs/quickstart")])
+        data = reader.load()
+    """
+
+    def __init__(self, run_dirs: Sequence[Path]) -> None:
+        self._runs = [
+            _RunReader(path, name, len(run_dirs))
+            for path, name in zip(run_dirs, run_names(run_dirs), strict=True)
+        ]
+
+    def load(self, *, may_wait: bool = False) -> Row:
+        """The data of the page. Raises `ConfigError` when a directory holds no run, or no step yet
+        unless `may_wait`."""
+        runs, discoveries = [], []
+        for run in self._runs:
+            summary = _read_json(run.path / DISCOVERY)
+            if summary:
+                discoveries.append({"name": run.name, "summary": summary})
+            if run.has_steps():
+                runs.append(run.load())
+            elif not summary and not (may_wait and (run.path / CONFIG).exists()):
+                raise ConfigError(
+                    f"{run.path} has no {METRICS} with a step in it; give the directory of a run "
+                    "(`run` in its config)"
+                )
+        return {
+            "runs": runs,
+            "groups": seed_groups(runs),
+            "discoveries": discoveries,
+            "waiting": not runs and not discoveries,
+            "panels": [panel.row() for panel in PANELS],
+            "undrawn": list(UNDRAWN),
+            "time": {"whole": STEP_SECONDS, "parts": [part.row() for part in TIME_PARTS]},
+        }
+
+
 def load_report(run_dirs: Sequence[Path]) -> Row:
-    """Everything the page shows. Raises `ConfigError` when a directory is no run or has no metrics
-    yet."""
-    names = run_names(run_dirs)
-    runs, discoveries = [], []
-    for path, name in zip(run_dirs, names, strict=True):
-        summary = _read_json(path / DISCOVERY)
-        if summary:
-            discoveries.append({"name": name, "summary": summary})
-        if not summary or (path / METRICS).exists():
-            runs.append(_load_run(path, name, share=len(run_dirs)))
-    return {"runs": runs, "groups": seed_groups(runs), "discoveries": discoveries}
+    """Everything the page of these directories shows, once."""
+    return ReportReader(run_dirs).load()
+
+
+class _RunReader:
+    """One directory."""
+
+    def __init__(self, path: Path, name: str, share: int) -> None:
+        self.path = path
+        self.name = name
+        self._share = share
+        self._rollouts = RolloutIndex(path / ROLLOUTS)
+        self._credit = CreditIndex(path / CREDIT)
+
+    def has_steps(self) -> bool:
+        return next(read_rows(self.path / METRICS), None) is not None
+
+    def load(self) -> Row:
+        rows = list(read_rows(self.path / METRICS))
+        recorded = _read_json(self.path / CONFIG)
+        config = flatten(recorded.get("config", {}))
+        alerts = list(read_rows(self.path / ALERTS))
+        self._credit.update()
+        self._rollouts.update()
+        credit, credited = self._credit.choose(CREDIT_BYTES // self._share, CREDIT_ROLLOUTS)
+        return {
+            "name": self.name,
+            "config": config,
+            "facts": _facts(recorded),
+            "host": _host(recorded),
+            "outcome": describe_outcome(rows, config, alerts, self._rollouts.held_out).row(),
+            "metrics": metric_columns(rows),
+            "alerts": alerts,
+            "verdicts": self._rollouts.verdicts(),
+            "groups": self._rollouts.choose(ROLLOUT_BYTES // self._share, credited),
+            "num_rollouts": self._rollouts.num_rollouts,
+            "credit": credit,
+        }
 
 
 def run_names(run_dirs: Sequence[Path]) -> list[str]:
@@ -63,30 +135,6 @@ def run_names(run_dirs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(set(paths)) or depth >= max(len(path.parts) for path in paths):
             return names
         depth += 1
-
-
-def _load_run(run_dir: Path, name: str, *, share: int) -> Row:
-    rows = list(read_rows(run_dir / METRICS))
-    if not rows:
-        raise ConfigError(
-            f"{run_dir} has no {METRICS} with a step in it; give the directory of a run "
-            "(`run` in its config)"
-        )
-    recorded = _read_json(run_dir / "config.json")
-    credit = _spread(list(read_rows(run_dir / CREDIT)), CREDIT_BYTES // share, CREDIT_ROLLOUTS)
-    keys = {(row["step"], row["split"], row["task"]) for row in credit}
-    groups, num_rollouts = select_rollouts(run_dir, ROLLOUT_BYTES // share, keys)
-    return {
-        "name": name,
-        "config": flatten(recorded.get("config", {})),
-        "facts": _facts(recorded),
-        "host": _host(recorded),
-        "metrics": metric_columns(rows),
-        "alerts": list(read_rows(run_dir / ALERTS)),
-        "groups": groups,
-        "num_rollouts": num_rollouts,
-        "credit": credit,
-    }
 
 
 def _read_json(path: Path) -> Row:
@@ -182,84 +230,3 @@ def _group_name(names: Sequence[str]) -> str:
     )
     stem = prefix.rstrip("-_./ 0123456789").removesuffix("seed").rstrip("-_./ ")
     return stem or names[0]
-
-
-def select_rollouts(
-    run_dir: Path, budget: int, first: set[tuple[int, str, str]]
-) -> tuple[list[Row], int]:
-    """Groups of rollouts worth about `budget` compressed bytes, in file order, and the number of
-    rollouts on disk.
-
-    Groups whose (step, split, task) is in `first` come before others; then one group of every step,
-    evenly spread, then a second one, and so on.
-    """
-    units: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    wanted: list[tuple[int, int]] = []
-    num_rollouts = 0
-    for number, group in enumerate(_groups(run_dir)):
-        size = len(zlib.compress(dumps(group).encode(), 1))
-        num_rollouts += len(group["rollouts"])
-        if (group["step"], group["split"], group["task"]) in first:
-            wanted.append((number, size))
-        else:
-            units.setdefault((group["step"], group["split"]), []).append((number, size))
-    ordered = [units[key] for key in _spread_order(sorted(units))]
-    rounds = itertools.chain.from_iterable(itertools.zip_longest(*ordered))
-    chosen: set[int] = set()
-    for number, size in itertools.chain(wanted, (entry for entry in rounds if entry)):
-        if size <= budget:
-            budget -= size
-            chosen.add(number)
-    return [g for number, g in enumerate(_groups(run_dir)) if number in chosen], num_rollouts
-
-
-def _groups(run_dir: Path) -> Iterator[Row]:
-    """Lines of rollouts.jsonl by group, the prompt once; `teacher` keeps its references."""
-    rows = read_rows(run_dir / ROLLOUTS)
-    for (step, split, task), members in itertools.groupby(
-        rows, key=lambda row: (row["step"], row["split"], row["task"])
-    ):
-        rollouts = list(members)
-        prompt = next((r["prompt"] for r in rollouts if not isinstance(r["prompt"], int)), None)
-        repeated = ("step", "split", "task", "prompt")
-        yield {
-            "step": step,
-            "split": split,
-            "task": task,
-            "prompt": prompt,
-            "rollouts": [
-                {key: value for key, value in row.items() if key not in repeated}
-                for row in rollouts
-            ],
-        }
-
-
-def _spread(rows: Sequence[Row], budget: int, count: int) -> list[Row]:
-    """At most `count` rows worth about `budget` compressed bytes, evenly spread, in order."""
-    chosen = []
-    for place in itertools.islice(_spread_order(range(len(rows))), count):
-        budget -= len(zlib.compress(dumps(rows[place]).encode(), 1))
-        if budget < 0:
-            break
-        chosen.append(place)
-    return [rows[place] for place in sorted(chosen)]
-
-
-def _spread_order(items: Iterable[Item]) -> list[Item]:
-    """First, last, then ever finer halves: every prefix of the result is spread over the whole."""
-    rest = list(items)
-    if len(rest) <= 2:
-        return rest
-    order = [0, len(rest) - 1]
-    seen = set(order)
-    spans = [(0, len(rest) - 1)]
-    while spans:
-        halves = []
-        for low, high in spans:
-            middle = (low + high) // 2
-            if middle not in seen:
-                seen.add(middle)
-                order.append(middle)
-                halves += [(low, middle), (middle, high)]
-        spans = halves
-    return [rest[place] for place in order]

@@ -2,12 +2,14 @@
 
 Data and Plotly are gzip in base64: a third of their size, and no byte of model output can end a
 script element. The page's own content policy forbids every connection; scripts put text in with
-textContent only.
+textContent only. The page that follows a run (watch.py) is the same one without data, and may ask
+the server that it came from.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import html
@@ -18,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import ConfigError, SdpoError
-from sdpo.metrics.jsonl import dumps
+from sdpo.files import atomic_write
 from sdpo.report.data import load_report
+from sdpo.report.packed import gzip_json
 
 ASSETS = Path(__file__).parent / "assets"
 _STYLES = ("base.css", "report.css")
@@ -29,9 +32,15 @@ _SCRIPTS = (
     "panels.js",
     "credit.js",
     "charts.js",
+    "panelgrid.js",
+    "verdicts.js",
+    "attempt.js",
     "rollouts.js",
+    "credits.js",
     "cost.js",
+    "settings.js",
     "discovery.js",
+    "overview.js",
     "report.js",
 )
 
@@ -40,7 +49,8 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run, or of several compared, and return its path (default:
     report.html in the first).
 
-    Raises `ConfigError` when a directory is no run and `SdpoError` when the file cannot be written.
+    Raises `ConfigError` when a directory is not a run and `SdpoError` when the file cannot be
+    written.
     """
     if not run_dirs:
         raise ConfigError("report needs at least one run directory")
@@ -48,27 +58,40 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     target = out or run_dirs[0] / "report.html"
     page = _render(data)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page, encoding="utf-8")
+        with atomic_write(target) as partial:
+            partial.write_text(page, encoding="utf-8")
     except OSError as error:
         raise SdpoError(f"cannot write {target}: {error.strerror}; choose another --out") from error
     return target
 
 
+def live_page(names: Sequence[str], token: str) -> str:
+    """The page without data, which asks its own server for them; `token` marks its scripts."""
+    return _page(names, data="", live="true", connect="connect-src 'self'; ", token=token)
+
+
 def _render(data: Mapping[str, Any]) -> str:
     parts = [*data["runs"], *data["discoveries"]]
-    names = list(dict.fromkeys(part["name"] for part in parts))
-    payload = pack(dumps(data).encode())
+    payload = base64.b64encode(gzip_json(data)).decode()
+    return _page(
+        [part["name"] for part in parts], data=payload, live="", connect="", token=nonce(payload)
+    )
+
+
+def _page(names: Sequence[str], *, data: str, live: str, connect: str, token: str) -> str:
+    names = list(dict.fromkeys(names))
     return fill(
         "report.html",
         {
             "title": html.escape(names[0] if len(names) == 1 else f"{len(names)} runs compared"),
             "subtitle": html.escape("" if len(names) == 1 else ", ".join(names)),
-            "nonce": nonce(payload),
+            "nonce": token,
+            "connect": connect,
+            "live": live,
             "css": read_assets(_STYLES),
             "js": read_assets(_SCRIPTS),
-            "data": payload,
-            "plotly": pack(plotly_script()),
+            "data": data,
+            "plotly": _plotly(),
         },
     )
 
@@ -93,6 +116,11 @@ def nonce(data: str) -> str:
 def pack(data: bytes) -> str:
     """gzip in base64; without a timestamp, so that equal data are equal text."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+@functools.cache
+def _plotly() -> str:
+    return pack(plotly_script())
 
 
 def plotly_script() -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from numbers import Real
 
 from sdpo.chat import Chat
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
-from sdpo.envs.base import Env
+from sdpo.envs.base import Env, Replying
 from sdpo.errors import JudgeError
-from sdpo.records import Group, Message, Rollout, Task, TeacherContext, Turn, Verdict
+from sdpo.machine import usable_cores
+from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
 from sdpo.seeds import derive
 
 
@@ -37,6 +37,10 @@ class Collected:
     groups: list[Group]
     generate_s: float
     judge_s: float
+
+    def seconds(self) -> dict[str, float]:
+        """The times under their metric names."""
+        return {"time/generate_s": self.generate_s, "time/judge_s": self.judge_s}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +86,15 @@ class Collector:
     def collect_in_contexts(
         self,
         groups: Sequence[Group],
-        contexts: Sequence[Sequence[TeacherContext]],
         *,
         sampling: Sampling,
         seed: int,
     ) -> list[Group]:
-        """One judged attempt in every teacher context that exists; see `answer`."""
+        """One judged attempt in every teacher context of `groups` that exists; see `answer`."""
         asked = [
             (group.task, rollout, self.chat.prompt_ids(context.messages))
-            for group, of_group in zip(groups, contexts, strict=True)
-            for rollout, context in zip(group.rollouts, of_group, strict=True)
+            for group in groups
+            for rollout, context in zip(group.rollouts, group.contexts, strict=True)
             if context.messages is not None
         ]
         by_task = {group.task.id: [] for group in groups}
@@ -157,8 +160,8 @@ class Collector:
             ]
             for task, prompt, group in zip(tasks, prompts, completions, strict=True)
         ]
-        if self.max_turns > 1 and hasattr(self.env, "reply"):
-            rollouts = self._continue(tasks, rollouts, sampling, seed)
+        if self.max_turns > 1 and isinstance(self.env, Replying):
+            rollouts = self._continue(self.env, tasks, rollouts, sampling, seed)
         return rollouts
 
     def _rollout(
@@ -176,7 +179,12 @@ class Collector:
         )
 
     def _continue(
-        self, tasks: Sequence[Task], rollouts: list[list[Rollout]], sampling: Sampling, seed: int
+        self,
+        env: Replying,
+        tasks: Sequence[Task],
+        rollouts: list[list[Rollout]],
+        sampling: Sampling,
+        seed: int,
     ) -> list[list[Rollout]]:
         """Play further turns of every attempt whose environment replies, all attempts one turn at a
         time."""
@@ -191,7 +199,7 @@ class Collector:
             for key in active:
                 rollout, turns = attempts[key]
                 task = tasks[key[0]]
-                reply = None if turns[-1].truncated else self.env.reply(task, turns)  # ty: ignore[missing-attribute]
+                reply = None if turns[-1].truncated else env.reply(task, turns)
                 if reply is None:
                     continue
                 turns = (*turns[:-1], replace(turns[-1], reply=reply))
@@ -265,9 +273,7 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
             ) from error
         return _checked(verdict, task)
 
-    with ThreadPoolExecutor(
-        max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="judge"
-    ) as pool:
+    with ThreadPoolExecutor(max_workers=usable_cores(), thread_name_prefix="judge") as pool:
         return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.metrics.rollout_stats import num_completion_tokens
-from sdpo.records import Group, Message, Rollout, TeacherContext, Verdict
+from sdpo.records import Group, Key, Message, Rollout, TeacherContext, Verdict
 from sdpo.rollouts.credit import CREDIT, TokenCredit
 
 ROLLOUTS = "rollouts.jsonl"
@@ -38,7 +38,7 @@ class RolloutRecorder:
     Example:
         recorder = RolloutRecorder(run_dir)
         recorder.resume_at(12)
-        recorder.write(rollout_rows(13, groups, contexts))
+        recorder.write(rollout_rows(13, groups))
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -56,26 +56,8 @@ class RolloutRecorder:
         self._rollouts.resume_at(step)
         self._credit.resume_at(step)
 
-    def record(
-        self,
-        step: int,
-        groups: Sequence[Group],
-        contexts: Sequence[Sequence[TeacherContext]] | None = None,
-        *,
-        split: str = "train",
-        teacher_prompt_tokens: Mapping[tuple[str, int], int] | None = None,
-    ) -> list[Row]:
-        """Append the rollouts of `groups` and return their rows; the arguments are those of
-        `rollout_rows`."""
-        rows = rollout_rows(
-            step, groups, contexts, split=split, teacher_prompt_tokens=teacher_prompt_tokens
-        )
-        self.write(rows)
-        return rows
-
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, for instance gathered from other processes. Raises `SdpoError` when that
-        fails."""
+        """Append the rows of `rollout_rows`. Raises `SdpoError` when that fails."""
         self._rollouts.append(rows)
 
     def record_credit(self, credits: Iterable[TokenCredit]) -> None:
@@ -91,23 +73,22 @@ class RolloutRecorder:
 def rollout_rows(
     step: int,
     groups: Sequence[Group],
-    contexts: Sequence[Sequence[TeacherContext]] | None = None,
     *,
     split: str = "train",
-    teacher_prompt_tokens: Mapping[tuple[str, int], int] | None = None,
+    teacher_prompt_tokens: Mapping[Key, int] | None = None,
 ) -> list[Row]:
-    """The lines of `groups`: plain data that can be sent to the process that writes.
+    """The lines of `groups` as plain data.
 
-    `contexts` has one context per rollout of each group, None when nobody teaches (evaluation).
-    `teacher_prompt_tokens` are lengths by (task id, index).
+    A group without contexts has no teacher (evaluation). `teacher_prompt_tokens` are the lengths of
+    the teacher's prompts.
     """
     lengths = teacher_prompt_tokens or {}
     none = TeacherContext(messages=None)
     rows = []
-    of_groups = contexts if contexts is not None else [[none] * len(g.rollouts) for g in groups]
-    for group, of_group in zip(groups, of_groups, strict=True):
+    for group in groups:
+        contexts = group.contexts or (none,) * len(group.rollouts)
         seen: dict[str, int] = {}
-        for rollout, verdict, context in zip(group.rollouts, group.verdicts, of_group, strict=True):
+        for rollout, verdict, context in zip(group.rollouts, group.verdicts, contexts, strict=True):
             row: Row = {"step": step, "split": split, "task": group.task.id}
             row["index"] = rollout.index
             first = group.rollouts[0].index

@@ -52,7 +52,6 @@ class Sampler:
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
-            ignore_eos=config.rollout.ignore_eos,
         )
 
 

@@ -1,8 +1,8 @@
-"""One jailed process with a program in it, and how the judge decides what happened to an input.
+"""One jailed process with a program in it, and how the judge decides what happened with an input.
 
-The child's word is at most an answer or an exception's text. Time comes from the child's CPU clock
-as the kernel keeps it, exit and signal from the zygote's wait, sizes from the pipes. A frame that
-is early, too long, malformed or about another input is tampering.
+The child is believed for answers and texts of exceptions only. Time comes from the kernel's clock
+of the child, exit codes and signals from the zygote's wait, sizes from the pipes. A frame that is
+early, too long, malformed or about another input is tampering.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from sdpo.sandbox.protocol import Failure, Frame, Limits, Outcome, Program, Stat
 from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError
 
 POLL_MS = 20
-"""How often CPU clocks are read; an overrun costs at most this much more."""
+"""How often CPU clocks are read, which bounds an overrun."""
 WALL_FACTOR, WALL_EXTRA_S = 3.0, 1.0
-"""Wall-clock cap per input for programs that sleep. Time in which the program could run but the
-machine was busy is added to it."""
+"""Wall-clock limit per input, for programs that sleep: this factor of the CPU limit, plus this.
+Time that a ready program waits for a busy core is not counted."""
 MAX_WALL_FACTOR = 20.0
 MAX_THREADS = 256
-"""Each costs kernel memory that no limit of a process counts."""
+"""Each costs kernel memory that no limit of a process covers."""
 INTERPRETER_KB = 32 << 10
-"""Resident memory that is not the program's. One that a signal ended while it held half of its
-limit ran out of memory: code in C has no other way to say so."""
+"""Resident memory that is not the program's. A program that a signal ended while it held half of
+its memory limit ran out of memory, which code in C cannot report otherwise."""
 MAX_FRAME_BYTES = 16 << 20
 HELLO = {"hello": 1}
 EXTRA_FILE_BYTES = 8 << 20
-"""Beyond the largest input, which lies in a memory file that the program may write to as well."""
+"""Beyond the largest input, whose memory file the program may also write to."""
 MAX_WRITTEN_BYTES, MAX_ANSWER_BYTES = 64 << 20, 5 << 20
-"""What a program may write to a scratch folder that has no size of its own, over all inputs; what
-it prints and answers comes on top, since the kernel counts them together."""
+"""Bytes that a program may write, over all inputs, to a scratch folder whose size nothing else
+bounds. What it prints and answers is allowed on top, because the kernel counts them together."""
 
 
 class Child:
-    """A process that answers inputs one after the other; the judge's side of it."""
+    """The judge's side of a process that answers one input after another."""
 
     def __init__(
         self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
@@ -83,13 +83,13 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can take another input."""
+        """Whether it can answer another input."""
         if not self._is_over and self._pidfd in dict(self._poller.poll(0)):
             self.end()
         return not self._is_over
 
     def ask(self, index: int, value: Any) -> Outcome:
-        """The outcome of one input."""
+        """The outcome for one input."""
         if self._has_greeted and (self._pipes.read_results(self._buffer) and self._buffer):
             return self._kill("tampering", 0.0)
         self._num_asked += 1
@@ -109,7 +109,8 @@ class Child:
         return self._read(result, index, spent)
 
     def end(self) -> int:
-        """Kill whatever is left; the wait status. Raises `ZygoteDiedError` with nothing open."""
+        """Kill the process and return its wait status. Closes everything even if it raises
+        `ZygoteDiedError`."""
         if self._is_over:
             return 0
         self._is_over = True
@@ -129,7 +130,7 @@ class Child:
         return Outcome(status=status, stdout=stdout, cpu_s=cpu_s)
 
     def _wait(self, cpu: float) -> dict[str, Any] | Status | None:
-        """The frame that answers, the name of a broken limit, or None when the child has ended."""
+        """The frame that answers, the limit that was exceeded, or None if the child has ended."""
         per_input = self._limits.output_bytes + MAX_ANSWER_BYTES
         max_written = MAX_WRITTEN_BYTES + self._num_asked * per_input
         clock = _Clock(self._pid, self._limits, self._zygote.watched, max_written)
@@ -141,7 +142,7 @@ class Child:
                 self._flush()
             if self._pipes.stdout in ready and not self._pipes.read_stdout(limit):
                 self._poller.unregister(self._pipes.stdout)
-            # A child that has ended may have answered after the results were looked at.
+            # A child that has ended may have answered since the results were last read.
             is_open = has_ended or self._pipes.results in ready
             if is_open and not self._pipes.read_results(self._buffer) and not has_ended:
                 self._poller.unregister(self._pipes.results)
@@ -161,7 +162,8 @@ class Child:
                 return broken
 
     def _next_frame(self) -> dict[str, Any] | Status | None:
-        """The answer in the buffer; "tampering" when it is none or more than one."""
+        """The answer in the buffer, None while it is incomplete, "tampering" if it is not an answer
+        or more than one."""
         frame = _take_frame(self._buffer)
         if frame is not None and not self._has_greeted:
             if frame != HELLO:
@@ -173,9 +175,9 @@ class Child:
         return frame
 
     def _ended(self, cpu: float) -> Outcome:
-        """The child is gone without an answer: exit code or signal, as the kernel reports it."""
+        """The outcome of a child that ended without an answer, from what the kernel reports."""
         if not self._has_greeted:
-            # It never came to the program: the jail failed, not what was to be judged.
+            # It never reached the program: the jail failed, not what was to be judged.
             self.end()
             raise ZygoteDiedError
         stdout = self._pipes.take_stdout()
@@ -189,19 +191,19 @@ class Child:
             if is_kernels:
                 return Outcome(status="time_limit", stdout=stdout, cpu_s=cpu_s)
             if self._resident_kb - INTERPRETER_KB > self._limits.memory_mb * 1024 // 2:
-                # Code in C that got no memory, or the kernel's out-of-memory killer.
+                # Code in C that got no memory, or the kernel's OOM killer.
                 return Outcome(status="memory_limit", stdout=stdout, cpu_s=cpu_s)
             return Outcome(status="signal", signal=number, stdout=stdout, cpu_s=cpu_s)
         return self._exited(os.WEXITSTATUS(status), stdout, cpu_s)
 
     def _exited(self, code: int, stdout: str, cpu_s: float) -> Outcome:
         if self._program.mode == "stdio" and code == 0:
-            # A program may end itself once it has printed its answer.
+            # A program may exit once it has printed its answer.
             return Outcome(status="value", stdout=stdout, cpu_s=cpu_s)
         return Outcome(status="exit", exit_code=code, stdout=stdout, cpu_s=cpu_s)
 
     def _read(self, frame: dict[str, Any], index: int, cpu_s: float) -> Outcome:
-        """An answer frame, taken apart with suspicion."""
+        """The outcome that an answer frame stands for; anything irregular is tampering."""
         try:
             if frame.pop("n") != index or len(frame) != 1:
                 raise ValueError("an answer to another question")
@@ -215,7 +217,7 @@ class Child:
                 failure = _failure(body)
                 stdout = self._pipes.take_stdout()
                 if kind == "mem":
-                    # What is left of it may not have the memory for the next input.
+                    # It may not have enough memory left for the next input.
                     self.end()
                     status: Status = "memory_limit"
                 else:
@@ -226,7 +228,7 @@ class Child:
             if kind == "big":
                 stdout = self._pipes.take_stdout()
                 return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
-            raise ValueError("no known answer")
+            raise ValueError("an unknown kind of answer")
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return self._kill("tampering", cpu_s)
 
@@ -244,7 +246,7 @@ class Child:
                 self._poller.unregister(self._pipes.commands)
 
     def _cpu_s(self) -> float:
-        # A pid of a process that is gone makes an invalid clock; its last reading stands.
+        # A process that is gone has no clock; its last reading stands.
         if self._pid > 0:
             with contextlib.suppress(OSError):
                 self._last_cpu_s = time.clock_gettime((~self._pid << 3) | 2)
@@ -252,7 +254,7 @@ class Child:
 
 
 class _Clock:
-    """Watches what CPU time does not show: sleeping programs, too many threads, too many files."""
+    """Watches what CPU time does not cover: sleep, the number of threads, files written."""
 
     def __init__(self, pid: int, limits: Limits, folder: str | None, max_written: int) -> None:
         self._pid = pid
@@ -294,17 +296,17 @@ def _num_threads(pid: int) -> int:
 
 
 def _waited_for_core_s(pid: int) -> float:
-    """Seconds in which the main thread was ready to run and no core was free."""
+    """Seconds that the main thread was ready to run while no core was free."""
     try:
-        with open(f"/proc/{pid}/schedstat") as file:
+        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
             return int(file.read().split()[1]) / 1e9
     except (OSError, IndexError, ValueError):
-        return 0.0  # It has just ended, or the kernel does not count.
+        return 0.0  # It has just ended, or the kernel does not count this.
 
 
 def _pid_of(pidfd: int) -> int:
     """The pid behind a pidfd as this process numbers it; -1 when it is gone."""
-    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
         for line in file:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
@@ -312,7 +314,8 @@ def _pid_of(pidfd: int) -> int:
 
 
 def _take_frame(buffer: bytearray) -> Any:
-    """Takes the first frame out; None while it is incomplete, "tampering" when it is none."""
+    """Removes and returns the first frame; None while it is incomplete, "tampering" if it is not a
+    frame."""
     if len(buffer) < 4:
         return None
     (length,) = struct.unpack_from(">I", buffer)
@@ -330,7 +333,7 @@ def _take_frame(buffer: bytearray) -> Any:
 
 
 def _failure(data: Any) -> Failure:
-    """Exception text from the child; every field is checked, none is believed to be more."""
+    """The exception that the child describes; every field is checked for its type."""
     frames = tuple(
         Frame(line=line, function=_clean(name))
         for line, name in data["f"][:32]
@@ -343,5 +346,5 @@ def _failure(data: Any) -> Failure:
 
 
 def _clean(text: str) -> str:
-    """`text` without halves of surrogate pairs, which no file can hold."""
+    """`text` with unpaired surrogates replaced, because UTF-8 cannot encode them."""
     return text.encode("utf-8", errors="replace").decode()

@@ -1,7 +1,8 @@
-"""A pool of zygotes on this machine: one child per program, run again when the judge fails.
+"""A pool of zygotes on this machine: each program runs in one child, and again if the judge's side
+fails.
 
-What happens to an input is decided in `child.py`; how a process is locked down in `jail.py`,
-`landlock.py` and `namespaces.py`, which run in the zygote and its children.
+`child.py` decides what happened with an input. `jail.py`, `landlock.py` and `namespaces.py` lock a
+process down; they run in the zygote and its children.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
+from sdpo.machine import system_file, usable_cores
 from sdpo.sandbox.child import Child
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
 from sdpo.sandbox.selftest import FIX, self_test
 from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefusedError
 
 MAX_RESTARTS = 3
-"""New children after crashes, per program; later inputs are not run."""
+"""Crashes after which a program gets no new child; its remaining inputs are not run."""
 MAX_RETRIES = 5
-"""Times a program is judged again from the start when its zygote was killed."""
+"""How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
 NOT_RUN = Outcome(status="not_run")
 
@@ -36,20 +38,18 @@ def open_sandbox(
     *,
     width: int | None = None,
     preload: Sequence[str] = (),
+    readable: Sequence[Path] = (),
 ) -> LocalSandbox:
-    """The strongest isolation that works here, tested by doing.
+    """The strongest isolation that works here, established by trying it.
 
-    `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
-    time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules outside the standard library that programs may import.
+    `auto` raises `SandboxError` naming what failed and the fix; `none` limits only time and memory,
+    and warns. `width` is how many programs run at once (default: usable cores). `preload` names
+    modules that programs find loaded, installed packages included; `readable` are absolute paths of
+    files that programs may open, unless `can_read` says that they can open none.
     """
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}; "
-            "run in a Linux container or virtual machine"
-        )
+    require_linux()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
-    settings = replace(settings, **_where(preload))
+    settings = replace(settings, **_where(preload, readable))
     if name == "none":
         warnings.warn(
             "sandbox = none: model-written programs run unprotected, as this user", stacklevel=2
@@ -69,52 +69,45 @@ def open_sandbox(
     raise SandboxError(f"programs cannot be isolated here: {problems[-1]}. {FIX}")
 
 
+def require_linux() -> None:
+    """Raises `SandboxError`, with a way out, on systems other than Linux: the jail is built from
+    what only Linux has."""
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(
+            f"programs are judged in Linux processes, but this is {sys.platform}. A Linux "
+            "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
+            "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
+            "programs run here"
+        )
+
+
 def usable_width() -> int:
-    """Programs that run well at once: as many as cores and half of the free memory allow."""
-    cores = len(os.sched_getaffinity(0))
-    quota = _cgroup_cores()
-    if quota is not None:
-        cores = min(cores, max(1, int(quota)))
+    """How many programs should run at once: bounded by usable cores and half of the free memory."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _text("/proc/meminfo").splitlines():
+    for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) << 10
-    return max(1, min(cores, free // 2 // MEMORY_PER_PROGRAM))
+    return max(1, min(usable_cores(), free // 2 // MEMORY_PER_PROGRAM))
 
 
-def _cgroup_cores() -> float | None:
-    """CPU quota of the container, in cores."""
-    quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not period:
-        quota = _text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _text("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    if quota.strip().isdigit() and period.strip().isdigit():
-        return int(quota) / int(period)
-    return None
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _where(modules: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read for that."""
-    folders, packages = set(), set()
+def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Where `modules` are imported from, and what programs must be able to read: their folders and
+    `readable`."""
+    folders, packages = set(), {str(path) for path in readable}
     for name in modules:
+        if name.partition(".")[0] in sys.stdlib_module_names:
+            continue
         try:
             spec = importlib.util.find_spec(name.partition(".")[0])
         except (ImportError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
-            raise SandboxError(f"sandbox preload: there is no module {name!r}; install it first")
+            raise SandboxError(f"sandbox preload: no module {name!r}; install it first")
         origin = Path(spec.origin)
         own = origin.parent if spec.submodule_search_locations else origin
         folders.add(str(own.parent))
         packages.add(str(own))
-        # Wheels put the shared libraries they bring beside the package.
+        # Wheels put their shared libraries beside the package.
         libraries = own.with_name(f"{own.stem}.libs")
         if libraries.is_dir():
             packages.add(str(libraries))
@@ -134,7 +127,7 @@ class LocalSandbox:
         self._lock = threading.Lock()
         self._open: set[Zygote] = set()
         self._is_closed = False
-        # A place without a zygote gets one when it is first needed.
+        # A place gets its zygote when it is first used.
         self._places: queue.SimpleQueue[Zygote | None] = queue.SimpleQueue()
         for _ in range(width):
             self._places.put(None)
@@ -142,12 +135,17 @@ class LocalSandbox:
 
     @property
     def level(self) -> str:
-        """The layers in use, strongest first, or `none`."""
+        """The layers of isolation in use, strongest first, or `none`."""
         if not self._settings.jailed:
             return "none"
         reading = "landlock" if self._has_landlock else "no file access"
         namespaces = "namespaces+" if self._settings.namespaces else ""
         return f"{namespaces}{reading}+seccomp"
+
+    @property
+    def can_read(self) -> bool:
+        """Whether programs can open files; known once one has run."""
+        return self._has_landlock or not self._settings.jailed
 
     def __enter__(self) -> Self:
         return self
@@ -173,8 +171,8 @@ class LocalSandbox:
     ) -> list[Outcome]:
         """One outcome per input, in order. Raises `SandboxError` when the judge's own side fails.
 
-        When a zygote dies the program is run again from its first input, so `should_stop` may be
-        asked about an index that it has seen.
+        When a zygote dies, the program starts over with its first input, so `should_stop` may be
+        asked about an index again.
         """
         for _ in range(MAX_RETRIES):
             zygote = self._places.get()
@@ -185,7 +183,7 @@ class LocalSandbox:
                 self._give_up(zygote)
                 continue
             except BaseException:
-                # A child in the middle of an answer must not meet the next program.
+                # Its child may be in the middle of an answer; no other program may get that.
                 self._give_up(zygote)
                 raise
             self._places.put(zygote)

@@ -1,7 +1,8 @@
-"""Tagged plain data between judge and child: exact types only, no pickle, no eval, no repr.
+"""The judge's end of the encoding between judge and child: tagged plain data of exact types, no
+pickle, no eval, no repr.
 
-The child's half is `values.py`; this half never trusts what it decodes beyond "a value of that
-type", and never spends more than a bounded time on it.
+The child's end is `values.py`. This end takes nothing it decodes on trust and bounds the time it
+spends on it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from sdpo.sandbox.protocol import Opaque
 
 MAX_DEPTH = 200
 MAX_INT_DIGITS = 1 << 20
-"""Hexadecimal digits; a program may answer with big numbers, not with one that stalls the judge."""
+"""Hexadecimal digits of one integer; parsing a longer one could stall the judge."""
 SAFE_INT = 2**53
 MAX_DECODE_S = 1.0
-"""CPU seconds for one answer. Hashes of numbers are predictable, so a forged set of equal hashes
-would cost the judge hours; an honest answer of 4 MiB takes a fraction of this."""
+"""CPU seconds for one answer. Hashes of numbers are predictable, so decoding a forged set of equal
+hashes could take hours; an honest answer of 4 MiB takes a fraction of this."""
 CHECK_EVERY = 256
 
 
@@ -45,7 +46,8 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """The value that `data` stands for; `ValueError` or `TypeError` when malformed or a trap."""
+    """The value that `data` encodes. Raises `ValueError` or `TypeError` if it is malformed or a
+    trap."""
     if data is None or type(data) in (bool, int, str):
         return data
     return _decode(data, 0, time.thread_time() + MAX_DECODE_S)
@@ -89,7 +91,8 @@ def _complex(body: list[Any]) -> complex:
 
 
 def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:
-    """A dict of decoded keys and values that gives up when the keys' hashes collide too much."""
+    """A dict of decoded keys and values. Raises `ValueError` if the keys' hashes collide too
+    much."""
     found: dict[Any, Any] = {}
     for count, (key, value) in enumerate(pairs):
         found[_hashable(_decode(key, depth + 1, deadline))] = _decode(value, depth + 1, deadline)
@@ -99,7 +102,7 @@ def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:
 
 
 def _hashable(value: Any) -> Any:
-    """A key or set member; what cannot be one (a child may claim it) is replaced by its kind."""
+    """`value` as a dict key or set member; a forged, unhashable one becomes its type's name."""
     if isinstance(value, (list, dict, set, Opaque)):
         return f"<{type(value).__name__}>"
     if isinstance(value, tuple):

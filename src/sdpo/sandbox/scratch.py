@@ -1,8 +1,8 @@
-"""The one folder a program may write to: empty at its start, gone at its end.
+"""The one folder a program may write to: empty when it starts, emptied when it ends.
 
-In namespaces it is a small tmpfs that only the zygote and its children see. Without them it is a
-folder of its own among the temporary files, and the judge counts what the program writes. Standard
-library only: used by the judge, the zygote and its children.
+With namespaces it is a small tmpfs that only the zygote and its children see. Without them it is a
+temporary folder, and the judge counts what the program writes. Standard library only: used by the
+judge, the zygote and its children.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ import os
 INSIDE = "/scratch"
 """Its path in a private root."""
 MAX_BYTES = 16 << 20
-"""Of the tmpfs; where there is none the judge counts what is written (`child.py`)."""
+"""Size of the tmpfs; without one, the judge counts what is written (`child.py`)."""
 MAX_ENTRIES = 128
-FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def empty(folder: str) -> None:
-    """Remove everything in `folder`. Nothing may run in there meanwhile."""
+    """Remove everything in `folder`. No program may run in it meanwhile."""
     if os.listdir(folder):
-        handle = os.open(folder, FOLDER_FLAGS)
+        handle = _open_folder(folder)
         try:
             _empty(handle)
         finally:
             os.close(handle)
+
+
+def _open_folder(name: str, dir_fd: int | None = None) -> int:
+    # Flags that Windows lacks: named here, so that this module can be imported there.
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=dir_fd)
 
 
 def _empty(handle: int) -> None:
@@ -34,7 +39,7 @@ def _empty(handle: int) -> None:
         except (IsADirectoryError, PermissionError):
             # A program may make a folder that even its owner may not list.
             os.chmod(name, 0o700, dir_fd=handle)
-            inner = os.open(name, FOLDER_FLAGS, dir_fd=handle)
+            inner = _open_folder(name, dir_fd=handle)
             try:
                 _empty(inner)
             finally:
@@ -43,7 +48,7 @@ def _empty(handle: int) -> None:
 
 
 def remove(folder: str) -> None:
-    """Remove `folder` with its content, whoever comes first: the zygote or the judge."""
+    """Remove `folder` and its content, unless it is already gone."""
     try:
         empty(folder)
         os.rmdir(folder)

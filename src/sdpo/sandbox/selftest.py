@@ -1,4 +1,4 @@
-"""Tries what a jailed program must not be able to do; run whenever a sandbox opens."""
+"""Tries what a jailed program must not be able to do; runs whenever a sandbox is opened."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def self_test(sandbox: Sandbox) -> None:
         name = str(path)
         program = Program(source=SOURCE, mode="function", entry_point="attempt")
         limits = Limits(cpu_s=2.0, memory_mb=256)
-        # What works once is not tried further: without a jail it would do harm.
+        # Stop at the first that works: without a jail, the rest would do harm.
         outcomes = sandbox.run(
             program,
             [[what, name] for what in OUTSIDE],

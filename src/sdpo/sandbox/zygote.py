@@ -1,8 +1,8 @@
 """A small warm interpreter that forks one jailed child per request.
 
 Started as `python -I -S zygote.py FD SETTINGS`. It never sees code, input or output: the four
-descriptors of a request go straight into the child. Single-threaded, one child at a time; when its
-socket closes it kills the child and ends.
+descriptors of a request go straight to the child. Single-threaded, one child at a time; when its
+socket closes, it kills the child and exits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRELOAD = (
     "numbers", "operator", "os", "queue", "random", "re", "statistics", "string", "struct", "sys",
     "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "zlib",
 )  # fmt: skip
-"""What most programs import. Not more: every fork pays for each page of the zygote."""
+"""What most programs import, and no more: each fork pays for every page of the zygote."""
 PRELOAD_STRICT = (
     "ast", "asyncio", "base64", "binascii", "calendar", "codecs", "colorsys", "concurrent.futures",
     "contextvars", "csv", "difflib", "fileinput", "getpass", "graphlib", "hmac", "html", "inspect",
@@ -36,13 +36,15 @@ PRELOAD_STRICT = (
     "selectors", "shlex", "shutil", "socket", "subprocess", "tempfile", "timeit", "unittest",
     "urllib.parse", "uuid", "warnings", "weakref", "zoneinfo",
 )  # fmt: skip
-"""All that can be imported where programs cannot open files."""
+"""Where programs cannot open files, this is all they can import besides."""
 NUM_FDS = 4
 """Commands, results, standard output, standard input; in this order."""
 FIRST_FD = 40
-"""The child's descriptors move here (a Landlock ruleset behind them); all others are closed."""
+"""The child's descriptors start at this number, a Landlock ruleset comes after them, and all others
+are closed."""
 STACK_BYTES = 256 << 20
-"""Deep recursion in C (`lru_cache`, `sorted` keys) is honest; the default 8 MiB crash on it."""
+"""Honest programs recurse deeply in C (`lru_cache`, `sorted` keys); with the default 8 MiB they
+crash."""
 THREAD_STACK_BYTES = 8 << 20
 NOT_LOCKED_DOWN = 70
 
@@ -73,7 +75,7 @@ def arrange_descriptors(fds: list[int], prepared: dict[str, Any]) -> None:
 
 
 def lock_down(job: dict[str, int], prepared: dict[str, Any]) -> None:
-    """Everything that must hold while the program runs, in the order in which each is possible."""
+    """Put every restriction in place, in an order in which each is still possible."""
     jail = prepared["jail"]
     jail.set_limits(job, prepared["base_bytes"])
     if not prepared["is_jailed"]:
@@ -121,14 +123,14 @@ def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float] | 
 
 
 def kill_orphans() -> None:
-    """End what a program left behind. A jailed one cannot; one that runs unprotected may fork."""
+    """Kill what an unprotected program left behind; a jailed one cannot fork."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
         if pid == 0:
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 orphans = [int(orphan) for orphan in file.read().split()]
             for orphan in orphans:
                 os.kill(orphan, signal.SIGKILL)
@@ -136,7 +138,7 @@ def kill_orphans() -> None:
 
 
 def with_large_stack() -> None:
-    """Run this script again under a large stack limit: the memory map is laid out at exec."""
+    """Execute this script again with a large stack limit, because exec lays out the memory map."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     bound = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     if soft == resource.RLIM_INFINITY or soft < bound:
@@ -145,7 +147,7 @@ def with_large_stack() -> None:
 
 
 def preload(settings: dict[str, Any]) -> None:
-    """Import what programs use, so that no program pays for it."""
+    """Import what programs use, so that none of them pays for it."""
     names = [] if settings["landlock"] else PRELOAD_STRICT
     for name in (*PRELOAD, *names):
         with contextlib.suppress(ImportError):
@@ -159,12 +161,12 @@ def preload(settings: dict[str, Any]) -> None:
 
     threading.stack_size(THREAD_STACK_BYTES)
     sys.setrecursionlimit(10_000)
-    # A child that the judge interrupts is killed; Ctrl-C at the terminal is for the trainer alone.
+    # The judge kills a child to interrupt it; Ctrl-C at the terminal is for the trainer alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def as_bare_package() -> None:
-    """Make `sdpo.sandbox` a folder of modules; its own start would import the judge's side."""
+    """Make `sdpo.sandbox` a plain folder of modules; its `__init__` imports the judge's side."""
     for name, folders in (("sdpo", []), ("sdpo.sandbox", [HERE])):
         module = types.ModuleType(name)
         module.__path__ = folders
@@ -172,7 +174,7 @@ def as_bare_package() -> None:
 
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
-    """Enter namespaces, preload, and make what all children share."""
+    """Enter namespaces, preload, and build what all children share."""
     from sdpo.sandbox import jail, landlock, namespaces, runner, scratch
 
     jail.own_machine()
@@ -241,7 +243,7 @@ def main() -> None:
 
 
 def answer(connection: socket.socket, prepared: dict[str, Any]) -> None:
-    """Fork for each request until the judge goes."""
+    """Fork for each request until the judge goes away."""
     while True:
         job, fds = receive(connection)
         if job is None:

@@ -2,148 +2,241 @@
 2).
 
 Pure: the random generator and the token counter are arguments. The task's own messages stay whole,
-system and earlier turns included; only demonstration and feedback are ever cut, in the middle, and
-the context's `reason` says so.
+system and earlier turns included; only demonstration, feedback and attempt are ever cut, in the
+middle, and the context's `reason` says so. How they are laid out is `layout.py`.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Self, assert_never
 
-from sdpo.config.schema import ContextConfig
+from sdpo.chat import Chat
+from sdpo.config.teacher import ContextConfig
+from sdpo.envs.text import cut_middle
 from sdpo.errors import PromptTooLongError
-from sdpo.records import Group, Message, TeacherContext
-from sdpo.teacher import templates
+from sdpo.records import Group, Message, Rollout, TeacherContext
+from sdpo.teacher.layout import Episode, Sections, lay_out
 
 CountTokens = Callable[[Sequence[Message]], int]
 """Tokens of a rendered conversation, generation prompt included."""
 
-StripThinking = Callable[[str], str]
-"""An attempt's text without hidden reasoning and live special tokens."""
 
-Inert = Callable[[str], str]
-"""An environment's text without live special tokens; feedback may quote the attempt."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What `teacher_contexts` needs besides groups and rules.
 
+    Example:
+        Reading(count_tokens=count, strip_thinking=chat.as_content, inert=chat.inert)
+    """
 
-class _Said(NamedTuple):
-    """What a context may show besides the task, safe to show."""
+    count_tokens: CountTokens
+    strip_thinking: Callable[[str], str] = str.strip
+    """An attempt's text without hidden reasoning and live special tokens."""
+    inert: Callable[[str], str] = str
+    """An environment's text without live special tokens; feedback may quote the attempt."""
 
-    demonstration: str | None
-    feedback: str | None
-    attempt: str | None
+    @classmethod
+    def of(cls, chat: Chat) -> Self:
+        """How `chat` counts and shows."""
+        return cls(
+            count_tokens=lambda messages: len(chat.prompt_ids(messages)),
+            strip_thinking=chat.as_content,
+            inert=chat.inert,
+        )
 
 
 def teacher_contexts(
     group: Group,
     rules: ContextConfig,
     rng: random.Random,
-    count_tokens: CountTokens,
+    reading: Reading,
     *,
-    strip_thinking: StripThinking = str.strip,
-    inert: Inert = str,
     others: Sequence[Group] = (),
+    reference: str | None = None,
 ) -> list[TeacherContext]:
     """One context per rollout of `group`, in order.
 
-    Solved siblings are drawn in one random order per group and every rollout takes the first that
-    is not itself, so that a group has at most two different demonstrations and their tokens are
-    computed once. `others` are the step's groups that the control `other_task` draws from. Raises
-    `PromptTooLongError` when the task alone exceeds `rules.max_tokens`.
+    Demonstrations are drawn in one random order per group and every rollout takes the first that
+    is neither itself nor its own text again, so that a group has few different ones and their
+    tokens are computed once. `others` are the step's groups, from which the control `other_task`
+    and `experience` draw. `reference` is the task's own solution. Raises `PromptTooLongError` when
+    the task alone exceeds `rules.max_tokens`.
     """
-    order = [index for index, verdict in enumerate(group.verdicts) if verdict.solved]
-    rng.shuffle(order)
-    foreign = (
-        _foreign_demonstration(group, others, rng) if rules.demonstration == "other_task" else None
-    )
-    contexts = []
-    for index in range(len(group.rollouts)):
-        demonstration = _choose_demonstration(index, order, rules)
-        text = foreign
-        if demonstration is not None:
-            text = group.rollouts[demonstration].text
-        if text is not None:
-            text = strip_thinking(text)
-        feedback = group.verdicts[index].feedback
-        said = _Said(
-            demonstration=text,
-            feedback=None if feedback is None else inert(feedback),
-            attempt=strip_thinking(group.rollouts[index].text) if rules.attempt else None,
+    if rules.control == "plain":
+        plain = TeacherContext(messages=group.task.messages, sources=("plain",), reason="plain")
+        return [plain] * len(group.rollouts)
+    shown = _Group(group, rules, rng, reading, others, reference)
+    return [shown.context(index) for index in range(len(group.rollouts))]
+
+
+class _Group:
+    """One group's demonstrations and notes, read once and shown to its rollouts."""
+
+    def __init__(
+        self,
+        group: Group,
+        rules: ContextConfig,
+        rng: random.Random,
+        reading: Reading,
+        others: Sequence[Group],
+        reference: str | None,
+    ) -> None:
+        self._group = group
+        self._rules = rules
+        self._reading = reading
+        self._episodes = [
+            Episode.of(rollout, reading.strip_thinking, reading.inert) for rollout in group.rollouts
+        ]
+        self._order = _candidates(group, rules, rng)
+        self._foreign = None
+        if rules.control == "other_task":
+            foreign = _foreign_demonstrations(group, others)
+            if foreign:
+                self._foreign = Episode.of(
+                    rng.choice(foreign), reading.strip_thinking, reading.inert
+                )
+        self._reference = None
+        if rules.demonstration == "reference" and reference is not None and reference.strip():
+            self._reference = Episode.single(reading.inert(reference))
+        self._note = _experience(group, others) if rules.experience else None
+
+    def context(self, index: int) -> TeacherContext:
+        """What the teacher reads about rollout `index`."""
+        rules, verdict = self._rules, self._group.verdicts[index]
+        demonstration, source, episode = self._demonstration(index)
+        feedback = None
+        if not verdict.solved and _shows_feedback(rules, has_demonstration=episode is not None):
+            feedback = self._note if rules.experience else verdict.feedback
+        if feedback is not None and not feedback.strip():
+            feedback = None
+        if episode is None and feedback is None:
+            solved_alone = verdict.solved and rules.demonstration == "random"
+            return TeacherContext(
+                messages=None, reason="solved_alone" if solved_alone else "nothing_to_say"
+            )
+        sections = Sections(
+            demonstration=episode,
+            feedback=None if feedback is None else self._reading.inert(feedback),
+            attempt=self._episodes[index] if rules.attempt and feedback is not None else None,
         )
-        contexts.append(_context(group, index, demonstration, said, rules, count_tokens))
-    return contexts
+        messages, cut = _fit(self._group, sections, rules, self._reading.count_tokens)
+        told = "experience" if rules.experience else "feedback"
+        return TeacherContext(
+            messages=messages,
+            demonstration=demonstration,
+            feedback_used=feedback is not None,
+            sources=tuple(
+                name
+                for name, is_shown in (
+                    (source, episode is not None),
+                    (told, feedback is not None),
+                    ("attempt", sections.attempt is not None),
+                )
+                if is_shown
+            ),
+            reason=f"cut {cut} characters" if cut else None,
+        )
+
+    def _demonstration(self, index: int) -> tuple[int | None, str, Episode | None]:
+        """Index in the group where it has one, what it is, and the demonstration itself."""
+        if self._rules.control == "other_task":
+            return None, "other_task", self._foreign
+        if self._rules.demonstration == "reference":
+            return None, "reference", self._reference
+        own = self._episodes[index]
+        for candidate in self._order:
+            episode = self._episodes[candidate]
+            # A sibling with the same text would let the teacher read the attempt word for word.
+            if candidate != index and not episode.is_blank and episode != own:
+                return candidate, "sibling", episode
+        if self._rules.own_demonstration and index in self._order and not own.is_blank:
+            return index, "own", own
+        return None, "sibling", None
 
 
-def _choose_demonstration(index: int, order: Sequence[int], rules: ContextConfig) -> int | None:
-    if rules.demonstration != "random":
-        return None
-    for candidate in order:
-        if candidate != index:
-            return candidate
-    return index if rules.own_demonstration and index in order else None
+def _shows_feedback(rules: ContextConfig, *, has_demonstration: bool) -> bool:
+    match rules.feedback:
+        case "always":
+            return True
+        case "without_demonstration":
+            return not has_demonstration
+        case "never":
+            return False
+        case _:
+            assert_never(rules.feedback)
 
 
-def _foreign_demonstration(group: Group, others: Sequence[Group], rng: random.Random) -> str | None:
-    solved = [
-        rollout.text
+def _candidates(group: Group, rules: ContextConfig, rng: random.Random) -> list[int]:
+    """Indices of the rollouts that may be demonstrations, in the order to try them."""
+    match rules.demonstration:
+        case "random":
+            order = [index for index, verdict in enumerate(group.verdicts) if verdict.solved]
+        case "majority":
+            order = _majority(group, rng)
+        case "reference" | "none":
+            order = []
+        case _:
+            assert_never(rules.demonstration)
+    rng.shuffle(order)
+    return order
+
+
+def _majority(group: Group, rng: random.Random) -> list[int]:
+    """Rollouts with the answer most of them give, whether or not it is right; a tie is broken by
+    `rng`. The environment names an attempt's answer in `verdict.info["answer"]`."""
+    answers = [verdict.info.get("answer") for verdict in group.verdicts]
+    counts = Counter(answer for answer in answers if answer is not None)
+    if not counts:
+        return []
+    most = max(counts.values())
+    chosen = rng.choice(sorted((a for a, n in counts.items() if n == most), key=str))
+    return [index for index, answer in enumerate(answers) if answer == chosen]
+
+
+def _foreign_demonstrations(group: Group, others: Sequence[Group]) -> list[Rollout]:
+    return [
+        rollout
         for other in others
         if other.task.id != group.task.id
         for rollout, verdict in zip(other.rollouts, other.verdicts, strict=True)
-        if verdict.solved
+        if verdict.solved and rollout.text.strip()
     ]
-    return rng.choice(solved) if solved else None
 
 
-def _context(
-    group: Group,
-    index: int,
-    demonstration: int | None,
-    said: _Said,
-    rules: ContextConfig,
-    count_tokens: CountTokens,
-) -> TeacherContext:
-    verdict = group.verdicts[index]
-    if rules.plain:
-        return TeacherContext(messages=group.task.messages, reason="plain")
-    feedback = None if verdict.solved else said.feedback
-    if rules.feedback == "never" or (
-        rules.feedback == "without_demonstration" and said.demonstration is not None
-    ):
-        feedback = None
-    if said.demonstration is None and feedback is None:
-        solved_alone = verdict.solved and rules.demonstration == "random"
-        return TeacherContext(
-            messages=None, reason="solved_alone" if solved_alone else "nothing_to_say"
-        )
-    said = said._replace(feedback=feedback, attempt=None if feedback is None else said.attempt)
-    messages, cut = _fit(group, said, rules, count_tokens)
-    return TeacherContext(
-        messages=messages,
-        demonstration=demonstration,
-        feedback_used=feedback is not None,
-        reason=f"cut {cut} characters" if cut else None,
-    )
+def _experience(group: Group, others: Sequence[Group]) -> str | None:
+    """Distinct lines of feedback to the step's failed attempts at tasks of this family, newest
+    first; None without any. A task without a family is one of its own."""
+    family = group.task.metadata.get("family")
+    related = [group]
+    if family is not None:
+        # The step's groups include this one.
+        related = [other for other in others if other.task.metadata.get("family") == family] or [
+            group
+        ]
+    lines = [
+        line.strip()
+        for other in related
+        for verdict in other.verdicts
+        if not verdict.solved and verdict.feedback
+        for line in verdict.feedback.splitlines()
+        if line.strip()
+    ]
+    return "\n".join(dict.fromkeys(reversed(lines))) or None
 
 
 def _fit(
-    group: Group, said: _Said, rules: ContextConfig, count_tokens: CountTokens
+    group: Group, sections: Sections, rules: ContextConfig, count_tokens: CountTokens
 ) -> tuple[tuple[Message, ...], int]:
-    """Messages within the budget and the number of characters cut: feedback and attempt go first,
-    then demonstration."""
-    build = _single_turn if rules.layout == "single_turn" else _turns
-    parts = [part or "" for part in said]
-    total = sum(map(len, parts))
+    """Messages within the budget and by how many characters their parts were shortened: attempt
+    first, then feedback, then demonstration."""
+    total = sections.num_chars
 
-    def messages(keep: int) -> tuple[Message, ...]:
-        kept = []
-        for part in parts:
-            kept.append(cut_middle(part, keep))
-            keep = max(0, keep - len(part))
-        return build(
-            group.task.messages,
-            *(None if part is None else text for part, text in zip(said, kept, strict=True)),
-        )
+    def messages(limit: int) -> tuple[Message, ...]:
+        return lay_out(group.task.messages, sections.cut(limit, cut_middle), rules)
 
     whole = messages(total)
     if count_tokens(whole) <= rules.max_tokens:
@@ -164,58 +257,26 @@ def _fit(
     return messages(low), total - low
 
 
-def cut_middle(text: str, keep: int) -> str:
-    """`text` with its middle replaced by a note so that `keep` of its characters remain."""
-    if len(text) <= keep:
-        return text
-    head = (keep + 1) // 2
-    note = templates.CUT.format(count=len(text) - keep)
-    return text[:head] + note + text[len(text) - (keep - head) :]
-
-
-def _single_turn(
-    task: Sequence[Message], demonstration: str | None, feedback: str | None, attempt: str | None
-) -> tuple[Message, ...]:
-    """The paper's layout: every section inside the task's last user turn, in the order of Table
-    2."""
-    sections = [task[-1]["content"]]
-    if demonstration is not None:
-        sections.append(templates.DEMONSTRATION.format(demonstration=demonstration))
-    if attempt is not None:
-        sections.append(templates.ATTEMPT.format(attempt=attempt))
-    if feedback is not None:
-        sections.append(templates.FEEDBACK.format(feedback=feedback))
-    sections.append(templates.SOLVE)
-    return (*task[:-1], {**task[-1], "content": "\n\n".join(sections)})
-
-
-def _turns(
-    task: Sequence[Message], demonstration: str | None, feedback: str | None, attempt: str | None
-) -> tuple[Message, ...]:
-    """Demonstration (and attempt) as earlier answers of the assistant; then the task again."""
-    question = task[-1]["content"]
-    messages = list(task)
-    last: list[str] = []
-    if demonstration is not None:
-        messages.append({"role": "assistant", "content": demonstration})
-        last.append(templates.CORRECT)
-    if attempt is not None:
-        if last:
-            messages.append(
-                {
-                    "role": "user",
-                    "content": "\n\n".join([*last, templates.AGAIN.format(task=question)]),
-                }
-            )
-            last = []
-        messages.append({"role": "assistant", "content": attempt})
-        last.append(templates.WRONG)
-    if feedback is not None:
-        last.append(templates.FEEDBACK.format(feedback=feedback))
-    last.append(templates.AGAIN.format(task=question))
-    content = "\n\n".join(last)
-    if messages[-1]["role"] == "assistant":
-        return (*messages, {"role": "user", "content": content})
-    # Feedback alone has no assistant turn to answer, and two user turns in a row are not a
-    # conversation.
-    return (*messages[:-1], {**task[-1], "content": content})
+def frames(messages: Sequence[Message], rules: ContextConfig) -> list[tuple[Message, ...]]:
+    """The frames `rules` can put around a task, with nothing in their sections: each must fit into
+    `rules.max_tokens` whatever is said about an attempt."""
+    if rules.control == "plain":
+        return [tuple(messages)]
+    empty = Episode.single("")
+    kinds = []
+    if rules.demonstration != "none":
+        kinds.append((empty, rules.feedback == "always"))
+    if rules.feedback != "never":
+        kinds.append((None, True))
+    return [
+        lay_out(
+            messages,
+            Sections(
+                demonstration=demonstration,
+                feedback="" if has_feedback else None,
+                attempt=empty if rules.attempt and has_feedback else None,
+            ),
+            rules,
+        )
+        for demonstration, has_feedback in kinds
+    ]

@@ -13,10 +13,10 @@ from typing import Literal, assert_never
 
 from transformers import PreTrainedTokenizerFast
 
+from sdpo.config.teacher import TemplatesConfig
 from sdpo.envs.base import CheckReport, FunctionEnv
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.seeds import derive
-from sdpo.teacher import templates
 from sdpo.testing.models import byte_tokenizer
 
 Reveal = Literal["all", "part", "none"]
@@ -137,8 +137,7 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 def _phrases() -> list[str]:
     frames = (
         *(QUESTION, WRONG, NO_CODE, REVEAL_ALL, REVEAL_PART),
-        *(templates.DEMONSTRATION, templates.FEEDBACK, templates.ATTEMPT, templates.SOLVE),
-        *(templates.CORRECT, templates.WRONG, templates.AGAIN),
+        *TemplatesConfig().model_dump().values(),
         *("user\n", "assistant\n", "\n\n"),
     )
     phrases: dict[str, None] = {}

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import pickle
 import platform
 import shutil
@@ -25,10 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdpo._version import __version__
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import CheckpointError, ConfigError
+from sdpo.files import atomic_write
+from sdpo.machine import usable_cores
 from sdpo.models.quiet import quiet
 from sdpo.models.weights import trainable
 
@@ -69,23 +71,18 @@ class Checkpoints:
         partial folder remains.
         """
         final = self.folder / f"step-{step}"
-        partial = self.folder / f".partial-{step}"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            with quiet():
-                model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            trained = trainable(model)
-            if not trained.keys() <= _saved_names(partial):
-                weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-                save_file(weights, partial / WEIGHTS)
-            torch.save(dict(state), partial / STATE)
-            _sync(partial)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
+            with atomic_write(final) as partial:
+                partial.mkdir()
+                with quiet():
+                    model.save_pretrained(partial)
+                tokenizer.save_pretrained(partial)
+                trained = trainable(model)
+                if not trained.keys() <= _saved_names(partial):
+                    weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+                    save_file(weights, partial / WEIGHTS)
+                torch.save(dict(state), partial / STATE)
         except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
             raise CheckpointError(
                 f"cannot write checkpoint {final}: {error}; "
                 "free space or choose another `run` directory. "
@@ -132,13 +129,6 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _sync(folder: Path) -> None:
-    """Ask the disk to hold every file before the rename makes them visible."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-
-
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     """The run's directory with its config.json; one that holds results must have the same config
     and environment, except that `steps` may have grown: then the run goes on.
@@ -156,9 +146,8 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
             facts = {name: value for name, value in recorded.items() if name != "config"}
         run_dir.mkdir(parents=True, exist_ok=True)
         record = {"config": dump(config), **facts}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=2) + "\n")
-        partial.rename(path)
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"run = {config.run!r}: cannot write there ({error.strerror}); "
@@ -193,7 +182,7 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record at `path`. Raises `ConfigError` naming the differing keys when it belongs to
     another config than `config`; more `steps` are no difference."""
     try:
-        recorded = json.loads(path.read_text())
+        recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
         is_longer = before["steps"] < config.steps
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -228,7 +217,7 @@ def run_facts(env: Env | None = None) -> dict[str, Any]:
         "environment": None if env is None else _fingerprint(env),
         "versions": {
             "python": platform.python_version(),
-            "sdpo": _own_version(),
+            "sdpo": __version__,
             **{
                 name: importlib.metadata.version(name)
                 for name in ("torch", "transformers", "numpy", "tokenizers")
@@ -238,7 +227,7 @@ def run_facts(env: Env | None = None) -> dict[str, Any]:
         "host": {
             "name": platform.node(),
             "machine": platform.machine(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": usable_cores(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         },
         "command": sys.argv,
@@ -264,16 +253,9 @@ def _git_state() -> dict[str, str]:
                 cwd=source,
                 capture_output=True,
                 text=True,
+                encoding="utf-8",
                 timeout=10,
                 check=True,
             )
             found[key] = result.stdout.strip()
     return found
-
-
-def _own_version() -> str:
-    """This package's version; a checkout that was never installed has none."""
-    try:
-        return importlib.metadata.version("sdpo")
-    except importlib.metadata.PackageNotFoundError:
-        return "uninstalled"

@@ -16,15 +16,15 @@ from sdpo.config.objective import (
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
-    SftConfig,
 )
-from sdpo.config.schema import RunConfig, TrustRegionConfig
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import TrustRegionConfig
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
@@ -64,7 +64,7 @@ def describe_objective(config: RunConfig) -> list[str]:
             f"kl        {spec.kl.coefficient:g} x KL(student | initial model), whole vocabulary",
             "          / trained tokens of the whole batch",
         ]
-    if spec.needs_teacher or isinstance(config.objective, SftConfig):
+    if reads_contexts(config.objective):
         lines.append(f"teacher   {_teacher(config)}")
     lines.append(f"all at temperature {spec.temperature:g}")
     return lines

@@ -26,8 +26,8 @@ from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import OldSupport, TokenBatch
 from sdpo.losses.weighting import entropy_weights, position_weights, success_rate_weights
 from sdpo.parallel import Parallel
-from sdpo.records import Key, Sample, is_distill_fed, key_of
-from sdpo.training.targets import Targets, trained_tokens
+from sdpo.records import Key, Sample
+from sdpo.training.targets import Targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def teacher_first(
 ) -> tuple[list[Sample], torch.Tensor]:
     """`samples` and their hidden states with those that have a `teacher` in front, otherwise in the
     order they had: a chunk of the head then has a teacher or has none."""
-    order = sorted(range(len(samples)), key=lambda i: key_of(samples[i]) not in teacher)
+    order = sorted(range(len(samples)), key=lambda i: samples[i].key not in teacher)
     if order == list(range(len(samples))):
         return list(samples), hidden_TD
     parts = hidden_TD.split([sum(s.loss_mask) for s in samples])
@@ -64,23 +64,25 @@ def fill_batch(
     device: torch.device,
 ) -> TokenBatch:
     """The columns of `samples`, sample after sample; `teacher_first` has put them in order."""
-    counts = [sum(s.loss_mask) for s in samples]
+    counts = [s.num_trained for s in samples]
     lengths = torch.tensor(counts, device=device)
     dtype = math_dtype(targets.teacher_head.dtype)
 
     def spread(values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(lengths)
 
-    is_taught = [key_of(s) in targets.teacher for s in samples]
+    is_taught = [s.key in targets.teacher for s in samples]
     assert is_taught == sorted(is_taught, reverse=True), "samples with a teacher come first"
     distill = [
-        weights[key_of(s)] if key_of(s) in weights else torch.zeros(count, device=device)
+        weights[s.key] if s.key in weights else torch.zeros(count, device=device)
         for s, count in zip(samples, counts, strict=True)
     ]
-    olds = [old[key_of(s)] for s in samples] if old else []
+    olds = [old[s.key] for s in samples] if old else []
     return TokenBatch(
         num_taught=sum(count for count, taught in zip(counts, is_taught, strict=True) if taught),
-        targets=torch.cat([trained_tokens(s, device) for s in samples]),
+        targets=torch.tensor(
+            [t for s in samples for t in s.trained_ids], device=device, dtype=torch.long
+        ),
         sampler_logprobs=torch.tensor(
             [p for s in samples for p, m in zip(s.sampler_logprobs, s.loss_mask, strict=True) if m],
             device=device,
@@ -109,11 +111,11 @@ def distill_weights(
     Weightings that are relative to the batch's mean are normalised here over all ranks, before the
     first forward.
     """
-    distilled = [s for s in samples if is_distill_fed(s)]
+    distilled = [s for s in samples if s.is_distilled]
     if spec.distill is None:
         return {}
     device = targets.teacher_head.device
-    factors = [torch.ones(sum(s.loss_mask), device=device) for s in distilled]
+    factors = [torch.ones(s.num_trained, device=device) for s in distilled]
     assert isinstance(objective, DistillingConfig)
     match objective.weighting:
         case NoWeightingConfig():
@@ -131,23 +133,23 @@ def distill_weights(
     if isinstance(objective, ScSdpoConfig):
         rates = success_rate_weights(
             [s.solved_rate for s in distilled],
-            [float(sum(s.loss_mask)) for s in distilled],
+            [float(s.num_trained) for s in distilled],
             reduce=parallel.sum,
         )
     return {
-        key_of(s): factor * (s.component_weights["distill"] * rate)
+        s.key: factor * (s.component_weights["distill"] * rate)
         for s, factor, rate in zip(distilled, factors, rates, strict=True)
     }
 
 
 def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> torch.Tensor:
     """[T_i] entropy of the target distribution, the trust region's mixture included."""
-    key = key_of(sample)
+    key = sample.key
     trust = spec.distill.trust if spec.distill is not None else None
     return token_statistics(
         targets.teacher[key],
         targets.teacher_head,
-        trained_tokens(sample, targets.teacher_head.device),
+        torch.tensor(sample.trained_ids, device=targets.teacher_head.device, dtype=torch.long),
         temperature=spec.temperature,
         reference_hidden=targets.trust.get(key),
         reference_head=targets.initial_head if trust is not None else None,
@@ -165,7 +167,7 @@ def _negatives(
     rows = []
     for sample, count in zip(samples, counts, strict=True):
         row = torch.full((count, width), torch.nan, device=targets.teacher_head.device, dtype=dtype)
-        found = targets.negatives.get(key_of(sample))
+        found = targets.negatives.get(sample.key)
         if found is not None:
             row[:, : found.shape[1]] = found
         rows.append(row)

@@ -23,6 +23,12 @@ from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
 
 
+def reads_contexts(objective: ObjectiveConfig) -> bool:
+    """Whether a teacher reads anything: the loss compares with it (distillation, token credit), or
+    its own attempts are learnt (`sft`)."""
+    return not isinstance(objective, GrpoConfig)
+
+
 def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
     """Which component each rollout feeds."""
     match objective:

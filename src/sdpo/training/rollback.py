@@ -1,4 +1,4 @@
-"""Going back after a collapse: which checkpoint is good, and what is restored from it.
+"""Going back after a collapse: which checkpoint is good.
 
 The canaries say until when the weights were not suspicious (`Alert.good`). That alone would accept
 a model that is merely half destroyed, so the evaluations have a say too: a checkpoint is good when
@@ -8,17 +8,12 @@ the evaluation before it was within the interval of the best one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from sdpo.training.step import Updater
 
 CURE = (
     "lower optim.lr, freeze the teacher (teacher.schedule.type=frozen), "
     "or set canaries.action=warn, in a new run"
 )
 """What a user can do about a collapse."""
-LR_FACTOR = 0.5
-"""Factor on the learning rate at each rollback."""
 
 
 class EvaluationHistory:
@@ -65,16 +60,3 @@ class EvaluationHistory:
 
     def _solved(self, step: int) -> float:
         return next((row[1] for row in reversed(self._rows) if row[0] <= step), 0.0)
-
-
-def roll_back(state: Mapping[str, Any], updater: Updater) -> None:
-    """Optimizer and teacher of checkpoint `state`, whose weights the model already has; then a
-    lower rate than now and a teacher that stays as it is."""
-    optimizer, schedule = updater.optimizer, updater.schedule
-    scale, updates = optimizer.lr_scale, optimizer.num_updates
-    optimizer.load_state(state["optimizer"])
-    schedule.load_state(state["schedule"])
-    optimizer.lr_scale = scale * LR_FACTOR
-    # Counted as one more update: weights that differ must never share a policy version.
-    optimizer.num_updates = updates + 1
-    schedule.freeze(updater.model)

@@ -4,21 +4,22 @@ The last file before tensors."""
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import GrpoConfig, ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
-from sdpo.config.schema import ContextConfig
+from sdpo.config.objective import ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
-from sdpo.records import Component, Group, Message, Rollout, Sample, TeacherContext, Verdict
+from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.seeds import derive
-from sdpo.teacher.context import teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
+from sdpo.training.objectives import reads_contexts
 
 NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
-"""Of a rollout that no teacher reads."""
+"""The context of a rollout that no teacher reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,44 +28,43 @@ class SampleBuilder:
 
     Example:
         SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective,
-        rule=rule)
+        rule=rule, reference_answer=reference_answers(env))
     """
 
     chat: Chat
     rules: ContextConfig
     objective: ObjectiveConfig
     rule: Rule
+    reference_answer: Callable[[Task], str | None]
+    """The task's own solution where the environment has one (`Solving`)."""
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the objective looks at a teacher at all."""
-        return not isinstance(self.objective, GrpoConfig)
-
-    def contexts(self, groups: Sequence[Group], *, seed: int) -> list[list[TeacherContext]]:
-        """The teacher's context of every rollout; without a teacher in the objective all are
-        empty."""
-        if not self.needs_teacher:
-            return [[NO_CONTEXT] * len(group.rollouts) for group in groups]
+    def with_contexts(self, groups: Sequence[Group], *, seed: int) -> list[Group]:
+        """`groups` with what the teacher reads for every rollout; `NO_CONTEXT` for all of them
+        when the objective has no teacher."""
+        if not reads_contexts(self.objective):
+            return [without_teacher(group) for group in groups]
         return [
-            teacher_contexts(
+            replace(
                 group,
-                self.rules,
-                random.Random(derive(seed, group.task.id)),
-                self._count_tokens,
-                strip_thinking=self.chat.as_content,
-                inert=self.chat.inert,
-                others=groups,
+                contexts=tuple(
+                    teacher_contexts(
+                        group,
+                        self.rules,
+                        random.Random(derive(seed, group.task.id)),
+                        Reading.of(self.chat),
+                        others=groups,
+                        reference=self.reference_answer(group.task),
+                    )
+                ),
             )
             for group in groups
         ]
 
-    def samples(
-        self, group: Group, contexts: Sequence[TeacherContext], *, seed: int
-    ) -> list[Sample]:
-        """One `Sample` per rollout, in order."""
+    def samples(self, group: Group, *, seed: int) -> list[Sample]:
+        """One `Sample` per rollout of a group that has its contexts, in order."""
         divide_by_std = getattr(self.objective, "policy_gradient", PolicyGradientConfig()).std
         advantages = group_advantages(group.rewards, divide_by_std=divide_by_std)
-        routes = route(group, contexts, self.rule)
+        routes = route(group, self.rule)
         rng = random.Random(derive(seed, group.task.id))
         negatives = self._negative_contexts(group, rng)
         return [
@@ -73,7 +73,7 @@ class SampleBuilder:
                 solved_rate=group.solved_rate,
             )
             for rollout, context, advantage, weights, wrong in zip(
-                group.rollouts, contexts, advantages, routes, negatives, strict=True
+                group.rollouts, group.contexts, advantages, routes, negatives, strict=True
             )
         ]
 
@@ -100,24 +100,19 @@ class SampleBuilder:
             rollouts=(group.rollouts[index], group.rollouts[wrong]),
             verdicts=(Verdict(reward=0.0, solved=False), Verdict(reward=1.0, solved=True)),
         )
-        rng = random.Random(0)
-        return teacher_contexts(
-            pair,
-            self.rules,
-            rng,
-            self._count_tokens,
-            strip_thinking=self.chat.as_content,
-            inert=self.chat.inert,
-        )[0]
-
-    def _count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(self.chat.prompt_ids(messages))
+        rules = self.rules.model_copy(update={"demonstration": "random", "control": "none"})
+        return teacher_contexts(pair, rules, random.Random(0), Reading.of(self.chat))[0]
 
 
-def teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[tuple[str, int], int]:
-    """Tokens of every teacher's prompt, by task id and index."""
+def without_teacher(group: Group) -> Group:
+    """`group` with `NO_CONTEXT` for every rollout."""
+    return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
+
+
+def teacher_prompt_tokens(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:
+    """Length of the teacher's prompt of every sample that has one."""
     return {
-        (s.task_id, s.index): len(s.teacher_prompt_ids)
+        s.key: len(s.teacher_prompt_ids)
         for part in samples
         for s in part
         if s.teacher_prompt_ids is not None

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdpo.config.objective import ObjectiveConfig, SftConfig
+from sdpo.config.objective import ObjectiveConfig
 from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
@@ -27,24 +27,28 @@ from sdpo.models.device import finish
 from sdpo.models.hidden import shares_prefixes
 from sdpo.models.packing import MicroBatch, hidden_rows, pack, pack_item
 from sdpo.parallel import Parallel
-from sdpo.records import Key, Sample, is_distill_fed, key_of
+from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
-from sdpo.training.targets import Targets, hidden_states, score_targets, trained_tokens
+from sdpo.training.targets import Targets, hidden_states, score_targets
 
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
-    """Metrics of a step's updates and the credit of inspected rollouts.
+    """What the updates of a step leave besides the weights.
 
     Example:
         StepResult(metrics=Metrics(), credit=[])
     """
 
     metrics: Metrics
+    """`loss/*`, `optim/*`, `policy/*`, `teacher/*` and `time/*` of the updates."""
     credit: list[TokenCredit] = field(default_factory=list)
+    """Token credit of the inspected rollouts."""
+    teacher_prompt_tokens: Mapping[Key, int] = field(default_factory=dict)
+    """Length of the teacher's prompt of every sample that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,16 +130,14 @@ class Updater:
 
     def _update(self, samples: Sequence[Sample], batch: _Batch, result: StepResult) -> None:
         spec = batch.spec
-        active = [sample for sample in samples if self._trains(sample, spec)]
+        active = [sample for sample in samples if spec.trains(sample)]
         start = time.perf_counter()
         targets = score_targets(
             self.model,
             self.schedule,
             active,
             budget_tokens=self._config.micro_batch_tokens,
-            temperature=spec.temperature,
-            needs_reference=spec.needs_initial,
-            wants_teacher=lambda sample: _wants_teacher(sample, spec),
+            spec=spec,
         )
         finish(self.model.device)
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
@@ -177,7 +179,7 @@ class Updater:
         sums. Empty, or the message of a loss that is not finite."""
         hidden = hidden_rows(self.model, micro_batch)
         samples, hidden = teacher_first(samples, hidden, targets.teacher)
-        inspected = {key_of(sample) for sample in samples} & batch.inspect
+        inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             self.model.get_output_embeddings().weight,
@@ -242,7 +244,7 @@ class Updater:
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
         budget = self._config.micro_batch_tokens
         for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
-            tokens = trained_tokens(sample, hidden.device)
+            tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
             logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
             support = None
             if wants_support:
@@ -251,46 +253,21 @@ class Updater:
                 support = token_support(
                     hidden, head, spec.distill.top_k, temperature=spec.temperature
                 )
-            found[key_of(sample)] = OldPolicy(logprobs=logprobs, support=support)
+            found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
         return found
-
-    def compares(self, sample: Sample, spec: ObjectiveSpec) -> bool:
-        """Whether a step puts the teacher beside the student on `sample`, so that it has token
-        credit. A context alone is not enough: SRPO distils only some of those that have one."""
-        return self._trains(sample, spec) and _wants_teacher(sample, spec)
-
-    def _trains(self, sample: Sample, spec: ObjectiveSpec) -> bool:
-        """Whether any component has a gradient for `sample`; others are counted but not
-        computed."""
-        if not any(sample.loss_mask):
-            return False
-        rewarded = bool(sample.component_weights.get("pg")) and (
-            sample.advantage != 0 or isinstance(self._objective, SftConfig)
-        )
-        return (
-            rewarded or spec.kl is not None or (spec.distill is not None and is_distill_fed(sample))
-        )
-
-
-def _wants_teacher(sample: Sample, spec: ObjectiveSpec) -> bool:
-    if sample.teacher_prompt_ids is None:
-        return False
-    if spec.distill is not None and is_distill_fed(sample):
-        return True
-    return spec.credit is not None and bool(sample.component_weights.get("pg"))
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
     """Rows of the samples that have any, in order; None when nobody has."""
     if not parts:
         return None
-    found = [parts[key_of(s)] for s in samples if key_of(s) in parts]
+    found = [parts[s.key] for s in samples if s.key in parts]
     return torch.cat(found) if found else None
 
 
 def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:
     """[T] whether a trained token belongs to one of the chosen samples; on the CPU."""
-    return torch.tensor([key_of(s) in chosen for s in samples for m in s.loss_mask if m])
+    return torch.tensor([s.key in chosen for s in samples for m in s.loss_mask if m])
 
 
 def _mean(values: torch.Tensor) -> Mean:

@@ -16,10 +16,11 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.losses.head.logits import token_statistics
+from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.hidden import shares_prefixes
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.weights import applied, head_of
-from sdpo.records import Key, Sample, key_of
+from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
 _BUDGET_WITHOUT_GRAPH = 4
@@ -58,31 +59,29 @@ def score_targets(
     samples: Sequence[Sample],
     *,
     budget_tokens: int,
-    temperature: float,
-    needs_reference: bool,
-    wants_teacher: Callable[[Sample], bool],
+    spec: ObjectiveSpec,
 ) -> Targets:
-    """Everything the loss compares the student with, for `samples`; those that want no teacher have
-    no teacher entry."""
-    with_teacher = [s for s in samples if wants_teacher(s)]
+    """Everything the loss compares the student with, for `samples`, all of which train; those that
+    are not taught have no teacher entry."""
+    taught = [s for s in samples if spec.is_taught(s)]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
     ) -> dict[Key, torch.Tensor]:
         found = hidden_states(model, chosen, prompt, budget_tokens)
-        return {key_of(sample): rows for sample, rows in found}
+        return {sample.key: rows for sample, rows in found}
 
     with applied(model, schedule.weights):
-        teacher = hidden(with_teacher, lambda s: s.teacher_prompt_ids or ())
-        negatives = _negatives(model, samples, budget_tokens, temperature)
+        teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+        negatives = _negatives(model, samples, budget_tokens, spec.temperature)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
-    if schedule.trust is not None or needs_reference:
+    if schedule.trust is not None or spec.needs_initial:
         assert schedule.initial is not None
         with applied(model, schedule.initial):
             if schedule.trust is not None:
-                trust = hidden(with_teacher, lambda s: s.teacher_prompt_ids or ())
-            if needs_reference:
+                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+            if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
     return Targets(
         teacher=teacher,
@@ -126,20 +125,7 @@ def _negatives(
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
         found = hidden_states(model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens)
         for sample, rows in found:
-            targets = trained_tokens(sample, head.device)
-            logprob, _ = token_statistics(rows, head, targets, temperature=temperature)
-            columns.setdefault(key_of(sample), []).append(logprob)
+            tokens = torch.tensor(sample.trained_ids, device=head.device, dtype=torch.long)
+            logprob, _ = token_statistics(rows, head, tokens, temperature=temperature)
+            columns.setdefault(sample.key, []).append(logprob)
     return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}
-
-
-def trained_tokens(sample: Sample, device: torch.device) -> torch.Tensor:
-    """[R] ids of the completion tokens that train."""
-    return torch.tensor(
-        [
-            token
-            for token, trains in zip(sample.completion_ids, sample.loss_mask, strict=True)
-            if trains
-        ],
-        device=device,
-        dtype=torch.long,
-    )

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import sdpo
 from sdpo.cli import main
-from sdpo.config.schema import ContextConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.models.policy import Policy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sdpo.losses import routing
@@ -12,7 +14,7 @@ CONTEXT = TeacherContext(messages=({"role": "user", "content": "again"},))
 NONE = TeacherContext(messages=None, reason="nothing_to_say")
 
 
-def group(*rewards: float) -> Group:
+def group(*rewards: float, contexts: tuple[TeacherContext, ...] = ()) -> Group:
     rollouts = tuple(
         Rollout(
             task_id="t",
@@ -27,11 +29,15 @@ def group(*rewards: float) -> Group:
         for i in range(len(rewards))
     )
     verdicts = tuple(Verdict(reward=r, solved=r >= 1.0) for r in rewards)
-    return Group(task=Task(id="t", messages=()), rollouts=rollouts, verdicts=verdicts)
+    return Group(
+        task=Task(id="t", messages=()),
+        rollouts=rollouts,
+        verdicts=verdicts,
+        contexts=contexts or (CONTEXT,) * len(rewards),
+    )
 
 
-MIXED = group(1.0, 0.0, 0.6, 0.0)
-CONTEXTS = (NONE, CONTEXT, CONTEXT, NONE)
+MIXED = group(1.0, 0.0, 0.6, 0.0, contexts=(NONE, CONTEXT, CONTEXT, NONE))
 
 
 @pytest.mark.parametrize(
@@ -68,13 +74,12 @@ CONTEXTS = (NONE, CONTEXT, CONTEXT, NONE)
     ],
 )
 def test_routes(rule, expected):
-    assert route(MIXED, CONTEXTS, rule) == expected
+    assert route(MIXED, rule) == expected
 
 
 def test_srpo_needs_another_solved_attempt():
-    everyone = (CONTEXT,) * 3
-    assert route(group(0.0, 0.0, 0.0), everyone, routing.srpo) == [{"pg": 1.0}] * 3
-    assert route(group(1.0, 0.0, 0.0), everyone, routing.srpo) == [
+    assert route(group(0.0, 0.0, 0.0), routing.srpo) == [{"pg": 1.0}] * 3
+    assert route(group(1.0, 0.0, 0.0), routing.srpo) == [
         {"pg": 1.0},
         {"distill": 1.0},
         {"distill": 1.0},
@@ -84,12 +89,11 @@ def test_srpo_needs_another_solved_attempt():
 def test_srpo_does_not_count_an_attempt_as_its_own_sibling():
     """Solved is the environment's word, reward a number: a solved attempt may have a low one."""
     alone = group(0.2, 0.0)
-    solved = Group(
-        task=alone.task,
-        rollouts=alone.rollouts,
+    solved = replace(
+        alone,
         verdicts=(Verdict(reward=0.2, solved=True), Verdict(reward=0.0, solved=False)),
     )
-    assert route(solved, (CONTEXT, CONTEXT), routing.srpo) == [{"pg": 1.0}, {"distill": 1.0}]
+    assert route(solved, routing.srpo) == [{"pg": 1.0}, {"distill": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_srpo_does_not_count_an_attempt_as_its_own_sibling():
 )
 def test_a_wrong_rule_is_noticed(factors, message):
     with pytest.raises(ValueError, match=message):
-        route(MIXED, CONTEXTS, lambda group, index, has_context: factors)
+        route(MIXED, lambda group, index, has_context: factors)
 
 
 def test_hybrid_mix_must_be_a_share():

@@ -1,4 +1,5 @@
-"""Impossible combinations cannot be built."""
+"""Impossible combinations cannot be built; which samples an objective trains on and compares with
+the teacher."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ import pytest
 
 from sdpo.losses.advantages import RlsdCredit
 from sdpo.losses.policy_gradient import PolicyGradientSpec
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.records import Sample
 
 DISTILL = {
     "divergence": "reverse_kl",
@@ -66,10 +68,56 @@ def test_objective_specs(arguments, message):
         ObjectiveSpec(**arguments)
 
 
-def test_what_an_objective_needs():
-    plain = ObjectiveSpec(pg=PolicyGradientSpec(**PG))
-    assert not plain.needs_teacher
-    assert not plain.needs_initial
-    assert ObjectiveSpec(distill=DistillSpec(**DISTILL)).needs_teacher
-    credit = RlsdCredit(mix=0.5, clip=0.2)
-    assert ObjectiveSpec(pg=PolicyGradientSpec(**PG), credit=credit).needs_teacher
+def sample(**fields):
+    return Sample(
+        **{
+            "task_id": "a",
+            "index": 0,
+            "prompt_ids": (1,),
+            "completion_ids": (2, 3),
+            "loss_mask": (False, True),
+            "sampler_logprobs": (0.0, -0.5),
+            "teacher_prompt_ids": (1, 4),
+            "advantage": 0.5,
+            "component_weights": {"distill": 1.0, "pg": 1.0},
+        }
+        | fields
+    )
+
+
+SDPO = ObjectiveSpec(distill=DistillSpec(**DISTILL))
+GRPO = ObjectiveSpec(pg=PolicyGradientSpec(**PG))
+SRPO = ObjectiveSpec(distill=DistillSpec(**DISTILL), pg=PolicyGradientSpec(**PG))
+RLSD = ObjectiveSpec(pg=PolicyGradientSpec(**PG), credit=RlsdCredit(mix=0.5, clip=0.2))
+SFT = ObjectiveSpec(pg=PolicyGradientSpec(**PG | {"kind": "sft"}))
+KL = ObjectiveSpec(pg=PolicyGradientSpec(**PG), kl=KlSpec(coefficient=0.1))
+FLAT = {"advantage": 0.0}
+REWARDED = {"component_weights": {"pg": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "trains", "is_taught"),
+    [
+        (SDPO, {}, True, True),
+        (SDPO, FLAT, True, True),
+        (SDPO, {"teacher_prompt_ids": None}, False, False),
+        (SDPO, {"component_weights": {}}, False, False),
+        (SDPO, {"loss_mask": (False, False)}, False, False),
+        (GRPO, REWARDED, True, False),
+        (GRPO, REWARDED | FLAT, False, False),
+        (SRPO, REWARDED, True, False),
+        (SRPO, {"component_weights": {"distill": 1.0}}, True, True),
+        (RLSD, REWARDED, True, True),
+        (RLSD, REWARDED | FLAT, False, False),
+        (SFT, REWARDED | FLAT, True, False),
+        (KL, {"component_weights": {}}, True, False),
+    ],
+)
+def test_which_samples_train_and_which_the_teacher_reads(spec, fields, trains, is_taught):
+    assert spec.trains(sample(**fields)) is trains
+    assert spec.is_taught(sample(**fields)) is is_taught
+
+
+def test_only_a_kl_component_needs_the_initial_model():
+    assert KL.needs_initial
+    assert not GRPO.needs_initial

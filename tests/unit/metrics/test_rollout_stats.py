@@ -21,7 +21,7 @@ def attempt(index, length, *, text="x", truncated=False, ids=None):
     )
 
 
-def group(lengths, solved, categories=None):
+def group(lengths, solved, contexts, categories=None):
     categories = categories or ["accepted" if s else "wrong_answer" for s in solved]
     return Group(
         task=Task(id="t", messages=({"role": "user", "content": "q"},)),
@@ -30,6 +30,7 @@ def group(lengths, solved, categories=None):
             Verdict(reward=float(s), solved=s, info={"category": c}, metrics={"tests": 0.5})
             for s, c in zip(solved, categories, strict=True)
         ),
+        contexts=tuple(contexts),
     )
 
 
@@ -42,11 +43,10 @@ TOLD = TeacherContext(
 
 def test_outcomes_lengths_and_contexts_of_a_step():
     groups = [
-        group([10, 20, 30, 40], [False, True, False, False]),
-        group([5, 5], [False, False], ["incorrect_format", "runtime_error"]),
+        group([10, 20, 30, 40], [False, True, False, False], [SHOWN, NONE, SHOWN, SHOWN]),
+        group([5, 5], [False, False], [TOLD, TOLD], ["incorrect_format", "runtime_error"]),
     ]
-    contexts = [[SHOWN, NONE, SHOWN, SHOWN], [TOLD, TOLD]]
-    row = rollout_metrics(groups, contexts).reduce()
+    row = rollout_metrics(groups).reduce()
     assert row["train/solved"] == pytest.approx(1 / 6)
     assert row["train/completion_tokens"] == pytest.approx(110 / 6)
     assert row["rollouts/length_p50"] == 15.0
@@ -64,15 +64,14 @@ def test_outcomes_lengths_and_contexts_of_a_step():
 
 
 def test_a_step_without_solved_attempts_keeps_its_keys():
-    row = rollout_metrics([group([5, 5], [False, False])], [[NONE, NONE]]).reduce()
+    row = rollout_metrics([group([5, 5], [False, False], [NONE, NONE])]).reduce()
     assert math.isnan(row["rollouts/length_p90_solved"])
 
 
 def test_groups_of_other_processes_merge_to_the_whole_step():
-    groups = [group([i, 3 * i], [i % 2 == 0, False]) for i in range(1, 9)]
-    contexts = [[SHOWN, TOLD]] * 8
-    whole = rollout_metrics(groups, contexts).reduce()
-    parts = [rollout_metrics(groups[i::3], contexts[i::3]).state() for i in range(3)]
+    groups = [group([i, 3 * i], [i % 2 == 0, False], [SHOWN, TOLD]) for i in range(1, 9)]
+    whole = rollout_metrics(groups).reduce()
+    parts = [rollout_metrics(groups[i::3]).state() for i in range(3)]
     merged = Metrics.merged(parts).reduce()
     assert merged == pytest.approx(whole)
 
@@ -117,8 +116,9 @@ def test_all_turns_count():
         task=Task(id="t", messages=()),
         rollouts=(rollout,),
         verdicts=(Verdict(reward=0.0, solved=False),),
+        contexts=(NONE,),
     )
-    row = rollout_metrics([one], [[NONE]]).reduce()
+    row = rollout_metrics([one]).reduce()
     assert row["train/completion_tokens"] == 8
     assert row["rollouts/hedging_words"] == 4
 

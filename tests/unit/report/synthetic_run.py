@@ -3,15 +3,17 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
+from sdpo.evaluation import summarise
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.records import Group, Rollout, Task, TeacherContext, Verdict
 from sdpo.rollouts.credit import TokenCredit
-from sdpo.rollouts.record import RolloutRecorder
+from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 
 ATTACK = "</script><script>document.body.dataset.pwned=1</script><!-- <img src=x onerror=alert(1)>"
 NAMES = ("clamp", "rotate", "count_words", "merge", "is_prime", "flatten", "digits", "gcd")
@@ -66,20 +68,19 @@ def make_run(
     canaries = Canaries()
     with MetricsWriter(run_dir) as writer, RolloutRecorder(run_dir) as recorder:
         solved = 0.17
-        recorder.record(0, _rollouts(rng, 0, 2, group_size, length, solved)[0], split="eval")
-        writer.write(0, _evaluation(rng, solved))
+        writer.write(0, _evaluation(rng, recorder, 0, group_size, length, solved))
         for step in range(1, steps + 1):
             progress = step / steps
             solved = 0.17 + lift * (1 - math.exp(-3 * progress))
             if collapse and progress > 0.6:
                 solved *= max(0.0, 1 - (progress - 0.6) * 5)
-            groups, contexts = _rollouts(rng, step, tasks, group_size, length, solved)
-            recorder.record(step, groups, contexts, teacher_prompt_tokens={})
+            groups = _rollouts(rng, step, tasks, group_size, length, solved)
+            recorder.write(rollout_rows(step, groups))
             recorder.record_credit(_credit(rng, step, groups[0], i) for i in range(2))
-            metrics = rollout_metrics(groups, contexts).reduce()
+            metrics = rollout_metrics(groups).reduce()
             metrics |= _training(rng, step, progress, collapse, tasks * group_size, length)
             if step % 10 == 0 or step == steps:
-                metrics |= _evaluation(rng, solved)
+                metrics |= _evaluation(rng, recorder, step, group_size, length, solved)
             writer.write(step, metrics, canaries.observe(step, metrics))
     return run_dir
 
@@ -91,7 +92,7 @@ def _training(rng, step, progress, collapse, per_step, length):
         "rollouts_total": step * per_step,
         "tokens_total": step * per_step * length,
         "policy/entropy": max(0.001, (0.55 - 0.3 * progress) * fall + noise(0.02) * fall),
-        "policy/teacher_entropy": max(0.001, (0.45 - 0.3 * progress) * fall),
+        "teacher/entropy": max(0.001, (0.45 - 0.3 * progress) * fall),
         "policy/teacher_js": max(1e-4, (0.031 - 0.02 * progress) * fall + noise(0.001) * fall),
         "loss/total": 0.03 - 0.02 * progress + noise(0.003),
         "loss/distill": 0.03 - 0.02 * progress + noise(0.003),
@@ -100,22 +101,21 @@ def _training(rng, step, progress, collapse, per_step, length):
         "env/tests_passed": min(1.0, 0.4 + 0.4 * progress + noise(0.03)),
         "time/generate_s": 6 + noise(0.5),
         "time/judge_s": 0.8 + abs(noise(0.1)),
+        "time/teacher_s": 2 + noise(0.1),
         "time/update_s": 5 + noise(0.4),
         "time/step_s": 12.6 + noise(0.5),
     }
 
 
-def _evaluation(rng, solved):
-    value = min(1.0, max(0.0, solved * 0.9 + rng.gauss(0, 0.015)))
-    return {
-        "eval/solved": value,
-        "eval/solved_low": max(0.0, value - 0.06),
-        "eval/solved_high": min(1.0, value + 0.06),
-        "eval/pass@4": min(1.0, value * 1.6),
-        "eval/completion_tokens": 50 + rng.gauss(0, 4),
-        "probe/failed": 1 - value,
-        **_gain("recipe", 0.12 - value / 5),
-        **_gain("demonstration", 0.4 - value / 2),
+def _evaluation(rng, recorder, step, samples, length, solved):
+    """Attempts at every task, recorded and summarised as in training, and a probe."""
+    groups = _rollouts(rng, step, len(NAMES), samples, length, solved)
+    bare = [replace(group, contexts=()) for group in groups]
+    recorder.write(rollout_rows(step, bare, split="eval"))
+    return summarise(groups).metrics() | {
+        "probe/failed": 1 - solved,
+        **_gain("recipe", 0.12 - solved / 5),
+        **_gain("demonstration", 0.4 - solved / 2),
         **_gain("feedback", rng.gauss(0, 0.02)),
         **_gain("no_context", rng.gauss(0, 0.02)),
     }
@@ -127,7 +127,7 @@ def _gain(kind, mean):
 
 
 def _rollouts(rng, step, tasks, group_size, length, solved):
-    groups, contexts = [], []
+    groups = []
     for name in rng.sample(NAMES, tasks):
         task = Task(
             id=name,
@@ -166,9 +166,9 @@ def _rollouts(rng, step, tasks, group_size, length, solved):
                 )
             )
         group = Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts))
-        groups.append(group)
-        contexts.append([_context(group, index, outcomes) for index in range(group_size)])
-    return groups, contexts
+        contexts = tuple(_context(group, index, outcomes) for index in range(group_size))
+        groups.append(replace(group, contexts=contexts))
+    return groups
 
 
 def _context(group, index, outcomes):

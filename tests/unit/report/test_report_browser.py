@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 
 import pytest
 from chromium import Browser, find
@@ -66,9 +67,32 @@ def test_all_charts_draw_and_redraw(page):
     assert page.errors == []
 
 
-def test_the_browser_filters(page):
+def test_the_parts_of_the_time_add_up_to_the_steps(page, tiny_run, tmp_path):
+    """The page as it stands, on a real run: total seconds and percentages."""
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    page.open(write_report([tiny_run], tmp_path / "report.html"))
+    parts = page.evaluate(
+        "unpack('data').then((text) => { const data = JSON.parse(text);"
+        " return timeParts(data.runs[0], data.time) })"
+    )
+    for i, row in enumerate(rows[1:], start=1):
+        total = sum(values[i] for values in parts.values())
+        assert total == pytest.approx(row["time/step_s"], rel=1e-3)
+    shown = page.evaluate("document.querySelector('#cost tbody tr').textContent")
+    shares = [int(share) for share in re.findall(r"(\d+)%", shown)]
+    assert abs(sum(shares) - 100) <= len(shares)
+
+
+def test_entropy_has_the_teachers_curve(page):
+    keys = "[...document.querySelectorAll('.chart')].find((c) => c.querySelector('h3').textContent"
+    text = page.evaluate(keys + " === 'Entropy').querySelector('.keys').textContent")
+    assert "teacher" in text
+
+
+def test_the_browser_filters(page, report):
+    page.open(report)
     count = "document.querySelector('#rollouts .controls > span').textContent"
-    assert page.evaluate(count) == "488 of 488 attempts"
+    assert page.evaluate(count) == "608 of 608 attempts"
     choose = (
         "{{const f = document.querySelector('#rollouts [aria-label=\"{}\"]'); f.value = '{}';"
         " f.dispatchEvent(new Event('{}'))}}"
@@ -154,7 +178,9 @@ def test_a_discovery_run_has_its_curves_and_tasks(page, tmp_path):
     assert "Self-distillation against best of k at 64 attempts: +0.40 [0.10, 0.60]." in text
     assert "4 times fewer" in text
     assert "clamp" in text
-    links = page.evaluate("[...document.querySelectorAll('nav a')].map((a) => a.textContent)")
+    links = page.evaluate(
+        "[...document.querySelectorAll('nav a:not([hidden])')].map((a) => a.textContent)"
+    )
     assert links == ["Discovery"]
     page.size(400, 900)
     page.wait("document.documentElement.scrollWidth <= 400")

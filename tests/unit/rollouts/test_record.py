@@ -25,7 +25,7 @@ def attempt(index, turns=()):
     )
 
 
-def group():
+def group(contexts=()):
     return Group(
         task=Task(id="t", messages=ASK),
         rollouts=tuple(attempt(i) for i in range(3)),
@@ -38,15 +38,16 @@ def group():
             )
             for i in range(3)
         ),
+        contexts=contexts,
     )
 
 
-CONTEXTS = [[SHOWN, TOLD, SHOWN]]
+CONTEXTS = (SHOWN, TOLD, SHOWN)
 
 
 def test_a_line_per_rollout_with_what_the_teacher_read(tmp_path):
     with RolloutRecorder(tmp_path) as recorder:
-        recorder.record(3, [group()], CONTEXTS, teacher_prompt_tokens={("t", 0): 9})
+        recorder.write(rollout_rows(3, [group(CONTEXTS)], teacher_prompt_tokens={("t", 0): 9}))
     lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [list(ASK), 0, 0]
     assert lines[2]["teacher"] == 0
@@ -68,7 +69,7 @@ def test_evaluation_has_no_teacher():
 def test_resuming_forgets_later_steps(tmp_path):
     recorder = RolloutRecorder(tmp_path)
     for step in (1, 2):
-        recorder.record(step, [group()], CONTEXTS)
+        recorder.write(rollout_rows(step, [group(CONTEXTS)]))
         recorder.record_credit([credit(step)])
     recorder.resume_at(1)
     assert {row["step"] for row in read_rollouts(tmp_path)} == {1}

@@ -1,39 +1,37 @@
-"""The program inside a chat answer: the last complete Python block, found line by line as
-CommonMark does.
+"""The program in a chat answer: the last complete block in its language, found line by line as in
+CommonMark.
 
 A fence is a line; a non-greedy pattern over backticks breaks on docstrings and strings that contain
-them. Hidden reasoning is dropped first, so that a draft in it is never judged. Nothing here looks
-at whether the code parses.
+them. Hidden reasoning is removed first, so that a draft in it is never judged. Whether the code
+parses is not checked here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
-PYTHON_TAGS = frozenset({"py", "python", "python3"})
-"""Language words of a Python block, compared without case.
+from sdpo.chat import strip_thinking
 
-A block without any word is taken when there is none of these.
-"""
+PYTHON_TAGS = frozenset({"py", "python", "python3"})
+"""Language tags of a Python block, in any case; untagged blocks count if there is no tagged one."""
 
 _OPEN = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
-_THINK = re.compile(r"^[ \t]*<think(?:ing)?>", re.MULTILINE)
-_END_OF_THINK = re.compile(r"^[ \t]*</think(?:ing)?>|</think(?:ing)?>[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extracted:
-    """What an answer holds.
+    """What was found in an answer.
 
     Example:
         Extracted(program="def f():\\n    return 1\\n", unclosed=False)
     """
 
     program: str | None
-    """Text between the fences, lines ended by LF; None without a complete block."""
+    """Text between the fences, lines ending in LF; None without a complete block."""
     unclosed: bool
-    """True when the block that would have been taken has no closing fence."""
+    """True if the block that would have been taken has no closing fence."""
 
 
 @dataclass(slots=True)
@@ -43,16 +41,16 @@ class _Block:
     closed: bool
 
 
-def extract_program(text: str) -> Extracted:
-    """The last block tagged as Python, or else the last untagged one; other languages are passed
-    over.
+def extract_program(text: str, tags: Set[str] = PYTHON_TAGS) -> Extracted:
+    """The last block tagged with one of `tags`, or else the last untagged one; other languages are
+    ignored.
 
-    A last block that is never closed gives no program: what follows a cut is unknown. An unclosed
-    fence with nothing after it is a stray line and is ignored.
+    If that block is never closed, there is no program, because nobody knows what would have
+    followed. An unclosed fence with nothing after it is a stray line and is ignored.
     """
     blocks = [
         block
-        for block in _blocks(strip_thinking(text))
+        for block in _blocks(strip_thinking(text).replace("\r\n", "\n").replace("\r", "\n"), tags)
         if block.closed or any(map(str.strip, block.lines))
     ]
     chosen = [block for block in blocks if block.tagged] or blocks
@@ -64,33 +62,8 @@ def extract_program(text: str) -> Extracted:
     return Extracted(program="\n".join(block.lines) + "\n", unclosed=False)
 
 
-def strip_thinking(text: str) -> str:
-    """`text` without `<think>` sections; a section never closed reaches to the end.
-
-    Tags count only where a reasoning model writes them, at the start of a line or (closing) at its
-    end, so that a program with the tag in a string survives. A closing tag without an opening one
-    ends a section opened by the chat template.
-    """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    kept = []
-    start = 0
-    # One pass: a pattern with both tags would try every opening tag of an answer that never closes
-    # one.
-    while opening := _THINK.search(text, start):
-        kept.append(text[start : opening.start()])
-        closing = re.search(r"</think(?:ing)?>", text[opening.end() :])
-        if closing is None:
-            start = len(text)
-            break
-        start = opening.end() + closing.end()
-    kept.append(text[start:])
-    text = "".join(kept)
-    ending = _END_OF_THINK.search(text)
-    return text[ending.end() :] if ending else text
-
-
-def _blocks(text: str) -> list[_Block]:
-    """Fenced blocks in order whose language is Python or not named."""
+def _blocks(text: str, tags: Set[str]) -> list[_Block]:
+    """The fenced blocks whose language is one of `tags` or not given, in order."""
     blocks: list[_Block] = []
     fence = ""
     indent = 0
@@ -103,7 +76,7 @@ def _blocks(text: str) -> list[_Block]:
                 fence, indent = match[2], len(match[1].expandtabs(4))
                 words = match[3].strip().strip("{}.").split(maxsplit=1)
                 word = re.split(r"[:,{]", words[0].lower())[0] if words else ""
-                keep = word in PYTHON_TAGS or not word
+                keep = word in tags or not word
                 current = _Block(tagged=bool(word), lines=[], closed=False)
             continue
         if match and _closes(match, fence, indent):
@@ -130,6 +103,6 @@ def _closes(match: re.Match[str], fence: str, indent: int) -> bool:
 
 
 def _dedent(line: str, indent: int) -> str:
-    """`line` without up to `indent` leading spaces: a block inside a list item is shifted as a
+    """`line` without up to `indent` leading spaces, because a block in a list item is indented as a
     whole."""
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]

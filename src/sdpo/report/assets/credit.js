@@ -106,6 +106,8 @@ function tokenTip(row, gaps, i) {
   );
 }
 
+/* What either side would have said, at the bottom of the window on the side away from the pointer: over the lines that
+   are being read it would hide them. */
 function attachTips(panes, row, gaps) {
   let tip = null;
   const hide = () => {
@@ -115,15 +117,20 @@ function attachTips(panes, row, gaps) {
   };
   const show = (event) => {
     const span = event.target.closest(".tok");
-    if (!span) return hide();
     hide();
+    if (!span) return;
     panes.querySelectorAll(`.tok[data-i="${span.dataset.i}"]`).forEach((same) => same.classList.add("on"));
-    tip = el("div", { className: "tip" }, tokenTip(row, gaps, Number(span.dataset.i)));
-    document.body.append(tip);
     const box = span.getBoundingClientRect();
-    const below = box.bottom + 8 + tip.offsetHeight < window.innerHeight;
-    tip.style.top = `${Math.max(4, below ? box.bottom + 8 : box.top - tip.offsetHeight - 8)}px`;
-    tip.style.left = `${Math.max(6, Math.min(box.left, window.innerWidth - tip.offsetWidth - 10))}px`;
+    const isRight = box.left > window.innerWidth / 2;
+    tip = el(
+      "div",
+      { className: `tip ${isRight ? "left" : "right"}` },
+      tokenTip(row, gaps, Number(span.dataset.i)),
+    );
+    document.body.append(tip);
+    const isHidden = box.bottom > window.innerHeight - tip.offsetHeight - 16;
+    const isNarrow = tip.offsetWidth > window.innerWidth / 2 - 16;
+    if (isHidden && isNarrow) tip.classList.add("top");
   };
   panes.addEventListener("mouseover", show);
   panes.addEventListener("click", show);

@@ -20,7 +20,12 @@ function creditPage() {
   ]) {
     if (messages)
       page.append(
-        el("details", {}, el("summary", { textContent: title }), ...messagesView(messages, row.prompt)),
+        el(
+          "details",
+          { open: messages === row.teacher },
+          el("summary", { textContent: title }),
+          ...messagesView(messages, row.prompt),
+        ),
       );
   }
   document.body.dataset.ready = "true";

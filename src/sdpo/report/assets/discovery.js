@@ -35,15 +35,22 @@ function discoveryTraces(summary) {
   });
 }
 
-function drawDiscovery(plot, summary) {
-  const layout = panelLayout({ unit: "share of searches solved", share: true }, [], { axis: "step" });
+function discoveryFigure(summary) {
+  const layout = panelLayout({ axis: "share of searches solved", bounds: [0, 1] }, [], { axis: "step" });
   layout.xaxis = {
     ...layout.xaxis,
     type: "log",
     tickvals: Array.from({ length: 12 }, (_, i) => 4 ** i),
     title: { ...layout.xaxis.title, text: "attempts" },
   };
-  Plotly.react(plot, discoveryTraces(summary), { ...layout, showlegend: true }, PLOT_CONFIG);
+  return { traces: discoveryTraces(summary), layout: { ...layout, showlegend: true } };
+}
+
+function discoveryRows(summary) {
+  const rows = [["method", "k", "solved", "low", "high"]];
+  for (const [name, points] of Object.entries(summary.curves))
+    points.forEach((point, i) => rows.push([name, summary.ks[i], point.mean, point.low, point.high]));
+  return rows;
 }
 
 function table(heads, rows) {
@@ -69,40 +76,58 @@ function gainOver(name, { difference, speed_up }) {
   return `Self-distillation against ${name.replaceAll("_", " ")} at ${number(difference.k)} attempts: ${gap}.${faster}`;
 }
 
-function discoverySection(data) {
-  if (!data.discoveries.length) return null;
-  const host = section(
-    "discovery",
-    "Discovery",
-    "Share of searches that have solved their task by attempt k. Bands: interval over tasks and repetitions.",
-  );
-  const plots = data.discoveries.map(({ name, summary }) => {
-    const plot = el("div", { className: "plot tall" });
-    host.append(
-      el(
-        "div",
-        { className: "card" },
-        el("h3", { textContent: `${name} (bands: ${Math.round(100 * summary.level)}%)` }),
-        plot,
-        ...Object.entries(summary.against).map(([other, gain]) =>
-          el("p", { className: "small", textContent: gainOver(other, gain) }),
-        ),
-        table(
-          ["Task", "Method", "Solved", "Median attempts", "Attempts", "Time"],
-          summary.tasks.map((row) => [
-            row.task_id,
-            row.method.replaceAll("_", " "),
-            `${row.solved}/${row.searches}${row.stopped ? ` (${row.stopped} stopped)` : ""}`,
-            number(row.median_attempts),
-            number(row.attempts),
-            duration(row.seconds),
-          ]),
-        ),
-      ),
+class DiscoverySection {
+  constructor(data) {
+    this.host = section(
+      "discovery",
+      "Discovery",
+      "Share of searches that have solved their task by attempt k. Bands: interval over tasks and repetitions.",
     );
-    return { plot, summary };
-  });
-  const refresh = () => plots.forEach(({ plot, summary }) => drawDiscovery(plot, summary));
-  refresh();
-  return { refresh };
+    this.body = this.host.appendChild(el("div"));
+    this.update(data);
+  }
+
+  update(data) {
+    this.charts = data.discoveries.map(
+      ({ name, summary }) =>
+        new ChartCard({
+          title: `${name} (bands: ${Math.round(100 * summary.level)}%)`,
+          meaning:
+            "discovery@k: the share of searches whose first solved attempt came at attempt k or before. A curve further left needs fewer attempts.",
+          tall: true,
+          figure: () => discoveryFigure(summary),
+          table: () => discoveryRows(summary),
+        }),
+    );
+    this.body.replaceChildren(
+      ...this.charts.flatMap(({ node }, i) => [node, discoveryTable(data.discoveries[i].summary)]),
+    );
+    this.redraw();
+  }
+
+  redraw() {
+    this.charts.forEach((chart) => chart.redraw());
+  }
+}
+
+/* What was gained over other methods, and every task. */
+function discoveryTable(summary) {
+  return el(
+    "div",
+    { className: "card" },
+    ...Object.entries(summary.against).map(([other, gain]) =>
+      el("p", { className: "small", textContent: gainOver(other, gain) }),
+    ),
+    table(
+      ["Task", "Method", "Solved", "Median attempts", "Attempts", "Time"],
+      summary.tasks.map((row) => [
+        row.task_id,
+        row.method.replaceAll("_", " "),
+        `${row.solved}/${row.searches}${row.stopped ? ` (${row.stopped} stopped)` : ""}`,
+        number(row.median_attempts),
+        number(row.attempts),
+        duration(row.seconds),
+      ]),
+    ),
+  );
 }

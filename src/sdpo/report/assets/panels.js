@@ -1,169 +1,70 @@
 "use strict";
-/* Which curves the report has. */
+/* Which curves the report has: those of report/panels.py that a run wrote, then the environment's, then every other
+   metric. No page and no Plotly in here. */
 
-const OUTCOMES = { "": "all", _solved: "solved", _failed: "failed", _demonstration: "with demonstration" };
-const lengths = (stat) =>
-  Object.fromEntries(
-    Object.entries(OUTCOMES).map(([suffix, label]) => [`rollouts/length_${stat}${suffix}`, label]),
-  );
+const NEVER_DRAWN = /^time\/|_low$|_high$/;
 
-/* `keys`: metric -> label. `prefix`: every metric that starts so. `share`: the axis shows at least 0 to 1 of it. */
-const PANELS = [
-  {
-    group: "Outcome",
-    title: "Solved, held out",
-    keys: { "eval/solved": "solved" },
-    share: true,
-    sparse: true,
-  },
-  {
-    group: "Outcome",
-    title: "Solved, training",
-    keys: { "train/solved": "solved" },
-    share: true,
-    canaries: ["solved_collapse"],
-  },
-  { group: "Outcome", title: "Reward, training", keys: { "train/reward": "reward" } },
-  {
-    group: "Outcome",
-    title: "pass@k, held out",
-    prefix: "eval/pass@",
-    share: true,
-    sparse: true,
-    canaries: ["pass_at_k"],
-  },
-  { group: "Length", title: "Completion length, median", keys: lengths("p50"), unit: "tokens" },
-  {
-    group: "Length",
-    title: "Completion length, p90",
-    keys: lengths("p90"),
-    unit: "tokens",
-    canaries: ["length_growth"],
-  },
-  {
-    group: "Length",
-    title: "Completion length, mean",
-    keys: { "train/completion_tokens": "training", "eval/completion_tokens": "held out" },
-    unit: "tokens",
-  },
-  {
-    group: "Length",
-    title: "Truncated attempts",
-    keys: { "train/truncated": "truncated" },
-    share: true,
-    canaries: ["truncation"],
-  },
-  {
-    group: "Policy and teacher",
-    title: "Entropy",
-    keys: { "policy/entropy": "student", "policy/teacher_entropy": "teacher" },
-    unit: "nats",
-    canaries: ["entropy_collapse", "entropy_explosion"],
-  },
-  {
-    group: "Policy and teacher",
-    title: "Jensen-Shannon, student and teacher",
-    keys: { "policy/teacher_js": "JSD" },
-    unit: "nats",
-    canaries: ["teacher_collapse"],
-  },
-  {
-    group: "Policy and teacher",
-    title: "KL to the initial model",
-    keys: { "policy/initial_kl": "KL" },
-    unit: "nats per token",
-    canaries: ["initial_kl"],
-  },
-  {
-    group: "Policy and teacher",
-    title: "Attempts with a teacher context",
-    keys: {
-      "teacher/context_fraction": "any",
-      "teacher/demonstration_fraction": "demonstration",
-      "teacher/feedback_fraction": "feedback",
-      "teacher/cut_fraction": "cut to fit",
-    },
-    share: true,
-  },
-  {
-    group: "Policy and teacher",
-    title: "Teacher probe, gain in solved rate",
-    keys: {
-      "probe/gain_recipe": "this recipe's context",
-      "probe/gain_demonstration": "a demonstration",
-      "probe/gain_feedback": "feedback",
-      "probe/gain_both": "both",
-      "probe/gain_other_task": "another task's demonstration (control)",
-      "probe/gain_no_context": "bare task (control)",
-    },
-    sparse: true,
-    canaries: ["teacher_harms"],
-  },
-  {
-    group: "Signs of collapse",
-    title: "Repeated n-grams",
-    keys: { "rollouts/repeated_ngrams": "repeated" },
-    share: true,
-    canaries: ["repetition"],
-  },
-  {
-    group: "Signs of collapse",
-    title: "Attempts that could not be judged (format)",
-    keys: { "rollouts/format_errors": "format" },
-    share: true,
-    canaries: ["format_errors"],
-  },
-  {
-    group: "Signs of collapse",
-    title: "Flat groups",
-    keys: { "rollouts/flat_groups": "all rewards equal", "rollouts/flat_failed": "none solved" },
-    share: true,
-    canaries: ["flat_groups"],
-  },
-  {
-    group: "Signs of collapse",
-    title: "Words of doubt per attempt",
-    keys: { "rollouts/hedging_words": "words" },
-  },
-  {
-    group: "Optimisation",
-    title: "Loss",
-    keys: { "loss/total": "total", "loss/distill": "distill", "loss/pg": "policy gradient", "loss/kl": "KL" },
-  },
-  { group: "Optimisation", title: "Gradient norm", keys: { "optim/grad_norm": "norm" } },
-  { group: "Optimisation", title: "Learning rate", keys: { "optim/lr": "rate" }, exact: true },
-];
-const HIDDEN = /^(step|time\/.*|.*_total|.*_low|.*_high|wall)$/;
-
-/* The panels that have data, those of the list first, then the environment's, then every other metric. */
-function panelsOf(runs) {
-  const names = new Set(
-    runs.flatMap((run) =>
-      Object.keys(run.metrics).filter((name) => run.metrics[name].some((v) => v !== null)),
+function panelsOf(data) {
+  const names = [
+    ...new Set(
+      data.runs.flatMap((run) =>
+        Object.keys(run.metrics).filter((name) => run.metrics[name].some((v) => v !== null)),
+      ),
     ),
-  );
+  ]
+    .filter((name) => !NEVER_DRAWN.test(name) && !data.undrawn.includes(name))
+    .sort();
   const shown = new Set();
   const panels = [];
-  for (const panel of PANELS) {
-    const listed = panel.prefix
-      ? Object.fromEntries(
-          [...names]
-            .filter((n) => n.startsWith(panel.prefix) && !HIDDEN.test(n))
-            .map((n) => [n, n.split("/")[1]]),
-        )
-      : panel.keys;
-    const keys = Object.fromEntries(Object.entries(listed).filter(([name]) => names.has(name)));
+  for (const panel of data.panels) {
+    const keys = keysOf(panel, names);
     Object.keys(keys).forEach((name) => shown.add(name));
-    if (Object.keys(keys).length) panels.push({ ...panel, keys });
+    if (Object.keys(keys).length) panels.push({ ...panel, keys, title: titleOf(panel, keys) });
   }
-  for (const name of [...names].sort()) {
-    if (shown.has(name) || HIDDEN.test(name)) continue;
-    panels.push({
-      group: name.startsWith("env/") ? "Environment" : "Other metrics",
-      title: name,
-      keys: { [name]: name },
-      sparse: name.startsWith("eval/"),
-    });
+  for (const name of names) if (!shown.has(name)) panels.push(unlisted(name));
+  return panels.map((panel) => ({ ...panel, bounds: boundsOf(panel, data.runs) }));
+}
+
+/* Bounds of a panel; those of a rate for what is "observed" to be one. */
+function boundsOf(panel, runs) {
+  if (panel.bounds !== "observed") return panel.bounds;
+  const isRate = (value) => value === null || (value >= 0 && value <= 1);
+  const columns = runs.flatMap((run) => Object.keys(panel.keys).map((key) => run.metrics[key] || []));
+  return columns.every((values) => values.every(isRate)) ? [0, 1] : [null, null];
+}
+
+/* The listed metrics that exist, `*` filled in. */
+function keysOf(panel, names) {
+  const keys = {};
+  for (const [key, label] of panel.keys) {
+    if (key.endsWith("*"))
+      for (const name of names.filter((n) => n.startsWith(key.slice(0, -1)))) keys[name] = name.split("/")[1];
+    else if (names.includes(key)) keys[key] = label;
   }
-  return panels;
+  return keys;
+}
+
+/* "pass@*, held out" with what the `*` of its key stands for. */
+function titleOf(panel, keys) {
+  const star = panel.keys.find(([key]) => key.endsWith("*"));
+  const names = Object.keys(keys);
+  if (!star) return panel.title;
+  return panel.title.replace("*", names.length === 1 ? names[0].slice(star[0].length - 1) : "k");
+}
+
+function unlisted(name) {
+  const isEnv = name.startsWith("env/");
+  return {
+    group: isEnv ? "Environment" : "Other metrics",
+    title: isEnv ? name.slice(4).replaceAll("_", " ") : name,
+    keys: { [name]: name },
+    axis: isEnv ? "mean over attempts" : "value",
+    meaning: isEnv
+      ? `${name}: what the environment measured, averaged over a step's attempts.`
+      : `${name}, as metrics.jsonl has it.`,
+    bounds: isEnv ? "observed" : [null, null],
+    sparse: name.startsWith("eval/"),
+    exact: false,
+    canaries: [],
+  };
 }

@@ -84,23 +84,31 @@ function groupCurve(runs, key, axis, window) {
     });
 }
 
-/* Curve with gaps closed into one outline: upper bound forwards, lower bound backwards. */
-function bandOutline(rows) {
+/* Curve with gaps closed into one outline: upper bound forwards, lower bound backwards. An interval around a mean knows
+   nothing of what the value can be, so it is cut to `bounds`. */
+function bandOutline(rows, bounds) {
   const known = rows.filter(
     (row) => row.low !== null && row.high !== null && row.low !== undefined && row.high !== undefined,
   );
   if (known.length < 2) return null;
+  const cut = (value) => Math.min(bounds[1] ?? Infinity, Math.max(bounds[0] ?? -Infinity, value));
   const back = known.slice().reverse();
   return {
     x: [...known.map((row) => row.x), ...back.map((row) => row.x)],
-    y: [...known.map((row) => row.high), ...back.map((row) => row.low)],
+    y: [...known.map((row) => cut(row.high)), ...back.map((row) => cut(row.low))],
   };
 }
 
 function ends(run, key) {
   const values = (run.metrics[key] || []).filter((value) => value !== null);
   return values.length
-    ? { first: values[0], last: values[values.length - 1], best: Math.max(...values), count: values.length }
+    ? {
+        first: values[0],
+        last: values[values.length - 1],
+        best: Math.max(...values),
+        mean: moments(values).mean,
+        count: values.length,
+      }
     : null;
 }
 

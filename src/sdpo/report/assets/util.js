@@ -38,6 +38,79 @@ function duration(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+/* Saves `content`, a string or a data URL, as a file of the reader's. */
+function download(name, content) {
+  const isUrl = content.startsWith("data:");
+  const href = isUrl ? content : URL.createObjectURL(new Blob([content], { type: "text/csv;charset=utf-8" }));
+  el("a", { href, download: name.replaceAll(/[^\w.-]+/g, "-") }).click();
+  if (!isUrl) setTimeout(() => URL.revokeObjectURL(href), 10_000);
+}
+
+/* Rows as comma-separated values. Strings that a spreadsheet would run as a formula get an apostrophe: a model wrote them. */
+function csv(rows) {
+  const cell = (value) => {
+    if (value === null || value === undefined) return "";
+    if (typeof value !== "string") return String(value);
+    const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+  };
+  return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
+}
+
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    /* Not every browser lets a page from a file use the clipboard. */
+    const field = el("textarea", { value: text, className: "unseen" });
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+}
+
+/* A button that copies what `read` returns and says so. */
+function copyButton(label, read) {
+  const button = el("button", { className: "ghost", type: "button", textContent: label });
+  button.addEventListener("click", async () => {
+    await copyText(read());
+    button.textContent = "copied";
+    setTimeout(() => (button.textContent = label), 1200);
+  });
+  return button;
+}
+
+/* A heading with a question mark behind it that shows `meaning`, by pointer or by click. */
+function explained(title, meaning, ...after) {
+  const note = el("p", { className: "note", textContent: meaning, hidden: true });
+  const mark = el("button", {
+    className: "ghost help",
+    type: "button",
+    textContent: "?",
+    title: meaning,
+    ariaLabel: `what ${title} means`,
+    ariaExpanded: "false",
+  });
+  mark.addEventListener("click", () => {
+    note.hidden = !note.hidden;
+    mark.ariaExpanded = String(!note.hidden);
+  });
+  return [el("div", { className: "heading" }, el("h3", { textContent: title }), mark, ...after), note];
+}
+
+/* Options of a select, [value, text]; what was chosen stays chosen if it is still there. */
+function fillOptions(select, options) {
+  const values = options.map(([value]) => String(value));
+  const chosen = select.value;
+  const same = [...select.options].map((option) => `${option.value} ${option.textContent}`).join("\u0000");
+  if (same === options.map(([value, text]) => `${value} ${text}`).join("\u0000")) return;
+  select.replaceChildren(...options.map(([value, textContent]) => el("option", { value, textContent })));
+  if (values.includes(chosen)) select.value = chosen;
+}
+
+const plural = (count, noun) => `${number(count)} ${noun}${count === 1 ? "" : "s"}`;
+
 function cssVar(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

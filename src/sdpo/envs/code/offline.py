@@ -1,4 +1,4 @@
-"""Judging programs without a run: one program, or files of tasks and responses (`sdpo judge`)."""
+"""Judging outside of a run: one program, or files of tasks and responses (`sdpo judge`)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,12 @@ from sdpo.errors import ConfigError, SdpoError
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
 
-Progress = Callable[[int, int], None]
-"""Called with (judged so far, all) after each response."""
-
-
 _shared: list[CodeJudge] = []
-
-
 _shared_lock = threading.Lock()
 
 
 def _shared_judge() -> CodeJudge:
-    """One judge for every `judge_program` of this process that names no sandbox."""
+    """The judge of every `judge_program` call that names no sandbox."""
     with _shared_lock:
         if not _shared:
             sandbox = open_sandbox("auto")
@@ -51,10 +45,10 @@ def judge_program(
     sandbox: Sandbox | None = None,
     split: TestSplit = "private",
 ) -> Verdict:
-    """The verdict on `program` (source code, no fences) at a code task or a line of a task file.
+    """The verdict on `program` (source without fences) for a code task or a row of a task file.
 
-    Tests of `split` are run; only `public` ones are shown in the feedback. Without a `sandbox` one
-    is opened on the first call and kept until the process ends.
+    Tests of `split` are run; feedback shows only public ones. Without a `sandbox`, the first call
+    opens one, which is kept until the process ends.
 
     Example:
         judge_program({"id": "two", "prompt": "...", "kind": "function", "entry_point": "two",
@@ -75,13 +69,12 @@ def judge_file(
     split: TestSplit = "private",
     out: str | Path | None = None,
     sandbox: Literal["auto", "none"] = "auto",
-    progress: Progress | None = None,
 ) -> list[Verdict]:
-    """Verdicts on a file of responses, in their order, each written as a line when it is known.
+    """The verdicts on a file of responses, in order, each written as one line once it is known.
 
-    `responses` holds lines `{"id": task id, "response": text, "truncated": false}`; a task may
-    have several. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics"}` go
-    to the file `out` or to standard output.
+    `responses` has lines `{"id": task id, "response": text, "truncated": false}`, any number per
+    task. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics"}` go to the
+    file `out` or to standard output.
     """
     if split not in ("public", "private"):
         raise ConfigError(f"split = {split!r}: choose public or private")
@@ -96,8 +89,6 @@ def judge_file(
         ):
             write(_verdict_line(task, verdict))
             verdicts.append(verdict)
-            if progress is not None:
-                progress(len(verdicts), len(attempts))
     return verdicts
 
 
@@ -108,7 +99,7 @@ def _verdicts(
     stack: ExitStack,
 ) -> Iterator[Verdict]:
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=judge.sandbox.width))
-    # A failure of one leaves at once instead of after everything queued behind it.
+    # If one fails, do not wait for everything that is queued behind it.
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
     return pool.map(
         lambda attempt: judge.verdict_on_text(
@@ -128,7 +119,7 @@ def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
     if not isinstance(task_id, str) or task_id not in known:
         raise line.error("id", f"{json.dumps(task_id)} is not the id of a task")
     if not isinstance(text, str):
-        raise line.error("response", "missing or no string; give the text of the answer")
+        raise line.error("response", "missing, or not a string; give the text of the answer")
     if not isinstance(is_truncated, bool):
         raise line.error("truncated", "expected true or false")
     return known[task_id], text, is_truncated

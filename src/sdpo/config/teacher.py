@@ -1,0 +1,159 @@
+"""What the self-teacher reads and whose weights it has."""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from sdpo.config.base import Config
+from sdpo.config.objective import Fraction, NonNegative
+
+
+class TemplatesConfig(Config):
+    """The wording of teacher contexts; `{...}` is where the text goes, `{{` is a brace. The paper
+    finds results insensitive to it (Table 2); the order of sections is the paper's."""
+
+    demonstration: str = "Here is a correct solution:\n\n{demonstration}"
+    """Section of the single-turn layout that shows a correct answer."""
+    feedback: str = (
+        "An earlier attempt failed. This is what the environment said about it:\n\n{feedback}"
+    )
+    """Section that shows what the environment said, in either layout."""
+    attempt: str = "This is the earlier attempt:\n\n{attempt}"
+    """Section of the single-turn layout that shows the attempt itself."""
+    solve: str = "Now solve the original task yourself."
+    """Last line after sections; makes clear that an answer is due, not a comment on them."""
+    correct: str = "This answer is correct."
+    """`turns`: said of a demonstration shown as an earlier answer."""
+    wrong: str = "This answer is wrong."
+    """`turns`: said of the attempt shown as an earlier answer."""
+    again: str = "Answer the same task again:\n\n{task}"
+    """`turns`: the task in its original words, so that the format is asked for once more."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_its_placeholder(cls, value: str, info: ValidationInfo) -> str:
+        name = str(info.field_name)
+        wanted = {"again": {"task"}}.get(
+            name, {name} if name in ("demonstration", "feedback", "attempt") else set()
+        )
+        try:
+            found = {
+                field for _, field, _, _ in string.Formatter().parse(value) if field is not None
+            }
+        except ValueError as error:
+            raise ValueError(f"{error}; write a literal brace as {{{{ or }}}}") from error
+        if found != wanted:
+            shown = "".join(f"{{{each}}}" for each in sorted(wanted)) or "no placeholder"
+            raise ValueError(f"needs {shown}; found {sorted(found) or 'none'} in {value!r}")
+        return value
+
+
+class ContextConfig(Config):
+    demonstration: Literal["random", "majority", "reference", "none"] = "random"
+    """Correct answer shown to the teacher: a random solved sibling (the paper), a sibling that
+    gives the answer most attempts agree on (U-OPSD, 2608.06296; needs an environment that names an
+    attempt's answer), or the task's own reference solution (OPSD, SDFT; needs an environment that
+    has one)."""
+    own_demonstration: bool = False
+    """Whether a solved attempt may be its own demonstration when no sibling solved. Released code
+    of the paper: false."""
+    feedback: Literal["always", "without_demonstration", "never"] = "without_demonstration"
+    """When the attempt's own feedback is shown. Paper: without_demonstration."""
+    experience: bool = False
+    """Show one note for each task family instead of the attempt's own feedback: the distinct lines
+    of feedback to this step's failed attempts at tasks of equal `metadata["family"]`."""
+    attempt: bool = False
+    """Whether the attempt itself is shown next to its feedback (Table 6: lowers entropy and
+    accuracy). Paper: false."""
+    control: Literal["none", "plain", "other_task"] = "none"
+    """For experiments: the teacher reads the bare task (`plain`), or another task's solved attempt
+    as its demonstration (`other_task`). Paper: none."""
+    layout: Literal["single_turn", "turns"] = "single_turn"
+    """Everything in one user turn (the paper), or the demonstration as an earlier answer in the
+    chat. Feedback without an answer beside it follows the question in both: placed before it, a
+    0.5B teacher solved 0 of 16 attempts where it solves 9 after it."""
+    templates: TemplatesConfig = TemplatesConfig()
+    """Wording of the sections."""
+    max_tokens: PositiveInt = 1024
+    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the
+    frame never."""
+
+    @model_validator(mode="after")
+    def _controls_stand_alone(self) -> Self:
+        if self.control == "other_task" and self.demonstration != "random":
+            raise ValueError(
+                "control = 'other_task' takes the place of the demonstration, which is "
+                f"{self.demonstration!r}; leave it at 'random'"
+            )
+        if self.experience and self.feedback == "never":
+            raise ValueError("experience = true shows feedback, and feedback = 'never' shows none")
+        return self
+
+
+class LiveConfig(Config):
+    type: Literal["live"] = "live"
+    """The student's own current weights. No extra memory."""
+
+
+class FrozenConfig(Config):
+    type: Literal["frozen"] = "frozen"
+    """The initial weights. One copy of the weights."""
+
+
+class EmaConfig(Config):
+    type: Literal["ema"] = "ema"
+    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in
+    the compute type if that is not float32."""
+    rate: Fraction = 0.05
+    """Paper: 0.05 without rich feedback, 0.01 with it."""
+
+
+class SnapshotConfig(Config):
+    type: Literal["snapshot"] = "snapshot"
+    """The student as it was at the last multiple of `every` steps. One copy of the weights."""
+    every: PositiveInt = 10
+    """Steps between refreshes. RLCSD: 10."""
+
+
+class GatedConfig(Config):
+    type: Literal["gated"] = "gated"
+    """Frozen, refreshed only when reward rose since the last refresh and the length tail is safe
+    (2606.03532). One copy."""
+    every: PositiveInt = 10
+    """Steps between the decisions, and the window both averages are taken over."""
+    min_gain: NonNegative = 0.0
+    """Rise of the mean reward that a refresh needs."""
+    max_tail_growth: PositiveFloat = 1.2
+    """A refresh needs the p90 of completion lengths below this factor times that of the last
+    refresh."""
+
+
+class TrustRegionConfig(Config):
+    type: Literal["trust_region"] = "trust_region"
+    """target ~ initial^(1-mix) x student^mix, both in the teacher's context (Eq. 10, 16). One copy,
+    two teacher passes."""
+    mix: Fraction = 0.01
+    """Share of the current student in the geometric mean. Paper: 0.01."""
+
+
+ScheduleConfig = Annotated[
+    LiveConfig | FrozenConfig | EmaConfig | SnapshotConfig | GatedConfig | TrustRegionConfig,
+    Field(discriminator="type"),
+]
+
+
+class TeacherConfig(Config):
+    context: ContextConfig = ContextConfig()
+    """What the teacher sees."""
+    schedule: ScheduleConfig = EmaConfig()
+    """Whose weights it has."""

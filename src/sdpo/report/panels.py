@@ -1,0 +1,282 @@
+"""Which curves the page draws and which parts a step's time has: every metric's place and meaning.
+
+Plain data that travels to the page with the run. Names are those of metrics.jsonl; a test holds
+them against the file of a real run, so that a panel nobody writes for cannot stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+SHARE = (0.0, 1.0)
+"""Bounds of a rate; intervals of a mean are cut to them."""
+POSITIVE = (0.0, None)
+"""Bounds of what cannot be negative."""
+DIFFERENCE = (-1.0, 1.0)
+"""Bounds of a difference of two rates."""
+OBSERVED = "observed"
+"""Whether it is a rate is up to the environment: bounded as one where every value is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One chart.
+
+    Example:
+        Panel(group="Outcome", title="Reward, training", keys={"train/reward": "reward"},
+              axis="mean reward", meaning="Mean reward of the attempts of a step.")
+    """
+
+    group: str
+    """Heading it stands under."""
+    title: str
+    """A `*` becomes what the key's `*` stands for, or `k` where that is several things."""
+    keys: Mapping[str, str]
+    """Metric to label. A trailing `*` takes every metric that starts so and labels it with its last
+    part."""
+    axis: str
+    """Title of the vertical axis: what is counted, in which unit."""
+    meaning: str
+    """What the curve says, which values are good and which are a warning, in a sentence or two."""
+    bounds: tuple[float | None, float | None] | Literal["observed"] = (None, None)
+    """Values that cannot be left; bands are cut there. `SHARE` also asks for an axis from 0 to
+    1."""
+    sparse: bool = False
+    """Written at evaluations only: drawn with markers and never smoothed."""
+    exact: bool = False
+    """A setting and not a measurement: never smoothed."""
+    canaries: tuple[str, ...] = ()
+    """Canaries that watch it; their alerts are marked in the chart."""
+
+    def row(self) -> dict[str, Any]:
+        """The panel as the page reads it; its keys are pairs, because their order counts."""
+        return {**asdict(self), "keys": list(self.keys.items())}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePart:
+    """One part of a step's seconds.
+
+    Example:
+        TimePart(name="update", metric="time/update_s", without=("time/teacher_s",))
+    """
+
+    name: str
+    metric: str
+    without: tuple[str, ...] = ()
+    """Metrics that are measured inside this one and are parts of their own."""
+
+    def row(self) -> dict[str, Any]:
+        """The part as the page reads it."""
+        return asdict(self)
+
+
+STEP_SECONDS = "time/step_s"
+"""Seconds of a whole step; what its parts leave over is shown as `other`."""
+TIME_PARTS = (
+    TimePart(name="sample", metric="time/generate_s"),
+    TimePart(name="judge", metric="time/judge_s"),
+    TimePart(name="teacher", metric="time/teacher_s"),
+    TimePart(name="update", metric="time/update_s", without=("time/teacher_s",)),
+)
+
+UNDRAWN = ("step", "rollouts_total", "tokens_total")
+"""Horizontal axes and counters. `time/*` is the cost section's; `*_low` and `*_high` are bands."""
+
+
+def _by_outcome(stat: str) -> dict[str, str]:
+    outcomes = {"": "all", "_solved": "solved", "_failed": "failed"}
+    labels = outcomes | {"_demonstration": "with demonstration"}
+    return {f"rollouts/length_{stat}{suffix}": label for suffix, label in labels.items()}
+
+
+_ATTEMPTS = "share of attempts"
+_NATS = "nats per token"
+
+_OUTCOME = (
+    Panel(
+        group="Outcome", title="Solved, held out", keys={"eval/solved": "solved"},
+        axis=_ATTEMPTS, bounds=SHARE, sparse=True,
+        meaning="Attempts at held-out tasks that were solved: what the run is for. The band is the "
+        "90% interval over tasks.",
+    ),
+    Panel(
+        group="Outcome", title="Solved, training", keys={"train/solved": "solved"},
+        axis=_ATTEMPTS, bounds=SHARE, canaries=("solved_collapse",),
+        meaning="Attempts of a step that were solved. Noisy, since every step has other tasks; a "
+        "fall to zero is a collapse.",
+    ),
+    Panel(
+        group="Outcome", title="Reward, training", keys={"train/reward": "reward"},
+        axis="mean reward", bounds=OBSERVED,
+        meaning="Mean reward of a step's attempts; equals the solved rate where rewards are 0 or "
+        "1.",
+    ),
+    Panel(
+        group="Outcome", title="pass@*, held out", keys={"eval/pass@*": ""},
+        axis="share of tasks", bounds=SHARE, sparse=True, canaries=("pass_at_k",),
+        meaning="Tasks that at least one of the k attempts of an evaluation solves. Falling while "
+        "the solved rate rises means that the policy gives up variety.",
+    ),
+)  # fmt: skip
+
+_LENGTH = (
+    Panel(
+        group="Length", title="Completion length, median", keys=_by_outcome("p50"), axis="tokens",
+        bounds=POSITIVE,
+        meaning="Half of a step's completions are shorter. Solved and failed attempts drifting "
+        "apart shows which length is rewarded.",
+    ),
+    Panel(
+        group="Length", title="Completion length, p90", keys=_by_outcome("p90"), axis="tokens",
+        bounds=POSITIVE, canaries=("length_growth",),
+        meaning="One completion in ten is longer. It rises first when a policy starts to ramble.",
+    ),
+    Panel(
+        group="Length", title="Completion length, mean", axis="tokens", bounds=POSITIVE,
+        keys={"train/completion_tokens": "training", "eval/completion_tokens": "held out"},
+        meaning="Tokens the policy sampled per attempt, over all turns.",
+    ),
+    Panel(
+        group="Length", title="Truncated attempts", keys={"train/truncated": "truncated"},
+        axis=_ATTEMPTS, bounds=SHARE, canaries=("truncation",),
+        meaning="Attempts that hit rollout.max_completion_tokens. Above a tenth or so, the limit "
+        "and not the policy decides the verdicts.",
+    ),
+)  # fmt: skip
+
+_TEACHER = (
+    Panel(
+        group="Policy and teacher", title="Entropy", axis=_NATS, bounds=POSITIVE,
+        keys={
+            "policy/entropy": "student, all tokens",
+            "policy/entropy_trained": "student, trained tokens",
+            "teacher/entropy": "teacher",
+        },
+        canaries=("entropy_collapse", "entropy_explosion"),
+        meaning="How undecided the next token is. Falling slowly is normal; near zero every "
+        "attempt is the same and there is nothing left to compare.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Distance of student and teacher", axis=_NATS,
+        keys={"policy/teacher_js": "Jensen-Shannon divergence"}, bounds=POSITIVE,
+        canaries=("teacher_collapse",),
+        meaning="How much the teacher, knowing the verdict, would have said something else. It "
+        "falls as the student learns; at zero the teacher has nothing left to say.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Gap at the sampled tokens", axis=_NATS,
+        keys={
+            "teacher/gap": "all attempts",
+            "teacher/gap_above_average": "better than their group",
+        },
+        meaning="log q - log p: negative where the teacher, knowing the verdict, finds the attempt "
+        "less likely than the student did. Good attempts should lie higher.",
+    ),
+    Panel(
+        group="Policy and teacher", title="KL to the initial model", axis=_NATS, bounds=POSITIVE,
+        keys={"policy/initial_kl": "KL"}, canaries=("initial_kl",),
+        meaning="How far the policy has moved. Healthy runs end at 0.01 to 0.3.",
+    ),
+    Panel(
+        group="Policy and teacher", title="What the teacher could read", axis=_ATTEMPTS,
+        keys={
+            "teacher/context_fraction": "anything",
+            "teacher/demonstration_fraction": "a solved sibling",
+            "teacher/feedback_fraction": "feedback",
+            "teacher/cut_fraction": "cut to fit",
+        },
+        bounds=SHARE,
+        meaning="Attempts for which a teacher context could be built, and from what. The routing "
+        "decides which of them are distilled. Much cut text: raise teacher.context.max_tokens.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Teacher refreshed", axis="1 = refreshed",
+        keys={"teacher/refreshed": "refreshed"}, bounds=SHARE, exact=True,
+        meaning="Steps after which a snapshot or gated teacher took over the student's weights.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Solved by the teacher", axis="share of its attempts",
+        keys={"teacher/solved": "solved"}, bounds=SHARE,
+        meaning="Attempts that the self-teacher sampled in its contexts and solved; only those are "
+        "imitated.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Teacher probe, gain in solved rate",
+        axis="teacher minus student", bounds=DIFFERENCE, sparse=True, canaries=("teacher_harms",),
+        keys={
+            "probe/gain_recipe": "this recipe's context",
+            "probe/gain_demonstration": "a demonstration",
+            "probe/gain_feedback": "feedback",
+            "probe/gain_both": "both",
+            "probe/gain_other_task": "another task's demonstration (control)",
+            "probe/gain_no_context": "bare task (control)",
+        },
+        meaning="How much more the same weights solve after reading a context. Above zero: "
+        "self-distillation has something to give. The controls should lie near zero.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Teacher probe, failed attempts", axis=_ATTEMPTS,
+        keys={"probe/failed": "failed"}, bounds=SHARE, sparse=True,
+        meaning="The student's attempts that the probe's teacher then answered anew.",
+    ),
+)  # fmt: skip
+
+_COLLAPSE = (
+    Panel(
+        group="Signs of collapse", title="Repeated n-grams", axis="share of 6-grams", bounds=SHARE,
+        keys={"rollouts/repeated_ngrams": "repeated"}, canaries=("repetition",),
+        meaning="Six-token pieces that occurred before in the same attempt. Code repeats itself at "
+        "0.05 to 0.2; loops reach 0.5 and more.",
+    ),
+    Panel(
+        group="Signs of collapse", title="Attempts without the required form", axis=_ATTEMPTS,
+        keys={"rollouts/format_errors": "not judgeable"}, bounds=SHARE, canaries=("format_errors",),
+        meaning="Attempts that could not be judged at all (category incorrect_format).",
+    ),
+    Panel(
+        group="Signs of collapse", title="Groups", axis="share of groups", bounds=SHARE,
+        keys={
+            "rollouts/flat_groups": "all rewards equal",
+            "rollouts/flat_failed": "all equal, none solved",
+            "rollouts/groups_solved": "at least one solved",
+        },
+        canaries=("flat_groups",),
+        meaning="Where all rewards of a group are equal, rewards alone teach nothing; where none "
+        "is solved, nobody can be a demonstration. Both at 1: only feedback can teach.",
+    ),
+    Panel(
+        group="Signs of collapse", title="Words of doubt", axis="words per attempt",
+        keys={"rollouts/hedging_words": "words"}, bounds=POSITIVE,
+        meaning='"wait", "maybe", "not sure" and the like. They rise when a policy learns to '
+        "ramble instead of to answer, and fall to zero when it grows overconfident.",
+    ),
+)  # fmt: skip
+
+_OPTIMISATION = (
+    Panel(
+        group="Optimisation", title="Loss", axis="loss",
+        keys={
+            "loss/total": "total", "loss/distill": "distill", "loss/pg": "policy gradient",
+            "loss/kl": "KL",
+        },
+        meaning="What the optimizer minimises. Exactly zero in every step means that nothing was "
+        "learnt; its size says nothing about quality.",
+    ),
+    Panel(
+        group="Optimisation", title="Gradient norm", axis="norm before clipping", bounds=POSITIVE,
+        keys={"optim/grad_norm": "norm"},
+        meaning="Length of the gradient before optim.grad_clip cuts it. Spikes that do not calm "
+        "down come before most collapses.",
+    ),
+    Panel(
+        group="Optimisation", title="Learning rate", axis="rate", bounds=POSITIVE, exact=True,
+        keys={"optim/lr": "rate"},
+        meaning="Warm-up, then constant; a canary's rollback halves it.",
+    ),
+)  # fmt: skip
+
+PANELS = (*_OUTCOME, *_LENGTH, *_TEACHER, *_COLLAPSE, *_OPTIMISATION)
+"""In the order of the page. `env/*` and metrics that stand nowhere above get a panel each."""
