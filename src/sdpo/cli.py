@@ -88,6 +88,29 @@ def main() -> None:
 
 
 @main.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other codes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the runs and their report.",
+)
+def demo(seed: int, out: Path) -> None:
+    """See feedback teach in seconds: sdpo beside grpo in a toy world.
+
+    Needs no download and one CPU core.
+    """
+    from sdpo.demo import demo as show_demo
+
+    show_demo(out, click.echo, seed=seed)
+    click.echo(
+        "next: sdpo train quickstart     a 135M model learns Python tasks from tests, 10 minutes\n"
+        "      sdpo train learn-schema   a 0.5B model learns a database's names from its errors"
+    )
+
+
+@main.command()
 @ARGUMENTS
 def train(arguments: tuple[str, ...]) -> None:
     """Train on rich feedback; the same command on an interrupted run continues it.
@@ -102,6 +125,8 @@ def train(arguments: tuple[str, ...]) -> None:
     console = Console()
     state = "finished" if result.finished else "stopped"
     console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
+    if result.finished and result.runs:
+        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
     if not result.finished:
         sys.exit(130)
 

@@ -57,7 +57,7 @@ class JudgeError(SdpoError):
 
 
 class EngineError(SdpoError):
-    """Sampling or scoring failed."""
+    """Sampling failed."""
 
 
 class NonFiniteLossError(SdpoError):

@@ -78,13 +78,6 @@ class Evaluation:
         }
 
 
-def evaluate_tasks(
-    collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
-) -> Evaluation:
-    """`samples` judged attempts at each of `tasks`, of which there is at least one, summarised."""
-    return summarise(attempt_tasks(collector, tasks, samples=samples, sampling=sampling, seed=seed))
-
-
 def attempt_tasks(
     collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
 ) -> list[Group]:

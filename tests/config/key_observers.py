@@ -76,12 +76,21 @@ def make_world(folder: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
+            "sql": [
+                {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",
+                 "query": f"SELECT lbl FROM stf WHERE yrs > {i}", "evidence": "lbl is a name"}
+                for i in ids
+            ],
             "math": [{"id": str(i), "problem": f"What is {i}?", "answer": str(i)} for i in ids],
             "tools": [
                 {"idx": i, "prompt": f"{tools} {i}",
                  "answer": [{"Action": "find", "Action_Input": "{}"}]} for i in ids
             ],
         }  # fmt: skip
+        (folder / "staff.sql").write_text(
+            "CREATE TABLE stf (lbl TEXT, yrs INTEGER, place TEXT);\n"
+            "INSERT INTO stf VALUES ('Ann', 31, 'A'), ('Bob', 45, 'B'), ('Cleo', 62, 'A');\n"
+        )
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
@@ -146,10 +155,13 @@ def learned(config: RunConfig) -> Any:
                 rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
-            groups = run.with_contexts(groups)
-            row = run.finish_step(groups, run.update(groups))
+            groups = run.learner.with_contexts(groups)
+            losses = run.learner.update(run.learner.samples(groups))
+            row = run.measure(groups, losses)
+            row |= run.learner.follow(row)
+            run.record_rollouts(groups, losses)
             facts.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
-        weights = run._updater.model.named_parameters()
+        weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
 
@@ -285,6 +297,9 @@ ANSWERS = (
     "<answer>B</answer>",
     "Action: find\nAction Input: {}",
     "\\boxed{3}",
+    "SELECT name FROM employees",
+    "SELECT a.lbl FROM stf a, stf b",
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT COUNT(*) FROM c",
 )
 
 

@@ -45,6 +45,12 @@ NEEDS = {
     "ChoiceEnvConfig": ("env.tasks={folder}/choice.jsonl", "env.eval_fraction=0.5"),
     "ToolsEnvConfig": ("env.tasks={folder}/tools.jsonl", "env.eval_fraction=0.5"),
     "MathEnvConfig": ("env.tasks={folder}/math.jsonl", "env.eval_fraction=0.5"),
+    "SqlEnvConfig": (
+        "env.tasks={folder}/sql.jsonl",
+        "env.eval_fraction=0.5",
+        "env.sandbox=none",
+        "env.time_limit_s=0.4",
+    ),
     "CustomEnvConfig": ("env.path={folder}/custom.py:ENV",),
     # A refresh within the steps that are watched, and a reward that rises before the second.
     "SnapshotConfig": ("teacher.schedule.every=2",),
@@ -73,6 +79,7 @@ CANARY = ("steps=12", "rollout.tasks_per_step=1", "optim.lr=1e-5", "canaries.pat
 
 TURNS = {
     "RunConfig.seed": turn("1", observe=trained_single_turn),
+    "RunConfig.seeds": turn("2", observe=placed),
     "RunConfig.steps": turn("3", observe=trained_single_turn),
     "RunConfig.run": turn("{folder}/elsewhere", observe=placed),
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),
@@ -93,6 +100,16 @@ TURNS = {
     "ToolsEnvConfig.eval_fraction": turn("0.1", observe=judged),
     "MathEnvConfig.tasks": turn("{folder}/other_math.jsonl", observe=judged),
     "MathEnvConfig.eval_fraction": turn("0.1", observe=judged),
+    "SqlEnvConfig.tasks": turn("{folder}/other_sql.jsonl", observe=judged),
+    "SqlEnvConfig.eval_fraction": turn("0.1", observe=judged),
+    "SqlEnvConfig.tables": turn("shown", observe=judged),
+    "SqlEnvConfig.evidence": turn("false", observe=judged),
+    "SqlEnvConfig.worked_examples": turn("false", observe=judged),
+    "SqlEnvConfig.hints": turn("none", observe=judged),
+    "SqlEnvConfig.time_limit_s": turn("0.2", observe=judged),
+    "SqlEnvConfig.max_rows": turn("3", observe=judged),
+    "SqlEnvConfig.sandbox": turn("auto", observe=isolated),
+    "SqlEnvConfig.max_feedback_chars": turn("60", observe=judged),
     "CustomEnvConfig.path": turn("{folder}/other_custom.py:ENV", observe=judged),
     "LocalEngineConfig.max_sequences": turn("2", observe=worked),
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),
@@ -171,13 +188,13 @@ TURNS = {
     "PolicyGradientConfig.normalization": turn("sequence"),
     "PolicyGradientConfig.std": turn("true"),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
-    "_DistillingConfig.granularity": turn("token"),
-    "_DistillingConfig.advantage_clip": turn("1e-3"),
-    "_DistillingConfig.ratio_cap": turn("0.5"),
-    "_DistillingConfig.importance": turn(
+    "DistillingConfig.granularity": turn("token"),
+    "DistillingConfig.advantage_clip": turn("1e-3"),
+    "DistillingConfig.ratio_cap": turn("0.5"),
+    "DistillingConfig.importance": turn(
         "logit", *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9"
     ),
-    "_DistillingConfig.sequence_estimator": turn("0.5"),
+    "DistillingConfig.sequence_estimator": turn("0.5"),
     "HybridConfig.mix": turn("0.2"),
     "RlsdConfig.mix": turn("0.9"),
     "RlsdConfig.decay_steps": turn("1"),

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sdpo.models import hidden as backbone
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.testing import tiny_model
 
@@ -135,7 +136,8 @@ def test_recomputed_layers_give_the_same_gradients():
     model = tiny_model("llama").cuda()
     (batch,) = pack(contexts(), budget_tokens=100_000)
     expected = gradients_of(model, hidden_rows(model, batch), batch)
-    rows = hidden_rows(model, batch, gradient_checkpointing=True)
+    enable_checkpointing(model)
+    rows = hidden_rows(model, batch)
     assert largest_difference(gradients_of(model, rows, batch), expected) < 1e-5
 
 

@@ -1,5 +1,5 @@
-"""`distillation_loss` against the dense float64 reference: values, both gradients and per-token
-outputs."""
+"""`distillation_loss` against `losses/reference.py` in float64: values, both gradients and numbers
+per token."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import itertools
 
 import pytest
 import torch
-from dense_reference import Dense, dense_objective, distance
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_specs import distill
 
 from sdpo.losses import distillation_loss
-from sdpo.losses.divergence import Divergence, bucket_divergence
-from sdpo.losses.head import walk
-from sdpo.losses.head.elementwise import compile_rows
+from sdpo.losses.divergence import Divergence, support_divergence
+from sdpo.losses.head import chunks
+from sdpo.losses.head.elementwise import compile_tile
 from sdpo.losses.head.logits import token_statistics, token_support
-from sdpo.losses.objective import Denominators
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.reference import distance, reference_objective
+from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "forward_ce")
 SUPPORTS = ((None, True), (4, True), (4, False), (1, True), (13, True), (13, False))
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 7, 5, 3, 13
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
+SIDES = ("log_p", "log_q")
 
 
 def problem(seed: int = 0, *, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> dict:
@@ -59,25 +60,38 @@ def fused(x: dict, **options: object):
     )
 
 
-def dense(x: dict, *, temperature: float = 1.0, trust: float | None = None, **options: object):
-    columns = {
-        "advantages": torch.zeros(TOKENS),
-        "pg_weights": torch.zeros(TOKENS),
-        "sequence_ids": torch.zeros(TOKENS, dtype=torch.long),
-        "sampler_logprobs": torch.zeros(TOKENS),
-    }
-    batch = TokenBatch(targets=x["targets"], distill_weights=x["weights"], **columns)
+def reference(x: dict, *, temperature: float = 1.0, trust: float | None = None, **options: object):
+    """Loss and numbers per token by the definitions."""
+    nothing = torch.zeros(TOKENS)
+    batch = TokenBatch(
+        num_taught=TOKENS,
+        targets=x["targets"],
+        distill_weights=x["weights"],
+        advantages=nothing,
+        pg_weights=nothing,
+        sampler_logprobs=nothing,
+        sequence_ids=nothing.long(),
+        sequence_lengths=nothing.long() + TOKENS,
+    )
     spec = ObjectiveSpec(
-        distill=DistillSpec(**options, trust=trust, ratio_cap=None), temperature=temperature
+        distill=distill(**options, trust=trust, ratio_cap=None), temperature=temperature
     )
-    inputs = Dense(
-        **{k: x[k] for k in ("student_hidden", "student_head", "teacher_hidden", "teacher_head")},
-        batch=batch,
-        trust_hidden=x["reference_hidden"],
-        reference_head=x["reference_head"],
+    parts, tokens = reference_objective(
+        x["student_hidden"] @ x["student_head"].T,
+        x["teacher_hidden"] @ x["teacher_head"].T,
+        batch,
+        spec,
+        {"distill": 1.0, "pg": 1.0, "kl": 1.0},
+        trust_logits=x["reference_hidden"] @ x["reference_head"].T,
     )
-    parts, out = dense_objective(inputs, spec, Denominators(1, 1, 1))
-    return parts.sum(), out
+    log_p, log_q = (torch.stack([getattr(t, n) for t in tokens]).detach() for n in SIDES)
+    return parts["distill"], {
+        "divergence": torch.stack([t.divergence for t in tokens]).detach(),
+        "student_logprob": torch.stack([t.log_p_y for t in tokens]).detach(),
+        "teacher_logprob": torch.tensor([t.log_q_y for t in tokens], dtype=torch.float64),
+        "student_entropy": -(log_p.exp() * log_p).sum(-1),
+        "teacher_entropy": -(log_q.exp() * log_q).sum(-1),
+    }
 
 
 def gradients(loss: torch.Tensor, x: dict) -> tuple[torch.Tensor, ...]:
@@ -86,7 +100,7 @@ def gradients(loss: torch.Tensor, x: dict) -> tuple[torch.Tensor, ...]:
 
 def check(x: dict, *, chunk_tokens: int | None = 3, **options: object) -> None:
     result = fused(x, chunk_tokens=chunk_tokens, **options)
-    loss, out = dense(x, **options)
+    loss, out = reference(x, **options)
     torch.testing.assert_close(result.loss, loss, **TIGHT)
     for name, expected in out.items():
         torch.testing.assert_close(getattr(result, name), expected, **TIGHT)
@@ -97,7 +111,7 @@ def check(x: dict, *, chunk_tokens: int | None = 3, **options: object) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("top_k", "tail"), SUPPORTS)
-def test_values_gradients_and_outputs_equal_the_dense_reference(kind, top_k, tail):
+def test_values_gradients_and_outputs_equal_the_reference(kind, top_k, tail):
     betas = (0.1, 0.5, 0.9) if kind == "jsd" else (0.5,)
     for temperature, trust, beta in itertools.product(
         (1.0, 0.6, 1.7), (None, 0.0, 0.3, 1.0), betas
@@ -127,9 +141,7 @@ def test_chunk_size_changes_nothing(chunk_tokens):
     trust=st.none() | st.floats(0.0, 1.0),
     scale=st.floats(0.1, 2.5),
 )
-def test_random_problems_equal_the_dense_reference(
-    seed, kind, support, beta, temperature, trust, scale
-):
+def test_random_problems_equal_the_reference(seed, kind, support, beta, temperature, trust, scale):
     check(
         problem(seed, scale=scale),
         divergence=kind,
@@ -246,7 +258,7 @@ def test_the_default_weight_is_the_mean_over_tokens():
     torch.testing.assert_close(result.loss, result.divergence.mean())
 
 
-def test_the_arriving_gradient_scales_and_a_second_walk_is_refused():
+def test_the_arriving_gradient_scales_and_a_second_backward_is_refused():
     x = problem()
     once = gradients(fused(x).loss, x)
     scaled = gradients(3.0 * fused(x).loss, x)
@@ -254,7 +266,7 @@ def test_the_arriving_gradient_scales_and_a_second_walk_is_refused():
         torch.testing.assert_close(3.0 * a, b)
     loss = fused(x).loss
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="already walked"):
+    with pytest.raises(RuntimeError, match="called twice"):
         loss.backward()
 
 
@@ -327,14 +339,14 @@ def test_extreme_logits_stay_finite(kind, dtype, scale):
 def test_divergence_is_non_negative_and_zero_only_for_equal_masses(logits, kind, beta):
     z = torch.tensor(logits, dtype=torch.float32).T[:, None].log_softmax(-1)
     log_p, log_q = z[0], z[1]
-    spec = Divergence(kind=kind, beta=beta)
-    value, _ = bucket_divergence(spec, log_p, log_p.exp(), log_q.clone(), log_q.exp())
-    itself, _ = bucket_divergence(spec, log_p, log_p.exp(), log_p.clone(), log_p.exp())
+    spec = Divergence(kind=kind, beta=beta if kind == "jsd" else None)
+    value, _ = support_divergence(spec, log_p, log_p.exp(), log_q.clone(), log_q.exp())
+    itself, _ = support_divergence(spec, log_p, log_p.exp(), log_p.clone(), log_p.exp())
     assert float(value) >= 0.0
     assert float(itself) == 0.0
     if float((log_p.exp() - log_q.exp()).abs().max()) > 1e-2:
         assert float(value) > 0.0
-    exact = distance(kind, beta, log_p.double().exp(), log_q.double().exp())
+    exact = distance(spec, log_p[0].double(), log_q[0].double())[None]
     torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
 
 
@@ -348,9 +360,9 @@ def test_small_divergences_keep_their_digits_in_float32():
     narrow = torch.stack([base, moved]).float()
     narrow = narrow - narrow.logsumexp(-1, keepdim=True)
     for kind in ("reverse_kl", "forward_kl", "jsd"):
-        spec = Divergence(kind=kind)
-        exact, _ = bucket_divergence(spec, wide[0], wide[0].exp(), wide[1].clone(), wide[1].exp())
-        value, _ = bucket_divergence(
+        spec = Divergence(kind=kind, beta=0.5 if kind == "jsd" else None)
+        exact, _ = support_divergence(spec, wide[0], wide[0].exp(), wide[1].clone(), wide[1].exp())
+        value, _ = support_divergence(
             spec, narrow[0], narrow[0].exp(), narrow[1].clone(), narrow[1].exp()
         )
         assert float(exact.max()) < 1e-8
@@ -382,9 +394,9 @@ def test_the_tail_conserves_mass(seed, top_k):
 def test_the_traced_arithmetic_equals_the_eager_one(kind, top_k, tail, monkeypatch):
     """What CUDA compiles, traced on the CPU without a code generator."""
     torch._dynamo.reset()
-    compile_rows.cache_clear()
+    compile_tile.cache_clear()
     monkeypatch.setattr(
-        walk, "compiled_rows", lambda spec, needs, *_: compile_rows(spec, needs, "aot_eager")
+        chunks, "compiled_tile", lambda spec, needs, *_: compile_tile(spec, needs, "aot_eager")
     )
     check(problem(), divergence=kind, top_k=top_k, tail=tail, trust=0.3)
     assert not torch._dynamo.utils.counters["graph_break"]
@@ -398,9 +410,10 @@ def test_token_statistics_and_support_equal_dense():
     torch.testing.assert_close(logprob, log_p.gather(1, x["targets"][:, None])[:, 0])
     torch.testing.assert_close(entropy, -(log_p.exp() * log_p).sum(-1))
     assert not logprob.requires_grad
-    ids, logprobs = token_support(hidden, head, 3, temperature=0.7, chunk_tokens=2)
-    torch.testing.assert_close(logprobs, log_p.topk(3).values)
-    assert torch.equal(ids, log_p.topk(3).indices)
+    support = token_support(hidden, head, 3, temperature=0.7, chunk_tokens=2)
+    torch.testing.assert_close(support.logprobs, log_p.topk(3).values)
+    assert torch.equal(support.ids, log_p.topk(3).indices)
+    assert token_support(hidden[:0], head, 3).ids.shape == (0, 3)
     trusted, _ = token_statistics(
         x["teacher_hidden"],
         x["teacher_head"],

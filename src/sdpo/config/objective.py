@@ -1,8 +1,8 @@
 """What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
 objectives.
 
-A named objective is a class that lists the parts it combines; `rollouts/sampler.py` turns it into
-the specs of `sdpo.losses`. Nothing here computes.
+A named objective is a class that lists the parts it combines; `training/objectives.py` turns it
+into the specs of `sdpo.losses`. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -116,12 +116,12 @@ class _ObjectiveConfig(Config):
     0."""
 
 
-class _RewardedConfig(_ObjectiveConfig):
+class RewardedConfig(_ObjectiveConfig):
     policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
     """The surrogate and its clipping."""
 
 
-class _DistillingConfig(_ObjectiveConfig):
+class DistillingConfig(_ObjectiveConfig):
     divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
@@ -154,24 +154,24 @@ class _DistillingConfig(_ObjectiveConfig):
         return self
 
 
-class SdpoConfig(_DistillingConfig):
+class SdpoConfig(DistillingConfig):
     type: Literal["sdpo"] = "sdpo"
     """Self-distillation alone (Eq. 1)."""
 
 
-class GrpoConfig(_RewardedConfig):
+class GrpoConfig(RewardedConfig):
     type: Literal["grpo"] = "grpo"
     """Rewards alone: the paper's baseline (Eq. 12)."""
 
 
-class HybridConfig(_DistillingConfig, _RewardedConfig):
+class HybridConfig(DistillingConfig, RewardedConfig):
     type: Literal["hybrid"] = "hybrid"
     """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
     mix: Fraction = 0.9
     """Weight of the reward component. Paper: 0.9 in Fig. 11."""
 
 
-class SrpoConfig(_DistillingConfig, _RewardedConfig):
+class SrpoConfig(DistillingConfig, RewardedConfig):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
     (2604.02288)."""
@@ -187,12 +187,12 @@ class SrpoConfig(_DistillingConfig, _RewardedConfig):
         return self
 
 
-class ScSdpoConfig(_DistillingConfig):
+class ScSdpoConfig(DistillingConfig):
     type: Literal["sc_sdpo"] = "sc_sdpo"
     """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
 
 
-class RlsdConfig(_RewardedConfig):
+class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
     mix: Fraction = 0.5
@@ -203,7 +203,7 @@ class RlsdConfig(_RewardedConfig):
     """The teacher's factor stays within 1 +- clip."""
 
 
-class RlcsdConfig(_RewardedConfig):
+class RlcsdConfig(RewardedConfig):
     type: Literal["rlcsd"] = "rlcsd"
     """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
     scale: PositiveFloat = 1.0
@@ -216,7 +216,7 @@ class RlcsdConfig(_RewardedConfig):
     """Wrong demonstrations averaged per rollout."""
 
 
-class SdpgConfig(_DistillingConfig, _RewardedConfig):
+class SdpgConfig(DistillingConfig, RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036)."""

@@ -281,6 +281,9 @@ class RunConfig(Config):
 
     seed: NonNegativeInt = 0
     """Decides task order, sampling, demonstrations and everything else that is random."""
+    seeds: PositiveInt = 1
+    """Runs of `sdpo train`: seed, seed + 1, ..., each in its own folder `seed-N` inside `run`;
+    `sdpo compare` takes `run` as one arm."""
     steps: PositiveInt = 40
     """Rounds of collect and update."""
     run: str = "runs/sdpo"

@@ -23,7 +23,9 @@ from sdpo.engines.completions import Attempt
 from sdpo.engines.decode_state import DecodeState, decode_step
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import uniforms
-from sdpo.kernels.packed import PackedPlan, Span
+from sdpo.kernels.plan import Observed, Scores, paths
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.packing import MicroBatch, PackItem, pack
 from sdpo.models.structure import FastPath
 
 
@@ -138,42 +140,42 @@ class Decoder:
         """Computes the keys and values of prompts, several in one row of about `max_prefill_tokens`
         tokens.
         """
-        pack: list[int] = []
-        size = 0
+        cached = []
         for prompt in new_prompts:
             length = len(self._prompts[prompt]) - 1
             self._state.prompt_lengths_G[self._slots[prompt]] = length
-            if pack and size + length > self._max_prefill_tokens:
-                self._prefill_pack(pack)
-                pack, size = [], 0
             if length:
-                pack.append(prompt)
-                size += length
-        if pack:
-            self._prefill_pack(pack)
+                cached.append(prompt)
+        # As training lays sequences out: what is read of an item ends before its last token.
+        items = [
+            PackItem(
+                prompt_ids=self._prompts[prompt][:-1],
+                completion_ids=self._prompts[prompt][-1:],
+                loss_mask=(True,),
+            )
+            for prompt in cached
+        ]
+        for batch in pack(items, budget_tokens=self._max_prefill_tokens, share_prefixes=True):
+            self._prefill_batch(batch, [self._slots[cached[i]] for i in batch.item_indices])
 
-    def _prefill_pack(self, pack: Sequence[int]) -> None:
-        spans, ids, positions = [], [], []
-        for prompt in pack:
-            seen = self._prompts[prompt][:-1]
-            spans.append(Span(start=len(ids), stop=len(ids) + len(seen)))
-            ids.extend(seen)
-            positions.extend(range(len(seen)))
-        slots = [self._slots[prompt] for prompt in pack]
+    def _prefill_batch(self, batch: MicroBatch, slots: Sequence[int]) -> None:
+        """One pass; `slots` of the cache are those of the batch's items, in order."""
+        path_to = {path[-1].stop: path for path in paths(batch.segments)}
+        # The last token that is read of an item is the last one on its path.
+        own = [path_to[place + 1] for place in batch.row_index.tolist()]
 
-        def keep(layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor) -> None:
-            for slot, span in zip(slots, spans, strict=True):
-                own = slice(span.start, span.stop)
-                self._state.cache.store_prompt(
-                    layer, slot, keys_1KTD[0, :, own], values_1KTD[0, :, own]
-                )
+        def keep(
+            layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor, scores: Scores
+        ) -> None:
+            for slot, path in zip(slots, own, strict=True):
+                self._state.cache.store_prompt(layer, slot, keys_1KTD[0], values_1KTD[0], path)
 
         device = self._state.tokens_R.device
         self._fast.backbone(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=batch.token_ids[None].to(device),
+            position_ids=batch.position_ids[None].to(device),
             use_cache=False,
-            sdpo_plan=PackedPlan(spans=spans, keep=keep),
+            sdpo_plan=Observed(plan=tree_plan(batch.segments, device), see=keep),
         )
 
     def _retire(self) -> None:

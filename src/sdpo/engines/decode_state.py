@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.cache import KvCache
 from sdpo.engines.sampling import sample_tokens
+from sdpo.kernels.cache import KvCache
 from sdpo.kernels.decode import DecodePlan
 from sdpo.models.structure import FastPath
 

@@ -15,11 +15,9 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from sdpo.engines.base import Sampling, ScoreRequest
+from sdpo.engines.base import Sampling
 from sdpo.engines.completions import Attempt
 from sdpo.engines.sampling import sample_tokens, uniforms
-from sdpo.engines.scoring import chunked_logprobs
-from sdpo.models.structure import has_plain_head, head_logits
 
 
 def sample_prompt(
@@ -85,31 +83,3 @@ def _sample_without_cache(
         ):
             attempt.append(token, logprob, sampling)
         live = [attempt for attempt in live if not attempt.is_finished]
-
-
-def score_alone(
-    model: PreTrainedModel, requests: Sequence[ScoreRequest], temperature: float
-) -> list[list[float]]:
-    """Log-probs per request, each in a forward pass of its own.
-
-    Logits come in chunks where the model's head is a plain one; else [T, V] of one request is held.
-    """
-    is_plain = has_plain_head(model)
-    scored = []
-    for request in requests:
-        num_scored = len(request.completion_ids)
-        ids = torch.tensor([request.prompt_ids + request.completion_ids[:-1]], device=model.device)
-        targets_T = torch.tensor(request.completion_ids, dtype=torch.long, device=model.device)
-        if not num_scored:
-            scored.append([])
-            continue
-        if is_plain:
-            states_TD = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            logits_of = head_logits(model)
-        else:
-            states_TD = model(input_ids=ids, use_cache=False).logits[0]
-            logits_of = torch.nn.Identity()
-        scored.append(
-            chunked_logprobs(states_TD[-num_scored:], targets_T, logits_of, temperature).tolist()
-        )
-    return scored

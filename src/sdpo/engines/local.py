@@ -1,8 +1,8 @@
 """The default engine: samples in process with the very module that is trained.
 
-Nothing is copied: `generate` and `score` read the weights the module has at that moment. The module
-is in eval mode and without gradients while the engine works and is left as it was found. Not
-re-entrant and not thread-safe, because it switches the module's attention for the time of a call.
+Nothing is copied: `generate` reads the weights the module has at that moment. The module is in eval
+mode and without gradients during the call and is left as it was found. Neither re-entrant nor
+thread-safe: a call switches the module's attention.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import Attempt, distinct_prompts
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import sample_prompt, score_alone
+from sdpo.engines.fallback import sample_prompt
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import check_sampling
-from sdpo.engines.scoring import score_packed
-from sdpo.errors import EngineError
 from sdpo.kernels.linears import packed_linears
 from sdpo.kernels.plan import fast_layers
 from sdpo.models.structure import FastPath, causal_lm, evaluating, probe
@@ -33,7 +31,7 @@ prompt length.
 
 
 class LocalEngine:
-    """Samples from and scores with `model`, on the device it is on.
+    """Samples from `model`, on the device it is on.
 
     Memory while sampling: keys and values (see `cache.py`), logits [max_sequences, V] (on CUDA a
     second time, in float32), activations of `max_prefill_tokens` tokens, and on a CPU a second copy
@@ -50,15 +48,11 @@ class LocalEngine:
         model: torch.nn.Module,
         *,
         max_sequences: int = 64,
-        max_cache_bytes: int | None = None,
         max_prefill_tokens: int = 4096,
     ) -> None:
-        """`max_sequences` completions at once, fewer if their cache would exceed `max_cache_bytes`;
-        the others wait.
-        """
+        """`max_sequences` completions are sampled at once; the others wait."""
         self.policy_version = 0
         self._max_sequences = max_sequences
-        self._max_cache_bytes = max_cache_bytes
         self._max_prefill_tokens = max_prefill_tokens
         self._model: torch.nn.Module = model
         self._inner: PreTrainedModel = causal_lm(model)
@@ -97,23 +91,6 @@ class LocalEngine:
                     self._sample_fast(fast, prompts, attempts, sampling)
         return [[attempt.completion() for attempt in group] for group in groups]
 
-    @torch.no_grad()
-    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
-        """Log-probability of each completion token given prompt and earlier tokens, nats; top_p
-        plays no part.
-        """
-        if not temperature > 0.0:
-            raise EngineError(f"temperature is {temperature}; scoring needs a positive number")
-        if any(not request.prompt_ids for request in requests):
-            raise EngineError(
-                "a prompt has no tokens; its first completion token has no probability"
-            )
-        with evaluating(self._inner):
-            fast = self._fast_path()
-            if fast is None:
-                return score_alone(self._inner, requests, temperature)
-            return score_packed(fast, requests, temperature, self._max_prefill_tokens)
-
     def _fast_path(self) -> FastPath | None:
         if not self._is_probed:
             self._fast, self._is_probed = probe(self._inner), True
@@ -149,7 +126,7 @@ class LocalEngine:
         if is_cuda:
             columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
         sizes = Counter(attempt.prompt for attempt in attempts)
-        rows = self._rows_within_budget(fast, len(prompts), columns, len(attempts), sampling)
+        rows = min(self._max_sequences, len(attempts))
         # Two more than full groups need: room for stragglers of earlier groups while the next ones
         # enter.
         num_slots = min(len(prompts), rows, -(-rows * len(prompts) // len(attempts)) + 2)
@@ -173,33 +150,6 @@ class LocalEngine:
         graphs = StepGraphs.on_cuda()
         self._state = (key, state, graphs)
         return state, graphs
-
-    def _rows_within_budget(
-        self,
-        fast: FastPath,
-        num_prompts: int,
-        prompt_columns: int,
-        num_attempts: int,
-        sampling: Sampling,
-    ) -> int:
-        rows = min(self._max_sequences, num_attempts)
-        if self._max_cache_bytes is None:
-            return rows
-
-        def needed(rows: int) -> int:
-            slots = min(num_prompts, rows, -(-rows * num_prompts // num_attempts) + 2)
-            tokens = slots * prompt_columns + rows * sampling.max_new_tokens
-            return tokens * fast.cache.token_bytes
-
-        while rows > 1 and needed(rows) > self._max_cache_bytes:
-            rows -= 1
-        if needed(rows) > self._max_cache_bytes:
-            raise EngineError(
-                f"one completion of {sampling.max_new_tokens} tokens after a prompt of "
-                f"{prompt_columns + 1} needs {needed(1)} bytes of cache; the limit is "
-                f"{self._max_cache_bytes}: lower max_completion_tokens or raise the limit"
-            )
-        return rows
 
     def _sample_generic(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
 from sdpo.models.structure import causal_lm
@@ -106,20 +106,6 @@ class VllmEngine:
         return [
             [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
         ]
-
-    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
-        """Log-probs per request at temperature 1, the only one vLLM scores given tokens at."""
-        if temperature != 1.0:
-            raise EngineError(f"vLLM scores at temperature 1 only; {temperature} was asked for")
-        params = _vllm().SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompts = [_prompt(request.prompt_ids + request.completion_ids) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False) if prompts else ()
-        scored = []
-        for request, output in zip(requests, outputs, strict=True):
-            start, ids = len(request.prompt_ids), request.completion_ids
-            positions = output.prompt_logprobs[start:]
-            scored.append([at[token].logprob for at, token in zip(positions, ids, strict=True)])
-        return scored
 
 
 def checkpoint_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,8 +1,8 @@
 """What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
 computes.
 
-`rollouts/sampler.py` builds them from the config; impossible combinations raise here and say what
-to change.
+`training/objectives.py` builds them from the config, which has the defaults: here every setting is
+given, and a part that is not used is None. Impossible combinations raise and say what to change.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ class DistillSpec:
     """The distillation component: towards what, over which support, with which credit.
 
     Example:
-        DistillSpec(divergence="reverse_kl", top_k=20, advantage_clip=5.0)
+        DistillSpec(divergence="reverse_kl", top_k=20, tail=True, granularity="logit",
+                    importance="token", ratio_cap=2.0, advantage_clip=5.0)
     """
 
-    divergence: DivergenceKind = "jsd"
-    beta: float = 0.5
-    """Weight of the teacher in the Jensen-Shannon mixture."""
-    top_k: int | None = 100
+    divergence: DivergenceKind
+    beta: float | None = None
+    """Weight of the teacher in the Jensen-Shannon mixture, for `jsd` only."""
+    top_k: int | None
     """Size of the support, chosen by the student (with `importance="logit"` by the old policy);
     None: whole vocabulary."""
-    tail: bool = True
-    """Whether the mass outside the support is one more bucket (Eq. 11); False renormalises the
+    tail: bool
+    """Whether the mass outside the support is one more entry (Eq. 11); False renormalises the
     support."""
-    granularity: Literal["logit", "token", "sequence"] = "logit"
+    granularity: Literal["logit", "token", "sequence"]
     """Credit per logit (Eq. 1), log q - log p at the sampled token, or its mean over the completion
     (Fig. 10)."""
     advantage_clip: float | None = None
@@ -41,14 +42,15 @@ class DistillSpec:
     trust: float | None = None
     """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher
     alone."""
-    ratio_cap: float | None = 2.0
-    """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
-    importance: Literal["token", "logit"] = "token"
+    importance: Literal["token", "logit"]
     """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit
     (Eq. 13)."""
-    eps_low: float = 0.2
-    """Clip range of Eq. 13, used with `importance="logit"` only."""
-    eps_high: float = 0.28
+    ratio_cap: float | None
+    """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
+    eps_low: float | None = None
+    """Eq. 13 clips ratios below 1 - eps_low; None: none. With `importance="logit"` only."""
+    eps_high: float | None = None
+    """Eq. 13 clips ratios above 1 + eps_high; None: none. With `importance="logit"` only."""
     sequence_estimator: float = 0.0
     """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form
     with `forward_ce`."""
@@ -60,29 +62,40 @@ class DistillSpec:
             raise ValueError(f"granularity {self.granularity!r} is none of logit, token, sequence")
         if self.trust is not None and not 0.0 <= self.trust <= 1.0:
             raise ValueError(f"trust must lie in [0, 1], got {self.trust}")
-        if self.importance == "logit":
-            if self.top_k is None:
-                raise ValueError(
-                    "importance 'logit' keeps the old policy's log-probs of a support: "
-                    "give top_k a number"
-                )
-            if self.granularity != "logit" or self.divergence != "reverse_kl":
-                raise ValueError(
-                    "importance 'logit' (Eq. 13) is defined for granularity 'logit' "
-                    "and divergence 'reverse_kl'"
-                )
+        self._check_importance()
         _ = self.distance  # validates divergence, beta and clip
+
+    def _check_importance(self) -> None:
+        if self.importance not in ("token", "logit"):
+            raise ValueError(f"importance {self.importance!r} is none of token, logit")
+        if self.importance == "token":
+            if self.eps_low is not None or self.eps_high is not None:
+                raise ValueError(
+                    "eps_low and eps_high are the clip range of Eq. 13: leave them None, or set "
+                    "importance to 'logit'"
+                )
+            return
+        if self.top_k is None:
+            raise ValueError(
+                "importance 'logit' keeps the old policy's log-probs of a support: "
+                "give top_k a number"
+            )
+        if self.granularity != "logit" or self.divergence != "reverse_kl":
+            raise ValueError(
+                "importance 'logit' (Eq. 13) is defined for granularity 'logit' "
+                "and divergence 'reverse_kl'"
+            )
 
     @property
     def distance(self) -> Divergence:
-        """The divergence over buckets that these settings name."""
+        """The divergence over entries of the support that these settings name."""
         return Divergence(kind=self.divergence, beta=self.beta, clip=self.advantage_clip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlSpec:
-    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, no
-    estimator.
+    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, not
+    an estimator.
 
     Example:
         KlSpec(coefficient=1e-3)
@@ -97,7 +110,7 @@ class ObjectiveSpec:
     """The components of a named method; a None component is absent.
 
     Example:
-        ObjectiveSpec(distill=DistillSpec(), pg=PolicyGradientSpec())        # hybrid, Eq. 3
+        ObjectiveSpec(distill=distill, pg=policy_gradient)        # hybrid, Eq. 3
     """
 
     distill: DistillSpec | None = None

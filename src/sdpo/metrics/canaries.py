@@ -239,10 +239,6 @@ class Canaries:
                 alerts.append(alert)
         return alerts
 
-    def bad(self) -> list[str]:
-        """Names of the canaries whose last observation was bad, for a display."""
-        return [name for name, memory in self._memory.items() if memory.streak]
-
     def good(self, step: int) -> int:
         """Newest step up to `step` after which no canary has doubts about the weights."""
         seen = [memory.good for memory in self._memory.values() if memory.good is not None]

@@ -3,7 +3,7 @@
 A micro-batch is one flat row without padding. A prompt's tokens stand in it once, followed by the
 completions that continue it; teacher contexts share their task and demonstration the same way.
 Positions count from the start of each item, and a token sees what precedes it within its own items
-only (`attention.py`). Everything else in the model runs on the flat row. Models that cannot take
+only (`sdpo.kernels`). Everything else in the model runs on the flat row. Models that cannot take
 such a row (recurrent layers, unknown attention) get one row per item instead, with the same
 results. No logits are made here: rows of hidden states go to the fused head.
 
@@ -23,26 +23,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.kernels.plan import Segment, fast_layers
-from sdpo.models.hidden import (
-    enable_checkpointing,
-    plain_hidden,
-    recomputed_layers,
-    shares_prefixes,
-    tree_hidden,
-)
+from sdpo.models.hidden import plain_hidden, recomputed_layers, shares_prefixes, tree_hidden
 from sdpo.models.prefix_tree import PrefixTree
-from sdpo.models.structure import causal_lm, check_head
+from sdpo.models.structure import causal_lm
 from sdpo.records import Sample
-
-__all__ = [
-    "MicroBatch",
-    "PackItem",
-    "check_head",
-    "enable_checkpointing",
-    "hidden_rows",
-    "pack",
-    "shares_prefixes",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,22 +159,19 @@ def _lay_out(tree: PrefixTree, items: Sequence[PackItem], chosen: Sequence[int])
     )
 
 
-def hidden_rows(
-    model: PreTrainedModel, micro_batch: MicroBatch, *, gradient_checkpointing: bool = False
-) -> torch.Tensor:
+def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:
     """Hidden states [R, D] before the LM head that predict each trained token, item after item.
 
-    Differentiable unless gradients are off. `gradient_checkpointing` recomputes each layer in the
-    backward pass instead of keeping its activations; a model that has it enabled needs no argument.
+    Differentiable unless gradients are off.
     """
     inner = causal_lm(model)
     if not len(micro_batch.row_index):
         embeddings: Any = inner.get_input_embeddings()
         return embeddings.weight[:0]
     if not shares_prefixes(inner):
-        with recomputed_layers(inner, nullcontext, wanted=gradient_checkpointing):
+        with recomputed_layers(inner, nullcontext):
             return _separate_rows(inner, micro_batch)
-    with recomputed_layers(inner, partial(fast_layers, inner), wanted=gradient_checkpointing):
+    with recomputed_layers(inner, partial(fast_layers, inner)):
         hidden_ND = tree_hidden(
             inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
         )

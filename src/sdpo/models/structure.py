@@ -25,8 +25,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdpo.errors import ModelError
-from sdpo.kernels.packed import PackedPlan, Span
-from sdpo.kernels.plan import MissingPlanError, fast_layers
+from sdpo.kernels.cache import CacheShape
+from sdpo.kernels.plan import MissingPlanError, Observed, Scores, Segment, fast_layers
+from sdpo.kernels.tree import tree_plan
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class FastPath:
     """A model that passed, taken apart for the engine.
 
     Example:
-        fast = probe(model); fast.cache.token_bytes
+        fast = probe(model); fast.cache.layers
     """
 
     model: PreTrainedModel
@@ -138,9 +139,13 @@ class _Recorder:
     dtype: torch.dtype = torch.float32
     windows: set[int] = field(default_factory=set)
 
-    def keep(self, layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor) -> None:
+    def see(
+        self, layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor, scores: Scores
+    ) -> None:
         self.layers[layer] = (keys_1KTD.shape[1], keys_1KTD.shape[3], values_1KTD.shape[3])
         self.dtype = keys_1KTD.dtype
+        if scores.window is not None:
+            self.windows.add(scores.window)
 
 
 def _problem(model: PreTrainedModel, recorder: _Recorder) -> str:
@@ -180,14 +185,11 @@ def _packed_logits(model: PreTrainedModel, recorder: _Recorder) -> torch.Tensor:
     """Logits of two sequences side by side in one row, the shorter one the start of the longer."""
     ids = _probe_ids(model, max(_PROBE_LENGTHS))
     stops = list(itertools.accumulate(_PROBE_LENGTHS))
-    plan = PackedPlan(
-        spans=[
-            Span(start=stop - length, stop=stop)
-            for length, stop in zip(_PROBE_LENGTHS, stops, strict=True)
-        ],
-        keep=recorder.keep,
-        windows=recorder.windows,
-    )
+    segments = [
+        Segment(start=stop - length, stop=stop, parent=None, position=0)
+        for length, stop in zip(_PROBE_LENGTHS, stops, strict=True)
+    ]
+    plan = Observed(plan=tree_plan(segments, model.device), see=recorder.see)
     positions = torch.cat([torch.arange(length) for length in _PROBE_LENGTHS])
     with fast_layers(model):
         return model(
@@ -277,21 +279,3 @@ def check_head(model: PreTrainedModel) -> None:
         raise ModelError(
             f"{type(inner).__name__} has no plain linear LM head to train with; take another model"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheShape:
-    """What every layer stores per token.
-
-    Example:
-        CacheShape(layers=((3, 64, 64),) * 30, dtype=torch.float32, device=torch.device("cpu"))
-    """
-
-    layers: tuple[tuple[int, int, int], ...]
-    """Per layer: key-value heads, size of a key, size of a value."""
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def token_bytes(self) -> int:
-        return sum(heads * (k + v) for heads, k, v in self.layers) * self.dtype.itemsize

@@ -7,7 +7,7 @@
     reward, solved, category, feedback, metrics     the verdict
     teacher           messages the teacher reads; the index of an earlier rollout of the group that
                       has the same ones; null without a teacher
-    demonstration, feedback_used, reason            how that context came about
+    demonstration, feedback_used, sources, reason   how that context came about
     prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
 
 (step, split, task, index) is unique. Prompts and contexts repeat within a group and would be most
@@ -56,23 +56,8 @@ class RolloutRecorder:
         self._rollouts.resume_at(step)
         self._credit.resume_at(step)
 
-    def record(
-        self,
-        step: int,
-        groups: Sequence[Group],
-        *,
-        split: str = "train",
-        teacher_prompt_tokens: Mapping[Key, int] | None = None,
-    ) -> list[Row]:
-        """Append the rollouts of `groups` and return their rows; the arguments are those of
-        `rollout_rows`."""
-        rows = rollout_rows(step, groups, split=split, teacher_prompt_tokens=teacher_prompt_tokens)
-        self.write(rows)
-        return rows
-
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, for instance gathered from other processes. Raises `SdpoError` when that
-        fails."""
+        """Append the rows of `rollout_rows`. Raises `SdpoError` when that fails."""
         self._rollouts.append(rows)
 
     def record_credit(self, credits: Iterable[TokenCredit]) -> None:
@@ -92,7 +77,7 @@ def rollout_rows(
     split: str = "train",
     teacher_prompt_tokens: Mapping[Key, int] | None = None,
 ) -> list[Row]:
-    """The lines of `groups`: plain data that can be sent to the process that writes.
+    """The lines of `groups` as plain data.
 
     A group without contexts has no teacher (evaluation). `teacher_prompt_tokens` are the lengths of
     the teacher's prompts.
@@ -152,6 +137,7 @@ def _teacher(context: TeacherContext, index: int, seen: dict[str, int]) -> Row:
         "teacher": messages,
         "demonstration": context.demonstration,
         "feedback_used": context.feedback_used,
+        "sources": list(context.sources),
         "reason": context.reason,
     }
 
@@ -170,9 +156,9 @@ def read_rollouts(run_dir: Path) -> Iterator[Row]:
         prompts: dict[int, list[Row]] = {}
         teachers: dict[int, list[Row]] = {}
         for row in group:
-            for known, column in ((prompts, "prompt"), (teachers, "teacher")):
+            for shared, column in ((prompts, "prompt"), (teachers, "teacher")):
                 if isinstance(row[column], int):
-                    row[column] = known[row[column]]
+                    row[column] = shared[row[column]]
                 elif row[column] is not None:
-                    known[row["index"]] = row[column]
+                    shared[row["index"]] = row[column]
             yield row

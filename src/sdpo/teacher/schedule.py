@@ -56,7 +56,6 @@ class TeacherSchedule:
                 }
         self._window: list[tuple[float, float]] = []
         self._last_refresh: tuple[float, float] | None = None
-        self.refreshes = 0
         self.is_frozen = False
         """Set by a canary's rollback: from then on the teacher stays as it is."""
 
@@ -85,20 +84,19 @@ class TeacherSchedule:
                 self._weights[name].copy_(average)
 
     def after_step(
-        self, step: int, student: torch.nn.Module, *, mean_reward: float, length_p90: float
+        self, student: torch.nn.Module, *, mean_reward: float, length_p90: float
     ) -> bool:
-        """Follow one whole step (0-based); true when the teacher was refreshed from the student."""
+        """Follow one whole step; true when the teacher was refreshed from the student."""
         if self.is_frozen or not isinstance(self.config, (SnapshotConfig, GatedConfig)):
             return False
         self._window.append((mean_reward, length_p90))
-        if (step + 1) % self.config.every:
+        if len(self._window) < self.config.every:
             return False
         if isinstance(self.config, GatedConfig) and not self._gate_opens(self.config):
             self._window.clear()
             return False
         self._window.clear()
         self._weights = copy_weights(student)
-        self.refreshes += 1
         return True
 
     def _gate_opens(self, config: GatedConfig) -> bool:
@@ -134,7 +132,6 @@ class TeacherSchedule:
             "average": self._average,
             "window": self._window,
             "last_refresh": self._last_refresh,
-            "refreshes": self.refreshes,
             "is_frozen": self.is_frozen,
         }
 
@@ -158,5 +155,4 @@ class TeacherSchedule:
             }
         self._window = list(state["window"])  # ty: ignore[invalid-argument-type]
         self._last_refresh = state["last_refresh"]  # ty: ignore[invalid-assignment]
-        self.refreshes = int(state["refreshes"])  # ty: ignore[invalid-argument-type]
         self.is_frozen = bool(state["is_frozen"])

@@ -1,8 +1,8 @@
 """What a named objective resolves to, in words: the lines that `sdpo config show` puts above the
 values.
 
-Asks the very functions that training asks (`objective_spec`, the routing rule), so the text cannot
-say anything else than what is computed.
+It calls the functions that training calls (`objective_spec`, the routing rule), so the text cannot
+differ from what is computed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
     "forward_kl": "KL(teacher | student)",
     "forward_ce": "cross-entropy of the student under the teacher",
+    "jsd": "JSD",
 }
 SITUATIONS = (
-    # (what is said, solved?, a sibling solved?, a teacher context?)
+    # (description, solved?, a sibling solved?, a teacher context?)
     ("solved, with a teacher context", True, True, True),
     ("solved, without", True, False, False),
     ("failed, a sibling solved", False, True, True),
@@ -68,10 +69,10 @@ def describe_objective(config: RunConfig) -> list[str]:
 
 
 def _routing(rule: Rule) -> Iterator[str]:
-    for said, is_solved, sibling_solved, has_context in SITUATIONS:
+    for situation, is_solved, sibling_solved, has_context in SITUATIONS:
         factors = rule(_probe(is_solved, sibling_solved), 0, has_context)
         fed = [f"{name} x {factor:g}" for name, factor in sorted(factors.items()) if factor]
-        yield f"routing   {said}: {', '.join(fed) or 'nothing'}"
+        yield f"routing   {situation}: {', '.join(fed) or 'nothing'}"
 
 
 def _probe(*solved: bool) -> Group:
@@ -97,7 +98,9 @@ def _probe(*solved: bool) -> Group:
 
 
 def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> Iterator[str]:
-    name = DIVERGENCES.get(distill.divergence, f"JSD, teacher's weight {distill.beta:g}")
+    name = DIVERGENCES[distill.divergence]
+    if distill.beta is not None:
+        name += f", teacher's weight {distill.beta:g}"
     match distill.granularity:
         case "logit":
             yield f"distill   {name}, per logit"
@@ -109,17 +112,19 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":
-        yield (
-            f"          off-policy: surrogate per logit (Eq. 13), ratios within "
-            f"[{1 - distill.eps_low:g}, {1 + distill.eps_high:g}], "
-            f"old / sampler at most {distill.ratio_cap:g}"
-        )
+        yield f"          off-policy: surrogate per logit (Eq. 13), ratios {_range(distill)}"
     else:
         yield f"          off-policy: student / sampler per token, at most {distill.ratio_cap:g}"
     if distill.sequence_estimator:
         yield f"          + {distill.sequence_estimator:g} x sequence-level term (Eq. 8) of {name}"
     yield f"          weighting: {_weighting(config)}"
     yield f"          / {_joint(spec) or 'distilled tokens'} of the whole batch"
+
+
+def _range(clip: DistillSpec | PolicyGradientSpec) -> str:
+    low = "0" if clip.eps_low is None else f"{1 - clip.eps_low:g}"
+    high = "inf" if clip.eps_high is None else f"{1 + clip.eps_high:g}"
+    return f"within [{low}, {high}]"
 
 
 def _support(distill: DistillSpec) -> str:
@@ -138,7 +143,7 @@ def _weighting(config: RunConfig) -> str:
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
     if isinstance(config.objective, ScSdpoConfig):
         parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
-    return ", times ".join(parts) or "every token alike"
+    return ", times ".join(parts) or "all tokens equal"
 
 
 def _joint(spec: ObjectiveSpec) -> str | None:
@@ -153,12 +158,12 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     }
     over = f"          / {denominators[pg.normalization]} of the whole batch"
     if pg.kind == "sft":
-        said = "likelihood, after the task's own prompt, of attempts the self-teacher sampled"
-        return [f"pg        {said}", over]
+        likelihood = "likelihood of the self-teacher's attempts after the task's own prompt"
+        return [f"pg        {likelihood}", over]
     std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
-        f"pg        {pg.kind}, ratios within [{1 - pg.eps_low:g}, {1 + pg.eps_high:g}]{cap}",
+        f"pg        {pg.kind}, ratios {_range(pg)}{cap}",
         f"          advantage: reward - group's mean{', over its deviation' if std else ''}",
     ]
     match spec.credit:
@@ -178,6 +183,6 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
 
 def _teacher(config: RunConfig) -> str:
     settings = config.teacher.schedule.model_dump(exclude={"type"})
-    said = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    values = ", ".join(f"{key} {value:g}" for key, value in settings.items())
     kind = config.teacher.schedule.type
-    return f"{kind} ({said})" if said else kind
+    return f"{kind} ({values})" if values else kind

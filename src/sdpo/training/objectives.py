@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdpo.config.objective import (
+    DistillingConfig,
     GrpoConfig,
     HybridConfig,
     JSDConfig,
@@ -20,8 +21,6 @@ from sdpo.losses import routing
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, linear_decay
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
-
-Distilling = SdpoConfig | HybridConfig | SrpoConfig | ScSdpoConfig | SdpgConfig
 
 
 def reads_contexts(objective: ObjectiveConfig) -> bool:
@@ -63,7 +62,6 @@ def objective_spec(
 ) -> ObjectiveSpec:
     """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the
     teacher's schedule."""
-    distills = isinstance(objective, Distilling)
     credit = None
     match objective:
         case RlsdConfig(mix=mix, decay_steps=decay_steps, clip=clip):
@@ -72,7 +70,7 @@ def objective_spec(
             credit = RlcsdCredit(scale=scale, mix=mix, tau=tau)
     kl = objective.kl_coefficient
     return ObjectiveSpec(
-        distill=_distill(objective, trust) if distills else None,
+        distill=_distill(objective, trust) if isinstance(objective, DistillingConfig) else None,
         pg=_policy_gradient(objective, max_completion_tokens),
         kl=KlSpec(coefficient=kl) if kl else None,
         credit=credit,
@@ -82,19 +80,22 @@ def objective_spec(
     )
 
 
-def _distill(objective: Distilling, trust: float | None) -> DistillSpec:
+def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     divergence = objective.divergence
     clip = objective.advantage_clip
     return DistillSpec(
         divergence=divergence.type,
-        beta=divergence.beta if isinstance(divergence, JSDConfig) else 0.5,
+        beta=divergence.beta if isinstance(divergence, JSDConfig) else None,
         top_k=None if divergence.top_k == "all" else divergence.top_k,
         tail=divergence.tail,
         granularity=objective.granularity,
         advantage_clip=None if clip == "off" else clip,
         trust=trust,
-        ratio_cap=objective.ratio_cap,
         importance=objective.importance,
+        # Samplers report the drawn token only: per logit there is no old / sampler to cap.
+        ratio_cap=objective.ratio_cap if objective.importance == "token" else None,
+        eps_low=0.2 if objective.importance == "logit" else None,
+        eps_high=0.28 if objective.importance == "logit" else None,
         sequence_estimator=objective.sequence_estimator,
     )
 
@@ -104,7 +105,7 @@ def _policy_gradient(
 ) -> PolicyGradientSpec | None:
     match objective:
         case SftConfig():
-            return PolicyGradientSpec(kind="sft")
+            return PolicyGradientSpec(kind="sft", normalization="token")
         case SdpoConfig() | ScSdpoConfig():
             return None
     config: PolicyGradientConfig = objective.policy_gradient

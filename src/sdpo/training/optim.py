@@ -56,11 +56,11 @@ class Optimizer:
 
     @contextmanager
     def accumulating(self) -> Generator[None]:
-        """Inside the block `backward()` adds the gradient of a parameter with a master copy to its
-        float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
-        never exist at once. A float32 parameter's gradient is its sum already.
+        """Inside the block, `backward()` adds the gradient of each parameter that has a master copy
+        to its float32 sum as soon as it is computed, and frees it: the narrow gradients of a whole
+        model never exist at once. The gradient of a float32 parameter already is its sum.
 
-        Enter it before the first forward pass: it makes room for what outlives the pass.
+        Enter it before the first forward pass, since it allocates what outlives the pass.
         """
         self._make_room()
 
@@ -114,9 +114,9 @@ class Optimizer:
         return norm
 
     def _make_room(self) -> list[torch.Tensor]:
-        """The gradient sums; zero where there are none yet, as are the moments before the first
-        update. Left to whoever needs them first, they would come to lie between activations, and a
-        CPU could not use again what lies around them."""
+        """The gradient sums, allocated as zeros where there are none yet, like the moments before
+        the first update. Allocated lazily they would land between activations and fragment the
+        heap, so that a CPU's allocator could not reuse the memory around them."""
         gradients = []
         for master in self._masters.values():
             if master.grad is None:

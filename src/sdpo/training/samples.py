@@ -1,4 +1,4 @@
-"""Groups and teacher contexts to samples: token ids for student and teacher, credit and routing.
+"""Groups to samples: teacher contexts, then token ids for student and teacher, credit and routing.
 The last file before tensors."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBuilder:
-    """How this run turns groups into contexts and samples.
+    """How groups become contexts and samples.
 
     Example:
         SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective,
@@ -109,8 +109,8 @@ def without_teacher(group: Group) -> Group:
     return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
 
 
-def teacher_lengths(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:
-    """Tokens of every teacher's prompt."""
+def teacher_prompt_tokens(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:
+    """Length of the teacher's prompt of every sample that has one."""
     return {
         s.key: len(s.teacher_prompt_ids)
         for part in samples

@@ -20,7 +20,6 @@ from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
-from sdpo.losses.head.support import OldSupport
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
@@ -31,21 +30,25 @@ from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, token_batch
+from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
-    """Metrics of a step's updates and the credit of inspected rollouts.
+    """What the updates of a step leave besides the weights.
 
     Example:
         StepResult(metrics=Metrics(), credit=[])
     """
 
     metrics: Metrics
+    """`loss/*`, `optim/*`, `policy/*`, `teacher/*` and `time/*` of the updates."""
     credit: list[TokenCredit] = field(default_factory=list)
+    """Token credit of the inspected rollouts."""
+    teacher_prompt_tokens: Mapping[Key, int] = field(default_factory=dict)
+    """Length of the teacher's prompt of every sample that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +94,8 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `updates` are this rank's samples of each; `inspect` names
-        rollouts whose credit is kept.
+        """All updates of a step. `updates` are this rank's samples of each update; `inspect` are
+        the rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
@@ -174,22 +177,22 @@ class Updater:
     ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
         sums. Empty, or the message of a loss that is not finite."""
-        columns = token_batch(samples, targets, weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
+        samples, hidden = teacher_first(samples, hidden, targets.teacher)
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             self.model.get_output_embeddings().weight,
             _stack(samples, targets.teacher),
             targets.teacher_head,
-            columns,
+            fill_batch(samples, targets, weights, batch.old, self.model.device),
             batch.spec,
             batch.denominators,
             reference_hidden=_stack(samples, targets.reference),
             reference_head=targets.initial_head,
             trust_hidden=_stack(samples, targets.trust),
             top_n=CREDIT_ALTERNATIVES if inspected else 0,
-            top_rows=_rows_of(samples, inspected),
+            top_where=_rows_of(samples, inspected),
         )
         value = float(loss.loss.detach())
         if not math.isfinite(value):
@@ -237,7 +240,7 @@ class Updater:
         """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of
         the step."""
         head = self.model.get_output_embeddings().weight
-        found: dict[Key, OldPolicy] = {}
+        old: dict[Key, OldPolicy] = {}
         wants_support = spec.distill is not None and spec.distill.importance == "logit"
         budget = self._config.micro_batch_tokens
         for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
@@ -247,20 +250,17 @@ class Updater:
             if wants_support:
                 assert spec.distill is not None
                 assert spec.distill.top_k is not None
-                ids, values = token_support(
+                support = token_support(
                     hidden, head, spec.distill.top_k, temperature=spec.temperature
                 )
-                support = OldSupport(ids=ids, logprobs=values)
-            found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
-        return found
+            old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
+        return old
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
-    """Rows of the samples that have any, in order; None when nobody has."""
-    if not parts:
-        return None
-    found = [parts[s.key] for s in samples if s.key in parts]
-    return torch.cat(found) if found else None
+    """The rows of the samples that have any, in order; None when none has."""
+    rows = [parts[s.key] for s in samples if s.key in parts]
+    return torch.cat(rows) if rows else None
 
 
 def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:

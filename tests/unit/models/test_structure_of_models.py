@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdpo.kernels.blocks import BlockAttention
-from sdpo.kernels.packed import PackedPlan
+from sdpo.kernels.plan import Segment
 from sdpo.models import hidden as backbone
 from sdpo.models.structure import float32_weights, probe
 from sdpo.testing import tiny_model
@@ -53,9 +53,9 @@ def test_rounding_does_not_slow_a_model_down(family, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousandth_of_difference_is_found_in_any_precision(monkeypatch, caplog, dtype):
-    attend = PackedPlan.attend
+    attend = BlockAttention.attend
     slope = torch.linspace(0.999, 1.001, 16)
-    monkeypatch.setattr(PackedPlan, "attend", lambda *a: attend(*a).mul_(slope))
+    monkeypatch.setattr(BlockAttention, "attend", lambda *a: attend(*a).mul_(slope))
     with torch.no_grad(), caplog.at_level(logging.WARNING):
         assert probe(rounding_model(dtype=dtype)) is None
     assert "packed sequences give other logits than each alone" in caplog.text
@@ -65,9 +65,10 @@ def test_a_thousandth_of_difference_is_found_in_any_precision(monkeypatch, caplo
 def test_a_layer_that_sees_a_sibling_branch_is_found(monkeypatch, layer):
     """One token too many in one of twelve layers, in bfloat16."""
     attend = BlockAttention.attend
-    root, first, second = slice(0, 6), slice(6, 11), slice(14, 17)
-    paths = [(root,), (root, first), (root, first, slice(11, 14)), (root, first, second)]
-    wrong = BlockAttention([*paths, (slice(17, 20),)])
+    tree = [(0, 6, None), (6, 11, 0), (11, 14, 1), (14, 17, 1), (17, 20, None)]
+    wrong = BlockAttention(
+        [Segment(start=start, stop=stop, parent=parent, position=0) for start, stop, parent in tree]
+    )
 
     def leak(self, number, *rest):
         is_small_tree = rest[0].shape[2] == 20

@@ -46,7 +46,7 @@ def test_frozen_never_moves():
     schedule = TeacherSchedule(FrozenConfig(), student)
     move(student)
     schedule.after_update(student)
-    schedule.after_step(0, student, mean_reward=1.0, length_p90=1.0)
+    schedule.after_step(student, mean_reward=1.0, length_p90=1.0)
     assert torch.equal(schedule.weights["weight"], before)
 
 
@@ -74,8 +74,8 @@ def test_snapshot_refreshes_every_n_steps():
     student = module()
     schedule = TeacherSchedule(SnapshotConfig(every=2), student)
     move(student)
-    assert not schedule.after_step(0, student, mean_reward=0, length_p90=1)
-    assert schedule.after_step(1, student, mean_reward=0, length_p90=1)
+    assert not schedule.after_step(student, mean_reward=0, length_p90=1)
+    assert schedule.after_step(student, mean_reward=0, length_p90=1)
     assert torch.equal(schedule.weights["weight"], student.weight)
     move(student)
     assert not torch.equal(schedule.weights["weight"], student.weight)
@@ -93,8 +93,8 @@ def test_gate_needs_reward_up_and_length_tail_safe(windows, expected):
     student = module()
     schedule = TeacherSchedule(GatedConfig(every=1, max_tail_growth=1.2), student)
     opened = [
-        schedule.after_step(step, student, mean_reward=reward, length_p90=tail)
-        for step, (reward, tail) in enumerate(windows)
+        schedule.after_step(student, mean_reward=reward, length_p90=tail)
+        for reward, tail in windows
     ]
     assert opened == expected
 
@@ -125,14 +125,14 @@ def test_state_round_trips_through_a_file(config, tmp_path):
     first = TeacherSchedule(config, student)
     move(student)
     first.after_update(student)
-    first.after_step(0, student, mean_reward=0.5, length_p90=3)
+    first.after_step(student, mean_reward=0.5, length_p90=3)
     torch.save(first.state(), tmp_path / "state.pt")
     second = TeacherSchedule(config, module())
     second.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     for schedule in (first, second):
         move(student, 0.1)
         schedule.after_update(student)
-        schedule.after_step(1, student, mean_reward=0.6, length_p90=3)
+        schedule.after_step(student, mean_reward=0.6, length_p90=3)
         move(student, -0.1)
     if first.weights is None:
         assert second.weights is None

@@ -13,6 +13,7 @@ from sdpo.config.teacher import ContextConfig
 from sdpo.records import Group, Rollout
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.testing import tiny_model, toy_env, toy_model, toy_policy, toy_tokenizer
+from sdpo.testing.toy_reader import lessons_digest, shipped_lessons
 from sdpo.testing.toy_world import CODE_PLACES, feedback_text, is_well_formed, random_code
 
 
@@ -106,7 +107,11 @@ def teacher_conversations(env, reveal, rules, *, solved_sibling=False):
     return conversations
 
 
-@pytest.mark.slow
+def test_the_weights_in_the_package_were_taught_todays_lessons():
+    """Otherwise the demo would teach for half a minute; toy_reader.py says how to write them."""
+    assert shipped_lessons() == lessons_digest(toy_tokenizer())
+
+
 def test_taught_model_knows_no_code_and_reads_every_revealed_one():
     chat, model, num_tasks = Chat(toy_tokenizer()), toy_model(), 40
     env = toy_env(num_tasks, seed=123)
@@ -128,7 +133,6 @@ def test_taught_model_knows_no_code_and_reads_every_revealed_one():
     assert rate(teacher_conversations(silent, "none", ContextConfig())) == 0
 
 
-@pytest.mark.slow
 def test_taught_model_knows_the_digits_after_a_wrong_syllable():
     chat, model = Chat(toy_tokenizer()), toy_model()
     env = toy_env(40, seed=124)
