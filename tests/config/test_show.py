@@ -76,7 +76,7 @@ def test_what_a_change_of_type_dropped_is_called_a_default():
     assert kept.origins["objective.divergence.top_k"] == "quickstart"
 
 
-def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
+def test_srpo_resolves_to_its_routing_weighting_and_one_count():
     text = shown("objective.type=srpo", "rollout.max_completion_tokens=7")
     text = " ".join(text.replace("#", " ").split())
     for part in (
@@ -102,13 +102,16 @@ def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
              "objective.policy_gradient.std=true", "rollout.max_completion_tokens=9"],
             ["rollouts routed to pg x 9", "over its deviation"],
         ),
-        (["objective.type=hybrid", "objective.mix=0.75"], ["distill x 0.25, pg x 0.75"]),
+        (
+            ["objective.type=hybrid", "objective.mix=0.75"],
+            ["distill x 0.25, pg x 0.75", "/ tokens routed to distill or pg of the whole batch"],
+        ),
         (["objective.type=hybrid", "objective.mix=1"], ["feedback only: pg x 1 "]),
         (
             ["objective.type=sdpg"],
             ["distill x 0.001, pg x 1", "the whole vocabulary", "0.001 x KL(student | initial"],
         ),
-        (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ distilled tokens"]),
+        (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ tokens routed to distill of"]),
         (["objective.type=rlsd"], ["x (1 - 0.5) + 0.5 exp(sign x gap)", "within [0.8, 1.2]"]),
         (["objective.type=rlcsd"], ["contrast with 4 wrong demonstrations"]),
         (["objective.type=sft"], ["attempts the self-teacher sampled", "teacher ema"]),

@@ -90,7 +90,7 @@ def reference(x: dict, *, temperature: float = 1.0, trust: float | None = None, 
         x["teacher_hidden"] @ x["teacher_head"].T,
         batch,
         spec,
-        {"distill": 1.0, "pg": 1.0, "kl": 1.0},
+        {"routed": 1.0, "kl": 1.0},
         trust_logits=x["reference_hidden"] @ x["reference_head"].T,
     )
     log_p, log_q = (torch.stack([getattr(t, n) for t in tokens]).detach() for n in SIDES)
@@ -468,6 +468,31 @@ def test_small_divergences_keep_their_digits_in_float32():
         assert float(exact.max()) < 1e-8
         digits = {"rtol": 0.02, "atol": 0.0} if kind == "jsd" else {"rtol": 0.0, "atol": 2e-7}
         torch.testing.assert_close(value.double(), exact, **digits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chooser", ["student", "teacher", "union"])
+@pytest.mark.parametrize("depth", [60.0, 72.0, 120.0, 300.0])
+def test_a_tail_the_student_practically_excludes_keeps_its_gradient(kind, chooser, depth):
+    """The teacher puts its mass where the student has e^-depth: below e^-69 a floor in the tail's
+    mass took the gradient away."""
+    rng = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 3, 12, generator=rng, dtype=torch.float64)
+    student[:, 4:] -= depth
+    teacher[:, :4] -= depth
+    options = {"divergence": kind, "support": chooser, "top_k": 4}
+    loss, gradient = on_logits(student, teacher, **options)
+    d = distill(**options).distance
+    own = student.clone().requires_grad_()
+    expected = 0.0
+    for z, v in zip(own, teacher, strict=True):
+        by_student, by_teacher = (set(x.topk(4).indices.tolist()) for x in (z, v))
+        ids = {"student": by_student, "teacher": by_teacher, "union": by_student | by_teacher}
+        sides = (log_masses(x.log_softmax(-1), sorted(ids[chooser]), True) for x in (z, v))
+        expected = expected + distance(d, *sides)
+    (slope,) = torch.autograd.grad(expected, own)
+    torch.testing.assert_close(loss, expected.detach(), **TIGHT)
+    torch.testing.assert_close(gradient, slope, **TIGHT)
 
 
 @given(seed=st.integers(0, 1000), top_k=st.integers(1, 12))

@@ -153,7 +153,7 @@ def test_the_whole_objective_on_cuda_equals_the_cpu(dtype, compile_from, monkeyp
             y["teacher_head"],
             TokenBatch(targets=y["targets"], num_taught=taught, **columns),
             spec,
-            Denominators(150.0, 300.0, 300.0),
+            Denominators(300.0, 300.0),
             reference_hidden=y["reference_hidden"],
             reference_head=y["reference_head"],
             top_n=4,

@@ -115,9 +115,9 @@ def a_rollout(rng, task_id, index, prompt):
         last = turn((*prompt, *first.completion_ids, *between), None)
         turns = (first, last)
     return Rollout(
-        task_id=task_id, index=index, prompt_ids=last.prompt_ids, completion_ids=last.completion_ids,
-        sampler_logprobs=last.sampler_logprobs, text=last.text, truncated=False, policy_version=0,
-        turns=turns,
+        task_id=task_id, index=index, prompt_ids=last.prompt_ids,
+        completion_ids=last.completion_ids, sampler_logprobs=last.sampler_logprobs, text=last.text,
+        truncated=False, policy_version=0, turns=turns,
     )  # fmt: skip
 
 

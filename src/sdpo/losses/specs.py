@@ -137,9 +137,6 @@ class ObjectiveSpec:
     credit_trust: float | None = None
     """Trust-region exponent of a teacher that is used through `credit` only; a distill component
     has its own."""
-    joint_count: bool = False
-    """One denominator for both components, the tokens routed to either (SRPO); else each has its
-    own."""
 
     def __post_init__(self) -> None:
         if self.distill is None and self.pg is None:
@@ -150,8 +147,6 @@ class ObjectiveSpec:
             raise ValueError("token credit modulates the policy gradient: give pg a spec")
         if self.credit_trust is not None and (self.credit is None or self.distill is not None):
             raise ValueError("credit_trust is for credit without a distill component")
-        if self.joint_count and self.pg is not None and self.pg.normalization != "token":
-            raise ValueError("joint_count counts tokens: pg.normalization must be 'token'")
 
     @property
     def trust(self) -> float | None:
@@ -182,3 +177,16 @@ class ObjectiveSpec:
             return False
         is_distilled = self.distill is not None and sample.is_distilled
         return is_distilled or (self.credit is not None and sample.is_rewarded)
+
+    def reads_old(self, sample: Sample) -> bool:
+        """Whether the loss of `sample` reads the log-probs of older weights that are not the
+        sampler's: the ratio of the policy gradient does. Distillation weighs a token by student /
+        sampler, and likelihood by nothing."""
+        if self.pg is None or self.pg.kind == "sft":
+            return False
+        return sample.is_rewarded and self.trains(sample)
+
+    @property
+    def needs_old_support(self) -> bool:
+        """Whether distillation compares over the old policy's support (Eq. 13)."""
+        return self.distill is not None and self.distill.importance == "logit"

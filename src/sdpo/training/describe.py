@@ -121,7 +121,7 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
     if distill.sequence_estimator:
         yield f"          + {distill.sequence_estimator:g} x sequence-level term (Eq. 8) of {name}"
     yield f"          weighting: {_weighting(config)}"
-    yield f"          / {_joint(spec) or 'distilled tokens'} of the whole batch"
+    yield f"          / {_divisor(spec)} of the whole batch"
 
 
 def _range(clip: DistillSpec | PolicyGradientSpec) -> str:
@@ -179,17 +179,21 @@ def _weighting(config: RunConfig) -> str:
     return ", times ".join(parts) or "all tokens equal"
 
 
-def _joint(spec: ObjectiveSpec) -> str | None:
-    return "tokens routed to distill or pg" if spec.joint_count else None
+def _divisor(spec: ObjectiveSpec) -> str:
+    """What distillation and policy gradient are divided by; one count for both."""
+    components = {"distill": spec.distill, "pg": spec.pg}
+    routed = " or ".join(name for name, part in components.items() if part is not None)
+    if spec.pg is None:
+        return f"tokens routed to {routed}"
+    return {
+        "token": f"tokens routed to {routed}",
+        "sequence": f"rollouts routed to {routed}, each the mean of its tokens,",
+        "fixed": f"rollouts routed to {routed} x {spec.pg.fixed_length}",
+    }[spec.pg.normalization]
 
 
 def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveSpec) -> list[str]:
-    denominators = {
-        "token": _joint(spec) or "tokens routed to pg",
-        "sequence": "rollouts routed to pg, each the mean of its tokens,",
-        "fixed": f"rollouts routed to pg x {pg.fixed_length}",
-    }
-    over = f"          / {denominators[pg.normalization]} of the whole batch"
+    over = f"          / {_divisor(spec)} of the whole batch"
     if pg.kind == "sft":
         likelihood = "likelihood of the self-teacher's attempts after the task's own prompt"
         return [f"pg        {likelihood}", over]

@@ -76,7 +76,6 @@ def objective_spec(
         credit=credit,
         temperature=temperature,
         credit_trust=trust if credit is not None else None,
-        joint_count=isinstance(objective, SrpoConfig),
     )
 
 

@@ -107,8 +107,7 @@ class Updater:
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
-        samples = [sample for part, _ in counted for sample in part if spec.trains(sample)]
-        old = self._old_policy(samples, spec) if _reads_old_policy(spec, len(counted)) else {}
+        old = self._old_policy([part for part, _ in counted], spec)
         for part, denominators in counted:
             batch = _Batch(
                 denominators=denominators,
@@ -124,7 +123,7 @@ class Updater:
     def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
         """Counts of one update over all ranks."""
         counts = count_denominators(samples, spec)
-        return Denominators(*self._parallel.sum([counts.distill, counts.pg, counts.kl]))
+        return Denominators(*self._parallel.sum([counts.routed, counts.kl]))
 
     def _update(self, samples: Sequence[Sample], batch: _Batch, result: StepResult) -> None:
         spec = batch.spec
@@ -233,18 +232,28 @@ class Updater:
         metrics.add("teacher/gap_above_average", _mean(gap[solved]))
 
     @torch.no_grad()
-    def _old_policy(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[Key, OldPolicy]:
-        """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of
-        the step."""
+    def _old_policy(
+        self, updates: Sequence[Sequence[Sample]], spec: ObjectiveSpec
+    ) -> dict[Key, OldPolicy]:
+        """What the weights at the start of the step think of the samples whose loss reads it.
+
+        The first update trains these very weights, so its ratios are 1 without a pass; the support
+        of Eq. 13 must be looked up for it too.
+        """
+        with_logprobs = {s.key for part in updates[1:] for s in part if spec.reads_old(s)}
+        with_support = {
+            s.key for part in updates for s in part if spec.needs_old_support and spec.is_taught(s)
+        }
+        read = [s for part in updates for s in part if s.key in with_logprobs | with_support]
         head = self.model.get_output_embeddings().weight
         old: dict[Key, OldPolicy] = {}
-        wants_support = spec.distill is not None and spec.distill.importance == "logit"
         budget = self._config.micro_batch_tokens
-        for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
-            tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
-            logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
-            support = None
-            if wants_support:
+        for sample, hidden in hidden_states(self.model, read, lambda s: s.prompt_ids, budget):
+            logprobs = support = None
+            if sample.key in with_logprobs:
+                tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
+                logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
+            if sample.key in with_support:
                 assert spec.distill is not None
                 assert spec.distill.top_k is not None
                 support = token_support(
@@ -252,14 +261,6 @@ class Updater:
                 )
             old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
         return old
-
-
-def _reads_old_policy(spec: ObjectiveSpec, num_updates: int) -> bool:
-    """Whether any component compares the policy with what it was at the start of the step. The
-    distillation component's token ratios are to the sampler."""
-    if spec.distill is not None and spec.distill.importance == "logit":
-        return True
-    return num_updates > 1 and spec.pg is not None and spec.pg.kind != "sft"
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:

@@ -54,13 +54,6 @@ def test_distill_specs(arguments, message):
             "give pg a spec",
         ),
         ({"pg": PolicyGradientSpec(**PG), "credit_trust": 0.5}, "credit_trust"),
-        (
-            {
-                "pg": PolicyGradientSpec(**PG | {"normalization": "sequence"}),
-                "joint_count": True,
-            },
-            "joint_count",
-        ),
     ],
 )
 def test_objective_specs(arguments, message):

@@ -121,14 +121,13 @@ def test_no_rank_is_idle_while_there_are_rollouts(opened, updates, world_size):
 def test_old_log_probs_are_computed_only_where_they_are_read(opened, monkeypatch, objective, reads):
     """Pure distillation off policy paid for a forward pass over all rollouts and read none."""
     asked = []
-    old_policy = training_step.Updater._old_policy
+    hidden_states = training_step.hidden_states
 
-    def noted(self, samples, spec):
-        asked.append(samples)
-        assert all(spec.trains(sample) for sample in samples)
-        return old_policy(self, samples, spec)
+    def noted(model, samples, *arguments):
+        asked.extend(samples)
+        return hidden_states(model, samples, *arguments)
 
-    monkeypatch.setattr(training_step.Updater, "_old_policy", noted)
+    monkeypatch.setattr(training_step, "hidden_states", noted)
     settings = (f"objective.type={objective}", "optim.updates_per_step=2", "steps=1")
     with opened(*settings, judge=Judge(1000)) as run:
         list(train_steps(run))

@@ -24,10 +24,10 @@ from sdpo.losses.importance import logit_surrogate
 from sdpo.losses.specs import DistillSpec
 from sdpo.losses.token_batch import OldSupport
 
-_MASS_FLOOR = 1e-30
-"""Least mass of an entry inside a logarithm or a quotient. Far below what float32 sums resolve next
-to 1, far above its smallest number, so that mass/floor and its products with weights stay
-finite."""
+_FLOOR_ROOM = 2.0**16
+"""Least mass of an entry inside a logarithm or a quotient, in units of the smallest normal number:
+mass / floor times a weight of up to 2^15 is finite. A teacher's mass on a tail that the student
+gives less than that (e^-76 in float32, e^-697 in float64) loses part of its gradient."""
 _LOG_NOTHING = -1e30
 """Log-mass of an entry that is not there. Finite, since the difference of two infinities would be
 NaN, and so far down that exp gives 0 and no normaliser moves it."""
@@ -172,7 +172,7 @@ def _with_tail_entry(
         None if old is None else _remembered_with_tail(old.logprobs),
     )
     mean_R1 = weighted_RE.sum(-1, keepdim=True)
-    tail_R1 = weighted_RE[:, -1:] / p_tail_R1.clamp_min(_MASS_FLOOR)
+    tail_R1 = weighted_RE[:, -1:] / _floored(p_tail_R1)
     return value_R, DivergenceGradient(
         base=(tail_R1 - mean_R1)[:, 0],
         ids=chosen.ids,
@@ -249,8 +249,12 @@ def _value_and_weighted(
             assert_never(spec.importance)
 
 
+def _floored(mass_R1: Tensor) -> Tensor:
+    return mass_R1.clamp_min(_FLOOR_ROOM * torch.finfo(mass_R1.dtype).tiny)
+
+
 def _log(mass_R1: Tensor) -> Tensor:
-    return mass_R1.clamp_min(_MASS_FLOOR).log()
+    return _floored(mass_R1).log()
 
 
 def _renormalised(log_p_RK: Tensor) -> tuple[Tensor, Tensor]:
