@@ -175,6 +175,7 @@ TURNS = {
     "SelectConfig.below": turn("0.0", observe=discovered),
     # Objectives
     "_SupportConfig.top_k": turn("5"),
+    "_SupportConfig.support": turn("teacher", "objective.divergence.top_k=20"),
     "_SupportConfig.tail": turn("false", "objective.divergence.top_k=20"),
     "JSDConfig.beta": turn("0.1"),
     "PositionWeightingConfig.w_min": turn("0.75"),

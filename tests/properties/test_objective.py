@@ -292,6 +292,26 @@ OBJECTIVES = {
     "sdpo": ObjectiveSpec(distill=distill(top_k=SUPPORT)),
     "reverse_kl": ObjectiveSpec(distill=distill(divergence="reverse_kl", top_k=None)),
     "clip": ObjectiveSpec(distill=distill(divergence="reverse_kl", top_k=4, advantage_clip=0.7)),
+    "teacher_support": ObjectiveSpec(
+        distill=distill(divergence="forward_kl", support="teacher", top_k=SUPPORT)
+    ),
+    "union_hybrid_kl": ObjectiveSpec(
+        distill=distill(support="union", top_k=SUPPORT, trust=0.4, advantage_clip=1.5),
+        pg=pg(),
+        kl=KlSpec(coefficient=0.1),
+        temperature=0.8,
+    ),
+    "union_renormalised_kl": ObjectiveSpec(
+        distill=distill(divergence="forward_kl", support="union", top_k=SUPPORT, tail=False),
+        pg=pg(),
+        kl=KlSpec(coefficient=0.1),
+    ),
+    "union_eq8_token": ObjectiveSpec(
+        distill=distill(
+            support="union", top_k=SUPPORT, granularity="token", sequence_estimator=0.5
+        ),
+        kl=KlSpec(coefficient=0.1),
+    ),
     "trust": ObjectiveSpec(distill=distill(trust=0.2, ratio_cap=None)),
     "eq13": ObjectiveSpec(
         distill=distill(divergence="reverse_kl", top_k=SUPPORT, importance="logit")
@@ -354,13 +374,19 @@ def test_every_objective_equals_the_reference(name, off_policy):
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd", "forward_ce"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
-    supports = ((None, True), (SUPPORT, True), (SUPPORT, False))
-    for (top_k, tail), clip, trust, estimator, temperature, kind, kl in itertools.product(
+    supports = (
+        ("student", None, True),
+        ("student", SUPPORT, True),
+        ("student", SUPPORT, False),
+        ("teacher", SUPPORT, True),
+        ("union", SUPPORT, True),
+        ("union", SUPPORT, False),
+    )
+    for (support, top_k, tail), clip, trust, estimator, kind, kl in itertools.product(
         supports,
         (None, 0.8),
         (None, 0.3),
         (0.0, 0.4),
-        (1.0, 0.6),
         (None, "grpo", "gspo"),
         (None, 0.2),
     ):
@@ -368,6 +394,7 @@ def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
             distill=distill(
                 divergence=divergence,
                 beta=0.3,
+                support=support,
                 top_k=top_k,
                 tail=tail,
                 granularity=granularity,
@@ -377,7 +404,7 @@ def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
             ),
             pg=None if kind is None else pg(kind=kind),
             kl=None if kl is None else KlSpec(coefficient=kl),
-            temperature=temperature,
+            temperature=0.6,
         )
         assert_equals_reference(World(1), spec, off_policy=True)
 
@@ -500,6 +527,8 @@ def test_the_kl_component_acts_and_vanishes_at_the_initial_model():
     [
         {"divergence": "reverse_kl"},
         {"beta": 0.3},
+        {"support": "teacher"},
+        {"support": "union"},
         {"top_k": 2},
         {"tail": False},
         {"granularity": "token"},

@@ -37,6 +37,7 @@ from sdpo.records import Sample
 _CANARY = DistillSpec(
     divergence="jsd",
     beta=0.5,
+    support="student",
     top_k=100,
     tail=True,
     granularity="logit",

@@ -214,7 +214,12 @@ def support(token: Token, d: DistillSpec) -> list[int] | None:
     """Ids of the tokens that have an entry of their own; None: all of them."""
     if d.top_k is None or d.top_k >= len(token.log_p):
         return None
-    return token.log_p.topk(d.top_k).indices.tolist()
+    assert token.log_q is not None
+    student = token.log_p.topk(d.top_k).indices.tolist()
+    teacher = token.log_q.topk(d.top_k).indices.tolist()
+    return {"student": student, "teacher": teacher, "union": sorted({*student, *teacher})}[
+        d.support
+    ]
 
 
 def log_masses(log_p: Tensor, ids: Sequence[int] | None, tail: bool) -> Tensor:

@@ -7,6 +7,7 @@ differ from what is computed.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from sdpo.config.objective import (
@@ -31,6 +32,7 @@ DIVERGENCES = {
     "forward_ce": "cross-entropy of the student under the teacher",
     "jsd": "JSD",
 }
+INDENT = " " * 10
 SITUATIONS = (
     # (description, solved?, a sibling solved?, a teacher context?)
     ("solved, with a teacher context", True, True, True),
@@ -109,6 +111,7 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
             yield "distill   log teacher - log student of the sampled token is its advantage"
         case "sequence":
             yield "distill   the mean of log teacher - log student is the rollout's advantage"
+    yield from textwrap.wrap(_reach(distill), 88, initial_indent=INDENT, subsequent_indent=INDENT)
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":
@@ -130,8 +133,38 @@ def _range(clip: DistillSpec | PolicyGradientSpec) -> str:
 def _support(distill: DistillSpec) -> str:
     if distill.top_k is None:
         return "the whole vocabulary"
-    rest = "the rest as one bucket" if distill.tail else "renormalised"
-    return f"the student's top {distill.top_k}, {rest}"
+    whose = {
+        "student": f"the student's top {distill.top_k}",
+        "teacher": f"the teacher's top {distill.top_k}",
+        "union": f"the top {distill.top_k} of student and teacher together",
+    }[distill.support]
+    return f"{whose}, {'the rest as one entry' if distill.tail else 'renormalised'}"
+
+
+def _reach(distill: DistillSpec) -> str:
+    """Whether a token that the student practically never says can be raised: the gradients of
+    docs/algorithm.md, in one sentence."""
+    if distill.granularity != "logit":
+        return "raises no token that the student does not sample"
+    if distill.divergence in ("reverse_kl", "jsd"):
+        return (
+            "hardly raises a token that the student does not propose: the gradient on a token is "
+            "proportional to the student's probability of it (with forward_kl it need not be)"
+        )
+    if distill.advantage_clip is not None:
+        return (
+            "hardly raises a token that the student does not propose: clipped, the gradient is at "
+            f"most e^{distill.advantage_clip:g} times the student's probability of it"
+        )
+    if distill.top_k is None or distill.support != "student":
+        which = "any token" if distill.top_k is None else "a token of the teacher's top-K"
+        return f"raises {which} that the student does not propose: teacher's less student's mass"
+    if distill.tail:
+        return (
+            "hardly raises a token outside the student's top-K: what the teacher gives the tail is "
+            "shared out by the student's own probabilities (support = 'teacher' would raise it)"
+        )
+    return "raises no token outside the student's top-K: it is left out of the comparison"
 
 
 def _weighting(config: RunConfig) -> str:

@@ -86,6 +86,7 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     return DistillSpec(
         divergence=divergence.type,
         beta=divergence.beta if isinstance(divergence, JSDConfig) else None,
+        support=divergence.support,
         top_k=None if divergence.top_k == "all" else divergence.top_k,
         tail=divergence.tail,
         granularity=objective.granularity,

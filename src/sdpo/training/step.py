@@ -103,13 +103,11 @@ class Updater:
             # Present in every row, also when nothing had a gradient.
             result.metrics.add(f"loss/{name}", Sum(0.0))
         counted = [(part, self._denominators(part, spec)) for part in updates]
-        # Without anything to train on, AdamW's momentum and the teacher's average would still move.
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
-        samples = [sample for part, _ in counted for sample in part]
-        wants_support = spec.distill is not None and spec.distill.importance == "logit"
-        old = self._old_policy(samples, spec) if len(counted) > 1 or wants_support else {}
+        samples = [sample for part, _ in counted for sample in part if spec.trains(sample)]
+        old = self._old_policy(samples, spec) if _reads_old_policy(spec, len(counted)) else {}
         for part, denominators in counted:
             batch = _Batch(
                 denominators=denominators,
@@ -162,7 +160,6 @@ class Updater:
         norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
         result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
-        self.schedule.after_update(self.model)
 
     def _micro_batch(
         self,
@@ -253,6 +250,14 @@ class Updater:
                 )
             old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
         return old
+
+
+def _reads_old_policy(spec: ObjectiveSpec, num_updates: int) -> bool:
+    """Whether any component compares the policy with what it was at the start of the step. The
+    distillation component's token ratios are to the sampler."""
+    if spec.distill is not None and spec.distill.importance == "logit":
+        return True
+    return num_updates > 1 and spec.pg is not None and spec.pg.kind != "sft"
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
