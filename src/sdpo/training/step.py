@@ -24,8 +24,8 @@ from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominat
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
-from sdpo.models.hidden import shares_prefixes
 from sdpo.models.packing import MicroBatch, hidden_rows, pack, pack_item
+from sdpo.models.qualify import shares_prefixes
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit

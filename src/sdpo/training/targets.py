@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.models.hidden import shares_prefixes
 from sdpo.models.packing import hidden_rows, pack, pack_item
+from sdpo.models.qualify import shares_prefixes
 from sdpo.models.weights import applied, head_of
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
