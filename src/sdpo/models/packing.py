@@ -23,8 +23,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.kernels.plan import Segment, fast_layers
-from sdpo.models.hidden import plain_hidden, recomputed_layers, shares_prefixes, tree_hidden
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.hidden import plain_hidden, recomputed_layers, tree_hidden
 from sdpo.models.prefix_tree import PrefixTree
+from sdpo.models.qualify import Refusal, shares_prefixes, tree_kind_of
 from sdpo.models.structure import causal_lm
 from sdpo.records import Sample
 
@@ -168,13 +170,13 @@ def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor
     if not len(micro_batch.row_index):
         embeddings: Any = inner.get_input_embeddings()
         return embeddings.weight[:0]
-    if not shares_prefixes(inner):
+    kind = tree_kind_of(inner)
+    if isinstance(kind, Refusal):
         with recomputed_layers(inner, nullcontext):
             return _separate_rows(inner, micro_batch)
     with recomputed_layers(inner, partial(fast_layers, inner)):
-        hidden_ND = tree_hidden(
-            inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
-        )
+        plan = tree_plan(micro_batch.segments, inner.device, kind=kind)
+        hidden_ND = tree_hidden(inner, micro_batch.token_ids, micro_batch.position_ids, plan, kind)
     return hidden_ND[micro_batch.row_index.to(hidden_ND.device)]
 
 
