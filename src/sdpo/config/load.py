@@ -257,7 +257,9 @@ def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
     pydantic adds."""
     cls: type[BaseModel] = RunConfig
     path: list[str] = []
-    parts = [str(part) for part in location]
+    # A member of a union that has a validator of its own is located as
+    # `function-after[_validator(), SomeConfig]`.
+    parts = [str(part) for part in location if not str(part).startswith("function-")]
     while parts:
         name = parts.pop(0)
         path.append(name)
