@@ -18,6 +18,7 @@ from rich.table import Table
 
 from sdpo._version import __version__
 from sdpo.errors import ConfigError, SandboxError, SdpoError
+from sdpo.terminal import printable
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -31,7 +32,8 @@ class _Errors(click.Group):
         try:
             return super().invoke(ctx)
         except SdpoError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+            text = _escape(printable(str(error)))
+            Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
 
 
@@ -225,7 +227,7 @@ def check(
     report = api.check(*arguments)
     console = Console()
     for task, what in report.failures.items():
-        console.print(f"{task}: {what}", highlight=False, markup=False)
+        console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(
         f"{report.num_tasks} tasks, {len(report.failures)} failures, "
         f"{report.skipped} without a reference",

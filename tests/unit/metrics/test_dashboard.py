@@ -5,8 +5,9 @@ from pathlib import Path
 from rich.console import Console
 
 from sdpo.metrics.canaries import Alert
-from sdpo.metrics.dashboard import Dashboard, duration, printable, sparkline
+from sdpo.metrics.dashboard import Dashboard, duration, sparkline
 from sdpo.records import Verdict
+from sdpo.terminal import printable
 
 ROW = {
     "train/solved": 0.41,
