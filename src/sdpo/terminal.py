@@ -1,34 +1,66 @@
-"""Foreign text made safe to print: models, tasks and files may hold escape sequences, which a
-terminal obeys (titles, links, the clipboard), and characters that reverse what is read.
+"""What every command needs of the terminal: errors as one message, text in any locale, the version.
+
+No command is here, and nothing that a command shows of its own; see `cli.py`.
 """
 
 from __future__ import annotations
 
-import json
-import unicodedata
-from typing import Any
+import io
+import os
+import sys
 
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories: control, format, surrogate, line and paragraph separator."""
+import click
+from rich.console import Console
 
-
-def printable(text: str) -> str:
-    """`text` with unsafe characters replaced; newlines stay and tabs become spaces."""
-    text = text.expandtabs(4).replace("\r\n", "\n")
-    if text.isascii() and text.replace("\n", "").isprintable():
-        return text
-    return "".join(
-        "\ufffd" if char != "\n" and unicodedata.category(char) in _UNSAFE else char
-        for char in text
-    )
+from sdpo._version import __version__
+from sdpo.errors import SandboxError, SdpoError
+from sdpo.printable import printable
 
 
-def printable_json(value: Any) -> str:
-    """`value` as JSON on one line, readable where it can be: only unsafe characters are escaped,
-    halves of surrogate pairs among them, which no file can hold."""
-    text = json.dumps(value, ensure_ascii=False)
-    if text.isascii():
-        return text.replace("\x7f", "\\u007f")
-    return "".join(
-        json.dumps(char)[1:-1] if unicodedata.category(char) in _UNSAFE else char for char in text
-    )
+class Errors(click.Group):
+    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SdpoError as error:
+            text = _escape(printable(str(error)))
+            Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
+            ctx.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
+    if not is_asked:
+        return
+    from sdpo.machine import describe_machine
+
+    click.echo(f"sdpo {__version__}")
+    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
+        click.echo(f"{name:<13} {value}")
+    ctx.exit()
+
+
+def _sandbox_level() -> str:
+    """What programs under judgement would be isolated by, found out by isolating one."""
+    from sdpo.sandbox import open_sandbox
+
+    try:
+        with open_sandbox(width=1) as sandbox:
+            return sandbox.level
+    except SandboxError as error:
+        return f"unavailable: {error}"
+
+
+def write_any_text() -> None:
+    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
+    JSON), and what a terminal has no character for is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="backslashreplace")

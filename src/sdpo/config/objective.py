@@ -19,11 +19,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class _SupportConfig(Config):
     top_k: PositiveInt | Literal["all"] = 100
-    """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole
-    vocabulary. Paper: 100 without rich feedback, 20 with it."""
+    """How many tokens are compared one by one, or `all` for the whole vocabulary. Paper: 100
+    without rich feedback, 20 with it."""
+    support: Literal["student", "teacher", "union"] = "student"
+    """Whose top-K: the student's, the teacher's, or every token that is in either (up to twice
+    top_k). A token that the student does not propose is never in its own top-K, and in the
+    teacher's when the feedback asks for it. Paper: student."""
     tail: bool = True
-    """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K.
-    Paper: true."""
+    """Whether the mass outside the top-K is compared too, as one more entry (Eq. 11); false
+    renormalises the top-K. Paper: true."""
 
     @model_validator(mode="after")
     def _whole_vocabulary_has_no_tail(self) -> Self:
@@ -34,26 +38,39 @@ class _SupportConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_vocabulary_has_no_chooser(self) -> Self:
+        if self.top_k == "all" and self.support != "student":
+            raise ValueError(
+                f"support = {self.support!r} chooses a top-K, and top_k = 'all' leaves nothing to "
+                "choose: give top_k a number, or leave support at 'student'"
+            )
+        return self
+
 
 class ReverseKLConfig(_SupportConfig):
     type: Literal["reverse_kl"] = "reverse_kl"
-    """KL(student | teacher). Paper: with rich feedback and at test time."""
+    """KL(student | teacher). Its gradient on a token is proportional to the student's probability
+    of it. Paper: with rich feedback and at test time."""
 
 
 class ForwardKLConfig(_SupportConfig):
     type: Literal["forward_kl"] = "forward_kl"
-    """KL(teacher | student)."""
+    """KL(teacher | student). With top_k = 'all', or the support of teacher or union, it raises what
+    the teacher wants and the student does not propose (gradient p - q); the other divergences do
+    not."""
 
 
 class ForwardCEConfig(_SupportConfig):
     type: Literal["forward_ce"] = "forward_ce"
-    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another
-    value."""
+    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient and reach,
+    another value."""
 
 
 class JSDConfig(_SupportConfig):
     type: Literal["jsd"] = "jsd"
-    """Jensen-Shannon divergence. Paper: without rich feedback."""
+    """Jensen-Shannon divergence. Its gradient on a token is proportional to the student's
+    probability of it. Paper: without rich feedback."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
 
@@ -150,6 +167,25 @@ class DistillingConfig(_ObjectiveConfig):
                 "importance = 'logit' (Eq. 13) needs granularity = 'logit', "
                 "divergence.type = 'reverse_kl' and a number for divergence.top_k; "
                 "set these, or importance = 'token'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_reads_the_support(self) -> Self:
+        chooser = self.divergence.support
+        if chooser == "student":
+            return self
+        if self.importance == "logit":
+            raise ValueError(
+                f"divergence.support = {chooser!r} is chosen anew at every update, and "
+                "importance = 'logit' (Eq. 13) keeps the student's own top-K from the start of the "
+                "step: set divergence.support = 'student', or importance = 'token'"
+            )
+        if self.granularity != "logit" and not self.sequence_estimator:
+            raise ValueError(
+                f"granularity = {self.granularity!r} looks at the sampled token only, so "
+                f"divergence.support = {chooser!r} would change nothing: set granularity = "
+                "'logit', or leave divergence.support at 'student'"
             )
         return self
 

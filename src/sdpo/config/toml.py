@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sdpo.config.load import Loaded, dump
-from sdpo.terminal import printable_json
+from sdpo.printable import printable_json
 
 _COMMENT_COLUMN = 44
 """Where origins are aligned; longer values push theirs to the right."""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sdpo.discovery.curves import LEVEL, summarise_discovery, task_rows
 from sdpo.discovery.result import Discovery
-from sdpo.terminal import printable
+from sdpo.printable import printable
 
 SECONDS_BETWEEN_LINES = 60.0
 

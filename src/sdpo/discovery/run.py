@@ -195,7 +195,7 @@ def _tasks(
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
     if isinstance(select, SelectConfig):
-        rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
+        rates = measure(sampler, config, tasks, select, run_dir / SELECTION, say)
         tasks = [task for task in tasks if rates[task.id] < select.below]
         if not tasks:
             raise ConfigError(
@@ -227,12 +227,13 @@ def measure(
     sampler: Sampler,
     config: RunConfig,
     tasks: Sequence[Task],
-    k: int,
+    select: SelectConfig,
     path: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """pass@k of each task from k attempts of the initial model, so 0 or 1; `path` keeps what was
-    measured."""
+    """pass@k of each task, estimated without bias from attempts of the initial model; `path` keeps
+    what was measured."""
+    k, attempts = select.pass_at, select.attempts or 4 * select.pass_at
     file = JsonLines(path)
     file.resume_at(_END)
     rows = list(read_rows(path))
@@ -244,11 +245,11 @@ def measure(
                 continue
             say(f"selecting: {len(rates)}/{len(tasks)} tasks measured")
             collected = sampler.collector.collect(
-                [task], group_size=k, sampling=sampling, seed=derive(config.seed, "select")
+                [task], group_size=attempts, sampling=sampling, seed=derive(config.seed, "select")
             )
             solved = sum(verdict.solved for verdict in collected.groups[0].verdicts)
-            rates[task.id] = pass_at_k(k, solved, k)
-            row = {"step": len(rates), "task_id": task.id, "attempts": k, "solved": solved}
+            rates[task.id] = pass_at_k(attempts, solved, k)
+            row = {"step": len(rates), "task_id": task.id, "attempts": attempts, "solved": solved}
             file.append([row])
     finally:
         file.close()

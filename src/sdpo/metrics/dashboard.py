@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpo.metrics.canaries import Alert
+from sdpo.printable import printable
 from sdpo.records import Verdict
-from sdpo.terminal import printable
 
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*#@"

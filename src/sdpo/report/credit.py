@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpo.metrics.jsonl import dumps
+from sdpo.printable import printable
 from sdpo.report.page import fill, nonce, read_assets
 from sdpo.rollouts.credit import Alternatives, TokenCredit
-from sdpo.terminal import printable
 
 SMALLEST_SCALE = 0.5
 """Nats: below, colours would show rounding instead of disagreement. As in assets/credit.js."""

@@ -14,10 +14,10 @@ from sdpo.config.schema import CodeEnvConfig
 from sdpo.envs import code
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.inspection.attempt import credit, find_task
+from sdpo.printable import printable
 from sdpo.records import Task
 from sdpo.report.credit import credit_page, credit_text
 from sdpo.rollouts.credit import TokenCredit
-from sdpo.terminal import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

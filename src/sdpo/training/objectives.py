@@ -76,7 +76,6 @@ def objective_spec(
         credit=credit,
         temperature=temperature,
         credit_trust=trust if credit is not None else None,
-        joint_count=isinstance(objective, SrpoConfig),
     )
 
 
@@ -86,6 +85,7 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     return DistillSpec(
         divergence=divergence.type,
         beta=divergence.beta if isinstance(divergence, JSDConfig) else None,
+        support=divergence.support,
         top_k=None if divergence.top_k == "all" else divergence.top_k,
         tail=divergence.tail,
         granularity=objective.granularity,

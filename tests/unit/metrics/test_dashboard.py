@@ -6,8 +6,8 @@ from rich.console import Console
 
 from sdpo.metrics.canaries import Alert
 from sdpo.metrics.dashboard import Dashboard, duration, sparkline
+from sdpo.printable import printable
 from sdpo.records import Verdict
-from sdpo.terminal import printable
 
 ROW = {
     "train/solved": 0.41,

@@ -22,9 +22,9 @@ from sdpo.envs.code.tasks import (
 from sdpo.envs.table import Line, read_lines
 from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, SdpoError
+from sdpo.printable import printable_json
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
-from sdpo.terminal import printable_json
 
 _shared: list[CodeJudge] = []
 _shared_lock = threading.Lock()

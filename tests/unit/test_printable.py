@@ -14,7 +14,7 @@ from sdpo.discovery.display import live_progress, show
 from sdpo.discovery.result import Discovery
 from sdpo.envs.base import CheckReport
 from sdpo.errors import JudgeError
-from sdpo.terminal import printable, printable_json
+from sdpo.printable import printable, printable_json
 
 HOSTILE = "\x1b]0;pwned\x07\x1b[2Jx\x9b31m\x1b]8;;http://evil\x1b\\link\u202e\u2066\ud800\x7f"
 UNSAFE = "\x1b\x07\x9b\u202e\u2066\x7f"
