@@ -110,6 +110,8 @@ def _read(name: str) -> dict[str, Any]:
         values = json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: too deeply nested for a recipe") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no sections but a {type(values).__name__}")
     return values.get("config", values)
@@ -120,6 +122,8 @@ def _literal(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise ConfigError(f"override value {text[:20]}...: too deeply nested") from None
 
 
 def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
