@@ -260,6 +260,24 @@ def test_recomputing_forgets_activations():
     assert saved[True] < 0.3 * saved[False]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_norms_keep_nothing_but_their_input(family):
+    model = tiny_model(family, dtype=torch.bfloat16)
+    (batch,) = pack(long_prefix(random.Random(0)), budget_tokens=10_000)
+    wide = []
+
+    def note(tensor):
+        if tensor.dtype == torch.float32 and tensor.shape[-1] == model.config.hidden_size:
+            wide.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        rows = hidden_rows(model, batch)
+    rows.sum().backward()
+    assert not wide
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_dropout_of_a_recomputed_model_stays_asleep():
     model = tiny_model("llama")
     for layer in model.model.layers:

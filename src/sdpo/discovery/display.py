@@ -59,8 +59,8 @@ def method_table(results: Sequence[Discovery]) -> Table:
             for i in shown
         ]
         fast = summary["against"].get(name, {}).get("speed_up")
-        said = f"{fast['factor']:.2g}x at {fast['probability']:.0%}" if fast else "-"
-        table.add_row(name, *(Text(cell) for cell in cells), said)
+        factor = f"{fast['factor']:.2g}x at {fast['probability']:.0%}" if fast else "-"
+        table.add_row(name, *(Text(cell) for cell in cells), factor)
     return table
 
 
@@ -103,7 +103,7 @@ def live_progress(console: Console | None = None) -> Generator[_Say]:
 
 
 class _Lines:
-    """Every finished search as a line, and once a minute where the current one stands."""
+    """Every finished search as a line, and once a minute the progress of the current one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -126,9 +126,9 @@ class _Lines:
 
 def _outcome(result: Discovery) -> str:
     """One search in one line."""
-    found = f"not solved in {result.attempts} attempts"
+    outcome = f"not solved in {result.attempts} attempts"
     if result.attempts_to_solve is not None:
-        found = f"solved at attempt {result.attempts_to_solve}"
+        outcome = f"solved at attempt {result.attempts_to_solve}"
     stopped = f"; stopped: {result.stopped}" if result.stopped else ""
     name = f"{result.task_id}, {result.method}, seed {result.seed}"
-    return f"{name}: {found}, {result.seconds:.0f} s{stopped}"
+    return f"{name}: {outcome}, {result.seconds:.0f} s{stopped}"

@@ -18,8 +18,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sdpo.kernels.norms import fused_norms
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
@@ -146,16 +144,14 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _registered)
 
 @contextmanager
 def fast_layers(model: PreTrainedModel) -> Generator[None]:
-    """`model` attends through plans inside the block and, on a CPU, computes its norms in blocks;
-    afterwards its own choice is back."""
+    """`model` attends through plans inside the block; afterwards its own choice is back."""
     owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
     configs = {id(owner.config): owner.config for owner in owners}.values()
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             config._attn_implementation = ATTENTION_NAME
-        with fused_norms(model):
-            yield
+        yield
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name

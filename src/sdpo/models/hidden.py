@@ -99,7 +99,8 @@ def plain_hidden(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
 def recomputed_layers(
     model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]
 ) -> Generator[None]:
-    """Inside the block, layers with gradient checkpointing enabled keep no activations.
+    """Inside the block, layers with gradient checkpointing enabled keep no activations; without
+    such layers, a CPU's RMS norms keep none but their input.
 
     transformers recomputes in train mode only; the block puts the layers themselves into it and not
     what they contain, so that no dropout wakes up. A layer is recomputed during `backward`, when
@@ -107,6 +108,7 @@ def recomputed_layers(
     """
     layers = _recomputable(model) if torch.is_grad_enabled() else []
     layers = [layer for layer in layers if layer.gradient_checkpointing]
+    norms = [] if layers else _norms(model)
     recompute = functools.partial(
         checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), context())
     )
@@ -116,11 +118,41 @@ def recomputed_layers(
         for layer in layers:
             layer.training = layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = recompute
+        for norm in norms:
+            norm.forward = functools.partial(_recomputed_norm, norm.forward)
         yield
     finally:
         for layer, values in zip(layers, before, strict=True):
             for name, value in values.items():
                 setattr(layer, name, value)
+        for norm in norms:
+            del norm.forward  # the instance attribute; the class's method is back
+
+
+def _norms(model: PreTrainedModel) -> list[Any]:
+    """Norms worth recomputing: transformers computes them in float32 in eight operations, of which
+    autograd keeps ten bytes a number for an input of two. SmolLM2 in bfloat16 on a CPU: a pass of
+    4,096 tokens peaks at 3.1 GB instead of 4.4 and takes 1.00 of the time, one of 1,024 0.98: what
+    is not kept need not be fetched again. On CUDA not measured, and left alone."""
+    if model.device.type != "cpu" or not torch.is_grad_enabled():
+        return []
+    return [
+        module
+        for module in model.modules()
+        if "RMSNorm" in type(module).__name__ and "forward" not in vars(module)
+    ]
+
+
+def _recomputed_norm(forward: Callable[..., torch.Tensor], *args: Any, **options: Any) -> Any:
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        # A norm draws nothing, and its code takes the same way each time.
+        preserve_rng_state=False,
+        determinism_check="none",
+        **options,
+    )
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

@@ -1,8 +1,8 @@
 """What a named objective resolves to, in words: the lines that `sdpo config show` puts above the
 values.
 
-Asks the very functions that training asks (`objective_spec`, the routing rule), so the text cannot
-say anything else than what is computed.
+It calls the functions that training calls (`objective_spec`, the routing rule), so the text cannot
+differ from what is computed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DIVERGENCES = {
 }
 INDENT = " " * 10
 SITUATIONS = (
-    # (what is said, solved?, a sibling solved?, a teacher context?)
+    # (description, solved?, a sibling solved?, a teacher context?)
     ("solved, with a teacher context", True, True, True),
     ("solved, without", True, False, False),
     ("failed, a sibling solved", False, True, True),
@@ -71,10 +71,10 @@ def describe_objective(config: RunConfig) -> list[str]:
 
 
 def _routing(rule: Rule) -> Iterator[str]:
-    for said, is_solved, sibling_solved, has_context in SITUATIONS:
+    for situation, is_solved, sibling_solved, has_context in SITUATIONS:
         factors = rule(_probe(is_solved, sibling_solved), 0, has_context)
         fed = [f"{name} x {factor:g}" for name, factor in sorted(factors.items()) if factor]
-        yield f"routing   {said}: {', '.join(fed) or 'nothing'}"
+        yield f"routing   {situation}: {', '.join(fed) or 'nothing'}"
 
 
 def _probe(*solved: bool) -> Group:
@@ -176,7 +176,7 @@ def _weighting(config: RunConfig) -> str:
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
     if isinstance(config.objective, ScSdpoConfig):
         parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
-    return ", times ".join(parts) or "every token alike"
+    return ", times ".join(parts) or "all tokens equal"
 
 
 def _divisor(spec: ObjectiveSpec) -> str:
@@ -195,8 +195,8 @@ def _divisor(spec: ObjectiveSpec) -> str:
 def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveSpec) -> list[str]:
     over = f"          / {_divisor(spec)} of the whole batch"
     if pg.kind == "sft":
-        said = "likelihood, after the task's own prompt, of attempts the self-teacher sampled"
-        return [f"pg        {said}", over]
+        likelihood = "likelihood of the self-teacher's attempts after the task's own prompt"
+        return [f"pg        {likelihood}", over]
     std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
@@ -220,6 +220,6 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
 
 def _teacher(config: RunConfig) -> str:
     settings = config.teacher.schedule.model_dump(exclude={"type"})
-    said = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    values = ", ".join(f"{key} {value:g}" for key, value in settings.items())
     kind = config.teacher.schedule.type
-    return f"{kind} ({said})" if said else kind
+    return f"{kind} ({values})" if values else kind

@@ -1,4 +1,4 @@
-"""Groups and teacher contexts to samples: token ids for student and teacher, credit and routing.
+"""Groups to samples: teacher contexts, then token ids for student and teacher, credit and routing.
 The last file before tensors."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleBuilder:
-    """How this run turns groups into contexts and samples.
+    """How groups become contexts and samples.
 
     Example:
         SampleBuilder(chat=chat, rules=config.teacher.context, objective=config.objective,

@@ -94,8 +94,8 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `updates` are this rank's samples of each; `inspect` names
-        rollouts whose credit is kept.
+        """All updates of a step. `updates` are this rank's samples of each update; `inspect` are
+        the rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
@@ -104,7 +104,6 @@ class Updater:
             # Present in every row, also when nothing had a gradient.
             result.metrics.add(f"loss/{name}", Sum(0.0))
         counted = [(part, self._denominators(part, spec)) for part in updates]
-        # Without anything to train on, AdamW's momentum and the teacher's average would still move.
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
@@ -162,7 +161,6 @@ class Updater:
         norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
         result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
-        self.schedule.after_update(self.model)
 
     def _micro_batch(
         self,
@@ -248,7 +246,7 @@ class Updater:
         }
         read = [s for part in updates for s in part if s.key in with_logprobs | with_support]
         head = self.model.get_output_embeddings().weight
-        found: dict[Key, OldPolicy] = {}
+        old: dict[Key, OldPolicy] = {}
         budget = self._config.micro_batch_tokens
         for sample, hidden in hidden_states(self.model, read, lambda s: s.prompt_ids, budget):
             logprobs = support = None
@@ -261,16 +259,14 @@ class Updater:
                 support = token_support(
                     hidden, head, spec.distill.top_k, temperature=spec.temperature
                 )
-            found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
-        return found
+            old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
+        return old
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
-    """Rows of the samples that have any, in order; None when nobody has."""
-    if not parts:
-        return None
-    found = [parts[s.key] for s in samples if s.key in parts]
-    return torch.cat(found) if found else None
+    """The rows of the samples that have any, in order; None when none has."""
+    rows = [parts[s.key] for s in samples if s.key in parts]
+    return torch.cat(rows) if rows else None
 
 
 def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:

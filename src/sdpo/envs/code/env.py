@@ -21,6 +21,7 @@ from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.judge import CodeJudge
 from sdpo.envs.code.tasks import (
     CodeReference,
+    as_block,
     with_tests,
     with_worked_example,
 )
@@ -75,7 +76,7 @@ class CodeEnv:
     def reference_answer(self, task: Task) -> str | None:
         """The reference solution as a Python block."""
         solution = task.reference.solution
-        return None if solution is None else f"```python\n{solution.rstrip()}\n```"
+        return None if solution is None else as_block(solution)
 
     def check(self) -> CheckReport:
         """Whether every reference passes all tests, and a program without effect does not."""

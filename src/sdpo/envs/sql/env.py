@@ -20,11 +20,12 @@ from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
 from sdpo.envs.table import Line, RowsEnv
 from sdpo.records import Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class SqlEnv(RowsEnv):
-    """Questions of a built-in set, a file, or a Spider or BIRD folder.
+    """Questions of a built-in set, a file, or a Spider or BIRD folder. Raises `SandboxError` at
+    once on systems that cannot judge programs (macOS, Windows).
 
     Example:
         env = SqlEnv(schema.SqlEnvConfig(tasks="company"))
@@ -32,6 +33,7 @@ class SqlEnv(RowsEnv):
     """
 
     def __init__(self, config: schema.SqlEnvConfig) -> None:
+        require_linux()
         super().__init__(config.tasks, config.eval_fraction)
         self.config = config
         self._judge: SqlJudge | None = None
