@@ -58,12 +58,9 @@ OBJECTIVES = {
     "grpo std": ("objective.type=grpo", "objective.policy_gradient.std=true"),
     "grpo fixed": ("objective.type=grpo", "objective.policy_gradient.normalization=fixed"),
     "grpo kl": ("objective.type=grpo", "objective.kl_coefficient=0.2"),
-    "gspo": (
-        "objective.type=grpo",
-        "objective.policy_gradient.kind=gspo",
-        "objective.policy_gradient.normalization=sequence",
-    ),
-    "cispo": ("objective.type=grpo", "objective.policy_gradient.kind=cispo"),
+    "gspo": ("objective.type=grpo", "objective.policy_gradient.type=gspo"),
+    "cispo": ("objective.type=grpo", "objective.policy_gradient.type=cispo"),
+    "hybrid gspo": ("objective.type=hybrid", "objective.policy_gradient.type=gspo"),
     "hybrid": ("objective.type=hybrid", "objective.mix=0.3"),
     "srpo": ("objective.type=srpo",),
     "rlsd": ("objective.type=rlsd",),
@@ -116,8 +113,8 @@ def a_rollout(rng, task_id, index, prompt):
         turns = (first, last)
     return Rollout(
         task_id=task_id, index=index, prompt_ids=last.prompt_ids,
-        completion_ids=last.completion_ids, sampler_logprobs=last.sampler_logprobs, text=last.text, truncated=False, policy_version=0,
-        turns=turns,
+        completion_ids=last.completion_ids, sampler_logprobs=last.sampler_logprobs, text=last.text,
+        truncated=False, policy_version=0, turns=turns,
     )  # fmt: skip
 
 
