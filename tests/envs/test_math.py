@@ -148,9 +148,7 @@ def test_missing_math_verify_names_the_extra(monkeypatch, tmp_path):
         open_env(schema.MathEnvConfig(tasks="x.jsonl"))
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the jail is made of Linux's parts"
-)
+@ON_LINUX
 def test_workers_are_jailed_like_programs(env, monkeypatch):
     """Before: model text went through sympy with the trainer's environment and privileges."""
     monkeypatch.setenv("SECRET_TOKEN", "s3cr3t")
@@ -195,9 +193,7 @@ print(json.dumps([level, done]))
 """
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the jail is made of Linux's parts"
-)
+@ON_LINUX
 @pytest.mark.parametrize("has_landlock", [True, False])
 def test_a_confined_process_reads_and_nothing_else(tmp_path, has_landlock):
     outside = tmp_path / "outside"
