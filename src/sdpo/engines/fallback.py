@@ -29,6 +29,8 @@ from sdpo.models.trials import agree, plain_logits
 
 _logger = logging.getLogger(__name__)
 
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""What models call the cache that they return and take: most, Mamba, RWKV."""
 _TRIAL_PROMPT = 9
 _TRIAL_STEPS = 2
 
@@ -68,9 +70,10 @@ class _CachedRows:
 
     def _read(self, ids_RT: torch.Tensor, cache: Any) -> torch.Tensor:
         """Logits [R, V] after the last token; the first time the model makes a cache itself."""
-        given = {} if cache is None else {"past_key_values": cache}
+        given = {} if cache is None else {self._cache_name: cache}
         output = self._model(input_ids=ids_RT, use_cache=True, **given, **self._options)
-        self._cache: Any = output.past_key_values
+        self._cache_name = next(name for name in _CACHE_NAMES if getattr(output, name, None))
+        self._cache: Any = getattr(output, self._cache_name)
         return output.logits[:, -1]
 
 

@@ -37,9 +37,11 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
 
 def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its LM head: token ids to last hidden states."""
-    # Some models name their prefix wrongly (Llama 4), and transformers then gives the whole back.
     inner: Any = model.base_model
-    return model.get_decoder() if inner is model else inner
+    if inner is not model:
+        return inner
+    # Llama 4 names a prefix that it has not, and transformers then gives the whole back.
+    return next(child for child in model.children() if isinstance(child, PreTrainedModel))
 
 
 def probe_ids(model: PreTrainedModel, length: int, *, start: int = 1) -> torch.Tensor:
