@@ -76,12 +76,21 @@ def make_world(folder: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
+            "sql": [
+                {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",
+                 "query": f"SELECT lbl FROM stf WHERE yrs > {i}", "evidence": "lbl is a name"}
+                for i in ids
+            ],
             "math": [{"id": str(i), "problem": f"What is {i}?", "answer": str(i)} for i in ids],
             "tools": [
                 {"idx": i, "prompt": f"{tools} {i}",
                  "answer": [{"Action": "find", "Action_Input": "{}"}]} for i in ids
             ],
         }  # fmt: skip
+        (folder / "staff.sql").write_text(
+            "CREATE TABLE stf (lbl TEXT, yrs INTEGER, place TEXT);\n"
+            "INSERT INTO stf VALUES ('Ann', 31, 'A'), ('Bob', 45, 'B'), ('Cleo', 62, 'A');\n"
+        )
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
@@ -288,6 +297,9 @@ ANSWERS = (
     "<answer>B</answer>",
     "Action: find\nAction Input: {}",
     "\\boxed{3}",
+    "SELECT name FROM employees",
+    "SELECT a.lbl FROM stf a, stf b",
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT COUNT(*) FROM c",
 )
 
 

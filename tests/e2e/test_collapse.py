@@ -1,4 +1,4 @@
-"""A run driven into collapse on purpose, with thirty times the rate the toy world learns at: a
+"""A run driven into collapse on purpose, by a rate far above the one the toy world learns at: a
 canary ends it, or takes it back to good weights from which it recovers."""
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from toy_runs import teach_codes
 
 from sdpo.config.load import load_config
 from sdpo.errors import CanaryStop
 from sdpo.metrics.canaries import Alert, Canaries
-from sdpo.testing import save_toy_model, toy_env
+from sdpo.testing import toy_env
 from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 LR = 2e-3
+"""The rate the toy world learns at."""
+RUIN = 100 * LR
+"""One update at this rate leaves weights that solve nothing and answer with no code, whatever the
+machine's rounding; after one at thirty times `LR` some still answer with wrong codes."""
 ENV = toy_env(8)
 ALERT = Alert(
     canary="truncation", step=3, since=3, good=1, value=1, baseline=0, action="rollback",
@@ -31,7 +36,7 @@ def config(model, run, *overrides):
             f"run={run}", f"model.name={model}", "model.dtype=float32",
             "rollout.tasks_per_step=8", "rollout.group_size=8",
             "rollout.max_completion_tokens=6", "rollout.max_prompt_tokens=200", "eval.every=5",
-            f"optim.lr={30 * LR}", *overrides,
+            f"optim.lr={RUIN}", *overrides,
         ]
     )  # fmt: skip
 
@@ -49,22 +54,19 @@ def metrics(run: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def skilled(tmp_path_factory) -> Path:
-    """The toy model after it learnt most codes at the ordinary rate. Rounding alone moves the steep
-    part of the curve between steps 45 and 70: at step 65 four seeds had 0.4 to 0.9 of them, at step
-    75 all had 0.87."""
-    folder = tmp_path_factory.mktemp("skilled")
-    start = save_toy_model(folder / "start")
-    result = train(config(start, folder / "run", "steps=75", f"optim.lr={LR}"), env=ENV)
-    assert result.metrics["eval/solved"] > 0.7
-    return folder / "run" / "checkpoints" / "step-75"
+def skilled(reader, tmp_path_factory) -> Path:
+    """The toy model when it knows all codes."""
+    return teach_codes(reader, tmp_path_factory.mktemp("skilled"), ENV)
 
 
 def test_warn_only_says_it(skilled, tmp_path):
     assert train(config(skilled, tmp_path / "run", "steps=5"), env=ENV).finished
     alerts = lines(tmp_path / "run" / "alerts.jsonl")
-    assert {"format_errors", "flat_groups"} <= {alert["canary"] for alert in alerts}
-    assert all(alert["step"] == 4 and alert["action"] == "warn" for alert in alerts)
+    assert all(alert["action"] == "warn" for alert in alerts)
+    # Steps 2 to 4 are bad; a step later some other canary may have had enough too.
+    assert min(alert["step"] for alert in alerts) == 4
+    first = {alert["canary"] for alert in alerts if alert["step"] == 4}
+    assert {"format_errors", "flat_groups"} <= first
 
 
 def test_stop_ends_the_run_and_it_stays_ended(skilled, tmp_path):
@@ -81,20 +83,27 @@ def test_stop_ends_the_run_and_it_stays_ended(skilled, tmp_path):
 
 
 def test_rollback_recovers_to_within_noise_of_the_best(skilled, tmp_path):
+    """A rate that harms without alarming costs codes, which it takes many steps to learn anew. So
+    the rate is halved at the first bad step: in 16 runs of 8 taught models it was low enough by
+    step 14, and all ended with 0.86 to 1."""
     run = tmp_path / "run"
-    assert train(
-        config(skilled, run, "steps=35", "canaries.action=rollback", "eval.samples=8"), env=ENV
-    ).finished
+    overrides = (f"optim.lr={30 * LR}", "steps=35", "canaries.action=rollback", "eval.samples=8")
+    assert train(config(skilled, run, *overrides, "canaries.patience=1"), env=ENV).finished
     rows = metrics(run)
+    alerts = lines(run / "alerts.jsonl")
+    solved = {row["step"]: row["train/solved"] for row in rows if row["step"]}
+    # The attempts of step 2 are those of ruined weights, those after the rollback of good ones.
+    first = alerts[0]["step"]
+    assert first <= 3
+    assert solved[first] <= 0.1
+    assert solved[first + 1] >= 0.8
     evaluated = [row for row in rows if "eval/solved" in row]
     best = max(evaluated, key=lambda row: row["eval/solved"])
-    assert min(row["eval/solved"] for row in evaluated) < 0.1
     assert rows[-1]["eval/solved_high"] >= best["eval/solved_low"]
     assert rows[-1]["eval/solved"] > 0.7 * best["eval/solved"]
-    alerts = lines(run / "alerts.jsonl")
     rollbacks = {alert["step"] for alert in alerts if alert["step"] < 35}
     assert rows[-1]["optim/lr"] == pytest.approx(30 * LR / 2 ** len(rollbacks))
-    assert all(alert["restored"] < alert["since"] - 1 for alert in alerts)
+    assert all(alert["restored"] <= alert["good"] < alert["since"] for alert in alerts)
 
 
 @pytest.mark.parametrize("schedule", ["ema", "live", "trust_region"])
@@ -140,7 +149,10 @@ def whole(skilled, tmp_path_factory) -> Path:
     """A run that was rolled back after step 4 and never interrupted."""
     run = tmp_path_factory.mktemp("whole")
     train(config(skilled, run, *RESUMED), env=ENV)
-    assert lines(run / "alerts.jsonl")[0]["step"] == 4
+    alerts = lines(run / "alerts.jsonl")
+    assert alerts[0]["step"] == 4
+    # The attempts of a step are by the weights after the step before.
+    assert all(alert["restored"] < alert["since"] - 1 for alert in alerts)
     return run
 
 

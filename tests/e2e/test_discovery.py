@@ -25,7 +25,7 @@ from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.models.weights import copy_weights
 from sdpo.records import Verdict
 from sdpo.rollouts.sampler import open_sampler
-from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model, toy_env
+from sdpo.testing import byte_tokenizer, tiny_model, toy_env
 
 BUDGET = 10
 METHODS = ("self_distillation", "best_of_k", "multi_turn")
@@ -442,16 +442,17 @@ def test_progress_in_a_log_file_is_lines(monkeypatch):
     ]
 
 
-def test_feedback_solves_what_independent_samples_do_not(tmp_path):
+def test_feedback_solves_what_independent_samples_do_not(reader, tmp_path):
     config = settings(
-        save_toy_model(tmp_path / "model"), tmp_path / "run",
+        reader, tmp_path / "run",
         budget=320, batch=16, seeds=10, methods=["self_distillation", "best_of_k"],
     ).model_copy(update={"optim": OptimConfig(lr=2e-3)})  # fmt: skip
     results = discover_tasks(config, toy_env(num_tasks=2))
     own = [r for r in results if r.method == "self_distillation"]
     independent = [r for r in results if r.method == "best_of_k"]
-    # 6,400 independent attempts hit a hidden code once in a while.
-    assert sum(bool(r.solved) for r in independent) <= 2
+    # 6,400 independent attempts hit a hidden code 0.64 times on average, more than five times in
+    # 1 of 20,000 cases.
+    assert sum(bool(r.solved) for r in independent) <= 5
     assert sum(bool(r.solved) for r in own) >= 15
     assert difference(own, independent, 320).low > 0
 

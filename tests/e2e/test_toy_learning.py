@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from toy_runs import LEARNT, learn, teach
+from toy_runs import LEARNT, learn
 
+from sdpo.models import packing
 from sdpo.models.packing import PackItem
 from sdpo.training import step as training_step
 from sdpo.training import targets
@@ -21,42 +22,38 @@ GRANULARITY_LR = 2e-4
 rounds. At this rate, over three seeds, token ended 0.15 to 0.24 nats above sequence and logit 1.08
 to 1.25 above token."""
 SEEDS = [0, pytest.param(1, marks=pytest.mark.slow)]
+STEADY = "teacher.schedule.rate=0.01"
+"""The paper's rate with rich feedback. At 0.05 the teacher follows a student that has begun to fall
+apart: with one of eight readers, taught from weights that differ by 1e-6 or with other instruction
+sets, the run went from 0.64 at step 30 to 0.33 at step 36. At 0.01 all twelve runs (eight readers
+with seed 0, four with seed 1) stayed at their plateau, 0.72 to 1: three codes of four, or four."""
 LIVE = "teacher.schedule.type=live"
-
-
-@pytest.fixture(scope="session")
-def reader(tmp_path_factory):
-    """The taught model: reads feedback, knows no code."""
-    return teach(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_sdpo_learns_from_groups_that_all_failed(reader, tmp_path, seed):
-    learnt = learn(reader, tmp_path / "run", seed=seed)
+    learnt = learn(reader, tmp_path / "run", STEADY, seed=seed)
     assert learnt.rows[0]["eval/solved"] <= 0.05
     first = learnt.steps[0]
-    assert first["rollouts/flat_failed"] == 1
+    # One of 150 such steps has an attempt that guesses a code, in one of its four groups.
+    assert first["rollouts/flat_failed"] >= 0.75
     assert first["optim/grad_norm"] > 1e-3
     assert learnt.solved >= LEARNT
 
 
 def test_grpo_has_no_gradient_and_stays_where_it_was(reader, tmp_path):
-    """Until it guesses a code: 1 in 10,000 attempts does, 2,304 are made, and how the machine
-    rounded the taught model decides which. On one machine it guessed one in step 7, and learnt it.
-    """
-    learnt = learn(reader, tmp_path / "run", "objective.type=grpo", "eval.every=1")
-    flat = [row for row in learnt.steps if row["rollouts/flat_groups"] == 1]
+    """It learns what it guesses, and that alone."""
+    learnt = learn(reader, tmp_path / "run", "objective.type=grpo", "eval.every=4")
+    flat = [row for row in learnt.steps if row["rollouts/flat_failed"] == 1]
+    assert flat
     assert all(row["optim/grad_norm"] == 0 for row in flat)
-    solved = [row["train/solved"] for row in learnt.steps]
-    guessed = next((number for number, share in enumerate(solved) if share), len(solved))
-    assert guessed >= 1
-    assert all(row["rollouts/flat_failed"] == 1 for row in learnt.steps[:guessed])
-    assert all(row["eval/solved"] <= 0.05 for row in learnt.rows[: guessed + 1])
+    assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
 def test_without_revealing_feedback_nothing_is_learnt(reader, tmp_path):
-    learnt = learn(reader, tmp_path / "run", reveal="none")
-    assert learnt.solved <= 0.05
+    """But what an attempt guessed: that one is a demonstration to the others of its group."""
+    learnt = learn(reader, tmp_path / "run", STEADY, reveal="none")
+    assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -89,7 +86,7 @@ def wrong_sign(monkeypatch):
 
 def off_by_one(monkeypatch):
     """Student and teacher agree with each other, one position behind the tokens they are for."""
-    right = targets.pack_item
+    right = packing.pack_item
 
     def mutant(sample, prompt_ids):
         item = right(sample, prompt_ids)
@@ -100,8 +97,7 @@ def off_by_one(monkeypatch):
             loss_mask=item.loss_mask,
         )
 
-    monkeypatch.setattr(targets, "pack_item", mutant)
-    monkeypatch.setattr(training_step, "pack_item", mutant)
+    monkeypatch.setattr(packing, "pack_item", mutant)
 
 
 def gradient_through_the_teacher(monkeypatch):

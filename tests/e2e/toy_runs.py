@@ -21,11 +21,17 @@ LEARNT = 0.4
 """Solved rate from the bare task that counts as learnt; chance is 1 in 10,000."""
 
 
+SKILL = 0.9
+"""Probability of every code from which `teach_codes` stops."""
+
+
 @dataclass(frozen=True)
 class Learnt:
-    """What a run left: its metrics and how likely the hidden codes became."""
+    """What a run left: its metrics, its attempts and how likely the hidden codes became."""
 
     rows: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+    """rollouts.jsonl."""
     nats: float
     """Mean log-probability of the right code after the bare task; ln(1 / 10,000) = -9.2 is a
     guess."""
@@ -39,6 +45,20 @@ class Learnt:
     def peak(self) -> float:
         """The largest such share of any evaluation."""
         return max(row["eval/solved"] for row in self.rows if "eval/solved" in row)
+
+    @property
+    def never_guessed(self) -> set[str]:
+        """Tasks that no attempt of training solved. An attempt at an unknown code does so in 1 of
+        10,000 cases; a run makes 2,304, and rounding decides whether one of them hits."""
+        solved = {row["task"] for row in self.attempts if row["solved"] and row["split"] == "train"}
+        return {row["task"] for row in self.attempts} - solved
+
+    def peak_of(self, tasks: set[str]) -> float:
+        """The largest share of the attempts at `tasks` that an evaluation saw solved."""
+        own = [row for row in self.attempts if row["split"] == "eval" and row["task"] in tasks]
+        steps = {row["step"] for row in own}
+        hits = [[row["solved"] for row in own if row["step"] == step] for step in steps]
+        return max(sum(solved) / len(solved) for solved in hits)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
@@ -55,6 +75,33 @@ def teach(folder: Path) -> Path:
     return folder / "model"
 
 
+def teach_codes(reader: Path, folder: Path, env: Any) -> Path:
+    """A model folder with the reader after supervised lessons in the codes of `env`, until it gives
+    each with probability `SKILL`: where that takes more updates, it gets them (two seconds)."""
+    model = AutoModelForCausalLM.from_pretrained(reader, dtype=torch.float32)
+    tokenizer = toy_tokenizer()
+    chat, tasks = Chat(tokenizer), env.load("train")
+    codes = [(*chat.text_ids(task.reference), chat.end_of_turn_id) for task in tasks]
+    prompts = [chat.prompt_ids(task.messages) for task in tasks]
+    # Prompts and codes take the same number of tokens in every task.
+    ids = torch.tensor([[*prompt, *code] for prompt, code in zip(prompts, codes, strict=True)])
+    targets = torch.tensor(codes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for _ in range(1000):
+        logprobs = model(ids).logits[:, -targets.shape[1] - 1 : -1].log_softmax(-1)
+        known = logprobs.gather(2, targets[..., None]).sum(dim=(1, 2))
+        if known.exp().min() >= SKILL:
+            break
+        optimizer.zero_grad()
+        (-known.mean()).backward()
+        optimizer.step()
+    else:
+        raise AssertionError(f"after 1000 updates the codes are known to {known.exp().tolist()}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def learn(model: Path, run: Path, *overrides: str, reveal: str = "all", seed: int = 0) -> Learnt:
     """Train `model` on four items whose codes only the feedback reveals, if `reveal` says so."""
     config = load_config(
@@ -68,9 +115,12 @@ def learn(model: Path, run: Path, *overrides: str, reveal: str = "all", seed: in
     )  # fmt: skip
     env = toy_env(NUM_TASKS, seed=seed, reveal=reveal)
     result = sdpo.train(config, env=env)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows, attempts = (
+        [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "rollouts.jsonl")
+    )
     trained = run / "checkpoints" / f"step-{result.step}"
-    learnt = Learnt(rows=[json.loads(line) for line in lines], nats=code_nats(trained, env))
+    learnt = Learnt(rows=rows, attempts=attempts, nats=code_nats(trained, env))
     # `pytest -rP` shows it: the numbers of docs/results.md.
     print(f"LEARNT seed {seed}: solved {learnt.solved:.2f}, code {learnt.nats:.2f} nats")
     return learnt

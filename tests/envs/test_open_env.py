@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
         schema.CodeEnvConfig(),
         schema.ChoiceEnvConfig(tasks="x.json"),
         schema.ToolsEnvConfig(tasks="x.json"),
+        schema.SqlEnvConfig(),
         schema.CustomEnvConfig(path="sdpo.testing:toy_env"),
     ],
     ids=lambda config: config.type,

@@ -12,6 +12,7 @@ def distill(**changes: Any) -> DistillSpec:
     """Jensen-Shannon over the student's top 100 and the tail, with a truncated weight per token."""
     settings = {
         "divergence": "jsd",
+        "support": "student",
         "top_k": 100,
         "tail": True,
         "granularity": "logit",

@@ -16,12 +16,21 @@ from sdpo.losses.divergence import Divergence, support_divergence
 from sdpo.losses.head import chunks
 from sdpo.losses.head.elementwise import compile_tile
 from sdpo.losses.head.logits import token_statistics, token_support
-from sdpo.losses.reference import distance, reference_objective
+from sdpo.losses.reference import distance, log_masses, reference_objective
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "forward_ce")
-SUPPORTS = ((None, True), (4, True), (4, False), (1, True), (13, True), (13, False))
+SUPPORTS = [
+    {"top_k": None, "tail": True},
+    *(
+        {"support": chooser, "top_k": top_k, "tail": tail}
+        for chooser in ("student", "teacher", "union")
+        for top_k, tail in ((4, True), (4, False), (1, True), (9, True), (13, True), (13, False))
+    ),
+]
+"""9 of 13: the union holds most tokens, and some rows leave no tail."""
+SHORT = [o for o in SUPPORTS if o["top_k"] in (None, 4)]
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 7, 5, 3, 13
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 SIDES = ("log_p", "log_q")
@@ -81,7 +90,7 @@ def reference(x: dict, *, temperature: float = 1.0, trust: float | None = None, 
         x["teacher_hidden"] @ x["teacher_head"].T,
         batch,
         spec,
-        {"distill": 1.0, "pg": 1.0, "kl": 1.0},
+        {"routed": 1.0, "kl": 1.0},
         trust_logits=x["reference_hidden"] @ x["reference_head"].T,
     )
     log_p, log_q = (torch.stack([getattr(t, n) for t in tokens]).detach() for n in SIDES)
@@ -110,8 +119,8 @@ def check(x: dict, *, chunk_tokens: int | None = 3, **options: object) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("top_k", "tail"), SUPPORTS)
-def test_values_gradients_and_outputs_equal_the_reference(kind, top_k, tail):
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_values_gradients_and_outputs_equal_the_reference(kind, support):
     betas = (0.1, 0.5, 0.9) if kind == "jsd" else (0.5,)
     for temperature, trust, beta in itertools.product(
         (1.0, 0.6, 1.7), (None, 0.0, 0.3, 1.0), betas
@@ -119,11 +128,10 @@ def test_values_gradients_and_outputs_equal_the_reference(kind, top_k, tail):
         check(
             problem(int(10 * temperature)),
             divergence=kind,
-            top_k=top_k,
-            tail=tail,
             temperature=temperature,
             trust=trust,
             beta=beta,
+            **support,
         )
 
 
@@ -145,19 +153,18 @@ def test_random_problems_equal_the_reference(seed, kind, support, beta, temperat
     check(
         problem(seed, scale=scale),
         divergence=kind,
-        top_k=support[0],
-        tail=support[1],
         beta=beta,
         temperature=temperature,
         trust=trust,
+        **support,
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True), (4, False)])
-def test_gradients_equal_finite_differences(kind, top_k, tail):
+@pytest.mark.parametrize("support", SHORT, ids=str)
+def test_gradients_equal_finite_differences(kind, support):
     x, step = problem(3), 1e-6
-    options = {"divergence": kind, "top_k": top_k, "tail": tail, "temperature": 1.3, "beta": 0.3}
+    options = {"divergence": kind, "temperature": 1.3, "beta": 0.3, **support}
     analytic = gradients(fused(x, **options).loss, x)
     for name, gradient in zip(("student_hidden", "student_head"), analytic, strict=True):
         numeric = torch.zeros_like(gradient)
@@ -173,14 +180,14 @@ def test_gradients_equal_finite_differences(kind, top_k, tail):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd"])
-@pytest.mark.parametrize(("top_k", "tail"), SUPPORTS)
-def test_teacher_equal_to_student_gives_exactly_zero(kind, top_k, tail, dtype):
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_teacher_equal_to_student_gives_exactly_zero(kind, support, dtype):
     x = problem(dtype=dtype)
     x |= {
         "teacher_hidden": x["student_hidden"].detach().clone(),
         "teacher_head": x["student_head"].detach().clone(),
     }
-    result = fused(x, divergence=kind, top_k=top_k, tail=tail)
+    result = fused(x, divergence=kind, **support)
     assert float(result.loss.detach()) == 0.0
     assert not result.divergence.any()
     for gradient in gradients(result.loss, x):
@@ -188,12 +195,105 @@ def test_teacher_equal_to_student_gives_exactly_zero(kind, top_k, tail, dtype):
         assert float(gradient.float().abs().max()) <= 1e-6
 
 
+def on_logits(student: torch.Tensor, teacher: torch.Tensor, **options: object):
+    """Loss of these logits [T, V], and its gradient with respect to the student's."""
+    logits, eye = student.clone().requires_grad_(), torch.eye(student.shape[1], dtype=student.dtype)
+    targets = torch.zeros(len(student), dtype=torch.long)
+    weights = torch.ones(len(student), dtype=torch.float64)
+    loss = distillation_loss(logits, eye, teacher, eye, targets, weights=weights, **options).loss
+    return loss.detach(), *torch.autograd.grad(loss, logits)
+
+
+def top_sets(log_p: torch.Tensor, top_k: int) -> list[set[int]]:
+    """Every set of `top_k` tokens none of which is less likely than one outside."""
+    tokens = range(len(log_p))
+    return [
+        set(ids)
+        for ids in itertools.combinations(tokens, top_k)
+        if min(log_p[list(ids)]) >= max(log_p[[t for t in tokens if t not in ids]])
+    ]
+
+
+@given(
+    logits=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=5, max_size=6),
+    kind=st.sampled_from(KINDS),
+    chooser=st.sampled_from(("student", "teacher", "union")),
+    top_k=st.integers(1, 4),
+    tail=st.booleans(),
+)
+def test_ties_are_broken_in_favour_of_some_top_k(logits, kind, chooser, top_k, tail):
+    """Value and gradient are those of one of the supports that equally likely tokens allow."""
+    student, teacher = torch.tensor(logits, dtype=torch.float64).T
+    options = {"divergence": kind, "support": chooser, "top_k": top_k, "tail": tail}
+    loss, gradient = on_logits(student[None], teacher[None], **options)
+    d = distill(**options).distance
+    log_p, log_q = student.log_softmax(-1), teacher.log_softmax(-1)
+    by_student, by_teacher = top_sets(log_p, top_k), top_sets(log_q, top_k)
+    union = [a | b for a in by_student for b in by_teacher]
+    allowed = {"student": by_student, "teacher": by_teacher, "union": union}[chooser]
+    errors = []
+    for ids in {tuple(sorted(ids)) for ids in allowed}:
+        own = student.clone().requires_grad_()
+        masses = (log_masses(side.log_softmax(-1), ids, tail) for side in (own, teacher))
+        expected = distance(d, *masses)
+        (slope,) = torch.autograd.grad(expected, own)
+        error = max(abs(float(loss - expected.detach())), float((gradient[0] - slope).abs().max()))
+        errors.append(error)
+    assert min(errors) < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_union_holds_both_top_ks_and_counts_shared_tokens_once(seed):
+    """Against the support written out: the masses of a renormalised union that held a shared token
+    twice would differ."""
+    rng = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, 6, 40, generator=rng, dtype=torch.float64)
+    for top_k in (1, 5, 19):
+        loss, _ = on_logits(
+            student, teacher, divergence="jsd", support="union", top_k=top_k, tail=False
+        )
+        expected = 0.0
+        for z, v in zip(student, teacher, strict=True):
+            ids = sorted({*z.topk(top_k).indices.tolist(), *v.topk(top_k).indices.tolist()})
+            m = (z[ids].softmax(-1) + v[ids].softmax(-1)) / 2
+            for side in (z, v):
+                p = side[ids].softmax(-1)
+                expected += 0.5 * float((p * (p / m).log()).sum())
+        assert float(loss) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "pull"),
+    [
+        ({"divergence": "forward_kl", "top_k": None}, 0.9),
+        ({"divergence": "forward_ce", "top_k": None}, 0.9),
+        ({"divergence": "forward_kl", "support": "teacher", "top_k": 3}, 0.9),
+        ({"divergence": "forward_kl", "support": "union", "top_k": 3}, 0.9),
+        ({"divergence": "forward_kl", "support": "union", "top_k": 3, "tail": False}, 0.9),
+        # Its share of the student's tail, 1e-6 of 0.01, times the teacher's tail.
+        ({"divergence": "forward_kl", "support": "student", "top_k": 3}, 9e-5),
+        ({"divergence": "forward_kl", "support": "student", "top_k": 3, "tail": False}, 0.0),
+        ({"divergence": "reverse_kl", "top_k": None}, 1.4e-5),
+        ({"divergence": "jsd", "top_k": None}, 7e-6),
+        ({"divergence": "jsd", "support": "teacher", "top_k": 3}, 7e-6),
+    ],
+    ids=str,
+)
+def test_which_pairs_raise_a_token_the_student_does_not_propose(options, pull):
+    """The teacher gives 0.9 to a token that the student gives 1e-6: the gradient on its logit."""
+    others = torch.tensor([0.6, 0.3, 0.09, *[0.01 / 6] * 6], dtype=torch.float64)
+    student = torch.cat([others * (1 - 1e-6), torch.tensor([1e-6], dtype=torch.float64)])
+    teacher = torch.cat([others * 0.1, torch.tensor([0.9], dtype=torch.float64)])
+    _, gradient = on_logits(student.log()[None], teacher.log()[None], **options)
+    assert float(-gradient[0, -1]) == pytest.approx(pull, rel=0.15, abs=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_support_of_the_whole_vocabulary_is_the_whole_vocabulary(kind):
     x = problem()
-    for tail in (True, False):
+    for tail, support in itertools.product((True, False), ("student", "teacher", "union")):
         whole = fused(x, divergence=kind, top_k=None)
-        by_k = fused(x, divergence=kind, top_k=VOCABULARY, tail=tail)
+        by_k = fused(x, divergence=kind, top_k=VOCABULARY, tail=tail, support=support)
         assert torch.equal(by_k.loss, whole.loss)
         for a, b in zip(gradients(by_k.loss, x), gradients(whole.loss, x), strict=True):
             assert torch.equal(a, b)
@@ -296,8 +396,8 @@ def test_bfloat16_is_close_to_float32(kind, top_k, tail):
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, None])
-@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True)])
-def test_bfloat16_is_exact_on_the_logits_that_a_cpu_rounds(top_k, tail, chunk_tokens):
+@pytest.mark.parametrize("support", SHORT, ids=str)
+def test_bfloat16_is_exact_on_the_logits_that_a_cpu_rounds(support, chunk_tokens):
     """Products are rounded to bfloat16 and everything after them is not: the same loss as float64
     has on those logits, which a head of ones on the diagonal hands through."""
     narrow = problem(dtype=torch.bfloat16)
@@ -307,7 +407,7 @@ def test_bfloat16_is_exact_on_the_logits_that_a_cpu_rounds(top_k, tail, chunk_to
         logits = narrow[f"{side}_hidden"].detach() @ narrow[f"{side}_head"].detach().t()
         wide[f"{side}_hidden"] = logits.double().requires_grad_(side == "student")
         wide[f"{side}_head"] = torch.eye(vocabulary, dtype=torch.float64)
-    options = {"top_k": top_k, "tail": tail, "temperature": 0.7}
+    options = {**support, "temperature": 0.7}
     found = fused(narrow, chunk_tokens=chunk_tokens, **options)
     expected = fused(wide, **options)
     for name in ("loss", "divergence", "student_logprob", "student_entropy", "teacher_entropy"):
@@ -323,9 +423,9 @@ def test_bfloat16_is_exact_on_the_logits_that_a_cpu_rounds(top_k, tail, chunk_to
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 30.0])
 def test_extreme_logits_stay_finite(kind, dtype, scale):
-    for top_k, tail in SUPPORTS:
+    for support in SUPPORTS:
         x = problem(dtype=dtype, scale=scale)
-        result = fused(x, divergence=kind, top_k=top_k, tail=tail)
+        result = fused(x, divergence=kind, **support)
         assert bool(torch.isfinite(result.loss))
         for gradient in gradients(result.loss, x):
             assert bool(torch.isfinite(gradient).all())
@@ -370,6 +470,31 @@ def test_small_divergences_keep_their_digits_in_float32():
         torch.testing.assert_close(value.double(), exact, **digits)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chooser", ["student", "teacher", "union"])
+@pytest.mark.parametrize("depth", [60.0, 72.0, 120.0, 300.0])
+def test_a_tail_the_student_practically_excludes_keeps_its_gradient(kind, chooser, depth):
+    """The teacher puts its mass where the student has e^-depth: below e^-69 a floor in the tail's
+    mass took the gradient away."""
+    rng = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 3, 12, generator=rng, dtype=torch.float64)
+    student[:, 4:] -= depth
+    teacher[:, :4] -= depth
+    options = {"divergence": kind, "support": chooser, "top_k": 4}
+    loss, gradient = on_logits(student, teacher, **options)
+    d = distill(**options).distance
+    own = student.clone().requires_grad_()
+    expected = 0.0
+    for z, v in zip(own, teacher, strict=True):
+        by_student, by_teacher = (set(x.topk(4).indices.tolist()) for x in (z, v))
+        ids = {"student": by_student, "teacher": by_teacher, "union": by_student | by_teacher}
+        sides = (log_masses(x.log_softmax(-1), sorted(ids[chooser]), True) for x in (z, v))
+        expected = expected + distance(d, *sides)
+    (slope,) = torch.autograd.grad(expected, own)
+    torch.testing.assert_close(loss, expected.detach(), **TIGHT)
+    torch.testing.assert_close(gradient, slope, **TIGHT)
+
+
 @given(seed=st.integers(0, 1000), top_k=st.integers(1, 12))
 def test_the_tail_conserves_mass(seed, top_k):
     """Coarsening to support plus tail never increases a divergence, and summed gradient over the
@@ -390,15 +515,15 @@ def test_the_tail_conserves_mass(seed, top_k):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (4, True), (4, False)])
-def test_the_traced_arithmetic_equals_the_eager_one(kind, top_k, tail, monkeypatch):
+@pytest.mark.parametrize("support", SHORT, ids=str)
+def test_the_traced_arithmetic_equals_the_eager_one(kind, support, monkeypatch):
     """What CUDA compiles, traced on the CPU without a code generator."""
     torch._dynamo.reset()
     compile_tile.cache_clear()
     monkeypatch.setattr(
         chunks, "compiled_tile", lambda spec, needs, *_: compile_tile(spec, needs, "aot_eager")
     )
-    check(problem(), divergence=kind, top_k=top_k, tail=tail, trust=0.3)
+    check(problem(), divergence=kind, trust=0.3, **support)
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -433,6 +558,8 @@ def test_token_statistics_and_support_equal_dense():
         ({"divergence": "kl"}, "none of reverse_kl"),
         ({"beta": 1.0}, "0 < beta < 1"),
         ({"top_k": 0}, "top_k"),
+        ({"support": "old"}, "none of student, teacher, union"),
+        ({"support": "teacher", "top_k": None}, "give top_k a number"),
         ({"chunk_tokens": 0}, "chunk_tokens"),
     ],
 )

@@ -60,9 +60,19 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd", "forward_ce"])
-@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (20, True), (20, False)])
+@pytest.mark.parametrize(
+    ("support", "top_k", "tail"),
+    [
+        ("student", None, True),
+        ("student", 20, True),
+        ("student", 20, False),
+        ("teacher", 20, True),
+        ("union", 20, True),
+        ("union", 20, False),
+    ],
+)
 @pytest.mark.parametrize("trust", [None, 0.3])
-def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
+def test_cuda_equals_the_cpu(dtype, divergence, support, top_k, tail, trust):
     x = tensors(dtype)
     found = []
     for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
@@ -73,6 +83,7 @@ def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
         result = distillation_loss(
             **y,
             divergence=divergence,
+            support=support,
             top_k=top_k,
             tail=tail,
             temperature=0.9,
@@ -91,18 +102,21 @@ def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
 
 
 @pytest.mark.parametrize(
-    ("divergence", "top_k", "tail"),
+    ("divergence", "support", "top_k", "tail"),
     [
-        ("jsd", None, True),
-        ("jsd", 20, True),
-        ("reverse_kl", None, True),
-        ("forward_kl", 20, False),
+        ("jsd", "student", None, True),
+        ("jsd", "student", 20, True),
+        ("reverse_kl", "student", None, True),
+        ("forward_kl", "student", 20, False),
+        ("forward_kl", "teacher", 20, True),
+        ("jsd", "union", 20, True),
+        ("forward_kl", "union", 20, False),
     ],
 )
-def test_compiled_kernels_equal_the_cpu(divergence, top_k, tail, monkeypatch):
+def test_compiled_kernels_equal_the_cpu(divergence, support, top_k, tail, monkeypatch):
     monkeypatch.setattr(elementwise, "_COMPILE_ELEMENTS", 0)
     torch._dynamo.reset()
-    test_cuda_equals_the_cpu(torch.float32, divergence, top_k, tail, None)
+    test_cuda_equals_the_cpu(torch.float32, divergence, support, top_k, tail, None)
 
 
 @pytest.mark.parametrize("compile_from", [0, 1 << 62])
@@ -139,7 +153,7 @@ def test_the_whole_objective_on_cuda_equals_the_cpu(dtype, compile_from, monkeyp
             y["teacher_head"],
             TokenBatch(targets=y["targets"], num_taught=taught, **columns),
             spec,
-            Denominators(150.0, 300.0, 300.0),
+            Denominators(300.0, 300.0),
             reference_hidden=y["reference_hidden"],
             reference_head=y["reference_head"],
             top_n=4,

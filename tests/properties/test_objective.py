@@ -8,7 +8,7 @@ with it.
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_specs import distill, pg
 
+from sdpo.config.objective import HybridConfig, SdpgConfig
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, group_advantages
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
@@ -24,6 +25,7 @@ from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
 from sdpo.losses.specs import KlSpec, ObjectiveSpec
 from sdpo.losses.token_batch import OldSupport, TokenBatch
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict
+from sdpo.training.objectives import objective_spec, routing_rule
 
 HYBRID = hybrid(0.3)
 WIDTH, VOCABULARY, SUPPORT, NEGATIVES = 5, 11, 3, 2
@@ -147,9 +149,11 @@ def batch_of(
     samples = [a.sample for a in attempts]
     old_support = None
     if spec.distill is not None and spec.distill.importance == "logit":
+        supports = [a.old_support for a in attempts if a.teacher is not None]
+        nothing = torch.zeros(0, SUPPORT, dtype=torch.float64)
         old_support = OldSupport(
-            ids=torch.cat([a.old_support.ids for a in attempts]),
-            logprobs=torch.cat([a.old_support.logprobs for a in attempts]),
+            ids=torch.cat([nothing.long(), *(s.ids for s in supports)]),
+            logprobs=torch.cat([nothing, *(s.logprobs for s in supports)]),
         )
     return TokenBatch(
         num_taught=sum(a.length for a in attempts if a.teacher is not None),
@@ -292,6 +296,26 @@ OBJECTIVES = {
     "sdpo": ObjectiveSpec(distill=distill(top_k=SUPPORT)),
     "reverse_kl": ObjectiveSpec(distill=distill(divergence="reverse_kl", top_k=None)),
     "clip": ObjectiveSpec(distill=distill(divergence="reverse_kl", top_k=4, advantage_clip=0.7)),
+    "teacher_support": ObjectiveSpec(
+        distill=distill(divergence="forward_kl", support="teacher", top_k=SUPPORT)
+    ),
+    "union_hybrid_kl": ObjectiveSpec(
+        distill=distill(support="union", top_k=SUPPORT, trust=0.4, advantage_clip=1.5),
+        pg=pg(),
+        kl=KlSpec(coefficient=0.1),
+        temperature=0.8,
+    ),
+    "union_renormalised_kl": ObjectiveSpec(
+        distill=distill(divergence="forward_kl", support="union", top_k=SUPPORT, tail=False),
+        pg=pg(),
+        kl=KlSpec(coefficient=0.1),
+    ),
+    "union_eq8_token": ObjectiveSpec(
+        distill=distill(
+            support="union", top_k=SUPPORT, granularity="token", sequence_estimator=0.5
+        ),
+        kl=KlSpec(coefficient=0.1),
+    ),
     "trust": ObjectiveSpec(distill=distill(trust=0.2, ratio_cap=None)),
     "eq13": ObjectiveSpec(
         distill=distill(divergence="reverse_kl", top_k=SUPPORT, importance="logit")
@@ -336,7 +360,10 @@ OBJECTIVES = {
         pg=pg(kind="gspo"),
         kl=KlSpec(coefficient=0.1),
     ),
-    "joint": ObjectiveSpec(distill=distill(), pg=pg(), joint_count=True),
+    "hybrid_per_rollout": ObjectiveSpec(
+        distill=distill(sequence_estimator=0.2), pg=pg(normalization="sequence")
+    ),
+    "hybrid_fixed": ObjectiveSpec(distill=distill(), pg=pg(normalization="fixed", fixed_length=9)),
     "rlsd": ObjectiveSpec(pg=pg(), credit=RlsdCredit(mix=0.5, clip=0.2)),
     "rlsd_trust": ObjectiveSpec(pg=pg(), credit=RlsdCredit(mix=0.5, clip=0.2), credit_trust=0.3),
     "rlcsd": ObjectiveSpec(pg=pg(), credit=RlcsdCredit(scale=1.0, mix=0.5, tau=0.5)),
@@ -354,13 +381,19 @@ def test_every_objective_equals_the_reference(name, off_policy):
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd", "forward_ce"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
-    supports = ((None, True), (SUPPORT, True), (SUPPORT, False))
-    for (top_k, tail), clip, trust, estimator, temperature, kind, kl in itertools.product(
+    supports = (
+        ("student", None, True),
+        ("student", SUPPORT, True),
+        ("student", SUPPORT, False),
+        ("teacher", SUPPORT, True),
+        ("union", SUPPORT, True),
+        ("union", SUPPORT, False),
+    )
+    for (support, top_k, tail), clip, trust, estimator, kind, kl in itertools.product(
         supports,
         (None, 0.8),
         (None, 0.3),
         (0.0, 0.4),
-        (1.0, 0.6),
         (None, "grpo", "gspo"),
         (None, 0.2),
     ):
@@ -368,6 +401,7 @@ def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
             distill=distill(
                 divergence=divergence,
                 beta=0.3,
+                support=support,
                 top_k=top_k,
                 tail=tail,
                 granularity=granularity,
@@ -377,7 +411,7 @@ def test_the_product_of_the_parts_equals_the_reference(divergence, granularity):
             ),
             pg=None if kind is None else pg(kind=kind),
             kl=None if kl is None else KlSpec(coefficient=kl),
-            temperature=temperature,
+            temperature=0.6,
         )
         assert_equals_reference(World(1), spec, off_policy=True)
 
@@ -423,10 +457,44 @@ def test_hybrid_ends_are_grpo_and_sdpo(mix, same_as):
     assert_same(evaluate(World(rule=hybrid(mix)), both), evaluate(World(rule=same_as), alone))
 
 
-def test_hybrid_is_the_mixture_of_its_ends():
+def test_hybrid_is_the_mixture_of_its_ends_over_one_count():
     both = OBJECTIVES["hybrid"]
-    parts = {mix: evaluate(World(rule=hybrid(mix)), both).parts for mix in (0.0, 0.25, 1.0)}
+    worlds = {mix: World(rule=hybrid(mix)) for mix in (0.0, 0.25, 1.0)}
+    # All rollouts are rewarded, some are taught: at mix 0 only those count.
+    counts = count_denominators([a.sample for a in worlds[1.0].attempts], both)
+    parts = {mix: evaluate(world, both, counts=counts).parts for mix, world in worlds.items()}
     torch.testing.assert_close(parts[0.25], 0.25 * parts[1.0] + 0.75 * parts[0.0])
+
+
+@pytest.mark.parametrize("config", [HybridConfig(mix=0.9), SdpgConfig(coefficient=0.1)])
+@pytest.mark.parametrize("normalization", ["token", "fixed", "sequence"])
+def test_distillation_weighs_the_same_whatever_share_of_rollouts_has_a_context(
+    config, normalization
+):
+    """Eq. 3 mixes advantages under one 1 / sum |y|: with one context in six rollouts, a count of
+    its own would give distillation six times its share."""
+    surrogate = config.policy_gradient.model_copy(update={"normalization": normalization})
+    config = config.model_copy(update={"policy_gradient": surrogate, "kl_coefficient": 0.0})
+    spec = objective_spec(config, step=0, temperature=1.0, max_completion_tokens=7, trust=None)
+    spec = replace(spec, distill=replace(spec.distill, ratio_cap=None))
+    world = World(3, rule=routing_rule(config))
+    taught = [a for a in world.attempts if a.teacher is not None]
+    assert 0 < len(taught) < len(world.attempts)
+    result = evaluate(world, spec).results[0]
+    share = {"hybrid": 0.1, "sdpg": 0.1}[config.type]
+    expected, first = 0.0, 0
+    for attempt in teacher_first(world.attempts)[: len(taught)]:
+        divergences = result.tokens.divergence[first : first + attempt.length]
+        first += attempt.length
+        expected += share * float(
+            divergences.mean() if normalization == "sequence" else divergences.sum()
+        )
+    count = {
+        "token": sum(a.length for a in world.attempts),
+        "fixed": 7 * len(world.attempts),
+        "sequence": len(world.attempts),
+    }[normalization]
+    assert float(result.distill) == pytest.approx(expected / count, rel=1e-9)
 
 
 def test_on_policy_grpo_is_exactly_minus_advantage_times_logprob_gradient():
@@ -471,10 +539,9 @@ def test_only_routed_rollouts_get_a_gradient(name):
 
 def test_srpo_routes_partition_and_share_one_count():
     world = World(rule=srpo, solved=(1, 0, 0, 0, 0))
-    spec = OBJECTIVES["joint"]
+    spec = OBJECTIVES["hybrid"]
     counts = count_denominators([a.sample for a in world.attempts], spec)
-    total = float(sum(a.length for a in world.attempts))
-    assert counts.distill == counts.pg == total
+    assert counts.routed == sum(a.length for a in world.attempts)
     fed = [set(a.sample.component_weights) for a in world.attempts]
     assert fed == [{"pg"}, {"distill"}, {"distill"}, {"pg"}, {"pg"}]
     assert_equals_reference(world, spec)
@@ -500,6 +567,8 @@ def test_the_kl_component_acts_and_vanishes_at_the_initial_model():
     [
         {"divergence": "reverse_kl"},
         {"beta": 0.3},
+        {"support": "teacher"},
+        {"support": "union"},
         {"top_k": 2},
         {"tail": False},
         {"granularity": "token"},
@@ -553,7 +622,7 @@ def test_eq13_on_policy_is_the_reverse_kl_gradient():
     teacher = torch.cat([a.teacher for a in attempts])
     found = []
     for batch, chosen in ((plain, spec), (old, surrogate)):
-        counts = Denominators(len(hidden), 1, 1)
+        counts = Denominators(len(hidden), 1)
         loss = objective_loss(hidden, head, teacher, world.teacher_head, batch, chosen, counts).loss
         found.append((loss.detach(), *torch.autograd.grad(loss, (hidden, head))))
     for a, b in zip(*found, strict=True):
@@ -626,7 +695,7 @@ def test_top_alternatives_are_those_of_the_dense_distributions():
         world.teacher_head,
         batch,
         spec,
-        Denominators(1, 1, 1),
+        Denominators(1, 1),
         top_n=3,
     )
     log_p = (hidden @ world.head.T / 0.7).log_softmax(-1)
@@ -644,7 +713,7 @@ def test_top_alternatives_are_those_of_the_dense_distributions():
 
     wanted = torch.arange(len(hidden)) % 3 == 1
     some = objective_loss(
-        hidden, world.head, teacher, world.teacher_head, batch, spec, Denominators(1, 1, 1),
+        hidden, world.head, teacher, world.teacher_head, batch, spec, Denominators(1, 1),
         top_n=3, top_where=wanted, chunk_tokens=4,
     ).tokens  # fmt: skip
     for part, whole in ((some.student_top, top), (some.teacher_top, other)):
@@ -661,7 +730,7 @@ def test_a_rollout_split_over_micro_batches_is_refused_where_it_matters():
     batch = batch_of(world.attempts, spec, off_policy=True)
     cut = replace(batch.part(slice(1, None)), num_taught=0)
     hidden = torch.cat([a.student for a in world.attempts])[1:]
-    world_counts = Denominators(1, 1, 1)
+    world_counts = Denominators(1, 1)
     assert int(batch.sequence_lengths[0]) > 1
     with pytest.raises(AssertionError, match="split over micro-batches"):
         objective_loss(hidden, world.head, None, None, cut, spec, world_counts)
@@ -681,7 +750,7 @@ def test_a_weight_without_a_teacher_is_refused():
     teacher = torch.cat([a.teacher for a in attempts if a.teacher is not None])
     with pytest.raises(AssertionError, match="without a teacher"):
         objective_loss(
-            hidden, world.head, teacher, world.teacher_head, batch, spec, Denominators(1, 1, 1)
+            hidden, world.head, teacher, world.teacher_head, batch, spec, Denominators(1, 1)
         )
 
 
@@ -717,14 +786,14 @@ def test_counts_are_of_trained_tokens_of_fed_samples():
     ]
     both = {"distill": distill(), "kl": KlSpec(coefficient=1.0)}
     cases = [
-        (ObjectiveSpec(pg=pg(), **both), (2, 5, 9)),
-        (ObjectiveSpec(pg=pg(normalization="sequence"), **both), (2, 2, 9)),
-        (ObjectiveSpec(pg=pg(normalization="fixed", fixed_length=8), **both), (2, 16, 9)),
-        (ObjectiveSpec(pg=pg(), joint_count=True, distill=distill()), (7, 7, 0)),
-        (ObjectiveSpec(distill=distill()), (2, 0, 0)),
-        (ObjectiveSpec(pg=pg()), (0, 5, 0)),
+        (ObjectiveSpec(pg=pg(), **both), (7, 9)),
+        (ObjectiveSpec(pg=pg(normalization="sequence"), **both), (3, 9)),
+        (ObjectiveSpec(pg=pg(normalization="fixed", fixed_length=8), **both), (24, 9)),
+        (ObjectiveSpec(distill=distill()), (2, 0)),
+        (ObjectiveSpec(pg=pg()), (5, 0)),
     ]
     for spec, expected in cases:
         counts = count_denominators(samples, spec)
-        assert (counts.distill, counts.pg, counts.kl) == expected
-        assert reference_counts(samples, spec) == asdict(counts)
+        assert (counts.routed, counts.kl) == expected
+        by_definition = reference_counts(samples, spec)
+        assert (by_definition["routed"], by_definition["kl"]) == (expected[0], expected[1] or 1)

@@ -6,9 +6,9 @@ files and overrides.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
 from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
@@ -184,7 +184,7 @@ class OptimConfig(Config):
     """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
     it."""
     warmup_steps: NonNegativeInt = 0
-    """Updates of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
@@ -244,8 +244,21 @@ class LogConfig(Config):
 class SelectConfig(Config):
     pass_at: PositiveInt = 64
     """k of the pass@k that decides."""
+    attempts: NonNegativeInt = 0
+    """Attempts per task from which pass@k is estimated; 0: four times `pass_at`. With no more than
+    k of them the estimate is 0 or 1, and every `below` in between means the same."""
     below: Fraction = 0.5
-    """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard."""
+    """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard, from 2,944
+    attempts."""
+
+    @model_validator(mode="after")
+    def _has_enough_attempts(self) -> Self:
+        if self.attempts and self.attempts < self.pass_at:
+            raise ValueError(
+                f"attempts = {self.attempts} cannot estimate pass@{self.pass_at}; "
+                "make attempts at least pass_at, or leave it at 0"
+            )
+        return self
 
 
 class DiscoverConfig(Config):

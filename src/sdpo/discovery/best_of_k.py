@@ -1,7 +1,7 @@
 """Independent samples: the baseline whose curve over attempts is pass@k.
 
-The whole budget is sampled also after a success; the number of successes gives the unbiased
-estimate, which the place of the first one alone does not.
+The whole budget is spent even after a success: the unbiased estimate needs the number of successes,
+not only the place of the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 
 BATCH = 64
-"""Attempts sampled at once. Part of what decides the random numbers, hence no setting."""
+"""Attempts sampled at once. Not a setting, because the random numbers depend on it."""
 
 
 def best_of_k(

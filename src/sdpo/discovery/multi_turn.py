@@ -1,8 +1,8 @@
 """One prompt that accumulates what the environment said about earlier attempts, one attempt at a
 time.
 
-The oldest feedback leaves first when the prompt outgrows its window. As in the paper it is no
-conversation: the task is asked once, its feedback follows.
+The oldest feedback is dropped first when the prompt outgrows its window. As in the paper this is
+not a conversation: the task is asked once, and the feedback follows it.
 
 Searches of all tasks and repetitions advance side by side, an attempt of each at a time: one
 sequence alone leaves a device idle. What a search samples does not depend on the others.
@@ -80,7 +80,7 @@ def multi_turn(
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Iterator[Tally]:
     """Make one attempt per round in every search `wanted`, each with its own feedback so far, and
-    yield each when it is solved or out of budget. A tally that has attempts goes on after them.
+    yield each when it is solved or out of budget. A tally that has attempts continues after them.
 
     `watch` sees every tally after each of its attempts. Raises `PromptTooLongError` when a task
     alone exceeds `discover.window_tokens`.
@@ -101,7 +101,7 @@ def multi_turn(
         working = [c for c in working if not c.is_finished]
         if not working:
             return
-        # Searches that go on from different places wait for the one that is furthest behind.
+        # Searches that continue from different places wait for the one that is furthest behind.
         turn = min(len(c.tally.made) for c in working)
         playing = [c for c in working if len(c.tally.made) == turn]
         start = time.perf_counter()

@@ -1,9 +1,8 @@
-"""Searches over tasks, methods and repetitions, recorded so that a killed run continues where it
-was.
+"""Searches over tasks, methods and repetitions, recorded so that a killed run can be continued.
 
 Every search derives its random numbers from (run seed, method, task, repetition) alone, so neither
-order nor interruption changes a result. An interrupted search starts again; multi-turn, whose state
-is its attempts, goes on where it was.
+order nor interruption changes a result. An interrupted search starts again, except multi-turn,
+whose only state is its attempts: it continues from them.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
 
 RESULTS = "discovery.jsonl"
@@ -76,6 +75,8 @@ def discover_tasks(
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
+        if line := record_judging(run_dir, sampler.env):
+            say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
         for method in config.discover.methods:
@@ -133,19 +134,19 @@ def searches(
         return
     for task, tally in wanted:
         start = time.perf_counter()
-        own = derive(config.seed, "discover", method, task.id, tally.key[2])
+        search_seed = derive(config.seed, "discover", method, task.id, tally.key[2])
         stopped = None
         if method == "self_distillation":
             stopped = self_distillation(
-                sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
+                sampler, config, task, seed=search_seed, tally=tally, initial=initial, watch=watch
             )
         else:
-            best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
+            best_of_k(sampler, config, task, seed=search_seed, tally=tally, watch=watch)
         yield tally.result(seconds=time.perf_counter() - start, stopped=stopped)
 
 
 def _line(tally: Tally) -> str:
-    """Where a search stands."""
+    """The progress of a search."""
     task_id, method, seed = tally.key
     best = max((attempt.reward for attempt in tally.made), default=0.0)
     return (
@@ -157,8 +158,8 @@ def _line(tally: Tally) -> str:
 def _initial(
     sampler: Sampler, config: RunConfig, methods: Sequence[Method]
 ) -> dict[str, torch.Tensor]:
-    """The initial weights of a model made ready for training; nothing when no method trains. Raises
-    `ConfigError` where training would change nothing."""
+    """A copy of the initial weights, of a model prepared for training; empty when no method trains.
+    Raises `ConfigError` for settings under which training would change nothing."""
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
@@ -167,18 +168,20 @@ def _initial(
 
 
 def _check_learns(config: RunConfig) -> None:
-    """Until a search ends all its attempts have failed, and of each there is its feedback alone."""
+    """Raises `ConfigError` unless the objective learns from failures alone: all attempts before the
+    last batch of a search have failed."""
     if not isinstance(config.objective, SdpoConfig | HybridConfig | SdpgConfig):
         raise ConfigError(
-            f"objective.type={config.objective.type!r} distils no attempt without a solved "
-            "sibling, and a search ends with the first one; take objective.type=sdpo, which learns "
-            "from feedback alone, or leave self_distillation out of discover.methods"
+            f"objective.type={config.objective.type!r} distils an attempt only when a sibling is "
+            "solved, and that ends the search; set objective.type=sdpo, which learns from feedback "
+            "alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
     if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
-            "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
-            "attempt is solved before its end; take 'always' or 'without_demonstration'"
+            "teacher.context.feedback='never' leaves the teacher of a search nothing to read, "
+            "since no attempt is solved before the search ends; set 'always' or "
+            "'without_demonstration'"
         )
 
 
@@ -192,12 +195,12 @@ def _tasks(
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
     if isinstance(select, SelectConfig):
-        rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
+        rates = measure(sampler, config, tasks, select, run_dir / SELECTION, say)
         tasks = [task for task in tasks if rates[task.id] < select.below]
         if not tasks:
             raise ConfigError(
                 f"discover.select: none of {len(rates)} tasks has pass@{select.pass_at} below "
-                f"{select.below}; the easiest way on is discover.select='off'"
+                f"{select.below}; set discover.select='off' to search all of them"
             )
     return tasks
 
@@ -224,12 +227,13 @@ def measure(
     sampler: Sampler,
     config: RunConfig,
     tasks: Sequence[Task],
-    k: int,
+    select: SelectConfig,
     path: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """pass@k of each task from k attempts of the initial model, so 0 or 1; `path` keeps what was
-    measured."""
+    """pass@k of each task, estimated without bias from attempts of the initial model; `path` keeps
+    what was measured."""
+    k, attempts = select.pass_at, select.attempts or 4 * select.pass_at
     file = JsonLines(path)
     file.resume_at(_END)
     rows = list(read_rows(path))
@@ -241,11 +245,11 @@ def measure(
                 continue
             say(f"selecting: {len(rates)}/{len(tasks)} tasks measured")
             collected = sampler.collector.collect(
-                [task], group_size=k, sampling=sampling, seed=derive(config.seed, "select")
+                [task], group_size=attempts, sampling=sampling, seed=derive(config.seed, "select")
             )
             solved = sum(verdict.solved for verdict in collected.groups[0].verdicts)
-            rates[task.id] = pass_at_k(k, solved, k)
-            row = {"step": len(rates), "task_id": task.id, "attempts": k, "solved": solved}
+            rates[task.id] = pass_at_k(attempts, solved, k)
+            row = {"step": len(rates), "task_id": task.id, "attempts": attempts, "solved": solved}
             file.append([row])
     finally:
         file.close()

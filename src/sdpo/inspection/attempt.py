@@ -62,11 +62,11 @@ def credit(
     Example:
         sdpo.credit("smollm2-135m-instruct", "What is 2 + 2?", "5", "The sum is even.").gaps
     """
-    asked = _task(task)
+    question = _task(task)
     policy = load_policy(model) if isinstance(model, str) else model
     chat = chat_of(policy)
-    rollout = _rollout(asked, completion, chat)
-    verdict = None if env is None else judge_all(env, [(asked, rollout)])[0]
+    rollout = _rollout(question, completion, chat)
+    verdict = None if env is None else judge_all(env, [(question, rollout)])[0]
     if verdict is not None and feedback is None and demonstration is None:
         feedback = verdict.feedback
     if feedback is None and demonstration is None:
@@ -76,15 +76,15 @@ def credit(
             + "; give at least one, otherwise the teacher reads what the student read"
         )
     rules = ContextConfig(feedback="always", layout=layout, max_tokens=max_context_tokens)
-    context = _context(asked, rollout, feedback, demonstration, rules, chat)
+    context = _context(question, rollout, feedback, demonstration, rules, chat)
     assert context.messages is not None
     sample = _sample(rollout, chat.prompt_ids(context.messages))
     tokens = _token_outputs(policy, sample, temperature)
-    (found,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
+    (seen,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
     return replace(
-        found,
+        seen,
         advantage=None,
-        prompt=asked.messages,
+        prompt=question.messages,
         teacher=context.messages,
         feedback=feedback,
         solved=None if verdict is None else verdict.solved,

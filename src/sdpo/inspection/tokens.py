@@ -1,5 +1,5 @@
-"""What the fused pass saw, as numbers for people: token credit of single rollouts and the teacher's
-distance."""
+"""Per-token outputs of the fused pass as numbers for people: the token credit of single rollouts,
+and how far the teacher is from the student."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 
 MAX_GAP = 20.0
-"""Bound of the gap inside an exponential; such tokens are beyond any doubt far from the teacher."""
+"""Bound of the gap inside an exponential; tokens beyond it are far from the teacher in any case."""
 
 
 def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
@@ -49,14 +49,14 @@ def credit_of(
 ) -> list[TokenCredit]:
     """Token credit of the `inspected` samples that have a teacher, from the pass over all
     `samples`."""
-    found = []
+    kept = []
     start = 0
     for sample in samples:
         rows = slice(start, start + sample.num_trained)
         start = rows.stop
         if sample.key in inspected and bool(tokens.has_teacher[rows].all()):
-            found.append(_credit(tokens, rows, sample, tokenizer))
-    return found
+            kept.append(_credit(tokens, rows, sample, tokenizer))
+    return kept
 
 
 def _credit(

@@ -1,12 +1,13 @@
 """The whole objective of one micro-batch, and the only place that divides.
 
 Read `reference.py` first: it is the same objective on one page. Each component (distill, pg, kl) is
-a sum over its tokens divided by one count over the *whole* optimizer batch, all micro-batches and
-all ranks, taken before the first forward (`count_denominators`, summed over ranks by the caller).
+a sum over its tokens divided by a count over the *whole* optimizer batch, all micro-batches and all
+ranks, taken before the first forward (`count_denominators`, summed over ranks by the caller).
 Component sums are therefore parts of the batch's loss: they add up, and splitting the batch
 differently changes rounding only. A mean per micro-batch or per rollout, the commonest bug of
 existing implementations, cannot be expressed here except where it is the method
-(`normalization="sequence"`).
+(`normalization="sequence"`). Distillation and policy gradient share one count (Eq. 3): with a count
+each, how much distillation weighs would follow the share of rollouts that have a teacher.
 
 What a token contributes is `terms.py`; how that becomes a gradient is `head/fused.py`.
 
@@ -37,6 +38,7 @@ from sdpo.records import Sample
 _CANARY = DistillSpec(
     divergence="jsd",
     beta=0.5,
+    support="student",
     top_k=100,
     tail=True,
     granularity="logit",
@@ -49,15 +51,14 @@ Jensen-Shannon going to 0 means that nothing is left to learn, or a collapse."""
 
 @dataclass(frozen=True, slots=True)
 class Denominators:
-    """Count of each component over the whole optimizer batch, reduced over ranks before the first
-    forward.
+    """Counts over the whole optimizer batch, reduced over ranks before the first forward.
 
     Example:
-        Denominators(*parallel.sum([counts.distill, counts.pg, counts.kl]))
+        Denominators(*parallel.sum([counts.routed, counts.kl]))
     """
 
-    distill: float
-    pg: float
+    routed: float
+    """Of what is fed to distillation, policy gradient or both."""
     kl: float
 
 
@@ -81,37 +82,36 @@ class ObjectiveResult:
 def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
     """Counts of this rank's share of the optimizer batch; sum them over ranks before use.
 
-    Distillation counts the trained tokens of samples that are distilled. The policy gradient counts
-    those of samples it is fed (flat groups included), or their number (`sequence`), or number x
-    length (`fixed`). KL counts every trained token of every sample. With `joint_count` both
-    components count the tokens routed to either.
+    One count serves distillation and policy gradient: the trained tokens of samples that are fed to
+    either (flat groups included), or, as the policy gradient is normalised, the number of these
+    samples (`sequence`) or number x length (`fixed`). KL counts every trained token of every
+    sample.
     """
-    distill = pg = kl = 0.0
+    routed = kl = 0.0
     for sample in samples:
         tokens = sample.num_trained
         is_distilled = sample.is_distilled and spec.distill is not None
         is_rewarded = sample.is_rewarded and spec.pg is not None
-        if spec.joint_count:
-            is_distilled = is_rewarded = is_distilled or is_rewarded
-        distill += tokens * is_distilled
-        if is_rewarded and spec.pg is not None and tokens:
-            pg += _pg_count(spec.pg, tokens)
+        if tokens and (is_distilled or is_rewarded):
+            routed += _count(spec.pg, tokens)
         kl += tokens * (spec.kl is not None)
-    return Denominators(distill=distill, pg=pg, kl=kl)
+    return Denominators(routed=routed, kl=kl)
 
 
-def _pg_count(pg: PolicyGradientSpec, tokens: int) -> int:
-    """What a rollout of `tokens` trained tokens adds to the policy gradient's denominator."""
-    match pg.normalization:
+def _count(pg: PolicyGradientSpec | None, tokens: int) -> int:
+    """What a routed rollout of `tokens` trained tokens adds to the denominator."""
+    normalization = "token" if pg is None else pg.normalization
+    match normalization:
         case "token":
             return tokens
         case "sequence":
             return 1
         case "fixed":
+            assert pg is not None
             assert pg.fixed_length is not None
             return pg.fixed_length
         case _:
-            assert_never(pg.normalization)
+            assert_never(normalization)
 
 
 def objective_loss(
@@ -183,16 +183,16 @@ def _check_teacher(batch: TokenBatch, teacher_hidden: Tensor | None) -> None:
 
 
 def _divided(batch: TokenBatch, spec: ObjectiveSpec, denominators: Denominators) -> TokenBatch:
-    """`batch` with its weights divided by the global counts (and, for a mean per rollout, by the
+    """`batch` with its weights divided by the global count (and, for a mean per rollout, by the
     rollout's length)."""
-    pg_weights_T = batch.pg_weights * _inverse(denominators.pg)
-    if spec.pg is not None and spec.pg.normalization == "sequence":
-        pg_weights_T = pg_weights_T / batch.sequence_lengths
-    return replace(
-        batch,
-        distill_weights=batch.distill_weights * _inverse(denominators.distill),
-        pg_weights=pg_weights_T,
+    distill_weights_T, pg_weights_T = (
+        weights_T * _inverse(denominators.routed)
+        for weights_T in (batch.distill_weights, batch.pg_weights)
     )
+    if spec.pg is not None and spec.pg.normalization == "sequence":
+        distill_weights_T = distill_weights_T / batch.sequence_lengths
+        pg_weights_T = pg_weights_T / batch.sequence_lengths
+    return replace(batch, distill_weights=distill_weights_T, pg_weights=pg_weights_T)
 
 
 def _run(inputs: HeadInputs, batch: TokenBatch, spec: ObjectiveSpec) -> HeadPass:

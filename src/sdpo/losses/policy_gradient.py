@@ -42,8 +42,8 @@ class PolicyGradientSpec:
     ratio_cap: float | None = None
     """Cap of the weight old / sampler (Eq. 12, Table 13); None: no importance weight."""
     normalization: Literal["token", "sequence", "fixed"]
-    """Denominator: routed tokens of the batch, mean per sequence then over sequences, or sequences
-    x `fixed_length`."""
+    """Denominator, of distillation beside it too: routed tokens of the batch, mean per sequence
+    then over sequences, or sequences x `fixed_length`."""
     fixed_length: int | None = None
     """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
     completion)."""

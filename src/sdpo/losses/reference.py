@@ -62,40 +62,43 @@ def reference_objective(
     parts = dict.fromkeys(("distill", "pg", "kl"), student_logits.double().sum() * 0)
     tokens = [Token.of(t, log_p_TV, log_q_RV, log_r_TV, batch) for t in range(len(log_p_TV))]
     for rollout in rollouts(tokens, batch):
+        # A mean per rollout where that is the normalization, else plain sums over tokens.
+        is_mean = spec.pg is not None and spec.pg.normalization == "sequence"
+        over = len(rollout) if is_mean else 1
         if spec.distill is not None and rollout[0].log_q is not None:
-            parts["distill"] = parts["distill"] + distillation(rollout, spec.distill)
+            parts["distill"] = parts["distill"] + distillation(rollout, spec.distill) / over
         if spec.pg is not None:
-            parts["pg"] = parts["pg"] + policy_gradient(rollout, spec)
+            parts["pg"] = parts["pg"] + policy_gradient(rollout, spec) / over
         if spec.kl is not None:  # KL(p | r) = sum_v p_v log(p_v / r_v), over the whole vocabulary
             for token in rollout:
                 assert token.log_r is not None
                 token.initial_kl = (token.log_p.exp() * (token.log_p - token.log_r)).sum()
                 parts["kl"] = parts["kl"] + spec.kl.coefficient * token.initial_kl
-    # The one division. A component that nothing feeds has the count 0 and the sum 0.
-    return {name: part / (counts[name] or 1.0) for name, part in parts.items()}, tokens
+    # The one division. Rewards and teacher are mixed per token under one 1 / sum |y| (Eq. 3, 12):
+    # what distillation weighs must not depend on how many rollouts have a teacher.
+    parts["distill"], parts["pg"] = (parts[name] / counts["routed"] for name in ("distill", "pg"))
+    return parts | {"kl": parts["kl"] / counts["kl"]}, tokens
 
 
 def reference_counts(samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[str, float]:
-    """What each component is divided by: one count over all samples of an optimizer update, on all
-    ranks and in all micro-batches, whatever their tokens contribute."""
-    counts = {"distill": 0.0, "pg": 0.0, "kl": 0.0}
+    """What the parts are divided by: counts over all samples of an optimizer update, on all ranks
+    and in all micro-batches, whatever their tokens contribute. A count of nothing is 1."""
+    routed = kl = 0.0
     for sample in samples:
         length = sum(sample.loss_mask)
-        fed = {name for name, factor in sample.component_weights.items() if factor and length}
-        if spec.distill is None or sample.teacher_prompt_ids is None:
-            fed.discard("distill")
-        if spec.pg is None:
-            fed.discard("pg")
-        if spec.joint_count and fed:  # one count for both: tokens that either is fed
-            fed = {"distill", "pg"}
-        if "distill" in fed:
-            counts["distill"] += length
-        if "pg" in fed and spec.pg is not None:
-            per_rollout = {"token": length, "sequence": 1, "fixed": spec.pg.fixed_length}
-            counts["pg"] += per_rollout[spec.pg.normalization] or 0
+        weights = sample.component_weights
+        is_distilled = weights.get("distill") and sample.teacher_prompt_ids is not None
+        is_rewarded = weights.get("pg")
+        if length and ((spec.distill and is_distilled) or (spec.pg and is_rewarded)):
+            if spec.pg is None or spec.pg.normalization == "token":  # tokens (Eq. 12)
+                routed += length
+            elif spec.pg.normalization == "sequence":  # rollouts, each the mean of its tokens
+                routed += 1
+            elif spec.pg.fixed_length is not None:  # rollouts x a constant length (Dr.GRPO)
+                routed += spec.pg.fixed_length
         if spec.kl is not None:
-            counts["kl"] += length
-    return counts
+            kl += length
+    return {"routed": routed or 1.0, "kl": kl or 1.0}
 
 
 def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -148,8 +151,10 @@ class Token:
             negatives=[]
             if negatives is None
             else [x for x in negatives[t].tolist() if not math.isnan(x)],
-            old_ids=None if support is None else support.ids[t],
-            old_logprobs=None if support is None else support.logprobs[t].double(),
+            old_ids=support.ids[t] if support is not None and is_taught else None,
+            old_logprobs=support.logprobs[t].double()
+            if support is not None and is_taught
+            else None,
         )
 
 
@@ -214,7 +219,12 @@ def support(token: Token, d: DistillSpec) -> list[int] | None:
     """Ids of the tokens that have an entry of their own; None: all of them."""
     if d.top_k is None or d.top_k >= len(token.log_p):
         return None
-    return token.log_p.topk(d.top_k).indices.tolist()
+    assert token.log_q is not None
+    student = token.log_p.topk(d.top_k).indices.tolist()
+    teacher = token.log_q.topk(d.top_k).indices.tolist()
+    return {"student": student, "teacher": teacher, "union": sorted({*student, *teacher})}[
+        d.support
+    ]
 
 
 def log_masses(log_p: Tensor, ids: Sequence[int] | None, tail: bool) -> Tensor:
@@ -291,8 +301,6 @@ def policy_gradient(rollout: Sequence[Token], spec: ObjectiveSpec) -> Tensor:
                 loss = -clipped(ratio, pg).detach() * advantage * token.log_p_y
             case "grpo" | "gspo":  # per token, or one geometric mean for the rollout
                 loss = -torch.minimum(ratio * advantage, clipped(ratio, pg) * advantage)
-        if pg.normalization == "sequence":  # a mean per rollout, then over rollouts
-            loss = loss / len(rollout)
         total = total + weight * loss
     return total
 

@@ -21,16 +21,18 @@ class DistillSpec:
     """The distillation component: towards what, over which support, with which credit.
 
     Example:
-        DistillSpec(divergence="reverse_kl", top_k=20, tail=True, granularity="logit",
-                    importance="token", ratio_cap=2.0, advantage_clip=5.0)
+        DistillSpec(divergence="reverse_kl", support="student", top_k=20, tail=True,
+                    granularity="logit", importance="token", ratio_cap=2.0, advantage_clip=5.0)
     """
 
     divergence: DivergenceKind
     beta: float | None = None
     """Weight of the teacher in the Jensen-Shannon mixture, for `jsd` only."""
+    support: Literal["student", "teacher", "union"]
+    """Whose most likely tokens have an entry of their own; `union`: those of either. With
+    `importance="logit"` the student at the start of the step."""
     top_k: int | None
-    """Size of the support, chosen by the student (with `importance="logit"` by the old policy);
-    None: whole vocabulary."""
+    """How many tokens each chooses; None: the whole vocabulary, and nobody chooses."""
     tail: bool
     """Whether the mass outside the support is one more entry (Eq. 11); False renormalises the
     support."""
@@ -58,6 +60,13 @@ class DistillSpec:
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, got {self.top_k}")
+        if self.support not in ("student", "teacher", "union"):
+            raise ValueError(f"support {self.support!r} is none of student, teacher, union")
+        if self.top_k is None and self.support != "student":
+            raise ValueError(
+                f"support {self.support!r} chooses a top-K: give top_k a number, or leave support "
+                "at 'student' with the whole vocabulary"
+            )
         if self.granularity not in ("logit", "token", "sequence"):
             raise ValueError(f"granularity {self.granularity!r} is none of logit, token, sequence")
         if self.trust is not None and not 0.0 <= self.trust <= 1.0:
@@ -79,6 +88,11 @@ class DistillSpec:
             raise ValueError(
                 "importance 'logit' keeps the old policy's log-probs of a support: "
                 "give top_k a number"
+            )
+        if self.support != "student":
+            raise ValueError(
+                "importance 'logit' keeps the log-probs of the student's own top-K from the start "
+                f"of the step: support must be 'student', got {self.support!r}"
             )
         if self.granularity != "logit" or self.divergence != "reverse_kl":
             raise ValueError(
@@ -123,9 +137,6 @@ class ObjectiveSpec:
     credit_trust: float | None = None
     """Trust-region exponent of a teacher that is used through `credit` only; a distill component
     has its own."""
-    joint_count: bool = False
-    """One denominator for both components, the tokens routed to either (SRPO); else each has its
-    own."""
 
     def __post_init__(self) -> None:
         if self.distill is None and self.pg is None:
@@ -136,8 +147,6 @@ class ObjectiveSpec:
             raise ValueError("token credit modulates the policy gradient: give pg a spec")
         if self.credit_trust is not None and (self.credit is None or self.distill is not None):
             raise ValueError("credit_trust is for credit without a distill component")
-        if self.joint_count and self.pg is not None and self.pg.normalization != "token":
-            raise ValueError("joint_count counts tokens: pg.normalization must be 'token'")
 
     @property
     def trust(self) -> float | None:
@@ -168,3 +177,16 @@ class ObjectiveSpec:
             return False
         is_distilled = self.distill is not None and sample.is_distilled
         return is_distilled or (self.credit is not None and sample.is_rewarded)
+
+    def reads_old(self, sample: Sample) -> bool:
+        """Whether the loss of `sample` reads the log-probs of older weights that are not the
+        sampler's: the ratio of the policy gradient does. Distillation weighs a token by student /
+        sampler, and likelihood by nothing."""
+        if self.pg is None or self.pg.kind == "sft":
+            return False
+        return sample.is_rewarded and self.trains(sample)
+
+    @property
+    def needs_old_support(self) -> bool:
+        """Whether distillation compares over the old policy's support (Eq. 13)."""
+        return self.distill is not None and self.distill.importance == "logit"

@@ -61,13 +61,14 @@ class TokenBatch:
     """[T] trained tokens of each token's whole rollout, also where a micro-batch holds a part of
     it."""
     old_logprobs: Tensor | None = None
-    """[T] under the weights at the start of the step; None on-policy (ratio 1 exactly, no extra
-    pass)."""
+    """[T] under the weights at the start of the step, or anything finite where no policy gradient
+    reads it; None on-policy (ratio 1 exactly, no extra pass)."""
     negative_teacher_logprobs: Tensor | None = None
     """[T, N] log-probs of the targets under wrong demonstrations, NaN where there is none
     (RLCSD)."""
     old_support: OldSupport | None = None
-    """The old policy's support, for `importance="logit"`."""
+    """The old policy's support, of the first `num_taught` tokens at least; for
+    `importance="logit"`."""
 
     def part(self, chosen: slice) -> TokenBatch:
         """The columns of some tokens. `num_taught` counts them from the first of these."""

@@ -2,7 +2,7 @@
 concurrently.
 
 Batch-first and turn-synchronous. This is the only file that would change for asynchronous rollouts.
-It computes no advantage and knows no teacher.
+It computes no advantages and builds no teacher contexts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Collected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collector:
-    """What collecting needs and what stays the same over a run."""
+    """Samples and judges; holds what stays the same over a run."""
 
     env: Env
     engine: Engine
@@ -91,14 +91,14 @@ class Collector:
         seed: int,
     ) -> list[Group]:
         """One judged attempt in every teacher context of `groups` that exists; see `answer`."""
-        asked = [
+        questions = [
             (group.task, rollout, self.chat.prompt_ids(context.messages))
             for group in groups
             for rollout, context in zip(group.rollouts, group.contexts, strict=True)
             if context.messages is not None
         ]
         by_task = {group.task.id: [] for group in groups}
-        for answer in self.answer(asked, sampling=sampling, seed=seed):
+        for answer in self.answer(questions, sampling=sampling, seed=seed):
             by_task[answer[0].task_id].append(answer)
         return [
             Group(
@@ -111,26 +111,26 @@ class Collector:
 
     def answer(
         self,
-        asked: Sequence[tuple[Task, Rollout, tuple[int, ...]]],
+        questions: Sequence[tuple[Task, Rollout, tuple[int, ...]]],
         *,
         sampling: Sampling,
         seed: int,
     ) -> list[tuple[Rollout, Verdict]]:
-        """One judged attempt, of a single turn, after each prompt, by the weights the engine has;
-        `asked` are (task, the rollout that is answered anew, prompt ids).
+        """One judged attempt, of a single turn, after the prompt of each question, sampled with the
+        engine's current weights. A question is (task, rollout to answer anew, prompt ids).
 
-        An attempt has index and `prompt_ids` of that rollout, so that it can be trained on and is
-        judged as if made without the other prompt; its `sampler_logprobs` are those after it. Its
-        random numbers come from (seed, task.id, index) alone.
+        An attempt takes `index` and `prompt_ids` of that rollout, so that it is judged and can be
+        trained on as if it had been made without the other prompt; its `sampler_logprobs` are
+        those after the other prompt. Its random numbers come from (seed, task.id, index) alone.
         """
         requests = [
             GenerationRequest(prompt_ids=prompt, seeds=(derive(seed, task.id, rollout.index),))
-            for task, rollout, prompt in asked
+            for task, rollout, prompt in questions
         ]
         attempts = [
             (task, self._rollout(task, rollout.index, rollout.prompt_ids, completion))
             for (task, rollout, _), (completion,) in zip(
-                asked, self.engine.generate(requests, sampling), strict=True
+                questions, self.engine.generate(requests, sampling), strict=True
             )
         ]
         verdicts = judge_all(self.env, attempts)
@@ -250,8 +250,8 @@ def judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdic
     """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event
     loop for async ones.
 
-    What a judge raises is a bug of the environment: it becomes a `JudgeError` with the task's id
-    and the traceback.
+    An exception in a judge is a bug of the environment: it becomes a `JudgeError` with the task's
+    id and the traceback.
     """
     return asyncio.run(_judge_all(env, attempts))
 
@@ -278,7 +278,7 @@ async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list
 
 
 def _checked(verdict: object, task: Task) -> Verdict:
-    """`verdict`; raises `JudgeError` naming a field that no run could survive."""
+    """`verdict` itself. Raises `JudgeError` naming a field that would break the run."""
     if not isinstance(verdict, Verdict):
         raise JudgeError(
             f"judging task {task.id!r} returned {type(verdict).__name__}; "
@@ -291,7 +291,7 @@ def _checked(verdict: object, task: Task) -> Verdict:
     elif verdict.solved not in (True, False):
         wrong = f"solved = {verdict.solved!r}, which must be true or false"
     elif feedback is not None and not isinstance(feedback, str):
-        wrong = f"feedback = {feedback!r}, which must be text or None"
+        wrong = f"feedback = {feedback!r}, which must be a string or None"
     elif bad := [name for name, value in verdict.metrics.items() if not isinstance(value, Real)]:
         wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
     if wrong:

@@ -7,7 +7,7 @@
     reward, solved, category, feedback, metrics     the verdict
     teacher           messages the teacher reads; the index of an earlier rollout of the group that
                       has the same ones; null without a teacher
-    demonstration, feedback_used, reason            how that context came about
+    demonstration, feedback_used, sources, reason   how that context came about
     prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
 
 (step, split, task, index) is unique. Prompts and contexts repeat within a group and would be most
@@ -137,6 +137,7 @@ def _teacher(context: TeacherContext, index: int, seen: dict[str, int]) -> Row:
         "teacher": messages,
         "demonstration": context.demonstration,
         "feedback_used": context.feedback_used,
+        "sources": list(context.sources),
         "reason": context.reason,
     }
 
@@ -155,9 +156,9 @@ def read_rollouts(run_dir: Path) -> Iterator[Row]:
         prompts: dict[int, list[Row]] = {}
         teachers: dict[int, list[Row]] = {}
         for row in group:
-            for known, column in ((prompts, "prompt"), (teachers, "teacher")):
+            for shared, column in ((prompts, "prompt"), (teachers, "teacher")):
                 if isinstance(row[column], int):
-                    row[column] = known[row[column]]
+                    row[column] = shared[row[column]]
                 elif row[column] is not None:
-                    known[row["index"]] = row[column]
+                    shared[row["index"]] = row[column]
             yield row

@@ -1,7 +1,5 @@
-"""Put a run together from its config: every `match` on a variant happens here, once.
-
-`open_sampler` is the half that evaluation and discovery need (policy, environment, engine);
-`objective_spec` turns a named objective into the specs of `sdpo.losses`.
+"""A recipe's policy, environment and engine, opened together: what every command that samples
+needs. Nothing here trains; the objective's specs are training/objectives.py.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ from sdpo.seeds import derive
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A policy that can be sampled and judged: what evaluation and discovery need, without any
-    training state.
+    """A policy that can be sampled and judged; no training state.
 
     Example:
         with open_sampler(config) as sampler: sampler.collector.collect(...)
@@ -108,7 +105,7 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive(seed, "adapter"))
                 adapted = peft.get_peft_model(policy.model, lora)
-            # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
+            # PEFT's wrapper has every method used here but is not a PreTrainedModel.
             return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
         case _:
             return policy

@@ -8,49 +8,62 @@ early, too long, malformed or about another input is tampering.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
-import struct
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sdpo.sandbox import plain, scratch
-from sdpo.sandbox.protocol import Failure, Frame, Limits, Outcome, Program, Status
-from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError
+from sdpo.sandbox import plain
+from sdpo.sandbox.frames import Answer, kind_and_body, make_frame, read_failure, take_frame
+from sdpo.sandbox.protocol import Limits, Outcome, Program, Status
+from sdpo.sandbox.watch import POLL_MS, WALL_EXTRA_S, WALL_FACTOR, Watch
+from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError, utf8
 
-POLL_MS = 20
-"""How often CPU clocks are read, which bounds an overrun."""
-WALL_FACTOR, WALL_EXTRA_S = 3.0, 1.0
-"""Wall-clock limit per input, for programs that sleep: this factor of the CPU limit, plus this.
-Time that a ready program waits for a busy core is not counted."""
-MAX_WALL_FACTOR = 20.0
-MAX_THREADS = 256
-"""Each costs kernel memory that no limit of a process covers."""
 INTERPRETER_KB = 32 << 10
 """Resident memory that is not the program's. A program that a signal ended while it held half of
 its memory limit ran out of memory, which code in C cannot report otherwise."""
-MAX_FRAME_BYTES = 16 << 20
 HELLO = {"hello": 1}
 EXTRA_FILE_BYTES = 8 << 20
 """Beyond the largest input, whose memory file the program may also write to."""
 MAX_WRITTEN_BYTES, MAX_ANSWER_BYTES = 64 << 20, 5 << 20
 """Bytes that a program may write, over all inputs, to a scratch folder whose size nothing else
 bounds. What it prints and answers is allowed on top, because the kernel counts them together."""
+MAX_SPENT_FACTOR = 3.0
+"""Wall-clock limit over all inputs, as a factor of the CPU limit over all inputs."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a program has used up over all inputs, in whatever children it ran.
+
+    Example:
+        Spent(cpu_s=1.5, wall_s=2.0)
+    """
+
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    """Not counting time spent waiting for a busy core, nor inputs that take milliseconds."""
 
 
 class Child:
     """The judge's side of a process that answers one input after another."""
 
     def __init__(
-        self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
+        self,
+        zygote: Zygote,
+        program: Program,
+        inputs: Sequence[Any],
+        limits: Limits,
+        spent: Spent,
     ) -> None:
         self._zygote = zygote
         self._program = program
         self._limits = limits
-        largest = max((len(each.encode()) for each in inputs if isinstance(each, str)), default=0)
+        self._spent = spent
+        largest = max((len(utf8(each)) for each in inputs if isinstance(each, str)), default=0)
         job = {
             "memory_bytes": limits.memory_mb << 20,
             "file_bytes": largest + EXTRA_FILE_BYTES,
@@ -101,12 +114,15 @@ class Child:
         cpu = self._cpu_s()
         self._send(request)
         result = self._wait(cpu)
-        spent = max(0.0, self._last_cpu_s - cpu)
+        cpu_s = max(0.0, self._last_cpu_s - cpu)
         if isinstance(result, str):
-            return self._kill(result, spent)
-        if result is None:
-            return self._ended(cpu)
-        return self._read(result, index, spent)
+            outcome = self._kill(result, cpu_s)
+        elif result is None:
+            outcome = self._ended(cpu)
+        else:
+            outcome = self._read(result, index, cpu_s)
+        self._spent.cpu_s += outcome.cpu_s
+        return outcome
 
     def end(self) -> int:
         """Kill the process and return its wait status. Closes everything even if it raises
@@ -129,11 +145,22 @@ class Child:
         self.end()
         return Outcome(status=status, stdout=stdout, cpu_s=cpu_s)
 
-    def _wait(self, cpu: float) -> dict[str, Any] | Status | None:
-        """The frame that answers, the limit that was exceeded, or None if the child has ended."""
+    def _wait(self, cpu: float) -> Answer | Status | None:
+        """The answer, the limit that was exceeded, or None if the child has ended."""
         per_input = self._limits.output_bytes + MAX_ANSWER_BYTES
-        max_written = MAX_WRITTEN_BYTES + self._num_asked * per_input
-        clock = _Clock(self._pid, self._limits, self._zygote.watched, max_written)
+        watch = Watch(
+            self._pid,
+            folder=self._zygote.watched,
+            max_written=MAX_WRITTEN_BYTES + self._num_asked * per_input,
+            input_s=WALL_FACTOR * self._limits.cpu_s + WALL_EXTRA_S,
+            total_s=MAX_SPENT_FACTOR * self._limits.total_cpu_s - self._spent.wall_s,
+        )
+        try:
+            return self._watch(watch, cpu)
+        finally:
+            self._spent.wall_s += watch.seconds()
+
+    def _watch(self, watch: Watch, cpu: float) -> Answer | Status | None:
         limit = self._limits.output_bytes
         while True:
             ready = dict(self._poller.poll(POLL_MS))
@@ -157,19 +184,19 @@ class Child:
                 return frame
             if has_ended:
                 return None
-            broken = clock.broken_limit()
+            broken = watch.broken_limit()
             if broken is not None:
                 return broken
 
-    def _next_frame(self) -> dict[str, Any] | Status | None:
+    def _next_frame(self) -> Answer | Status | None:
         """The answer in the buffer, None while it is incomplete, "tampering" if it is not an answer
         or more than one."""
-        frame = _take_frame(self._buffer)
+        frame = take_frame(self._buffer)
         if frame is not None and not self._has_greeted:
-            if frame != HELLO:
+            if not isinstance(frame, Answer) or frame.message != HELLO:
                 raise ZygoteDiedError
             self._has_greeted = True
-            frame = _take_frame(self._buffer)
+            frame = take_frame(self._buffer)
         if frame is not None and self._buffer:
             return "tampering"
         return frame
@@ -202,19 +229,20 @@ class Child:
             return Outcome(status="value", stdout=stdout, cpu_s=cpu_s)
         return Outcome(status="exit", exit_code=code, stdout=stdout, cpu_s=cpu_s)
 
-    def _read(self, frame: dict[str, Any], index: int, cpu_s: float) -> Outcome:
-        """The outcome that an answer frame stands for; anything irregular is tampering."""
+    def _read(self, answer: Answer, index: int, cpu_s: float) -> Outcome:
+        """The outcome that an answer stands for; anything irregular is tampering."""
         try:
-            if frame.pop("n") != index or len(frame) != 1:
-                raise ValueError("an answer to another question")
-            ((kind, body),) = frame.items()
+            kind, body = kind_and_body(answer, index)
             if kind == "v":
-                value = plain.decode(body)
                 return Outcome(
-                    status="value", value=value, stdout=self._pipes.take_stdout(), cpu_s=cpu_s
+                    status="value",
+                    value=plain.decode(body),
+                    num_bytes=answer.num_bytes,
+                    stdout=self._pipes.take_stdout(),
+                    cpu_s=cpu_s,
                 )
             if kind in ("e", "mem"):
-                failure = _failure(body)
+                failure = read_failure(body)
                 stdout = self._pipes.take_stdout()
                 if kind == "mem":
                     # It may not have enough memory left for the next input.
@@ -225,16 +253,17 @@ class Child:
                 return Outcome(status=status, failure=failure, stdout=stdout, cpu_s=cpu_s)
             if kind == "x" and type(body) is int:
                 return self._exited(body & 0xFF, self._pipes.take_stdout(), cpu_s)
-            if kind == "big":
-                stdout = self._pipes.take_stdout()
-                return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
-            raise ValueError("an unknown kind of answer")
+            if kind != "big":
+                raise ValueError("an unknown kind of answer")
+        except plain.TooLargeError:
+            pass
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return self._kill("tampering", cpu_s)
+        stdout = self._pipes.take_stdout()
+        return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode()
-        self._pipes.unsent += struct.pack(">I", len(data)) + data
+        self._pipes.unsent += make_frame(message)
         self._flush()
 
     def _flush(self) -> None:
@@ -253,57 +282,6 @@ class Child:
         return self._last_cpu_s
 
 
-class _Clock:
-    """Watches what CPU time does not cover: sleep, the number of threads, files written."""
-
-    def __init__(self, pid: int, limits: Limits, folder: str | None, max_written: int) -> None:
-        self._pid = pid
-        self._folder = folder
-        self._max_written = max_written
-        self._wall_s = WALL_FACTOR * limits.cpu_s + WALL_EXTRA_S
-        self._started = time.monotonic()
-        self._looked = self._started
-        self._waited_before: float | None = None
-
-    def broken_limit(self) -> Status | None:
-        now = time.monotonic()
-        if now - self._looked < POLL_MS / 1000:
-            return None
-        self._looked = now
-        if self._waited_before is None:
-            self._waited_before = _waited_for_core_s(self._pid)
-        if _num_threads(self._pid) > MAX_THREADS:
-            return "memory_limit"
-        if self._folder is not None and (
-            scratch.num_written(self._pid) > self._max_written
-            or scratch.num_entries(self._folder) > scratch.MAX_ENTRIES
-        ):
-            return "output_limit"
-        elapsed = now - self._started
-        if elapsed < self._wall_s:
-            return None
-        starved = _waited_for_core_s(self._pid) - self._waited_before
-        is_late = elapsed - starved > self._wall_s or elapsed > MAX_WALL_FACTOR * self._wall_s
-        return "time_limit" if is_late else None
-
-
-def _num_threads(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[17])
-    except (OSError, IndexError, ValueError):
-        return 0  # It has just ended.
-
-
-def _waited_for_core_s(pid: int) -> float:
-    """Seconds that the main thread was ready to run while no core was free."""
-    try:
-        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0  # It has just ended, or the kernel does not count this.
-
-
 def _pid_of(pidfd: int) -> int:
     """The pid behind a pidfd as this process numbers it; -1 when it is gone."""
     with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
@@ -311,40 +289,3 @@ def _pid_of(pidfd: int) -> int:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
     return -1
-
-
-def _take_frame(buffer: bytearray) -> Any:
-    """Removes and returns the first frame; None while it is incomplete, "tampering" if it is not a
-    frame."""
-    if len(buffer) < 4:
-        return None
-    (length,) = struct.unpack_from(">I", buffer)
-    if length > MAX_FRAME_BYTES:
-        return "tampering"
-    if len(buffer) < length + 4:
-        return None
-    body = bytes(buffer[4 : length + 4])
-    del buffer[: length + 4]
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return "tampering"
-    return message if isinstance(message, dict) else "tampering"
-
-
-def _failure(data: Any) -> Failure:
-    """The exception that the child describes; every field is checked for its type."""
-    frames = tuple(
-        Frame(line=line, function=_clean(name))
-        for line, name in data["f"][:32]
-        if type(line) is int and type(name) is str
-    )
-    kind, message = data["k"], data["m"]
-    if type(kind) is not str or type(message) is not str:
-        raise TypeError("exception text")
-    return Failure(kind=_clean(kind[:200]), message=_clean(message[:2000]), frames=frames)
-
-
-def _clean(text: str) -> str:
-    """`text` with unpaired surrogates replaced, because UTF-8 cannot encode them."""
-    return text.encode("utf-8", errors="replace").decode()

@@ -20,9 +20,9 @@ from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
 from sdpo.machine import system_file, usable_cores
-from sdpo.sandbox.child import Child
+from sdpo.sandbox.child import Child, Spent
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
-from sdpo.sandbox.selftest import FIX, self_test
+from sdpo.sandbox.selftest import FIX, require_calls, self_test
 from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefusedError
 
 MAX_RESTARTS = 3
@@ -30,6 +30,9 @@ MAX_RESTARTS = 3
 MAX_RETRIES = 5
 """How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
+SENT_SIGNALS = (1, 9, 15)
+"""HUP, KILL and TERM by Linux's numbers, since Windows names no KILL: signals that others send,
+unlike those of a crash."""
 NOT_RUN = Outcome(status="not_run")
 
 
@@ -48,6 +51,7 @@ def open_sandbox(
     files that programs may open, unless `can_read` says that they can open none.
     """
     require_linux()
+    require_calls()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
     settings = replace(settings, **_where(preload, readable))
     if name == "none":
@@ -168,6 +172,7 @@ class LocalSandbox:
         limits: Limits,
         *,
         should_stop: Callable[[int, Outcome], bool] = never,
+        keeps_values: bool = True,
     ) -> list[Outcome]:
         """One outcome per input, in order. Raises `SandboxError` when the judge's own side fails.
 
@@ -178,7 +183,7 @@ class LocalSandbox:
             zygote = self._places.get()
             try:
                 zygote = zygote or self._start()
-                outcomes = _run(zygote, program, inputs, limits, should_stop)
+                outcomes = _Run(zygote, program, inputs, limits).outcomes(should_stop, keeps_values)
             except ZygoteDiedError:
                 self._give_up(zygote)
                 continue
@@ -211,36 +216,56 @@ class LocalSandbox:
         self._places.put(None)
 
 
-def _run(
-    zygote: Zygote,
-    program: Program,
-    inputs: Sequence[Any],
-    limits: Limits,
-    should_stop: Callable[[int, Outcome], bool],
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    child: Child | None = None
-    num_crashes = 0
-    total_cpu_s = 0.0
-    try:
-        for index, value in enumerate(inputs):
-            if child is None:
-                child = Child(zygote, program, inputs, limits)
-            outcome = child.ask(index, value)
-            total_cpu_s += outcome.cpu_s
-            outcomes.append(outcome)
-            if not child.is_alive:
-                child = None
-                # A program that ends its own process after its answer has not crashed.
-                num_crashes += outcome.status != "value"
-            if (
-                should_stop(index, outcome)
-                or outcome.status in ("time_limit", "tampering")
-                or total_cpu_s > limits.total_cpu_s
-                or num_crashes > MAX_RESTARTS
-            ):
-                break
-    finally:
-        if child is not None:
-            child.end()
-    return outcomes + [NOT_RUN] * (len(inputs) - len(outcomes))
+class _Run:
+    """One program on all its inputs, in as many children of one zygote as that takes."""
+
+    def __init__(
+        self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
+    ) -> None:
+        self._start = lambda: Child(zygote, program, inputs, limits, self._spent)
+        self._inputs = inputs
+        self._limits = limits
+        self._spent = Spent()
+        self._child: Child | None = None
+        self._num_crashes = 0
+        self._was_repeated = False
+
+    def outcomes(
+        self, should_stop: Callable[[int, Outcome], bool], keeps_values: bool
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        try:
+            for index, value in enumerate(self._inputs):
+                outcome = self._ask(index, value)
+                is_last = should_stop(index, outcome) or self._is_over(outcome)
+                outcomes.append(
+                    outcome if keeps_values else replace(outcome, value=None, stdout="")
+                )
+                if is_last:
+                    break
+        finally:
+            if self._child is not None:
+                self._child.end()
+        return outcomes + [NOT_RUN] * (len(self._inputs) - len(outcomes))
+
+    def _ask(self, index: int, value: Any) -> Outcome:
+        self._child = self._child or self._start()
+        outcome = self._child.ask(index, value)
+        if outcome.signal in SENT_SIGNALS and not self._was_repeated:
+            # It may come from the out-of-memory killer or an administrator. A program that sends
+            # it to itself will do so again.
+            self._was_repeated = True
+            self._child = self._start()
+            outcome = self._child.ask(index, value)
+        if not self._child.is_alive:
+            self._child = None
+            # A program that ends its own process after its answer has not crashed.
+            self._num_crashes += outcome.status != "value"
+        return outcome
+
+    def _is_over(self, outcome: Outcome) -> bool:
+        return (
+            outcome.status in ("time_limit", "tampering")
+            or self._spent.cpu_s > self._limits.total_cpu_s
+            or self._num_crashes > MAX_RESTARTS
+        )

@@ -45,40 +45,75 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
+class TooLargeError(ValueError):
+    """Decoding takes longer than an honest answer does."""
+
+
 def decode(data: Any) -> Any:
-    """The value that `data` encodes. Raises `ValueError` or `TypeError` if it is malformed or a
-    trap."""
+    """The value that `data` encodes; lists in it are reused. Raises `TooLargeError`, and
+    `ValueError` or `TypeError` if it is malformed or a trap."""
     if data is None or type(data) in (bool, int, str):
         return data
-    return _decode(data, 0, time.thread_time() + MAX_DECODE_S)
+    return _Decoder().decode(data, 0)
 
 
-def _decode(data: Any, depth: int, deadline: float) -> Any:
-    if data is None or isinstance(data, (bool, int, str)):
+class _Decoder:
+    """Decodes one answer within a bounded time."""
+
+    __slots__ = ("_deadline", "_left")
+
+    def __init__(self) -> None:
+        self._deadline = time.thread_time() + MAX_DECODE_S
+        self._left = CHECK_EVERY
+
+    def decode(self, data: Any, depth: int) -> Any:
+        if data is None or isinstance(data, (bool, int, str)):
+            return data
+        if depth > MAX_DEPTH:
+            raise ValueError("too deep")
+        if isinstance(data, list):
+            return self._list(data, depth)
+        if not isinstance(data, dict) or len(data) != 1:
+            raise ValueError("not tagged data")
+        ((tag, body),) = data.items()
+        match tag:
+            case "i" if isinstance(body, str) and len(body) <= MAX_INT_DIGITS:
+                return int(body, 16)
+            case "f" | "c":
+                return _float(body) if tag == "f" else _complex(body)
+            case "t" if isinstance(body, list):
+                return tuple(self._list(body, depth))
+            case "s" if isinstance(body, list):
+                return set(self._pairs(((item, None) for item in body), depth))
+            case "d" if isinstance(body, list):
+                return self._pairs(body, depth)
+            case "b" if isinstance(body, str):
+                return bytes.fromhex(body)
+            case "o" if isinstance(body, str):
+                return Opaque(body[:200])
+        raise ValueError("unknown tag")
+
+    def _list(self, data: list[Any], depth: int) -> list[Any]:
+        self._left -= 1
+        if self._left < 0:
+            self._left = CHECK_EVERY
+            if time.thread_time() > self._deadline:
+                raise TooLargeError("takes too long to decode")
+        # In place: a second copy would double the memory of an answer.
+        for index, item in enumerate(data):
+            if isinstance(item, (list, dict, float)):
+                data[index] = self.decode(item, depth + 1)
         return data
-    if depth > MAX_DEPTH:
-        raise ValueError("too deep")
-    if isinstance(data, list):
-        return [_decode(item, depth + 1, deadline) for item in data]
-    if not isinstance(data, dict) or len(data) != 1:
-        raise ValueError("not tagged data")
-    ((tag, body),) = data.items()
-    match tag:
-        case "i" if isinstance(body, str) and len(body) <= MAX_INT_DIGITS:
-            return int(body, 16)
-        case "f" | "c":
-            return _float(body) if tag == "f" else _complex(body)
-        case "t" if isinstance(body, list):
-            return tuple(_decode(item, depth + 1, deadline) for item in body)
-        case "s" if isinstance(body, list):
-            return set(_pairs(((item, None) for item in body), depth, deadline))
-        case "d" if isinstance(body, list):
-            return _pairs(body, depth, deadline)
-        case "b" if isinstance(body, str):
-            return bytes.fromhex(body)
-        case "o" if isinstance(body, str):
-            return Opaque(body[:200])
-    raise ValueError("unknown tag")
+
+    def _pairs(self, pairs: Any, depth: int) -> dict[Any, Any]:
+        """A dict of decoded keys and values. Raises `ValueError` if the keys' hashes collide too
+        much."""
+        found: dict[Any, Any] = {}
+        for count, (key, value) in enumerate(pairs):
+            found[_hashable(self.decode(key, depth + 1))] = self.decode(value, depth + 1)
+            if count % CHECK_EVERY == 0 and time.thread_time() > self._deadline:
+                raise ValueError("takes too long to build")
+        return found
 
 
 def _float(body: str) -> float:
@@ -88,17 +123,6 @@ def _float(body: str) -> float:
 def _complex(body: list[Any]) -> complex:
     real, imaginary = (_float(part["f"]) for part in body)
     return complex(real, imaginary)
-
-
-def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:
-    """A dict of decoded keys and values. Raises `ValueError` if the keys' hashes collide too
-    much."""
-    found: dict[Any, Any] = {}
-    for count, (key, value) in enumerate(pairs):
-        found[_hashable(_decode(key, depth + 1, deadline))] = _decode(value, depth + 1, deadline)
-        if count % CHECK_EVERY == 0 and time.thread_time() > deadline:
-            raise ValueError("takes too long to build")
-    return found
 
 
 def _hashable(value: Any) -> Any:

@@ -36,7 +36,8 @@ class Limits:
     output_bytes: int = 1 << 20
     """Bytes printed per input; a value may have 4 MiB."""
     total_cpu_s: float = 30.0
-    """CPU seconds over all inputs; once they are used up, the remaining inputs are not run."""
+    """CPU seconds over all inputs; once they are used up, the remaining inputs are not run. Wall
+    time is limited to three times this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +114,8 @@ class Outcome:
     answer. `tampering`: the program broke the judge's protocol."""
     value: Any = None
     """Plain data, for `value` in function and expressions mode."""
+    num_bytes: int = 0
+    """Size of the encoded `value`; in memory it may take 20 times as much."""
     stdout: str = ""
     """What was printed, in every mode; undecodable bytes are replaced."""
     failure: Failure | None = None
@@ -150,8 +153,13 @@ class Sandbox(Protocol):
         limits: Limits,
         *,
         should_stop: Callable[[int, Outcome], bool] = never,
+        keeps_values: bool = True,
     ) -> list[Outcome]:
-        """One outcome per input, in order; those after a stop are `not_run`."""
+        """One outcome per input, in order; those after a stop are `not_run`.
+
+        With `keeps_values = False`, only `should_stop` sees values and printed text; the outcomes
+        returned come without them, so that memory holds one at a time.
+        """
         ...
 
     def close(self) -> None:

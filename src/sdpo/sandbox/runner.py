@@ -31,7 +31,7 @@ MAX_VALUE_BYTES = 4 << 20
 MAX_FRAMES = 12
 MAX_CAUSES = 16
 MAX_MESSAGE_CHARS = 2000
-FILENAME = "Solution.py"
+FILENAME, MODULE = "Solution.py", "Solution"
 HELLO = {"hello": 1}
 """Sent after the lock-down and before anything is read, so no program can have forged it."""
 
@@ -63,13 +63,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"k": type(error).__name__, "m": str(message)[:MAX_MESSAGE_CHARS], "f": frames}
 
 
-def fresh_module() -> dict[str, Any]:
-    """A new `__main__` for each input, so that globals and default arguments do not leak between
-    tests."""
-    module = types.ModuleType("__main__")
+def fresh_module(mode: str) -> dict[str, Any]:
+    """A new module for each input, so that globals and default arguments do not leak between tests.
+
+    Only a program that reads standard input is `__main__`: what stands under `if __name__ ==
+    "__main__"` must not run when a function is called.
+    """
+    module = types.ModuleType("__main__" if mode == "stdio" else MODULE)
     module.__dict__["__builtins__"] = builtins
     module.__dict__["__file__"] = FILENAME
-    sys.modules["__main__"] = module
+    # Whatever its name, nothing else may be found as the main module, least of all the zygote.
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
     return module.__dict__
 
 
@@ -154,7 +158,7 @@ def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
 
 def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) -> dict[str, Any]:
     """The reply to one request; `SystemExit` and any other exception are replies too."""
-    namespace = fresh_module()
+    namespace = fresh_module(job["mode"])
     try:
         for part in (setup, code):
             if isinstance(part, Exception):

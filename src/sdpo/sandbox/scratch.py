@@ -7,6 +7,7 @@ judge, the zygote and its children.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 INSIDE = "/scratch"
@@ -37,14 +38,24 @@ def _empty(handle: int) -> None:
         try:
             os.unlink(name, dir_fd=handle)
         except (IsADirectoryError, PermissionError):
-            # A program may make a folder that even its owner may not list.
-            os.chmod(name, 0o700, dir_fd=handle)
-            inner = _open_folder(name, dir_fd=handle)
-            try:
-                _empty(inner)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=handle)
+            _remove_folder(name, handle)
+
+
+def _remove_folder(name: str, handle: int) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=handle)  # An empty one may be closed even to its owner.
+        return
+    try:
+        inner = _open_folder(name, dir_fd=handle)
+    except PermissionError:
+        # Only outside the jail, which forbids this call.
+        os.chmod(name, 0o700, dir_fd=handle)
+        inner = _open_folder(name, dir_fd=handle)
+    try:
+        _empty(inner)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=handle)
 
 
 def remove(folder: str) -> None:

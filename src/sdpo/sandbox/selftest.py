@@ -1,8 +1,12 @@
-"""Tries what a jailed program must not be able to do; runs whenever a sandbox is opened."""
+"""Tries what the judge needs, and what a jailed program must not be able to do; runs whenever a
+sandbox is opened."""
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from sdpo.errors import SandboxError
@@ -54,6 +58,31 @@ FIX = (
     "Use a Linux kernel with seccomp, run inside a container that has it, or set "
     "env.sandbox = 'none' to run programs unprotected"
 )
+
+
+def require_calls() -> None:
+    """Raises `SandboxError` naming a system call that the judge needs and the kernel lacks."""
+    calls: dict[str, Callable[[], None]] = {
+        "memfd_create": lambda: os.close(os.memfd_create("sdpo")),
+        "pidfd_open": lambda: os.close(os.pidfd_open(os.getpid())),
+        "pidfd_send_signal": _signal_nothing,
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except (OSError, AttributeError) as error:
+            raise SandboxError(
+                f"the system call {name} does not work here ({error}), and judging programs needs "
+                "it; use Linux 5.3 or later, and a container runtime that passes it on"
+            ) from error
+
+
+def _signal_nothing() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    finally:
+        os.close(pidfd)
 
 
 def self_test(sandbox: Sandbox) -> None:

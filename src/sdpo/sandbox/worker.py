@@ -108,7 +108,7 @@ class Pipes:
         if not text and not self._has_stdin:
             return
         os.ftruncate(self._stdin, 0)
-        data = text.encode("utf-8", errors="replace")
+        data = utf8(text)
         offset = 0
         while offset < len(data):
             offset += os.pwrite(self._stdin, data[offset:], offset)
@@ -146,6 +146,11 @@ class Pipes:
         text = self._printed.decode("utf-8", errors="replace")
         self._printed.clear()
         return text
+
+
+def utf8(text: str) -> bytes:
+    """`text` as a program reads it; unpaired surrogates, which no encoding has, become `?`."""
+    return text.encode("utf-8", errors="replace")
 
 
 def _read(fd: int) -> bytes | None:

@@ -30,13 +30,32 @@ PRELOAD = (
 )  # fmt: skip
 """What most programs import, and no more: each fork pays for every page of the zygote."""
 PRELOAD_STRICT = (
-    "ast", "asyncio", "base64", "binascii", "calendar", "codecs", "colorsys", "concurrent.futures",
-    "contextvars", "csv", "difflib", "fileinput", "getpass", "graphlib", "hmac", "html", "inspect",
-    "keyword", "locale", "logging", "pickle", "platform", "pprint", "reprlib", "secrets",
-    "selectors", "shlex", "shutil", "socket", "subprocess", "tempfile", "timeit", "unittest",
-    "urllib.parse", "uuid", "warnings", "weakref", "zoneinfo",
+    "_compat_pickle", "_pydecimal", "_pylong", "_strptime", "_threading_local", "argparse", "ast",
+    "asyncio", "base64", "binascii", "bz2", "cProfile", "calendar", "cmd", "code", "codecs",
+    "colorsys", "concurrent.futures", "concurrent.futures.process", "configparser", "contextvars",
+    "copyreg", "csv", "ctypes", "difflib", "dis", "email.message", "fileinput", "fnmatch",
+    "getopt", "getpass", "gettext", "glob", "graphlib", "gzip", "hmac", "html.parser",
+    "importlib.metadata", "importlib.resources", "inspect", "ipaddress", "keyword", "linecache",
+    "locale", "logging", "lzma", "mmap", "multiprocessing.dummy", "multiprocessing.managers",
+    "multiprocessing.pool", "multiprocessing.queues", "multiprocessing.shared_memory",
+    "multiprocessing.synchronize", "optparse", "pathlib", "pickle", "pickletools", "platform",
+    "pprint", "pstats", "quopri", "reprlib", "resource", "sched", "secrets", "select", "selectors",
+    "shlex", "shutil", "signal", "socket", "sqlite3", "stat", "stringprep", "subprocess",
+    "symtable", "tarfile", "tempfile", "timeit", "tokenize", "tomllib", "tracemalloc", "unittest",
+    "unittest.mock", "urllib.parse", "uuid", "warnings", "weakref", "xml.dom.minidom",
+    "xml.etree.ElementTree", "zipfile", "zoneinfo",
 )  # fmt: skip
-"""Where programs cannot open files, this is all they can import besides."""
+"""Where programs cannot open files, this is all they can import besides. Some are imported by calls
+of other modules (`strptime`), some exist in other versions of Python only."""
+ENCODINGS_STRICT = (
+    "ascii", "base64_codec", "big5", "bz2_codec", "cp1250", "cp1251", "cp1252", "cp437", "cp850",
+    "euc_jp", "euc_kr", "gb18030", "gb2312", "gbk", "hex_codec", "idna", "iso8859_1", "iso8859_15",
+    "iso8859_2", "koi8_r", "latin_1", "mac_roman", "punycode", "quopri_codec",
+    "raw_unicode_escape", "rot_13", "shift_jis", "unicode_escape", "utf_16", "utf_16_be",
+    "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7", "utf_8", "utf_8_sig", "uu_codec",
+    "zlib_codec",
+)  # fmt: skip
+"""Likewise, encodings: each is a module that its first use imports."""
 NUM_FDS = 4
 """Commands, results, standard output, standard input; in this order."""
 FIRST_FD = 40
@@ -148,7 +167,8 @@ def with_large_stack() -> None:
 
 def preload(settings: dict[str, Any]) -> None:
     """Import what programs use, so that none of them pays for it."""
-    names = [] if settings["landlock"] else PRELOAD_STRICT
+    encodings = [f"encodings.{name}" for name in ENCODINGS_STRICT]
+    names = [] if settings["landlock"] else [*PRELOAD_STRICT, *encodings]
     for name in (*PRELOAD, *names):
         with contextlib.suppress(ImportError):
             __import__(name)

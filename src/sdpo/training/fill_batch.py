@@ -32,16 +32,16 @@ from sdpo.training.targets import Targets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OldPolicy:
-    """What the weights at the start of the step thought of one sample.
+    """What the weights at the start of the step thought of one sample, as far as its loss reads it.
 
     Example:
-        OldPolicy(logprobs=logprobs_T, support=None)
+        OldPolicy(logprobs=logprobs_T)
     """
 
-    logprobs: torch.Tensor
-    """[T]."""
-    support: OldSupport | None
-    """Only for the logit-level surrogate (Eq. 13)."""
+    logprobs: torch.Tensor | None = None
+    """[T], where `ObjectiveSpec.reads_old`."""
+    support: OldSupport | None = None
+    """For the surrogate per logit (Eq. 13), of samples that have a teacher."""
 
 
 def teacher_first(
@@ -77,7 +77,7 @@ def fill_batch(
         weights[s.key] if s.key in weights else torch.zeros(count, device=device)
         for s, count in zip(samples, counts, strict=True)
     ]
-    olds = [old[s.key] for s in samples] if old else []
+    olds = [old.get(s.key, OldPolicy()) for s in samples]
     return TokenBatch(
         num_taught=sum(count for count, taught in zip(counts, is_taught, strict=True) if taught),
         targets=torch.tensor(
@@ -93,7 +93,7 @@ def fill_batch(
         pg_weights=spread([s.component_weights.get("pg", 0.0) for s in samples]),
         sequence_ids=torch.arange(len(samples), device=device).repeat_interleave(lengths),
         sequence_lengths=lengths.repeat_interleave(lengths),
-        old_logprobs=torch.cat([o.logprobs for o in olds]).to(dtype) if olds else None,
+        old_logprobs=_old_logprobs(olds, counts, device, dtype),
         negative_teacher_logprobs=_negatives(samples, counts, targets, dtype),
         old_support=_join([o.support for o in olds]),
     )
@@ -172,6 +172,22 @@ def _negatives(
             row[:, : found.shape[1]] = found
         rows.append(row)
     return torch.cat(rows)
+
+
+def _old_logprobs(
+    olds: Sequence[OldPolicy], counts: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """[T], 0 for samples that nobody reads it of; None where nobody reads any."""
+    if all(old.logprobs is None for old in olds):
+        return None
+    return torch.cat(
+        [
+            torch.zeros(count, device=device, dtype=dtype)
+            if old.logprobs is None
+            else old.logprobs.to(dtype)
+            for old, count in zip(olds, counts, strict=True)
+        ]
+    )
 
 
 def _join(supports: Sequence[OldSupport | None]) -> OldSupport | None:

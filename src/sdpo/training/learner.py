@@ -80,6 +80,8 @@ class Learner:
         self.schedule = TeacherSchedule(
             config.teacher.schedule, self.model, keep_initial=config.objective.kl_coefficient > 0
         )
+        self._num_updates_followed = 0
+        """Updates that the self-teacher has followed."""
         self._sampler = sampler
         self._config = config
         self._seed = seed
@@ -112,7 +114,9 @@ class Learner:
         the attempts that the self-teacher makes and solves in these contexts.
 
         Groups are dealt out to updates first and to ranks second, so that what an update sees does
-        not depend on the number of ranks.
+        not depend on the number of ranks. An update with fewer groups than ranks is shared by
+        rollouts, so that no rank is idle; otherwise groups stay whole, since their rollouts share
+        a prompt that is computed once.
         """
         metrics = Metrics()
         if isinstance(self._config.objective, SftConfig):
@@ -122,15 +126,18 @@ class Learner:
             groups = solved_only(attempts)
         count = self._config.optim.updates_per_step
         seed = self._derived("samples")
-        updates = [
-            [
-                sample
-                for group in self._parallel.share(groups[number::count])
-                for sample in self._builder.samples(group, seed=seed)
-            ]
-            for number in range(count)
-        ]
+        updates = [self._share_of(groups[number::count], seed) for number in range(count)]
         return StepSamples(updates=updates, metrics=metrics)
+
+    def _share_of(self, groups: Sequence[Group], seed: int) -> list[Sample]:
+        """This rank's samples of one update."""
+        has_enough = len(groups) >= self._parallel.world_size
+        samples = [
+            sample
+            for group in (self._parallel.share(groups) if has_enough else groups)
+            for sample in self._builder.samples(group, seed=seed)
+        ]
+        return samples if has_enough else self._parallel.share(samples)
 
     def update(self, samples: StepSamples) -> StepResult:
         """Train on `samples` and publish the weights; losses and credit of all ranks.
@@ -161,11 +168,15 @@ class Learner:
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """End the step: the self-teacher follows the policy as its schedule says, which may depend
         on the step's `metrics`; `teacher/refreshed` is 1 when it was replaced by the policy."""
+        moved = self.optimizer.num_updates != self._num_updates_followed
         refreshed = self.schedule.after_step(
             self.model,
+            self.optimizer.masters if moved else {},
             mean_reward=metrics["train/reward"],
             length_p90=metrics["rollouts/length_p90"],
         )
+        self._num_updates_followed = self.optimizer.num_updates
+        self.optimizer.num_steps += 1
         self.step += 1
         return {"teacher/refreshed": float(refreshed)}
 
@@ -186,6 +197,7 @@ class Learner:
         self.step = state["step"]
         self.optimizer.load_state(state["optimizer"])
         self.schedule.load_state(state["schedule"])
+        self._num_updates_followed = self.optimizer.num_updates
         self.publish()
 
     def roll_back(self, state: Mapping[str, Any]) -> None:
@@ -196,7 +208,7 @@ class Learner:
         self.optimizer.load_state(state["optimizer"])
         self.schedule.load_state(state["schedule"])
         self.step, self.optimizer.lr_scale = step, scale
-        self.optimizer.num_updates = updates + 1
+        self.optimizer.num_updates = self._num_updates_followed = updates + 1
         self.slow_down(1)
         self.publish()
 

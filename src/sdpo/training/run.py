@@ -1,7 +1,7 @@
-"""A training run: the parts that `loop.py` drives, their state, and what is written where.
+"""A training run as `loop.py` drives it: its state, its canaries, and what is written where.
 
-Every rank holds all groups of a step (they are gathered after judging), so statistics and records
-need no further exchange; each rank trains on its own share of the tasks.
+Groups are gathered after judging, so every rank holds all groups of a step: statistics and records
+need no further exchange. What a step learns from them is learner.py.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
+from sdpo.training.lengths import check_lengths
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
@@ -82,11 +83,11 @@ class Run:
         return self.learner.step
 
     def start(self) -> bool:
-        """Continue from the newest checkpoint if there is one; true when the run starts from the
+        """Continue from the newest checkpoint; true if there is none and the run starts from the
         beginning.
 
-        Rows after the checkpoint are dropped from every record, so a killed run's files end up like
-        an uninterrupted one's. Raises `CanaryStop` when a canary has ended the run.
+        Rows after the checkpoint are dropped from every record, so that a killed run ends with the
+        same files as an uninterrupted one. Raises `CanaryStop` when a canary has ended the run.
         """
         steps = self._checkpoints.steps()
         if steps:
@@ -155,13 +156,13 @@ class Run:
         return summarise(groups).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
-        """Whether something done `every` steps (0: never in between) and after the last step is due
-        now."""
+        """Whether something that happens every `every` steps and after the last one is due now; 0
+        means after the last one only."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alert]:
-        """Canaries that fire on this step's metrics; those that roll back know to which
-        checkpoint."""
+        """The alerts of canaries that fire on this step's metrics; those that roll back name the
+        checkpoint to go back to."""
         self._history.observe(self.step, metrics)
         alerts = self._canaries.observe(self.step, metrics)
         good = min((alert.good for alert in alerts), default=0)
@@ -176,7 +177,8 @@ class Run:
             self._dashboard.update(self.step, metrics, last=self._last_rollout, alerts=alerts)
 
     def save(self) -> None:
-        """Write a checkpoint of this step; the one a rollback would need outlives `keep`."""
+        """Write a checkpoint of this step. The one a rollback would need is kept beyond
+        `checkpoint.keep`."""
         if self._parallel.is_main:
             good = self._canaries.good(self.step)
             self._checkpoints.save(
@@ -196,8 +198,7 @@ class Run:
             self.save()
 
     def save_interrupted(self) -> None:
-        """Save what an interrupt left, unless not even the first row is written: then there is
-        nothing to keep."""
+        """Save the run after an interrupt, unless it has not written its first row yet."""
         if self.last_metrics:
             self.save()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
@@ -207,9 +208,10 @@ class Run:
         last good checkpoint."""
         if any(alert.action == "stop" for alert in alerts):
             self.save()
-            said = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
+            messages = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
             raise CanaryStop(
-                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}; {CURE}"
+                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: "
+                f"{messages}; {CURE}"
             )
         if any(alert.action == "rollback" for alert in alerts):
             self._roll_back(alerts[0].restored)
@@ -220,10 +222,10 @@ class Run:
             self._dashboard.say(text)
 
     def _roll_back(self, target: int | None) -> None:
-        """Weights, optimizer and teacher of checkpoint `target`, then half the rate and a frozen
-        teacher.
+        """Go back to the weights, optimizer and teacher of checkpoint `target`; from then on with
+        half the learning rate and a frozen teacher.
 
-        Steps and records go on: a rollback is part of the run's history, not an undoing of it.
+        Steps and records count on: a rollback is part of the run's history and does not undo it.
         """
         if target is None:
             raise CanaryStop(
@@ -286,6 +288,7 @@ def open_run(
     run_dir = open_run_dir(config, run_facts(env)) if parallel.is_main else Path(config.run)
     parallel.barrier()
     with open_sampler(config, env) as sampler:
+        check_lengths(sampler, config, splits=("train", "eval"))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,
@@ -295,4 +298,6 @@ def open_run(
             parallel=parallel,
         )
         with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+            if parallel.is_main and (line := record_judging(run_dir, run.env)):
+                run.say(line)
             yield run

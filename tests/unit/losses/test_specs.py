@@ -12,6 +12,7 @@ from sdpo.records import Sample
 
 DISTILL = {
     "divergence": "reverse_kl",
+    "support": "student",
     "top_k": 20,
     "tail": True,
     "granularity": "logit",
@@ -25,6 +26,9 @@ PG = {"kind": "grpo", "normalization": "token"}
     ("arguments", "message"),
     [
         ({"top_k": 0}, "top_k"),
+        ({"support": "old"}, "none of student, teacher, union"),
+        ({"support": "teacher", "top_k": None}, "top_k a number"),
+        ({"support": "union", "importance": "logit"}, "support must be 'student'"),
         ({"granularity": "word"}, "granularity"),
         ({"trust": 1.5}, "trust"),
         ({"importance": "logit", "top_k": None}, "top_k"),
@@ -50,13 +54,6 @@ def test_distill_specs(arguments, message):
             "give pg a spec",
         ),
         ({"pg": PolicyGradientSpec(**PG), "credit_trust": 0.5}, "credit_trust"),
-        (
-            {
-                "pg": PolicyGradientSpec(**PG | {"normalization": "sequence"}),
-                "joint_count": True,
-            },
-            "joint_count",
-        ),
     ],
 )
 def test_objective_specs(arguments, message):

@@ -184,6 +184,7 @@ def _context(group, index, outcomes):
         messages=({"role": "user", "content": content},),
         demonstration=others[0] if others else None,
         feedback_used=not others,
+        sources=("sibling",) if others else ("feedback",),
     )
 
 

@@ -1,13 +1,16 @@
 """What a reader of the report finds and takes along, in Chromium."""
 
 import csv
+import inspect
 import io
 import json
+import re
 
 import pytest
 from chromium import Browser, find
 from synthetic_run import make_run
 
+from sdpo.records import TeacherContext
 from sdpo.report import write_report
 
 pytestmark = [
@@ -293,3 +296,23 @@ def test_curves_that_lie_on_each_other_are_both_seen(page, flat_run, tmp_path):
     assert dashes == ["solid", "5px,6px", "solid"]
     shown = page.evaluate(PLOT.format("Groups") + ".layout.yaxis.range")
     assert shown == [-0.02, 1.02]
+
+
+def test_everything_a_teacher_can_read_has_words(page):
+    names = page.evaluate("Object.keys(SOURCES)")
+    documented = set(re.findall(r"`(\w+)`", get_field_doc()))
+    assert set(names) == documented
+    said = page.evaluate(
+        "readingText({rollouts: []}, {teacher: [], sources: ['sibling', 'feedback', 'attempt'],"
+        " demonstration: 3})"
+    )
+    assert said == (
+        "The teacher read attempt 3's solution, the feedback on this attempt and the attempt "
+        "itself."
+    )
+
+
+def get_field_doc():
+    """What records.py says `TeacherContext.sources` can hold."""
+    source = inspect.getsource(TeacherContext)
+    return re.search(r'sources: .*?"""(.*?)"""', source, re.DOTALL)[1]

@@ -10,7 +10,7 @@ database show whether that was learnt. The right query and its rows are never sh
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdpo.config import schema
@@ -20,11 +20,12 @@ from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
 from sdpo.envs.table import Line, RowsEnv
 from sdpo.records import Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class SqlEnv(RowsEnv):
-    """Questions of a built-in set, a file, or a Spider or BIRD folder.
+    """Questions of a built-in set, a file, or a Spider or BIRD folder. Raises `SandboxError` at
+    once on systems that cannot judge programs (macOS, Windows).
 
     Example:
         env = SqlEnv(schema.SqlEnvConfig(tasks="company"))
@@ -32,6 +33,7 @@ class SqlEnv(RowsEnv):
     """
 
     def __init__(self, config: schema.SqlEnvConfig) -> None:
+        require_linux()
         super().__init__(config.tasks, config.eval_fraction)
         self.config = config
         self._judge: SqlJudge | None = None
@@ -59,6 +61,10 @@ class SqlEnv(RowsEnv):
             failures={name: problem for name, problem in problems.items() if problem},
             skipped=0,
         )
+
+    def facts(self) -> Mapping[str, str]:
+        """The sandbox's level, which opens it."""
+        return {"sandbox": self._open().sandbox.level}
 
     def close(self) -> None:
         """Ends the sandbox's processes; a later `judge` opens them again."""

@@ -209,7 +209,7 @@ class ChunkedPass:
             None if log_r_RV is None else log_softmax_(log_r_RV),
             targets_R1,
             self._factors(terms),
-            self._old(span),
+            self._old(span) if teacher is not None else None,
         )
         self._add_losses(span, terms, finished)
 
@@ -241,7 +241,7 @@ class ChunkedPass:
             logits_r_RV,
             targets_R1,
             self._factors(terms),
-            self._old(span),
+            self._old(span) if logits_q_RV is not None else None,
         )
         self._add_losses(span, terms, finished)
 

@@ -107,7 +107,7 @@ def write_gradient(
         if pull is not None and pull.ids is not None:
             # The divergence was only measured: undo the zeroing that measured its tail.
             assert pull.p_support is not None
-            p_RV.scatter_(1, pull.ids, pull.p_support)
+            pull.put(p_RV, pull.p_support)
         torch.mul(p_RV, rest_R1, out=out_RV)
     else:
         torch.mul(p_RV, weight_R1 * pull.base[:, None] + rest_R1, out=out_RV)
@@ -117,8 +117,7 @@ def write_gradient(
         else:
             assert pull.support is not None
             assert pull.p_support is not None
-            support_RK = weight_R1 * pull.support + rest_R1 * pull.p_support
-            out_RV.scatter_(1, pull.ids, support_RK)
+            pull.put(out_RV, weight_R1 * pull.support + rest_R1 * pull.p_support)
     if kl is not None:
         assert factors.kl is not None
         out_RV.addcmul_(kl[0], factors.kl)

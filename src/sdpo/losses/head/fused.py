@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,6 +122,7 @@ def distillation_loss(
     *,
     divergence: DivergenceKind = "jsd",
     beta: float = 0.5,
+    support: Literal["student", "teacher", "union"] = "student",
     top_k: int | None = 100,
     tail: bool = True,
     weights: Tensor | None = None,
@@ -136,11 +137,12 @@ def distillation_loss(
 
     `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and
     `teacher_head` [V, D'] may have another width. `weights` [T] carry 1/(global count); None means
-    the mean over the T tokens. `top_k` None is the whole vocabulary; `tail` False renormalises the
-    top-K. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q; `reverse_kl` is
-    KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With `trust`, the target is
-    ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). `chunk_tokens` bounds the logits
-    held at once.
+    the mean over the T tokens. The divergence is over the `top_k` likeliest tokens of `support`
+    (the student, the teacher, or the union of both) and the `tail`; `tail` False renormalises,
+    `top_k` None is the whole vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p
+    + beta q; `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With
+    `trust`, the target is ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10).
+    `chunk_tokens` bounds the logits held at once.
     """
     count = len(targets)
     if weights is None:
@@ -162,6 +164,7 @@ def distillation_loss(
     spec = DistillSpec(
         divergence=divergence,
         beta=beta if divergence == "jsd" else None,
+        support=support,
         top_k=top_k,
         tail=tail,
         granularity="logit",
