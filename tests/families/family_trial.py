@@ -1,8 +1,8 @@
 """What becomes of a family: how it is sampled and trained, and how far from plain passes.
 
 A trial ends in one of: right (fast or slow), refused in one sentence, wrong, or a crash. Sampled
-log-probs are compared with a plain forward pass at the sampled tokens; gradients of a loss on packed
-rows with those on rows of each item alone.
+log-probs are compared with a plain forward pass at the sampled tokens; gradients of a loss on
+packed rows with those on rows of each item alone.
 """
 
 from __future__ import annotations

@@ -23,8 +23,15 @@ from sdpo.engines.base import Sampling
 from sdpo.engines.completions import OpenCompletion
 from sdpo.engines.sampling import sample_tokens, uniforms
 from sdpo.errors import EngineError, first_line
-from sdpo.models.qualify import name_of, once
-from sdpo.models.structure import evaluating, float32_weights, probe_ids
+from sdpo.models.structure import (
+    changing_rotation,
+    evaluating,
+    float32_weights,
+    max_positions,
+    name_of,
+    once,
+    probe_ids,
+)
 from sdpo.models.trials import agree, plain_logits
 
 _logger = logging.getLogger(__name__)
@@ -121,6 +128,13 @@ def sample_prompt(
     sampling: Sampling,
 ) -> None:
     """Fills `completions`, all of one prompt, computed together."""
+    longest = len(prompt_ids) + sampling.max_new_tokens
+    if (kind := changing_rotation(model)) and longest > max_positions(model):
+        raise EngineError(
+            f"{name_of(model)}: its {kind} rotary scaling changes after {max_positions(model)} "
+            f"tokens, and a prompt with its completion may have {longest}; lower "
+            "rollout.max_completion_tokens, or take another model"
+        )
     if can_cache(model):
         _sample_with_cache(model, prompt_ids, completions, sampling)
     else:
