@@ -14,7 +14,7 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
-from sdpo.models.structure import check_head
+from sdpo.models.head import check_head
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.training.loop import OnStep, TrainResult

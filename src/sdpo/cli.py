@@ -3,10 +3,8 @@ came back."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,75 +14,27 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo._version import __version__
-from sdpo.errors import ConfigError, SandboxError, SdpoError
+from sdpo.errors import ConfigError
+from sdpo.terminal import Errors, show_version, write_any_text
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
 )
 
 
-class _Errors(click.Group):
-    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except SdpoError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-            ctx.exit(error.exit_code)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
-    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
-    if not is_asked:
-        return
-    from sdpo.machine import describe_machine
-
-    click.echo(f"sdpo {__version__}")
-    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
-        click.echo(f"{name:<13} {value}")
-    ctx.exit()
-
-
-def _sandbox_level() -> str:
-    """What programs under judgement would be isolated by, found out by isolating one."""
-    from sdpo.sandbox import open_sandbox
-
-    try:
-        with open_sandbox(width=1) as sandbox:
-            return sandbox.level
-    except SandboxError as error:
-        return f"unavailable: {error}"
-
-
-def _write_any_text() -> None:
-    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
-    JSON), and what a terminal has no character for is shown as an escape."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
-                stream.reconfigure(encoding="utf-8")
-            stream.reconfigure(errors="backslashreplace")
-
-
-@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Errors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_show_version,
+    callback=show_version,
     help="Show the version, the libraries, the device and the sandbox, and exit.",
 )
 def main() -> None:
     """Self-distillation policy optimization: learn from what the environment says about each
     attempt."""
-    _write_any_text()
+    write_any_text()
 
 
 @main.command()

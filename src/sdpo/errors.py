@@ -70,3 +70,9 @@ class CheckpointError(SdpoError):
 
 class CanaryStop(SdpoError):
     """A canary with action `stop` fired; the run ended on purpose."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, short enough for one sentence."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300].rstrip(".:") if text else type(error).__name__

@@ -178,6 +178,7 @@ TURNS = {
     "DiscoverConfig.window_tokens": turn("140", observe=discovered),
     "DiscoverConfig.show_attempts": turn("true", observe=discovered),
     "SelectConfig.pass_at": turn("1", "discover.select.below=1", observe=discovered),
+    "SelectConfig.attempts": turn("6", "discover.select.below=0.4", observe=discovered),
     "SelectConfig.below": turn("0.0", observe=discovered),
     # Objectives
     "_SupportConfig.top_k": turn("5"),

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sdpo.engines.base import GenerationRequest, Sampling
-from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.completions import open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
 from sdpo.engines.fallback import sample_prompt
@@ -18,6 +18,7 @@ from sdpo.engines.local import LocalEngine
 from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.plan import fast_layers
 from sdpo.kernels.tree import tree_plan
+from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
 
 WINDOW = 8
@@ -92,7 +93,7 @@ def test_sampler_and_plain_forward_agree(family):
     model = build(family, FAST.get(family) or GENERIC.get(family, {}))
     engine, requests = LocalEngine(model), make_requests(LENGTHS, group=3)
     groups = engine.generate(requests, SAMPLING)
-    assert (engine._fast_path() is not None) == (family in FAST)
+    assert isinstance(fast_path_of(model), FastPath) == (family in FAST)
     pairs = flatten(requests, groups)
     assert len({len(completion.token_ids) for _, completion in pairs}) > 2
     for prompt_ids, completion in pairs:
@@ -140,12 +141,12 @@ def test_temperature_enters_logprobs_alike(temperature):
 def test_both_paths_sample_the_same():
     model, requests = build("gemma2", FAST["gemma2"]), make_requests(LENGTHS, group=3)
     fast = LocalEngine(model).generate(requests, SAMPLING)
-    prompts, groups = distinct_prompts(requests)
+    prompts, groups = open_completions(requests)
     with torch.no_grad():
-        for prompt_ids, attempts in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, attempts, SAMPLING)
+        for prompt_ids, completions in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, completions, SAMPLING)
     assert [[c.token_ids for c in group] for group in fast] == [
-        [attempt.completion().token_ids for attempt in group] for group in groups
+        [completion.close().token_ids for completion in group] for group in groups
     ]
 
 
@@ -154,9 +155,9 @@ def test_steps_of_fixed_size_sample_the_same():
     """What CUDA graphs replay: padded rows, columns and prompt slots, here run without a graph."""
     model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(LENGTHS, group=5)
     whole = LocalEngine(model).generate(requests, SAMPLING)
-    fast = LocalEngine(model)._fast_path()
-    prompts, groups = distinct_prompts(requests)
-    attempts = [attempt for group in groups for attempt in group]
+    fast = fast_path_of(model)
+    prompts, groups = open_completions(requests)
+    completions = [completion for group in groups for completion in group]
     captured = []
 
     def capture(step, undo):
@@ -175,9 +176,9 @@ def test_steps_of_fixed_size_sample_the_same():
             fast, num_prompts=3, prompt_columns=32, num_rows=7, suffix_columns=26, max_group=5
         )
         graphs = StepGraphs(capture=capture)
-        Decoder(fast, state, prompts, attempts, SAMPLING, 4096, graphs).run()
+        Decoder(fast, state, prompts, completions, SAMPLING, 4096, graphs).run()
     assert {7, 4, 2} <= set(captured)
-    assert [[attempt.completion().token_ids for attempt in group] for group in groups] == [
+    assert [[completion.close().token_ids for completion in group] for group in groups] == [
         [completion.token_ids for completion in group] for group in whole
     ]
 
@@ -213,7 +214,7 @@ def test_a_beginning_that_prompts_share_is_computed_once(device_kind, monkeypatc
 
     monkeypatch.setattr(model.base_model, "forward", noting)
     engine = LocalEngine(model)
-    engine._fast_path()
+    fast_path_of(model)
     monkeypatch.setattr(
         "sdpo.engines.decode.tree_plan",
         lambda segments, device: tree_plan(segments, device, kind=device_kind),

@@ -7,9 +7,10 @@ import torch
 from engine_requests import make_requests, token_ids
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.completions import open_completions
 from sdpo.engines.fallback import sample_prompt
 from sdpo.engines.local import LocalEngine
+from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
 
 pytestmark = [
@@ -38,11 +39,11 @@ def build(family: str, dtype: torch.dtype = torch.float32, window: int | None = 
 
 
 def one_at_a_time(model, requests, sampling):
-    prompts, groups = distinct_prompts(requests)
+    prompts, groups = open_completions(requests)
     with torch.no_grad():
-        for prompt_ids, attempts in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, attempts, sampling)
-    return [[attempt.completion() for attempt in group] for group in groups]
+        for prompt_ids, completions in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, completions, sampling)
+    return [[completion.close() for completion in group] for group in groups]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,7 +55,7 @@ def test_captured_steps_sample_the_same(family):
     )
     engine = LocalEngine(model)
     ours, expected = engine.generate(requests, SAMPLING), one_at_a_time(model, requests, SAMPLING)
-    assert engine._fast is not None
+    assert isinstance(fast_path_of(model), FastPath)
     assert engine._state is not None, "no captured steps were kept"
     assert token_ids(ours) == token_ids(expected)
     assert token_ids(LocalEngine(model, max_sequences=7).generate(requests, SAMPLING)) == token_ids(

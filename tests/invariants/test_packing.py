@@ -14,9 +14,9 @@ from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.blocks import BlockAttention
 from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import FLEX_BLOCK, BranchAttention, FlexAttention
-from sdpo.models import hidden as backbone
-from sdpo.models.hidden import enable_checkpointing, shares_prefixes
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.packing import PackItem, hidden_rows, pack
+from sdpo.models.qualify import Refusal, shares_prefixes
 from sdpo.testing import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
@@ -264,6 +264,7 @@ def test_recomputing_forgets_activations():
 def test_norms_keep_nothing_but_their_input(family):
     model = tiny_model(family, dtype=torch.bfloat16)
     (batch,) = pack(long_prefix(random.Random(0)), budget_tokens=10_000)
+    assert shares_prefixes(model)  # its trial has a backward pass of its own
     wide = []
 
     def note(tensor):
@@ -332,7 +333,7 @@ def test_a_model_whose_attention_misbehaves_is_found_out(monkeypatch):
     model = tiny_model("llama")
     attend = BlockAttention.attend
     monkeypatch.setattr(BlockAttention, "attend", lambda *a: attend(*a) * 1.01)
-    assert backbone.attention_kind(model) == "separate"
+    assert not shares_prefixes(model)
 
 
 def test_a_model_without_layers_to_recompute_says_so():
@@ -342,11 +343,11 @@ def test_a_model_without_layers_to_recompute_says_so():
         enable_checkpointing(model)
 
 
-def test_separate_rows_recompute_too():
+def test_separate_rows_recompute_too(monkeypatch):
     model = tiny_model("llama")
     chosen = shared_prompts(random.Random(0))
     expected = loss_and_gradients(model, packed_rows(model, chosen, 40))[1]
-    backbone._kinds[model] = "separate"
+    monkeypatch.setattr("sdpo.models.packing.tree_kind_of", lambda model: Refusal(reason=""))
     enable_checkpointing(model)
     ours = packed_rows(model, chosen, 40)
     for name, gradient in loss_and_gradients(model, ours)[1].items():

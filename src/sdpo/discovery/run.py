@@ -34,7 +34,7 @@ from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
 
 RESULTS = "discovery.jsonl"
@@ -75,6 +75,8 @@ def discover_tasks(
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
+        if line := record_judging(run_dir, sampler.env):
+            say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
         for method in config.discover.methods:

@@ -8,7 +8,7 @@ from sdpo.engines.base import Sampling
 from sdpo.engines.sampling import sample_tokens
 from sdpo.kernels.cache import KvCache
 from sdpo.kernels.decode import DecodePlan
-from sdpo.models.structure import FastPath
+from sdpo.models.qualify import FastPath
 
 
 class DecodeState:

@@ -1,5 +1,5 @@
 """The environment contract: load tasks, judge rollouts, and optionally more (`Replying`,
-`Checking`, `Discoverable`, `Closing`).
+`Checking`, `Discoverable`, `Describing`, `Closing`).
 
 An environment is plain Python over records; it never sees a model, tokenizer or tensor. `env(tasks,
 judge)` makes one from a list and a function.
@@ -24,8 +24,8 @@ class Env(Protocol):
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
     not depend on call order; what it raises stops the run. What else an environment may offer is
-    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Closing`. Callers ask
-    `isinstance(env, Replying)`; a method of that name is all it takes.
+    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Describing`, `Closing`; a
+    method of that name is all it takes, and callers ask `isinstance(env, Replying)`.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -76,6 +76,16 @@ class Discoverable(Protocol):
 
     def for_discovery(self, task: Task) -> Task:
         """`task` as a search judges it, where judging for evaluation would reveal too little."""
+        ...
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """An environment whose verdicts depend on the machine."""
+
+    def facts(self) -> Mapping[str, str]:
+        """What the record of a run should say about judging on this machine, such as the sandbox's
+        level."""
         ...
 
 

@@ -17,8 +17,9 @@ import re
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.records import Task, Verdict
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)

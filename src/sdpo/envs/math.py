@@ -18,8 +18,9 @@ import threading
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.math_process import Comparer
-from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict

@@ -74,8 +74,8 @@ class Scores:
         return scores.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
-class MissingPlanError(RuntimeError):
-    """An attention layer was reached without a plan."""
+class PlanError(RuntimeError):
+    """An attention layer was reached without a plan, or with something that no plan computes."""
 
 
 class Plan(Protocol):
@@ -128,11 +128,14 @@ def _registered(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     sdpo_plan: Plan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     if sdpo_plan is None:
-        raise MissingPlanError("this architecture does not hand keyword arguments to its attention")
+        raise PlanError("this architecture does not hand keyword arguments to its attention")
+    if s_aux is not None:
+        raise PlanError("it has attention sinks, which no plan reads")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scaling=scaling, window=sliding_window, softcap=softcap)
     return sdpo_plan.attend(module.layer_idx, query, key, value, scores), None

@@ -13,7 +13,7 @@ T tokens of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +23,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.kernels.plan import Segment, fast_layers
-from sdpo.models.hidden import plain_hidden, recomputed_layers, shares_prefixes, tree_hidden
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.hidden import plain_hidden, recomputed_layers, tree_hidden
 from sdpo.models.prefix_tree import PrefixTree
+from sdpo.models.qualify import Refusal, shares_prefixes, tree_kind_of
 from sdpo.models.structure import causal_lm
 from sdpo.records import Sample
 
@@ -168,13 +170,13 @@ def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor
     if not len(micro_batch.row_index):
         embeddings: Any = inner.get_input_embeddings()
         return embeddings.weight[:0]
-    if not shares_prefixes(inner):
+    kind = tree_kind_of(inner)
+    if isinstance(kind, Refusal):
         with recomputed_layers(inner, nullcontext):
             return _separate_rows(inner, micro_batch)
     with recomputed_layers(inner, partial(fast_layers, inner)):
-        hidden_ND = tree_hidden(
-            inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
-        )
+        plan = tree_plan(micro_batch.segments, inner.device, kind=kind)
+        hidden_ND = tree_hidden(inner, micro_batch.token_ids, micro_batch.position_ids, plan, kind)
     return hidden_ND[micro_batch.row_index.to(hidden_ND.device)]
 
 
@@ -200,6 +202,20 @@ def _separate_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Ten
             own = places_R[micro_batch.row_items == item]
             rows.append(hidden[number][own.to(model.device)])
     return torch.cat(rows)
+
+
+def pack_samples(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    prompt: Callable[[Sample], tuple[int, ...]],
+    *,
+    budget_tokens: int,
+) -> list[tuple[MicroBatch, list[Sample]]]:
+    """Micro-batches for `model` of `samples`, each after its `prompt`, and the samples of each in
+    the order of its rows; see `pack`."""
+    items = [pack_item(sample, prompt(sample)) for sample in samples]
+    packed = pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model))
+    return [(batch, [samples[index] for index in batch.item_indices]) for batch in packed]
 
 
 def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:

@@ -27,9 +27,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdpo.errors import ModelError
+from sdpo.errors import ModelError, first_line
 from sdpo.models.device import default_dtype
-from sdpo.models.gguf import DEMO, demo_folder, first_line, gguf_folder
+from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
 from sdpo.models.quiet import quiet
 
 __all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]

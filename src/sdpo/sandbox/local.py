@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import queue
-import signal
 import sys
 import threading
 import warnings
@@ -31,8 +30,9 @@ MAX_RESTARTS = 3
 MAX_RETRIES = 5
 """How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
-SENT_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-"""Signals that others send, unlike those of a crash."""
+SENT_SIGNALS = (1, 9, 15)
+"""HUP, KILL and TERM by Linux's numbers, since Windows names no KILL: signals that others send,
+unlike those of a crash."""
 NOT_RUN = Outcome(status="not_run")
 
 

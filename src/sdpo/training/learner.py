@@ -24,8 +24,8 @@ from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
+from sdpo.models.head import check_head
 from sdpo.models.hidden import enable_checkpointing
-from sdpo.models.structure import check_head
 from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample

@@ -28,7 +28,7 @@ from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.self_teacher import check_can_sample
@@ -296,4 +296,6 @@ def open_run(
             parallel=parallel,
         )
         with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+            if parallel.is_main and (line := record_judging(run_dir, run.env)):
+                run.say(line)
             yield run

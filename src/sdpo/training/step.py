@@ -24,8 +24,7 @@ from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominat
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
-from sdpo.models.hidden import shares_prefixes
-from sdpo.models.packing import MicroBatch, hidden_rows, pack, pack_item
+from sdpo.models.packing import MicroBatch, hidden_rows, pack_samples
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
@@ -139,16 +138,15 @@ class Updater:
         finish(self.model.device)
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
         weights = distill_weights(active, targets, self._objective, spec, self._parallel)
-        items = [pack_item(sample, sample.prompt_ids) for sample in active]
-        packed = pack(
-            items,
+        packed = pack_samples(
+            self.model,
+            active,
+            lambda sample: sample.prompt_ids,
             budget_tokens=self._config.micro_batch_tokens,
-            share_prefixes=shares_prefixes(self.model),
         )
         problem = ""
         with self.optimizer.accumulating():
-            for micro_batch in packed:
-                chosen = [active[i] for i in micro_batch.item_indices]
+            for micro_batch, chosen in packed:
                 problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
                 if problem:
                     break

@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.models.hidden import shares_prefixes
-from sdpo.models.packing import hidden_rows, pack, pack_item
+from sdpo.models.packing import hidden_rows, pack_samples
 from sdpo.models.weights import applied, head_of
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
@@ -101,17 +100,10 @@ def hidden_states(
 ) -> Iterator[tuple[Sample, torch.Tensor]]:
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
-    items = [pack_item(sample, prompt(sample)) for sample in samples]
-    packed = pack(
-        items,
-        budget_tokens=budget_tokens * _BUDGET_WITHOUT_GRAPH,
-        share_prefixes=shares_prefixes(model),
-    )
-    for micro_batch in packed:
+    budget = budget_tokens * _BUDGET_WITHOUT_GRAPH
+    for micro_batch, packed in pack_samples(model, samples, prompt, budget_tokens=budget):
         rows = hidden_rows(model, micro_batch)
-        counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
-        for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
-            yield samples[index], part
+        yield from zip(packed, rows.split([s.num_trained for s in packed]), strict=True)
 
 
 def _negatives(

@@ -7,7 +7,7 @@ import torch
 
 from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.local import LocalEngine
-from sdpo.errors import EngineError
+from sdpo.errors import EngineError, ModelError
 from sdpo.testing import tiny_model
 
 
@@ -66,11 +66,20 @@ def test_empty_prompts_are_refused():
         engine.generate([request()], sampling())
 
 
-def test_diverged_weights_are_an_error_and_not_a_rollout():
+def test_damaged_weights_are_an_error_and_not_a_rollout():
     model = tiny_model()
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
-    with pytest.raises(EngineError, match="not finite"):
+    with pytest.raises(ModelError, match="not finite"):
         LocalEngine(model).generate([request(5, 6)], sampling())
+
+
+def test_weights_that_diverge_while_training_are_an_error_and_not_a_rollout():
+    model = tiny_model()
+    engine = LocalEngine(model)
+    engine.generate([request(5, 6)], sampling())
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.generate([request(5, 6)], sampling())
 
 
 def test_the_module_is_left_as_it_was_found():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.completions import Attempt
+from sdpo.engines.completions import OpenCompletion
 from sdpo.engines.sampling import check_sampling, sample_tokens, uniforms
 from sdpo.errors import EngineError
 
@@ -106,7 +106,7 @@ def test_logits_that_are_not_finite_are_refused(temperature, size, place):
     options = sampling(temperature=temperature)
     tokens, logprobs = sample_tokens(logits, torch.tensor([0.5]), options)
     with pytest.raises(EngineError, match="not finite at token 0"):
-        Attempt(prompt=0, seed=0).append(int(tokens[0]), float(logprobs[0]), options)
+        OpenCompletion(prompt=0, seed=0).append(int(tokens[0]), float(logprobs[0]), options)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,10 @@ def values_match(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> bo
 
 def _numbers_match(actual: complex, expected: complex, tolerance: float) -> bool:
     if isinstance(expected, complex) or isinstance(actual, complex):
-        a, e = complex(actual), complex(expected)
+        try:
+            a, e = complex(actual), complex(expected)
+        except OverflowError:  # an int beyond the floats
+            return False
         return _numbers_match(a.real, e.real, tolerance) and _numbers_match(
             a.imag, e.imag, tolerance
         )

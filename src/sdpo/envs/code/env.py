@@ -11,7 +11,7 @@ ones. About private tests, feedback reveals only the kind of failure and how man
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
@@ -25,6 +25,7 @@ from sdpo.envs.code.tasks import (
     with_tests,
     with_worked_example,
 )
+from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.sandbox import open_sandbox, require_linux
@@ -71,7 +72,10 @@ class CodeEnv:
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
-        return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
+        judge = self._open()
+        return guarded(
+            lambda: judge.verdict_on_text(task.reference, rollout.text, rollout.truncated)
+        )
 
     def reference_answer(self, task: Task) -> str | None:
         """The reference solution as a Python block."""
@@ -91,6 +95,10 @@ class CodeEnv:
             },
             skipped=sum(task.reference.solution is None for task in tasks),
         )
+
+    def facts(self) -> Mapping[str, str]:
+        """The sandbox's level, which opens it."""
+        return {"sandbox": self._open().sandbox.level}
 
     def close(self) -> None:
         """End the sandbox's processes; a later `judge` starts them again."""

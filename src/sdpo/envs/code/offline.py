@@ -20,6 +20,7 @@ from sdpo.envs.code.tasks import (
     with_tests,
 )
 from sdpo.envs.table import Line, read_lines
+from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
@@ -73,8 +74,9 @@ def judge_file(
     """The verdicts on a file of responses, in order, each written as one line once it is known.
 
     `responses` has lines `{"id": task id, "response": text, "truncated": false}`, any number per
-    task. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics"}` go to the
-    file `out` or to standard output.
+    task. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics", "sandbox"}`
+    go to the file `out` or to standard output; one of category `error` has the traceback of the
+    judge under `error`.
     """
     if split not in ("public", "private"):
         raise ConfigError(f"split = {split!r}: choose public or private")
@@ -87,7 +89,7 @@ def judge_file(
         for (task, _, _), verdict in zip(
             attempts, _verdicts(judge, attempts, split, stack), strict=True
         ):
-            write(_verdict_line(task, verdict))
+            write(_verdict_line(task, verdict, judge.sandbox.level))
             verdicts.append(verdict)
     return verdicts
 
@@ -101,12 +103,13 @@ def _verdicts(
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=judge.sandbox.width))
     # If one fails, do not wait for everything that is queued behind it.
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-    return pool.map(
-        lambda attempt: judge.verdict_on_text(
-            with_tests(attempt[0], split).reference, attempt[1], attempt[2]
-        ),
-        attempts,
-    )
+
+    def verdict(attempt: tuple[Task, str, bool]) -> Verdict:
+        task, text, is_truncated = attempt
+        reference = with_tests(task, split).reference
+        return guarded(lambda: judge.verdict_on_text(reference, text, is_truncated))
+
+    return pool.map(verdict, attempts)
 
 
 def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
@@ -125,7 +128,7 @@ def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
     return known[task_id], text, is_truncated
 
 
-def _verdict_line(task: Task, verdict: Verdict) -> str:
+def _verdict_line(task: Task, verdict: Verdict, level: str) -> str:
     row = {
         "id": task.id,
         "reward": verdict.reward,
@@ -133,14 +136,34 @@ def _verdict_line(task: Task, verdict: Verdict) -> str:
         "category": verdict.info["category"],
         "feedback": verdict.feedback,
         "metrics": dict(verdict.metrics),
+        "sandbox": level,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    if "error" in verdict.info:
+        row["error"] = verdict.info["error"]
+    text = json.dumps(row, ensure_ascii=False)
+    # Half a surrogate pair has no UTF-8 form; its escape has.
+    return (text if _is_utf8(text) else json.dumps(row)) + "\n"
 
 
-def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], object]:
-    if out is None:
-        return sys.stdout.write
+def _is_utf8(text: str) -> bool:
     try:
-        return stack.enter_context(Path(out).open("w", encoding="utf-8")).write
-    except OSError as error:
-        raise SdpoError(f"cannot write {out}: {error.strerror}") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], None]:
+    """Writes a line and flushes it: whoever is killed leaves what is known."""
+    file = sys.stdout
+    if out is not None:
+        try:
+            file = stack.enter_context(Path(out).open("w", encoding="utf-8"))  # noqa: SIM115
+        except OSError as error:
+            raise SdpoError(f"cannot write {out}: {error.strerror}") from error
+
+    def write(line: str) -> None:
+        file.write(line)
+        file.flush()
+
+    return write

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared
 from sdpo.envs.code.compare import outputs_match, values_match
 from sdpo.envs.code.tasks import CodeReference, CodeTest
-from sdpo.envs.text import show
+from sdpo.envs.text import safe, show
 from sdpo.sandbox import Limits, Outcome, Program, Sandbox
 
 Status = Literal[
@@ -44,6 +44,8 @@ class TestResult:
     stdout: str = ""
     """What a `function` or `asserts` test printed besides its answer."""
     output: str = ""
+    """This and the others are cut to what feedback shows; whole, they would be kept until the last
+    test is done."""
     expected: str = ""
     outcome: Outcome | None = None
     """For the input on which the program failed; None if no single input is to blame."""
@@ -59,6 +61,10 @@ MAX_SLOW_TESTS = 20
 
 PASSED = TestResult(status="passed")
 NOT_RUN = TestResult(status="not_run")
+_DECIDED = Outcome(status="value")
+"""Stands for the outcomes of decided tests."""
+MAX_HELD_BYTES = 8 << 20
+"""Encoded values of an attempt's undecided tests; in memory they may take 20 times as much."""
 
 
 class TestRun:
@@ -106,16 +112,20 @@ class TestRun:
         """Of the tests whose inputs have all run; None where the trusted process must decide."""
         self._seen: list[Outcome] = []
         self._num_failed = 0
+        self._held_bytes = 0
 
     def results(self) -> list[TestResult]:
         """The result of each test, in order; tests after a stop are `not_run`."""
-        outcomes = self._sandbox.run(
-            self._program, self._inputs, self._limits, should_stop=self._should_stop
+        self._sandbox.run(
+            self._program,
+            self._inputs,
+            self._limits,
+            should_stop=self._should_stop,
+            keeps_values=False,
         )
-        self._seen = [each for each in outcomes if each.status != "not_run"]
-        self._advance()
+        self._advance()  # Tests without inputs of their own may come last.
         results = [
-            self._decide(index, outcomes) if result is None else result
+            self._decide(index) if result is None else result
             for index, result in enumerate(self._results)
         ]
         if len(results) < len(self._tests) and all(each.status == "passed" for each in results):
@@ -140,7 +150,7 @@ class TestRun:
         if index < len(self._seen):  # the sandbox lost a worker and starts over
             del self._seen[index:]
             self._results.clear()
-            self._num_failed = 0
+            self._num_failed = self._held_bytes = 0
         self._seen.append(outcome)
         return self._advance()
 
@@ -156,10 +166,20 @@ class TestRun:
             elif len(own) < self._ends[test] - self._start(test):
                 break
             else:
-                result = self._decide_at_once(test, own)
+                result = self._decide_at_once(test, own) or self._hold(test, own)
+            if result is not None:
+                # Values go as soon as they are decided: an attempt's could fill the memory.
+                self._seen[self._start(test) : self._ends[test]] = [_DECIDED] * len(own)
             self._results.append(result)
             self._num_failed += result is not None and result is not PASSED
         return self._has_enough()
+
+    def _hold(self, test: int, outcomes: Sequence[Outcome]) -> TestResult | None:
+        """None, to keep the values of an undecided test; `output_limit` if they are too many."""
+        self._held_bytes += sum(outcome.num_bytes for outcome in outcomes)
+        if self._held_bytes <= MAX_HELD_BYTES:
+            return None
+        return TestResult(status="output_limit", given=self._given(test, self._start(test)))
 
     def _has_enough(self) -> bool:
         return (
@@ -197,9 +217,9 @@ class TestRun:
         return TestResult(
             status="wrong_answer",
             given=self._given(index, self._ends[index] - 1),
-            stdout="" if is_text else outcome.stdout,
-            output=answer if is_text else show(answer),
-            expected=test.output if is_text else show(test.output),
+            stdout="" if is_text else safe(outcome.stdout),
+            output=safe(answer if is_text else show(answer)),
+            expected=safe(test.output if is_text else show(test.output)),
         )
 
     def _decide_asserts(self, index: int, outcomes: Sequence[Outcome]) -> TestResult | None:
@@ -218,8 +238,9 @@ class TestRun:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
         return None if is_open else PASSED
 
-    def _decide(self, index: int, outcomes: Sequence[Outcome]) -> TestResult:
+    def _decide(self, index: int) -> TestResult:
         """The result of a test that `_decide_asserts` left open."""
+        outcomes = self._seen
         start = self._start(index)
         for prepared in self._prepared[index]:
             own = outcomes[start : start + len(prepared.probes)]
@@ -245,8 +266,8 @@ def decision_result(decision: Decision, stdout: str) -> TestResult:
     return TestResult(
         status="wrong_answer",
         given=decision.given,
-        stdout=stdout,
-        output=decision.output,
+        stdout=safe(stdout),
+        output=safe(decision.output),
         expected=decision.expected,
     )
 

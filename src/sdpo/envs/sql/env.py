@@ -10,7 +10,7 @@ database show whether that was learnt. The right query and its rows are never sh
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdpo.config import schema
@@ -61,6 +61,10 @@ class SqlEnv(RowsEnv):
             failures={name: problem for name, problem in problems.items() if problem},
             skipped=0,
         )
+
+    def facts(self) -> Mapping[str, str]:
+        """The sandbox's level, which opens it."""
+        return {"sandbox": self._open().sandbox.level}
 
     def close(self) -> None:
         """Ends the sandbox's processes; a later `judge` opens them again."""
