@@ -17,6 +17,7 @@ from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
 from sdpo.models.head import check_head
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
+from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
 
@@ -78,20 +79,17 @@ def discover(
 def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckReport:
     """Prove that a recipe can run before it costs anything.
 
-    Gold references pass and a trivial answer fails (where the environment can say so), every prompt
-    fits its budget, the tokenizer has a chat template whose completions round-trip, and the LM head
-    is one the fused loss can train. Raises `SdpoError` for what no run could survive.
+    Gold references pass and a trivial answer fails (where the environment can say so); every prompt
+    and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
+    has a chat template whose completions round-trip; and the LM head is one the fused loss can
+    train. Raises `SdpoError` for what no run could survive.
     """
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
         check_head(sampler.policy.model)
+        check_lengths(sampler, config, splits=("train", "eval"))
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
-                sampler.chat.prompt_ids(
-                    task.messages,
-                    max_tokens=config.rollout.max_prompt_tokens,
-                    what=f"task {task.id!r}: prompt",
-                )
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):
                     raise ModelError(
                         f"the chat template of {config.model.name!r} leaves out the text of task "

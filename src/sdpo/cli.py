@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo.errors import ConfigError
+from sdpo.printable import printable
 from sdpo.terminal import Errors, show_version, write_any_text
 
 ARGUMENTS = click.argument(
@@ -175,7 +176,7 @@ def check(
     report = api.check(*arguments)
     console = Console()
     for task, what in report.failures.items():
-        console.print(f"{task}: {what}", highlight=False, markup=False)
+        console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(
         f"{report.num_tasks} tasks, {len(report.failures)} failures, "
         f"{report.skipped} without a reference",
