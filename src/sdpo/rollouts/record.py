@@ -94,6 +94,9 @@ def rollout_rows(
             first = group.rollouts[0].index
             row["prompt"] = _plain(group.task.messages) if rollout.index == first else first
             row |= _attempt(rollout) | _judgement(verdict) | _teacher(context, rollout.index, seen)
+            if context.demonstration is not None:
+                # Attempts that could not be judged leave gaps: a place is not an index.
+                row["demonstration"] = group.rollouts[context.demonstration].index
             row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
             rows.append(row)
     return rows

@@ -6,16 +6,16 @@ need no further exchange. What a step learns from them is learner.py.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
-from sdpo.errors import CanaryStop
+from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.metrics.canaries import Alert, Canaries
@@ -24,7 +24,7 @@ from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
-from sdpo.rollouts.collect import Collected
+from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
@@ -33,6 +33,8 @@ from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
+
+T = TypeVar("T")
 
 
 class Run:
@@ -103,14 +105,19 @@ class Run:
         return not steps
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
-        """Judged groups of all ranks for `tasks`, in their order."""
-        collected = self._sampler.collector.collect(
-            self._parallel.share(tasks),
-            group_size=self.config.rollout.group_size,
-            sampling=self._sampling(),
-            seed=derive(self.config.seed, "rollout", self.step),
+        """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
+        could be judged. Raises `JudgeError` on every rank."""
+        group_size = self.config.rollout.group_size
+        collected = self._on_all_ranks(
+            lambda: self._sampler.collector.collect(
+                self._parallel.share(tasks),
+                group_size=group_size,
+                sampling=self._sampling(),
+                seed=derive(self.config.seed, "rollout", self.step),
+            )
         )
-        return replace(collected, groups=self._parallel.gather_shares(collected.groups))
+        groups = self._parallel.gather_shares(collected.groups)
+        return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained, without times; its rollouts and
@@ -140,19 +147,21 @@ class Run:
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
         # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
-        part = attempt_tasks(
-            self._sampler.collector,
-            self._parallel.share(tasks),
-            samples=evaluation.samples,
-            sampling=self._sampler.sampling(
-                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-            ),
-            seed=self.config.seed,
+        part = self._on_all_ranks(
+            lambda: attempt_tasks(
+                self._sampler.collector,
+                self._parallel.share(tasks),
+                samples=evaluation.samples,
+                sampling=self._sampler.sampling(
+                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
+                ),
+                seed=self.config.seed,
+            )
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
-            self._recorder.write(rollout_rows(self.step, groups, split="eval"))
-        return summarise(groups).metrics() | self._probe()
+            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
+        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
@@ -202,6 +211,14 @@ class Run:
             self.save()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
+    def save_before_stop(self) -> None:
+        """Save the last complete step before an error of the environment ends the run. Inside a
+        step, whose weights have changed already, there is none and the last checkpoint counts."""
+        if self.last_metrics.get("step") == self.step:
+            if self.step not in self._checkpoints.steps():
+                self.save()
+            self.say(f"a judge failed: step {self.step} is saved; the same command continues")
+
     def act(self, alerts: Sequence[Alert]) -> None:
         """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
         last good checkpoint."""
@@ -214,6 +231,20 @@ class Run:
             )
         if any(alert.action == "rollback" for alert in alerts):
             self._roll_back(alerts[0].restored)
+
+    def _on_all_ranks(self, judge: Callable[[], T]) -> T:
+        """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
+        would otherwise wait for it."""
+        found, error = None, None
+        try:
+            found = judge()
+        except JudgeError as raised:
+            error = raised
+        for raised in self._parallel.gather(error):
+            if raised is not None:
+                raise raised
+        assert found is not None
+        return found
 
     def say(self, text: str) -> None:
         """One line for the user."""
