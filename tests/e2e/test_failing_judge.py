@@ -52,7 +52,7 @@ def test_groups_with_gaps_keep_their_indices_and_resume_exactly(model, tmp_path,
     by attempt."""
     overrides = (
         "steps=6", "env.retries=0", "env.max_unjudged=0.9", "checkpoint.every=1",
-        "rollout.group_size=2", "eval.every=3", "eval.probe_tasks=2", "objective.type=sdpo",
+        "rollout.group_size=2", "eval.every=3", "eval.probe_tasks=6", "objective.type=sdpo",
     )  # fmt: skip
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(config(model, whole, *overrides), env=flaky(35))
@@ -104,9 +104,43 @@ def test_a_failing_judge_lost_every_step_since_the_last_checkpoint(
 
     with pytest.raises(JudgeError, match=str(error)):
         train(config(model, run, *overrides), env=sdpo.env(TASKS, breaks))
-    assert Checkpoints(run, keep=2).steps() == [4]
+    assert Checkpoints(run, keep=2).steps() == [5]
     is_broken = False
     # More patience with the service is another way of asking, not another run.
     again = config(model, run, *overrides, "env.timeout_s=5")
     assert train(again, env=sdpo.env(TASKS, breaks)).finished
     assert rows(run) == rows(whole)
+
+
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_a_judge_failing_in_an_evaluation_lost_the_step_it_came_after(model, tmp_path, at):  # noqa: F811
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    overrides = ("steps=6", "checkpoint.every=0", "eval.every=3", "eval.probe_tasks=2")
+    train(config(model, whole, *overrides), env=sdpo.env(TASKS, judge))
+    step, is_broken = 0, True
+
+    def breaks(task, rollout):
+        if is_broken and step >= at - 1 and is_evaluating.get(rollout.policy_version, at == 0):
+            raise ValueError("a bug of mine")
+        return judge(task, rollout)
+
+    is_evaluating: dict[int, bool] = {}
+    seen = []
+
+    def note(row):
+        nonlocal step
+        step = row["step"]
+        seen.append(step)
+
+    # The weights an evaluation samples from are those after its step.
+    for row in read_rollouts(whole):
+        if row["split"] == "eval" and row["step"] == at:
+            is_evaluating[row["policy_version"]] = True
+    with pytest.raises(JudgeError, match="a bug of mine"):
+        train(config(model, run, *overrides), env=sdpo.env(TASKS, breaks), on_step=note)
+    assert Checkpoints(run, keep=2).steps() == ([at] if at else [])
+    assert seen == list(range(at))
+    is_broken = False
+    assert train(config(model, run, *overrides), env=sdpo.env(TASKS, breaks)).finished
+    assert rows(run) == rows(whole)
+    assert (run / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()

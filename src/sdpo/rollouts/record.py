@@ -51,9 +51,13 @@ class RolloutRecorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resume_at(self, step: int) -> None:
-        """Forget every rollout and credit of a later step than `step`; -1 forgets all."""
-        self._rollouts.resume_at(step)
+    def resume_at(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Forget every rollout and credit of a later step than `step`; -1 forgets all. Unless
+        `is_evaluated` the evaluation of `step` itself is forgotten too."""
+        self._rollouts.resume_at(
+            step,
+            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] == "eval",
+        )
         self._credit.resume_at(step)
 
     def write(self, rows: Iterable[Row]) -> None:

@@ -110,6 +110,10 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         run.record(metrics, run.watch(metrics))
         run.save_start()
         yield run.last_metrics
+    elif run.unevaluated is not None:
+        run.complete(run.unevaluated)
+        run.save()
+        yield run.last_metrics
     while run.step < config.steps:
         clock = Clock()
         step_tasks = tasks_of_step(
@@ -125,13 +129,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             metrics |= learner.follow(metrics)
             run.record_rollouts(groups, losses)
             metrics |= collected.metrics() | clock.seconds()
-            if run.is_due(config.eval.every):
-                metrics |= run.evaluate()
-            alerts = run.watch(metrics)
-            run.record(metrics, alerts)
-            # Before any save: a run killed in between resumes before the alert and acts on it
-            # again.
-            run.act(alerts)
+            run.complete(metrics)
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics

@@ -55,6 +55,8 @@ class Run:
         self.env = sampler.env
         self.learner = learner
         self.last_metrics: dict[str, float] = {}
+        self.unevaluated: dict[str, float] | None = None
+        """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
@@ -99,8 +101,10 @@ class Run:
                 )
             self.say(f"resuming {self.dir} after step {self.step}")
         if self._parallel.is_main:
-            self._writer.resume_at(self.step if steps else -1)
-            self._recorder.resume_at(self.step if steps else -1)
+            last = self.step if steps else -1
+            is_evaluated = self.unevaluated is None
+            self._writer.resume_at(last if is_evaluated else last - 1)
+            self._recorder.resume_at(last, is_evaluated=is_evaluated)
             self.last_metrics = self._writer.last()
         return not steps
 
@@ -140,6 +144,19 @@ class Run:
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
+
+    def complete(self, metrics: Mapping[str, float]) -> None:
+        """Evaluate the step that has just trained if that is due, write its row and act on its
+        alerts. A judge that fails here leaves the step `unevaluated`; saved so, the run makes the
+        evaluation when it continues."""
+        self.unevaluated = dict(metrics)
+        if self.is_due(self.config.eval.every):
+            metrics = {**metrics, **self.evaluate()}
+        alerts = self.watch(metrics)
+        self.record(metrics, alerts)
+        self.unevaluated = None
+        # Before any save: a run killed in between resumes before the alert and acts on it again.
+        self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
@@ -212,9 +229,9 @@ class Run:
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
     def save_before_stop(self) -> None:
-        """Save the last complete step before an error of the environment ends the run. Inside a
-        step, whose weights have changed already, there is none and the last checkpoint counts."""
-        if self.last_metrics.get("step") == self.step:
+        """Save the last step that has trained, evaluated or not, before a judge's error ends the
+        run."""
+        if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
             if self.step not in self._checkpoints.steps():
                 self.save()
             self.say(f"a judge failed: step {self.step} is saved; the same command continues")
@@ -295,6 +312,7 @@ class Run:
             "totals": self._totals,
             "canaries": self._canaries.state(),
             "evaluations": self._history.state(),
+            "unevaluated": self.unevaluated,
         } | self.learner.state()
 
     def _load(self, step: int) -> None:
@@ -303,6 +321,7 @@ class Run:
         self._totals = dict(state["totals"])
         self._canaries.load_state(state["canaries"])
         self._history.load_state(state.get("evaluations", ()))
+        self.unevaluated = state.get("unevaluated")
 
 
 @contextmanager
