@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo.errors import ConfigError
+from sdpo.printable import printable
 from sdpo.terminal import Errors, show_version, write_any_text
 
 ARGUMENTS = click.argument(
@@ -174,8 +175,10 @@ def check(
         raise click.UsageError(f"--probe-{min(chosen)} needs --probe")
     report = api.check(*arguments)
     console = Console()
+    for note in report.notes:
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     for task, what in report.failures.items():
-        console.print(f"{task}: {what}", highlight=False, markup=False)
+        console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(
         f"{report.num_tasks} tasks, {len(report.failures)} failures, "
         f"{report.skipped} without a reference",

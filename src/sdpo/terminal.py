@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sdpo._version import __version__
 from sdpo.errors import SandboxError, SdpoError
+from sdpo.printable import printable
 
 
 class Errors(click.Group):
@@ -23,7 +24,8 @@ class Errors(click.Group):
         try:
             return super().invoke(ctx)
         except SdpoError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+            text = _escape(printable(str(error)))
+            Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
 
 

@@ -114,7 +114,7 @@ def test_srpo_resolves_to_its_routing_weighting_and_one_count():
         (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ tokens routed to distill of"]),
         (["objective.type=rlsd"], ["x (1 - 0.5) + 0.5 exp(sign x gap)", "within [0.8, 1.2]"]),
         (["objective.type=rlcsd"], ["contrast with 4 wrong demonstrations"]),
-        (["objective.type=sft"], ["attempts the self-teacher sampled", "teacher ema"]),
+        (["objective.type=sft"], ["likelihood of the self-teacher's attempts", "teacher ema"]),
         (["objective.divergence.tail=false"], ["renormalised"]),
         (
             ["objective.divergence.support=union", "objective.divergence.top_k=20"],

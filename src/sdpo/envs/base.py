@@ -123,6 +123,8 @@ class CheckReport:
     """Task id to what is wrong with the task."""
     skipped: int
     """Tasks without a reference to check."""
+    notes: tuple[str, ...] = ()
+    """What `sdpo check` found out besides; an environment leaves it empty."""
 
 
 Judgement = Verdict | float | tuple[float, str | None] | Mapping[str, Any]

@@ -69,10 +69,10 @@ class JsonLines:
             return
         keep = 0
         with self.path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
-                row = json.loads(line)
+                row = _row(self.path, number, line)
                 if row["step"] > step or drops(row):
                     break
                 keep += len(line)
@@ -95,10 +95,20 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
+            yield _row(path, number, line)
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    if b"\0" in line:
+        # File systems leave such blocks when the power fails between a file's size and its data.
+        raise SdpoError(
+            f"{path}, line {number}: {line.count(0)} zero bytes instead of a row, as after a power "
+            "loss; delete that line to continue without it"
+        )
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
 
 
 def dumps(value: Any) -> str:

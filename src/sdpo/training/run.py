@@ -30,6 +30,7 @@ from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
+from sdpo.training.lengths import check_lengths
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
@@ -337,6 +338,7 @@ def open_run(
     run_dir = open_run_dir(config, run_facts(env)) if parallel.is_main else Path(config.run)
     parallel.barrier()
     with open_sampler(config, env) as sampler:
+        check_lengths(sampler, config, splits=("train", "eval"))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,

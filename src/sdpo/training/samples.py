@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import ObjectiveConfig, PolicyGradientConfig, RlcsdConfig
+from sdpo.config.objective import ObjectiveConfig, RlcsdConfig
 from sdpo.config.teacher import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
 from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
-from sdpo.training.objectives import reads_contexts
+from sdpo.training.objectives import divides_by_std, reads_contexts
 
 NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
 """The context of a rollout that no teacher reads."""
@@ -62,8 +62,7 @@ class SampleBuilder:
 
     def samples(self, group: Group, *, seed: int) -> list[Sample]:
         """One `Sample` per rollout of a group that has its contexts, in order."""
-        divide_by_std = getattr(self.objective, "policy_gradient", PolicyGradientConfig()).std
-        advantages = group_advantages(group.rewards, divide_by_std=divide_by_std)
+        advantages = group_advantages(group.rewards, divide_by_std=divides_by_std(self.objective))
         routes = route(group, self.rule)
         rng = random.Random(derive(seed, group.task.id))
         negatives = self._negative_contexts(group, rng)

@@ -9,7 +9,6 @@ import sdpo
 from sdpo.config.load import load_config
 from sdpo.parallel import Parallel
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import step as training_step
 from sdpo.training.loop import train_steps
 from sdpo.training.run import open_run
 
@@ -112,23 +111,3 @@ def test_no_rank_is_idle_while_there_are_rollouts(opened, updates, world_size):
         assert all(parts) or world_size * updates > 16
         keys = sorted(sample.key for part in parts for sample in part)
         assert keys == sorted(sample.key for sample in whole[number])
-
-
-@pytest.mark.parametrize(
-    ("objective", "reads"),
-    [("sdpo", False), ("sc_sdpo", False), ("grpo", True), ("hybrid", True), ("srpo", True)],
-)
-def test_old_log_probs_are_computed_only_where_they_are_read(opened, monkeypatch, objective, reads):
-    """Pure distillation off policy paid for a forward pass over all rollouts and read none."""
-    asked = []
-    hidden_states = training_step.hidden_states
-
-    def noted(model, samples, *arguments):
-        asked.extend(samples)
-        return hidden_states(model, samples, *arguments)
-
-    monkeypatch.setattr(training_step, "hidden_states", noted)
-    settings = (f"objective.type={objective}", "optim.updates_per_step=2", "steps=1")
-    with opened(*settings, judge=Judge(1000)) as run:
-        list(train_steps(run))
-    assert bool(asked) is reads

@@ -16,7 +16,7 @@ from sdpo.config.objective import (
 )
 from sdpo.config.schema import OptimConfig
 from sdpo.config.teacher import LiveConfig
-from sdpo.models.hidden import shares_prefixes
+from sdpo.models.qualify import shares_prefixes
 from sdpo.parallel import Parallel
 from sdpo.records import Sample
 from sdpo.teacher.schedule import TeacherSchedule

@@ -83,7 +83,11 @@ def parse_python(source: str) -> ast.Module:
     or ValueError."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source)
+        try:
+            return ast.parse(source)
+        except (MemoryError, RecursionError) as error:
+            # The parser's own words are "too many nested parentheses" at best.
+            raise ValueError("too deeply nested") from error
 
 
 @lru_cache(maxsize=8192)

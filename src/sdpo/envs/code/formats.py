@@ -32,7 +32,7 @@ from typing import Any
 
 from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
-from sdpo.envs.table import Line, read_lines, unique_ids
+from sdpo.envs.table import Line, kind_of, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
 from sdpo.seeds import derive
@@ -295,7 +295,14 @@ def _live_code_bench_tests(line: Line, key: str) -> list[tuple[str, CodeTest]]:
         where = f"{key}[{index}]"
         if not isinstance(row, dict) or not {"input", "output", "testtype"} <= set(row):
             raise line.error(where, "expected an object with input, output and testtype")
-        if row["testtype"] == "functional":
+        kind = row["testtype"]
+        if kind not in ("functional", "stdin"):
+            raise line.error(f"{where}.testtype", f"{kind!r} is neither stdin nor functional")
+        for name in ("input", "output"):
+            if not isinstance(row[name], str):
+                got = kind_of(row[name])
+                raise line.error(f"{where}.{name}", f"expected a string, got {got}")
+        if kind == "functional":
             # One JSON value per line, as on the site that the question comes from.
             arguments = [
                 _json(line, f"{where}.input", text)
@@ -303,13 +310,9 @@ def _live_code_bench_tests(line: Line, key: str) -> list[tuple[str, CodeTest]]:
                 if text.strip()
             ]
             test = CodeTest(input=arguments, output=_json(line, f"{where}.output", row["output"]))
-        elif row["testtype"] == "stdin":
-            test = CodeTest(input=row["input"], output=row["output"])
         else:
-            raise line.error(
-                f"{where}.testtype", f"{row['testtype']!r} is neither stdin nor functional"
-            )
-        tests.append((row["testtype"], test))
+            test = CodeTest(input=row["input"], output=row["output"])
+        tests.append((kind, test))
     return tests
 
 

@@ -22,6 +22,7 @@ from sdpo.envs.code.tasks import (
 from sdpo.envs.table import Line, read_lines
 from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, SdpoError
+from sdpo.printable import printable_json
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
 
@@ -140,17 +141,7 @@ def _verdict_line(task: Task, verdict: Verdict, level: str) -> str:
     }
     if "error" in verdict.info:
         row["error"] = verdict.info["error"]
-    text = json.dumps(row, ensure_ascii=False)
-    # Half a surrogate pair has no UTF-8 form; its escape has.
-    return (text if _is_utf8(text) else json.dumps(row)) + "\n"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return printable_json(row) + "\n"
 
 
 def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], None]:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from sdpo.envs.code.assert_forms import parse_python
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
@@ -28,6 +28,7 @@ TestSplit = Literal["public", "private"]
 Judged = TestSplit | Literal["all"]
 
 TIME_LIMIT_S = 1.0
+MIN_TIME_LIMIT_S = 0.001
 MEMORY_MB = 512
 
 KEYS = (
@@ -146,9 +147,9 @@ def parse_task(line: Line) -> tuple[str, Task]:
         private=private,
         setup=setup,
         prelude="" if library is None else library.source,
-        time_limit_s=_positive(line, "time_limit_s", TIME_LIMIT_S),
-        memory_mb=int(_positive(line, "memory_mb", MEMORY_MB, whole=True)),
-        tolerance=_positive(line, "tolerance", TOLERANCE, zero=True),
+        time_limit_s=_number(line, "time_limit_s", TIME_LIMIT_S, least=MIN_TIME_LIMIT_S, most=3600),
+        memory_mb=int(_number(line, "memory_mb", MEMORY_MB, least=1, most=1 << 20, is_whole=True)),
+        tolerance=_number(line, "tolerance", TOLERANCE, least=0, most=1_000_000_000),
         solution=solution,
     )
     task = make_task(_text(line, "id"), _text(line, "prompt"), reference)
@@ -329,7 +330,7 @@ def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
 
 def _compiles(line: Line, key: str, source: str) -> ast.Module:
     try:
-        return ast.parse(source.strip())
+        return parse_python(source.strip())
     except (SyntaxError, ValueError) as error:
         raise line.error(key, f"not Python: {error}") from error
 
@@ -353,13 +354,14 @@ def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = 
     return value
 
 
-def _positive(
-    line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False
+def _number(
+    line: Line, key: str, default: float, *, least: float, most: float, is_whole: bool = False
 ) -> float:
     value = line.row.get(key, default)
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        what = "a whole number" if whole else "a number"
-        bound = "of at least 0" if zero else "above 0"
-        raise line.error(key, f"expected {what} {bound}, got {json.dumps(value)[:80]}")
+    is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
+        what = "a whole number" if is_whole else "a number"
+        raise line.error(
+            key, f"expected {what} from {least} to {most:,}, got {json.dumps(value)[:80]}"
+        )
     return value
