@@ -29,8 +29,8 @@ from sdpo.losses.terms import Terms
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
-from sdpo.rollouts.collect import judge_all
 from sdpo.rollouts.credit import TokenCredit
+from sdpo.rollouts.judging import judge_all
 from sdpo.rollouts.sampler import chat_of
 from sdpo.teacher.context import Reading, teacher_contexts
 

@@ -71,6 +71,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             max_turns=config.rollout.max_turns,
+            judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
     finally:
