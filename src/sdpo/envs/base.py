@@ -111,6 +111,8 @@ class CheckReport:
     """Task id to what is wrong with the task."""
     skipped: int
     """Tasks without a reference to check."""
+    notes: tuple[str, ...] = ()
+    """What `sdpo check` found out besides; an environment leaves it empty."""
 
 
 Judge = Callable[[Task, Rollout], "Verdict | float | Awaitable[Verdict | float]"]

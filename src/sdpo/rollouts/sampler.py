@@ -20,11 +20,13 @@ from sdpo.config.schema import (
     VllmEngineConfig,
 )
 from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy
+from sdpo.models.structure import causal_lm
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
 
@@ -127,4 +129,7 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
         case VllmEngineConfig(memory_fraction=memory_fraction):
             from sdpo.engines.vllm import VllmEngine
 
-            return VllmEngine(policy.model, memory_fraction=memory_fraction)
+            engine = VllmEngine(policy.model, memory_fraction=memory_fraction)
+            # A library of its own reads the weights its own way; the local engine tries itself.
+            check_sampler(engine, causal_lm(policy.model))
+            return engine
