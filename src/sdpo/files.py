@@ -8,6 +8,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PARTIAL = ".partial-"
+_ASIDE = ".old-"
+_DELETED = ".deleted-"
+
 
 @contextmanager
 def atomic_write(path: Path, *, unless: Callable[[], bool] | None = None) -> Generator[Path]:
@@ -22,19 +26,57 @@ def atomic_write(path: Path, *, unless: Callable[[], bool] | None = None) -> Gen
             partial.write_text(text)
     """
     suffix = "" if unless is None else f"-{os.getpid()}"
-    partial = path.with_name(f".partial-{path.name}{suffix}")
+    partial = path.with_name(f"{_PARTIAL}{path.name}{suffix}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)
     try:
         yield partial
         _sync(partial)
         if unless is None or not unless():
-            # A rename replaces a file, but not a folder that has something in it.
-            if partial.is_dir():
-                _remove(path)
-            partial.replace(path)
+            _put(partial, path, aside=path.with_name(f"{_ASIDE}{path.name}{suffix}"))
     finally:
         _remove(partial)
+
+
+def delete_folder(path: Path) -> None:
+    """Remove `path` so that it is never seen half-removed; `tidy` finishes what a kill cuts
+    short."""
+    doomed = path.with_name(f"{_DELETED}{path.name}")
+    _remove(doomed)
+    path.replace(doomed)
+    _remove(doomed)
+
+
+def tidy(folder: Path) -> None:
+    """Clear what killed processes left in `folder`: half-written and half-removed files go, and a
+    folder that was put aside for a new one which never came is back. Only for a folder that no
+    other process writes into."""
+    for aside in folder.glob(f"{_ASIDE}*"):
+        path = folder / aside.name.removeprefix(_ASIDE)
+        if path.exists():
+            _remove(aside)
+        else:
+            aside.replace(path)
+    for prefix in (_PARTIAL, _DELETED):
+        for rest in folder.glob(f"{prefix}*"):
+            _remove(rest)
+
+
+def _put(partial: Path, path: Path, *, aside: Path) -> None:
+    """Rename `partial` to `path`. A rename replaces a file, but not a folder that has something in
+    it: the old one stands aside until the new one stands."""
+    if not (partial.is_dir() and path.is_dir()):
+        partial.replace(path)
+        return
+    _remove(aside)
+    try:
+        path.replace(aside)
+        partial.replace(path)
+    finally:
+        if path.exists():
+            _remove(aside)
+        else:
+            aside.replace(path)
 
 
 def _remove(path: Path) -> None:

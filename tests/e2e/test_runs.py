@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import sdpo
 from sdpo.compare import compare
 from sdpo.config.load import load_config
+from sdpo.discovery.run import discover_tasks
 from sdpo.errors import CheckpointError, ConfigError, TaskError
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.loop import train
-from sdpo.training.run import Run
+from sdpo.training.run import Run, open_run
 from sdpo.training.step import Updater
 
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
@@ -325,3 +326,55 @@ def test_bad_input_is_refused_in_one_sentence(model, tmp_path):
     blocked.write_text("")
     with pytest.raises(ConfigError, match="cannot write there"):
         train(config(model, blocked / "run"), env=ENV)
+
+
+def test_a_second_run_in_the_same_directory_was_not_noticed(model, tmp_path):
+    pytest.importorskip("fcntl")
+    with open_run(config(model, tmp_path / "run"), ENV, is_quiet=True):
+        for call in (train, discover_tasks):
+            with pytest.raises(ConfigError, match="in use by process"):
+                call(config(model, tmp_path / "run"), env=ENV)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_lost_checkpoint_took_all_records_with_it(model, tmp_path, capsys):
+    train(config(model, tmp_path / "run"), env=ENV)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
+    whole = rows(tmp_path / "run")
+    for state in (tmp_path / "run" / "checkpoints").glob("*/state.pt"):
+        state.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="delete it to resume from step 2"):
+        train(config(model, tmp_path / "run"), env=ENV)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    with pytest.raises(CheckpointError, match="delete it to start from the beginning"):
+        train(config(model, tmp_path / "run"), env=ENV)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    capsys.readouterr()
+    train(config(model, tmp_path / "run"), env=ENV)
+    assert "5 rows recorded before are kept" in " ".join(capsys.readouterr().out.split())
+    for name, content in before.items():
+        assert (tmp_path / "run" / f"{name}.bak").read_bytes() == content
+    assert rows(tmp_path / "run") == whole
+
+
+def test_an_interrupt_after_a_checkpoint_wrote_it_again(model, tmp_path, monkeypatch):
+    saves, save = [], Checkpoints.save
+    monkeypatch.setattr(
+        Checkpoints,
+        "save",
+        lambda self, step, *a, **k: (saves.append(step), save(self, step, *a, **k)),
+    )
+
+    def interrupted(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    result = train(config(model, tmp_path / "run"), env=ENV, on_step=interrupted)
+    assert (result.finished, saves) == (False, [2])
+
+
+def test_an_empty_config_is_said_with_the_way_out(model, tmp_path):
+    train(config(model, tmp_path / "run", "steps=1"), env=ENV)
+    (tmp_path / "run" / "config.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match="delete that file and repeat"):
+        train(config(model, tmp_path / "run", "steps=1"), env=ENV)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from sdpo.files import atomic_write
+from sdpo.files import atomic_write, delete_folder, tidy
 
 
 def names(folder):
@@ -55,3 +58,48 @@ def test_what_another_process_wrote_meanwhile_is_kept(tmp_path):
         path.write_text("theirs")
     assert path.read_text() == "theirs"
     assert names(tmp_path) == ["file"]
+
+
+class KilledError(BaseException):
+    """Ends the process at that moment: nothing that is written afterwards counts."""
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_kill_while_a_folder_is_replaced_lost_the_old_one_and_the_new_one(
+    tmp_path, monkeypatch, at
+):
+    """The first or second rename, or the removal of the old folder, never happens."""
+    with atomic_write(tmp_path / "folder") as partial:
+        partial.mkdir()
+        (partial / "old").touch()
+    calls = []
+
+    def dies(work):
+        def step(*arguments, **options):
+            calls.append(1)
+            if len(calls) >= at:
+                raise KilledError
+            return work(*arguments, **options)
+
+        return step
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Path, "replace", dies(Path.replace))
+        patch.setattr(shutil, "rmtree", dies(shutil.rmtree))
+        with atomic_write(tmp_path / "folder") as partial:
+            partial.mkdir()
+            (partial / "new").touch()
+    tidy(tmp_path)
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == (["new"] if at == 3 else ["old"])
+
+
+def test_a_kill_while_a_folder_is_deleted_left_half_of_it(tmp_path, monkeypatch):
+    (tmp_path / "step-1").mkdir()
+    (tmp_path / "step-1" / "state.pt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        delete_folder(tmp_path / "step-1")
+    assert not (tmp_path / "step-1").exists()
+    tidy(tmp_path)
+    assert names(tmp_path) == []

@@ -36,6 +36,7 @@ from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
+from sdpo.training.lock import sole_writer
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -62,6 +63,11 @@ def discover_tasks(
             f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
             "discover.seeds"
         )
+    with sole_writer(Path(config.run)):
+        return _search_all(config, env, progress)
+
+
+def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -> list[Discovery]:
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)

@@ -79,6 +79,18 @@ class JsonLines:
         if keep < self.path.stat().st_size:
             os.truncate(self.path, keep)
 
+    def begin_anew(self) -> None:
+        """Start with an empty file. What was written is kept beside it as `.bak`, unless an earlier
+        `.bak` is longer."""
+        self.close()
+        if not self.path.exists():
+            return
+        kept = self.path.with_name(f"{self.path.name}.bak")
+        if kept.exists() and kept.stat().st_size > self.path.stat().st_size:
+            self.path.unlink()
+        else:
+            self.path.replace(kept)
+
     def close(self) -> None:
         """Close the file; a later append opens it again."""
         if self._file is not None:

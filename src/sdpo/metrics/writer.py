@@ -49,11 +49,18 @@ class MetricsWriter:
         self.close()
 
     def resume_at(self, step: int) -> None:
-        """Forget every row of a later step than `step`; -1 forgets all. Call before the first
-        write."""
+        """Forget every row of a later step than `step`. Call before the first write."""
         self._metrics.resume_at(step)
         self._alerts.resume_at(step)
-        self._resumed_at = step if step >= 0 else None
+        self._resumed_at = step
+
+    def begin_anew(self) -> int:
+        """Start with empty files, the earlier ones kept as `.bak`; how many rows of metrics.jsonl
+        that were. Call before the first write."""
+        count = sum(1 for _ in read_rows(self._metrics.path))
+        self._metrics.begin_anew()
+        self._alerts.begin_anew()
+        return count
 
     def last(self) -> dict[str, float]:
         """The newest row of metrics.jsonl, empty before the first."""

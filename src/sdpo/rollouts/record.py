@@ -52,13 +52,18 @@ class RolloutRecorder:
         self.close()
 
     def resume_at(self, step: int, *, is_evaluated: bool = True) -> None:
-        """Forget every rollout and credit of a later step than `step`; -1 forgets all. Unless
+        """Forget every rollout and credit of a later step than `step`. Unless
         `is_evaluated` the evaluation of `step` itself is forgotten too."""
         self._rollouts.resume_at(
             step,
             drops=lambda row: not is_evaluated and row["step"] == step and row["split"] == "eval",
         )
         self._credit.resume_at(step)
+
+    def begin_anew(self) -> None:
+        """Start with empty files; the earlier ones are kept as `.bak`."""
+        self._rollouts.begin_anew()
+        self._credit.begin_anew()
 
     def write(self, rows: Iterable[Row]) -> None:
         """Append the rows of `rollout_rows`. Raises `SdpoError` when that fails."""

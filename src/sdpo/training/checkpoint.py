@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import pickle
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from sdpo.config.load import dump
 from sdpo.config.schema import JUDGING_KEYS, RunConfig
 from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
-from sdpo.files import atomic_write
+from sdpo.files import atomic_write, delete_folder
 from sdpo.machine import usable_cores
 from sdpo.models.quiet import quiet
 from sdpo.models.weights import trainable
@@ -90,7 +89,7 @@ class Checkpoints:
             ) from error
         for old in self.steps()[: -self._keep]:
             if old not in (protect, step):
-                shutil.rmtree(self.folder / f"step-{old}", ignore_errors=True)
+                delete_folder(self.folder / f"step-{old}")
         return final
 
     def load(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
@@ -101,9 +100,14 @@ class Checkpoints:
             state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
             weights = _read_weights(folder)
         except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(
-                f"checkpoint {folder} is damaged: {error}; delete it to resume from an older one"
-            ) from error
+            older = [each for each in self.steps() if each < step]
+            cure = (
+                f"delete it to resume from step {older[-1]}"
+                if older
+                else "no older one is left; delete it to start from the beginning (the records so "
+                "far are kept as *.jsonl.bak)"
+            )
+            raise CheckpointError(f"checkpoint {folder} is damaged: {error}; {cure}") from error
         with torch.no_grad():
             for name, parameter in trainable(model).items():
                 if name not in weights:
@@ -209,9 +213,11 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
         is_longer = before["steps"] < config.steps
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is not a run's config.json ({error}); choose another run=..."
+            f"{path} is damaged or not a run's config.json ({error}); delete that file and repeat "
+            "the command with the settings the run began with to continue it, or choose another "
+            "directory with run=..."
         ) from None
     different = set(_differences(before, dump(config)))
     # How judges are called changes no verdict; a run whose judge failed may need another way.

@@ -7,7 +7,7 @@ need no further exchange. What a step learns from them is learner.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
+from sdpo.training.lock import sole_writer
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
@@ -92,7 +93,8 @@ class Run:
         beginning.
 
         Rows after the checkpoint are dropped from every record, so that a killed run ends with the
-        same files as an uninterrupted one. Raises `CanaryStop` when a canary has ended the run.
+        same files as an uninterrupted one; without a checkpoint they begin anew beside the `.bak`
+        of what they held. Raises `CanaryStop` when a canary has ended the run.
         """
         steps = self._checkpoints.steps()
         if steps:
@@ -103,10 +105,12 @@ class Run:
                 )
             self.say(f"resuming {self.dir} after step {self.step}")
         if self._parallel.is_main:
-            last = self.step if steps else -1
-            is_evaluated = self.unevaluated is None
-            self._writer.resume_at(last if is_evaluated else last - 1)
-            self._recorder.resume_at(last, is_evaluated=is_evaluated)
+            if steps:
+                is_evaluated = self.unevaluated is None
+                self._writer.resume_at(self.step if is_evaluated else self.step - 1)
+                self._recorder.resume_at(self.step, is_evaluated=is_evaluated)
+            else:
+                self._begin_anew()
             self.last_metrics = self._writer.last()
         return not steps
 
@@ -234,15 +238,14 @@ class Run:
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""
         if self.last_metrics:
-            self.save()
+            self._save_unless_saved()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
     def save_before_stop(self) -> None:
         """Save the last step that has trained, evaluated or not, before a judge's error ends the
         run."""
         if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
-            if self.step not in self._checkpoints.steps():
-                self.save()
+            self._save_unless_saved()
             self.say(f"a judge failed: step {self.step} is saved; the same command continues")
 
     def act(self, alerts: Sequence[Alert]) -> None:
@@ -257,6 +260,21 @@ class Run:
             )
         if any(alert.action == "rollback" for alert in alerts):
             self._roll_back(alerts[0].restored)
+
+    def _begin_anew(self) -> None:
+        self._recorder.begin_anew()
+        if count := self._writer.begin_anew():
+            self.say(
+                f"{self.dir} has no checkpoint: starting from the beginning; the {count} rows "
+                "recorded before are kept as *.jsonl.bak"
+            )
+
+    def _save_unless_saved(self) -> None:
+        # One rank looks: another could find what this one has just written.
+        is_saved = self._parallel.is_main and self.step in self._checkpoints.steps()
+        if any(self._parallel.gather(is_saved)):
+            return
+        self.save()
 
     def _on_all_ranks(self, judge: Callable[[], T]) -> T:
         """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
@@ -343,9 +361,13 @@ def open_run(
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
-    run_dir = open_run_dir(config, run_facts(env)) if parallel.is_main else Path(config.run)
-    parallel.barrier()
-    with open_sampler(config, env) as sampler:
+    run_dir = Path(config.run)
+    with ExitStack() as stack:
+        if parallel.is_main:
+            stack.enter_context(sole_writer(run_dir))
+            open_run_dir(config, run_facts(env))
+        parallel.barrier()
+        sampler = stack.enter_context(open_sampler(config, env))
         check_lengths(sampler, config, splits=("train", "eval"))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(

@@ -55,7 +55,7 @@ def test_resuming_forgets_later_steps_and_a_torn_line(tmp_path):
 def test_resuming_before_the_first_step_starts_over(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(0, {"x": 1.0})
-        writer.resume_at(-1)
+        assert writer.begin_anew() == 1
         assert writer.last() == {}
         writer.write(0, {"x": 2.0})
         assert writer.last() == {"step": 0, "x": 2.0}
