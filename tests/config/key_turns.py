@@ -196,7 +196,10 @@ TURNS = {
     "EntropyWeightingConfig.beta": turn("3"),
     "GrpoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
     "GrpoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
-    "GspoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
+    # Ratios of whole rollouts hardly leave 1: a step that is far too long moves them below it.
+    "GspoSurrogateConfig.eps_low": turn(
+        "0.9", *LEARNING, "optim.updates_per_step=2", "optim.lr=0.3", "optim.grad_clip=100"
+    ),
     "GspoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
     "CispoSurrogateConfig.eps_low": turn("0.0", *OFF_POLICY),
     "CispoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),

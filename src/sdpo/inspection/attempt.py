@@ -186,6 +186,7 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         targets=torch.tensor(sample.completion_ids, device=policy.device),
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
+        vocabulary=policy.vocabulary,
         top_n=CREDIT_ALTERNATIVES,
     )
     return head_pass(inputs, None, lambda span, student, teacher: Terms()).tokens

@@ -32,6 +32,7 @@ from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, 
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
 from sdpo.training.rollback import CURE, EvaluationHistory
+from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
 
@@ -127,6 +128,13 @@ class Run:
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained, without times; its rollouts and
         tokens are added to the run's totals."""
+        if self.step == 0 and (unread := unread_feedback(groups)):
+            self.say(
+                f"objective.type = {self.config.objective.type!r} does not learn from feedback "
+                f"alone: no teacher reads what the judge wrote to {unread} failed attempts; "
+                "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
+                "would help)"
+            )
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
