@@ -53,6 +53,8 @@ class Evaluation:
     completion_tokens: float
     """Mean length of a completion."""
     groups: tuple[Group, ...]
+    model: str | None = None
+    """Name of the weights that made the attempts; None inside a run."""
 
     def mean_at_k(self, level: float = 0.9) -> Interval:
         """Mean solved rate over attempts and tasks; the interval resamples tasks."""
