@@ -115,7 +115,7 @@ def test_what_no_run_can_give_is_said(full, work, tmp_path):
 
 
 def test_eval_of_a_run_with_an_environment_from_python_took_the_recipes_tasks(work, capsys):
-    with pytest.raises(ConfigError, match="env="):
+    with pytest.raises(ConfigError, match="pass the same env="):
         config_of([str(_python_run(work))])
     assert run(["eval", str(work / "python")]) == 2
     assert "given in Python" in capsys.readouterr().err
@@ -126,7 +126,7 @@ def test_eval_of_a_run_with_an_environment_from_python_took_the_recipes_tasks(wo
 
 
 def _python_run(work):
-    env = sdpo.env(["say 1"], lambda task, rollout: sdpo.Verdict(reward=0, feedback="no"))
+    env = sdpo.env(["say 1"], lambda task, rollout: 0.0)
     keys = [s for s in settings(work, "python", "steps=1") if not s.startswith("env.")]
     sdpo.train(*keys, f"model.name={work / 'tiny'}", env=env)
     return work / "python"

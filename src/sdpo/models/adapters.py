@@ -73,7 +73,10 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> Any:
         # An adapter that is filled with new weights where the file has none is another adapter.
         warnings.filterwarnings("error", message="Found missing adapter keys")
         adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=not merge)
-    return adapted.merge_and_unload() if merge else adapted
+    if not merge:
+        return adapted
+    # PEFT froze the weights it wrapped; merged, they are a model like any other.
+    return adapted.merge_and_unload().requires_grad_(True)
 
 
 def save_model(model: Any, folder: Path) -> None:
