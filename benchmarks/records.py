@@ -32,22 +32,23 @@ from eos import ignoring_eos
 
 import sdpo
 from sdpo.config.load import load_config
-from sdpo.losses.head import walk
+from sdpo.losses.head import chunks
 from sdpo.metrics.canaries import Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training import run, step
+from sdpo.training import learner, run, step
 from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 RECORDING = (
-    (RolloutRecorder, "record"), (RolloutRecorder, "record_credit"), (MetricsWriter, "write"),
-    (MetricsWriter, "write_rollouts"), (Dashboard, "update"), (Canaries, "observe"),
-    (run, "rollout_metrics"), (run, "choose_inspected"), (step, "credit_of"),
-    (walk, "fill_alternatives"),
+    (RolloutRecorder, "write"), (run, "rollout_rows"), (RolloutRecorder, "record_credit"),
+    (MetricsWriter, "write"), (MetricsWriter, "write_rollouts"), (Dashboard, "update"),
+    (Canaries, "observe"),
+    (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),
+    (chunks, "fill_top_tokens"),
 )  # fmt: skip
 TASKS = [{"id": f"t{i}", "prompt": f"Write a word with the letter {i:04}. " * 3} for i in range(8)]
 
@@ -61,7 +62,7 @@ def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
 def unrecorded() -> Generator[None]:
     """Nothing written about steps and rollouts."""
     with (
-        mock.patch.object(RolloutRecorder, "record", return_value=[]),
+        mock.patch.object(RolloutRecorder, "write"),
         mock.patch.object(MetricsWriter, "write"),
     ):
         yield

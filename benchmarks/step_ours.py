@@ -70,8 +70,11 @@ def take_step(run: Run) -> dict[str, float]:
         seed=config.seed,
     )
     collected = run.collect(tasks)
-    groups = run.with_contexts(collected.groups)
-    row = run.finish_step(groups, run.update(groups))
+    groups = run.learner.with_contexts(collected.groups)
+    losses = run.learner.update(run.learner.samples(groups))
+    row = run.measure(groups, losses)
+    row |= run.learner.follow(row)
+    run.record_rollouts(groups, losses)
     step_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     return {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sdpo.config.load import load_config
@@ -11,29 +12,33 @@ from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one
 from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
-from sdpo.evaluation import Evaluation, evaluate_tasks
+from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
+from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
-from sdpo.models.structure import check_head
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
-from sdpo.training.loop import TrainResult
+from sdpo.training.lengths import check_lengths
+from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
 
-def train(*arguments: str | Path | RunConfig, env: Env | None = None) -> TrainResult:
+def train(
+    *arguments: str | Path | RunConfig, env: Env | None = None, on_step: OnStep | None = None
+) -> TrainResult:
     """Train and return where the run ended.
 
     `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one
-    `RunConfig`. `env` replaces the recipe's environment. An interrupted run of the same settings is
+    `RunConfig`. `env` replaces the recipe's environment; `on_step` is called with each row of
+    metrics.jsonl. An interrupted run of the same settings is
     continued. Raises `SdpoError`.
 
     Example:
         sdpo.train("quickstart", "optim.lr=1e-5", env=sdpo.env(tasks, judge))
     """
-    return train_config(as_config(*arguments), env=env)
+    return train_config(as_config(*arguments), env=env, on_step=on_step)
 
 
 def evaluate(
@@ -48,7 +53,7 @@ def evaluate(
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
         tasks = list(sampler.env.load(split))[: config.eval.max_tasks or None]
-        return evaluate_tasks(
+        groups = attempt_tasks(
             sampler.collector,
             tasks,
             samples=config.eval.samples,
@@ -57,6 +62,7 @@ def evaluate(
             ),
             seed=config.seed,
         )
+        return summarise(groups, samples=config.eval.samples)
 
 
 def discover(
@@ -74,20 +80,17 @@ def discover(
 def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckReport:
     """Prove that a recipe can run before it costs anything.
 
-    Gold references pass and a trivial answer fails (where the environment can say so), every prompt
-    fits its budget, the tokenizer has a chat template whose completions round-trip, and the LM head
-    is one the fused loss can train. Raises `SdpoError` for what no run could survive.
+    Gold references pass and a trivial answer fails (where the environment can say so); every prompt
+    and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
+    has a chat template whose completions round-trip; the model can be trained, and the engine
+    samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
     """
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
-        check_head(sampler.policy.model)
+        notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
+        check_lengths(sampler, config, splits=("train", "eval"))
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
-                sampler.chat.prompt_ids(
-                    task.messages,
-                    max_tokens=config.rollout.max_prompt_tokens,
-                    what=f"task {task.id!r}: prompt",
-                )
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):
                     raise ModelError(
                         f"the chat template of {config.model.name!r} leaves out the text of task "
@@ -99,9 +102,9 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
         if isinstance(sampler.env, Checking):
-            return sampler.env.check()
+            return replace(sampler.env.check(), notes=notes)
         tasks = len(sampler.env.load("train"))
-        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
+        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
 
 
 def probe(

@@ -3,10 +3,8 @@ came back."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,75 +14,51 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from sdpo._version import __version__
-from sdpo.errors import ConfigError, SandboxError, SdpoError
+from sdpo.errors import ConfigError
+from sdpo.printable import printable
+from sdpo.terminal import Errors, show_version, write_any_text
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
 )
 
 
-class _Errors(click.Group):
-    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            return super().invoke(ctx)
-        except SdpoError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
-            ctx.exit(error.exit_code)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
-    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
-    if not is_asked:
-        return
-    from sdpo.machine import describe_machine
-
-    click.echo(f"sdpo {__version__}")
-    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
-        click.echo(f"{name:<13} {value}")
-    ctx.exit()
-
-
-def _sandbox_level() -> str:
-    """What programs under judgement would be isolated by, found out by isolating one."""
-    from sdpo.sandbox import open_sandbox
-
-    try:
-        with open_sandbox(width=1) as sandbox:
-            return sandbox.level
-    except SandboxError as error:
-        return f"unavailable: {error}"
-
-
-def _write_any_text() -> None:
-    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
-    JSON), and what a terminal has no character for is shown as an escape."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
-                stream.reconfigure(encoding="utf-8")
-            stream.reconfigure(errors="backslashreplace")
-
-
-@click.group(cls=_Errors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Errors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=_show_version,
+    callback=show_version,
     help="Show the version, the libraries, the device and the sandbox, and exit.",
 )
 def main() -> None:
     """Self-distillation policy optimization: learn from what the environment says about each
     attempt."""
-    _write_any_text()
+    write_any_text()
+
+
+@main.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Other codes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder of the runs and their report.",
+)
+def demo(seed: int, out: Path) -> None:
+    """See feedback teach in seconds: sdpo beside grpo in a toy world.
+
+    Needs no download and one CPU core.
+    """
+    from sdpo.demo import demo as show_demo
+
+    show_demo(out, click.echo, seed=seed)
+    click.echo(
+        "next: sdpo train quickstart     a 135M model learns Python tasks from tests, 10 minutes\n"
+        "      sdpo train learn-schema   a 0.5B model learns a database's names from its errors"
+    )
 
 
 @main.command()
@@ -102,6 +76,8 @@ def train(arguments: tuple[str, ...]) -> None:
     console = Console()
     state = "finished" if result.finished else "stopped"
     console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
+    if result.finished and result.runs:
+        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
     if not result.finished:
         sys.exit(130)
 
@@ -145,15 +121,30 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
 @main.command()
 @click.option("--tasks", required=True, help="Built-in set or task file.")
 @click.option(
-    "--responses", required=True, type=click.Path(path_type=Path), help='Lines {"id", "response"}.'
+    "--responses",
+    required=True,
+    type=click.Path(path_type=Path),
+    help='File of lines {"id": ..., "response": ...}.',
 )
 @click.option(
-    "--split", type=click.Choice(["public", "private"]), default="private", show_default=True
+    "--split",
+    type=click.Choice(["public", "private"]),
+    default="private",
+    show_default=True,
+    help="Tests to run; feedback shows public ones only.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Verdict lines; default: standard output."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File for the verdict lines; default: standard output.",
 )
-@click.option("--sandbox", type=click.Choice(["auto", "none"]), default="auto", show_default=True)
+@click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto isolates programs or refuses; none runs them unprotected.",
+)
 def judge(
     tasks: str,
     responses: Path,
@@ -161,7 +152,7 @@ def judge(
     out: Path | None,
     sandbox: Literal["auto", "none"],
 ) -> None:
-    """Judge a file of responses; one verdict line each, in their order."""
+    """Judge a file of responses: one verdict line each, in order."""
     from sdpo.envs.code import judge_file as write_verdicts
 
     write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
@@ -184,8 +175,10 @@ def check(
         raise click.UsageError(f"--probe-{min(chosen)} needs --probe")
     report = api.check(*arguments)
     console = Console()
+    for note in report.notes:
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     for task, what in report.failures.items():
-        console.print(f"{task}: {what}", highlight=False, markup=False)
+        console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(
         f"{report.num_tasks} tasks, {len(report.failures)} failures, "
         f"{report.skipped} without a reference",

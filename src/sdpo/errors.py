@@ -53,11 +53,17 @@ class SandboxError(SdpoError):
 
 
 class JudgeError(SdpoError):
-    """An environment's `judge` raised; carries the task's id and the original traceback."""
+    """An environment's `judge` raised, returned what is not a verdict, or left too many attempts
+    without one; carries task, attempt and the judge's own frames."""
+
+
+class Unjudged(Exception):
+    """Raised by a judge that cannot say anything *now* (its service is down or busy). The call is
+    repeated `env.retries` times; then the attempt is left out of its group and counted."""
 
 
 class EngineError(SdpoError):
-    """Sampling or scoring failed."""
+    """Sampling failed."""
 
 
 class NonFiniteLossError(SdpoError):
@@ -70,3 +76,9 @@ class CheckpointError(SdpoError):
 
 class CanaryStop(SdpoError):
     """A canary with action `stop` fired; the run ended on purpose."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, short enough for one sentence."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300].rstrip(".:") if text else type(error).__name__

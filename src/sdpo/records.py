@@ -1,9 +1,8 @@
 """The nouns every layer shares: tasks, turns, rollouts, verdicts, groups, teacher contexts,
 samples.
 
-Plain frozen data without behaviour and without tensors, so that environments, engines and tools can
-be written, tested and read without torch. Nothing here validates a user's file (the loaders do) or
-knows a model.
+Plain frozen data without tensors, so that environments, engines and tools can be written, tested
+and read without torch. User files are validated by the loaders, not here.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from itertools import compress
 from typing import Any, Literal
 
 Message = Mapping[str, Any]
-"""One chat message: `{"role": "system" | "user" | "assistant" | "tool", "content": text}`."""
+"""One chat message: `{"role": "system" | "user" | "assistant" | "tool", "content": str}`."""
 
 Component = Literal["distill", "pg"]
 """A summand of the objective that a rollout can feed."""
@@ -40,7 +39,7 @@ class Task:
     reference: Any = None
     """What the judge needs (tests, gold answer). The policy never sees it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Free-form facts for reports and curricula; no part of the system depends on them."""
+    """Free-form facts for reports and curricula; nothing depends on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +79,8 @@ class Rollout:
 
     task_id: str
     index: int
-    """Place within its group, 0-based; with seed, step and task it fixes the random numbers of the
-    attempt."""
+    """Number of the attempt at its task, 0-based; with seed, step and task it fixes the random
+    numbers of the attempt. Attempts that could not be judged are missing from a group."""
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
@@ -104,7 +103,7 @@ class Verdict:
 
     reward: float
     solved: bool
-    """Set by the environment; no global threshold turns rewards into it."""
+    """Set by the environment; never derived from the reward."""
     feedback: str | None = None
     """Text about *this* attempt; None when there is nothing to say."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -124,23 +123,24 @@ class TeacherContext:
     """
 
     messages: tuple[Message, ...] | None
-    """The conversation that ends where the assistant's turn begins; None when this rollout has no
+    """The conversation up to where the assistant's turn begins; None when this rollout has no
     teacher."""
     demonstration: int | None = None
-    """Index within the group of the rollout shown as the demonstration."""
+    """Place among the group's rollouts of the one shown as the demonstration. Not its `index`: an
+    attempt that could not be judged leaves a gap there."""
     feedback_used: bool = False
     sources: tuple[str, ...] = ()
     """What it shows besides the task: `sibling`, `own`, `reference` or `other_task` (the
     demonstration), `feedback` or `experience`, `attempt`; `plain` for the control."""
     reason: str | None = None
     """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
-    None when plain."""
+    None otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rollouts of one task in one step, in index order, with their verdicts and what the
-    self-teacher reads for each.
+    """The rollouts of one task in one step, in index order, each with its verdict and with what the
+    self-teacher reads for it.
 
     Example:
         Group(task=task, rollouts=(r0, r1), verdicts=(v0, v1))

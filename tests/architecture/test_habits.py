@@ -156,3 +156,8 @@ def test_security_md_names_the_levels_that_verdicts_name():
 
     assert levels("SECURITY.md") == levels("docs/code-tasks.md")
     assert levels("SECURITY.md")[-1] == "none"
+
+
+def test_two_test_files_of_one_name_ended_the_collection():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(n for n in set(names) if names.count(n) > 1)

@@ -5,6 +5,7 @@ An error is a fact too. The only fakes stand at the engine (vLLM) and at service
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import json
@@ -76,12 +77,21 @@ def make_world(folder: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
+            "sql": [
+                {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",
+                 "query": f"SELECT lbl FROM stf WHERE yrs > {i}", "evidence": "lbl is a name"}
+                for i in ids
+            ],
             "math": [{"id": str(i), "problem": f"What is {i}?", "answer": str(i)} for i in ids],
             "tools": [
                 {"idx": i, "prompt": f"{tools} {i}",
                  "answer": [{"Action": "find", "Action_Input": "{}"}]} for i in ids
             ],
         }  # fmt: skip
+        (folder / "staff.sql").write_text(
+            "CREATE TABLE stf (lbl TEXT, yrs INTEGER, place TEXT);\n"
+            "INSERT INTO stf VALUES ('Ann', 31, 'A'), ('Bob', 45, 'B'), ('Cleo', 62, 'A');\n"
+        )
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
@@ -146,10 +156,13 @@ def learned(config: RunConfig) -> Any:
                 rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
-            groups = run.with_contexts(groups)
-            row = run.finish_step(groups, run.update(groups))
+            groups = run.learner.with_contexts(groups)
+            losses = run.learner.update(run.learner.samples(groups))
+            row = run.measure(groups, losses)
+            row |= run.learner.follow(row)
+            run.record_rollouts(groups, losses)
             facts.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
-        weights = run._updater.model.named_parameters()
+        weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
 
@@ -285,6 +298,9 @@ ANSWERS = (
     "<answer>B</answer>",
     "Action: find\nAction Input: {}",
     "\\boxed{3}",
+    "SELECT name FROM employees",
+    "SELECT a.lbl FROM stf a, stf b",
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT COUNT(*) FROM c",
 )
 
 
@@ -308,6 +324,36 @@ def judged(config: RunConfig) -> Any:
     finally:
         if hasattr(env, "close"):
             env.close()
+
+
+def judge_calls(config: RunConfig) -> Any:
+    """Calls, the most at once, and the verdicts of a judge of which one attempt is slow and another
+    finds its service down."""
+    calls: list[int] = []
+    running, peak = 0, 0
+
+    async def slow_or_down(task: sdpo.Task, rollout: Rollout) -> float:
+        nonlocal running, peak
+        calls.append(rollout.index)
+        running += 1
+        peak = max(peak, running)
+        try:
+            await asyncio.sleep(0.2 if rollout.index == 1 else 0.01)
+        finally:
+            running -= 1
+        if rollout.index == 0:
+            raise sdpo.Unjudged("down")
+        return 1.0
+
+    with open_sampler(config, sdpo.env(TASKS[:1], slow_or_down)) as sampler:
+        sampling = sampler.sampling(config, temperature=1.0)
+        try:
+            (group,) = sampler.collector.collect(
+                sampler.env.load("train"), group_size=9, sampling=sampling, seed=0
+            ).groups
+        except SdpoError as error:
+            return type(error).__name__, sorted(calls), peak
+    return [rollout.index for rollout in group.rollouts], sorted(calls), peak
 
 
 def isolated(config: RunConfig) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from key_observers import (
     discovered,
     isolated,
+    judge_calls,
     judged,
     learned,
     loaded,
@@ -39,12 +40,24 @@ BASE = (
 
 LEARNING = ("rollout.tasks_per_step=4",)
 OFF_POLICY = (*LEARNING, "optim.updates_per_step=2", "optim.lr=3e-2")
+PER_LOGIT = (
+    *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9",
+    "objective.importance=logit",
+)  # fmt: skip
+TOGGLE = "the other"
+"""For a flag whose default differs between variants: what it is not."""
 
 NEEDS = {
     "CodeEnvConfig": ("env.tasks={folder}/code.jsonl", "env.sandbox=none"),
     "ChoiceEnvConfig": ("env.tasks={folder}/choice.jsonl", "env.eval_fraction=0.5"),
     "ToolsEnvConfig": ("env.tasks={folder}/tools.jsonl", "env.eval_fraction=0.5"),
     "MathEnvConfig": ("env.tasks={folder}/math.jsonl", "env.eval_fraction=0.5"),
+    "SqlEnvConfig": (
+        "env.tasks={folder}/sql.jsonl",
+        "env.eval_fraction=0.5",
+        "env.sandbox=none",
+        "env.time_limit_s=0.4",
+    ),
     "CustomEnvConfig": ("env.path={folder}/custom.py:ENV",),
     # A refresh within the steps that are watched, and a reward that rises before the second.
     "SnapshotConfig": ("teacher.schedule.every=2",),
@@ -73,6 +86,7 @@ CANARY = ("steps=12", "rollout.tasks_per_step=1", "optim.lr=1e-5", "canaries.pat
 
 TURNS = {
     "RunConfig.seed": turn("1", observe=trained_single_turn),
+    "RunConfig.seeds": turn("2", observe=placed),
     "RunConfig.steps": turn("3", observe=trained_single_turn),
     "RunConfig.run": turn("{folder}/elsewhere", observe=placed),
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),
@@ -81,6 +95,10 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
+    "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
@@ -93,6 +111,16 @@ TURNS = {
     "ToolsEnvConfig.eval_fraction": turn("0.1", observe=judged),
     "MathEnvConfig.tasks": turn("{folder}/other_math.jsonl", observe=judged),
     "MathEnvConfig.eval_fraction": turn("0.1", observe=judged),
+    "SqlEnvConfig.tasks": turn("{folder}/other_sql.jsonl", observe=judged),
+    "SqlEnvConfig.eval_fraction": turn("0.1", observe=judged),
+    "SqlEnvConfig.tables": turn("shown", observe=judged),
+    "SqlEnvConfig.evidence": turn("false", observe=judged),
+    "SqlEnvConfig.worked_examples": turn("false", observe=judged),
+    "SqlEnvConfig.hints": turn("none", observe=judged),
+    "SqlEnvConfig.time_limit_s": turn("0.2", observe=judged),
+    "SqlEnvConfig.max_rows": turn("3", observe=judged),
+    "SqlEnvConfig.sandbox": turn("auto", observe=isolated),
+    "SqlEnvConfig.max_feedback_chars": turn("60", observe=judged),
     "CustomEnvConfig.path": turn("{folder}/other_custom.py:ENV", observe=judged),
     "LocalEngineConfig.max_sequences": turn("2", observe=worked),
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),
@@ -155,29 +183,39 @@ TURNS = {
     "DiscoverConfig.window_tokens": turn("140", observe=discovered),
     "DiscoverConfig.show_attempts": turn("true", observe=discovered),
     "SelectConfig.pass_at": turn("1", "discover.select.below=1", observe=discovered),
+    "SelectConfig.attempts": turn("6", "discover.select.below=0.4", observe=discovered),
     "SelectConfig.below": turn("0.0", observe=discovered),
     # Objectives
     "_SupportConfig.top_k": turn("5"),
+    "_SupportConfig.support": turn("teacher", "objective.divergence.top_k=20"),
     "_SupportConfig.tail": turn("false", "objective.divergence.top_k=20"),
     "JSDConfig.beta": turn("0.1"),
     "PositionWeightingConfig.w_min": turn("0.75"),
     "PositionWeightingConfig.tau": turn("0.8"),
     "PositionWeightingConfig.s": turn("0.5"),
     "EntropyWeightingConfig.beta": turn("3"),
-    "PolicyGradientConfig.kind": turn("cispo", *OFF_POLICY),
-    "PolicyGradientConfig.eps_low": turn("0.9", *OFF_POLICY),
-    "PolicyGradientConfig.eps_high": turn("5", *OFF_POLICY),
-    "PolicyGradientConfig.ratio_cap": turn("0.5"),
-    "PolicyGradientConfig.normalization": turn("sequence"),
-    "PolicyGradientConfig.std": turn("true"),
+    "GrpoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
+    "GrpoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    # Ratios of whole rollouts hardly leave 1: a step that is far too long moves them below it.
+    "GspoSurrogateConfig.eps_low": turn(
+        "0.9", *LEARNING, "optim.updates_per_step=2", "optim.lr=0.3", "optim.grad_clip=100"
+    ),
+    "GspoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    "CispoSurrogateConfig.eps_low": turn("0.0", *OFF_POLICY),
+    "CispoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    "_SurrogateConfig.ratio_cap": turn("0.5"),
+    "_SurrogateConfig.normalization": turn("fixed"),
+    "_SurrogateConfig.std": turn(TOGGLE),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
-    "_DistillingConfig.granularity": turn("token"),
-    "_DistillingConfig.advantage_clip": turn("1e-3"),
-    "_DistillingConfig.ratio_cap": turn("0.5"),
-    "_DistillingConfig.importance": turn(
+    "DistillingConfig.granularity": turn("token"),
+    "DistillingConfig.advantage_clip": turn("1e-3"),
+    "DistillingConfig.ratio_cap": turn("0.5"),
+    "DistillingConfig.importance": turn(
         "logit", *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9"
     ),
-    "_DistillingConfig.sequence_estimator": turn("0.5"),
+    "DistillingConfig.importance_eps_low": turn("0.9", *PER_LOGIT),
+    "DistillingConfig.importance_eps_high": turn("0.0", *PER_LOGIT),
+    "DistillingConfig.sequence_estimator": turn("0.5"),
     "HybridConfig.mix": turn("0.2"),
     "RlsdConfig.mix": turn("0.9"),
     "RlsdConfig.decay_steps": turn("1"),
@@ -196,6 +234,7 @@ TYPES: dict[str, Turn] = {
     "teacher.schedule": turn("", "steps=5"),
     "objective": turn(""),
     "objective.divergence": turn(""),
+    "objective.policy_gradient": turn(""),
     "objective.weighting": turn(""),
 }
 """How the choice of a variant is seen, by section."""

@@ -9,6 +9,7 @@ from sdpo.cli import main
 from sdpo.config.load import builtin_recipes, load, load_config
 from sdpo.config.schema import RunConfig
 from sdpo.config.toml import to_toml
+from sdpo.errors import ConfigError
 from sdpo.training.describe import describe_objective
 
 
@@ -75,7 +76,7 @@ def test_what_a_change_of_type_dropped_is_called_a_default():
     assert kept.origins["objective.divergence.top_k"] == "quickstart"
 
 
-def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
+def test_srpo_resolves_to_its_routing_weighting_and_one_count():
     text = shown("objective.type=srpo", "rollout.max_completion_tokens=7")
     text = " ".join(text.replace("#", " ").split())
     for part in (
@@ -83,7 +84,7 @@ def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
         "failed, feedback only: pg x 1 ",
         "solved, with a teacher context: pg x 1 ",
         "JSD, teacher's weight 0.5, per logit",
-        "support: the student's top 100, the rest as one bucket",
+        "support: the student's top 100, the rest as one entry",
         "weighting: exp(-1 H(teacher)) over its mean in the batch",
         "pg grpo, ratios within [0.8, 1.28]; old / sampler at most 2",
         "/ tokens routed to distill or pg of the whole batch",
@@ -101,17 +102,24 @@ def test_srpo_resolves_to_its_routing_weighting_and_joint_count():
              "objective.policy_gradient.std=true", "rollout.max_completion_tokens=9"],
             ["rollouts routed to pg x 9", "over its deviation"],
         ),
-        (["objective.type=hybrid", "objective.mix=0.75"], ["distill x 0.25, pg x 0.75"]),
+        (
+            ["objective.type=hybrid", "objective.mix=0.75"],
+            ["distill x 0.25, pg x 0.75", "/ tokens routed to distill or pg of the whole batch"],
+        ),
         (["objective.type=hybrid", "objective.mix=1"], ["feedback only: pg x 1 "]),
         (
             ["objective.type=sdpg"],
             ["distill x 0.001, pg x 1", "the whole vocabulary", "0.001 x KL(student | initial"],
         ),
-        (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ distilled tokens"]),
+        (["objective.type=sc_sdpo"], ["sqrt(p(1-p))", "/ tokens routed to distill of"]),
         (["objective.type=rlsd"], ["x (1 - 0.5) + 0.5 exp(sign x gap)", "within [0.8, 1.2]"]),
         (["objective.type=rlcsd"], ["contrast with 4 wrong demonstrations"]),
-        (["objective.type=sft"], ["attempts the self-teacher sampled", "teacher ema"]),
+        (["objective.type=sft"], ["likelihood of the self-teacher's attempts", "teacher ema"]),
         (["objective.divergence.tail=false"], ["renormalised"]),
+        (
+            ["objective.divergence.support=union", "objective.divergence.top_k=20"],
+            ["the top 20 of student and teacher together, the rest as one entry"],
+        ),
         (["objective.granularity=token"], ["of the sampled token is its advantage"]),
         (["objective.advantage_clip=5"], ["at most 5"]),
         (["objective.sequence_estimator=0.5"], ["0.5 x sequence-level term"]),
@@ -127,6 +135,58 @@ def test_the_description_names_the_parts(overrides, parts):
     text = described(*overrides)
     for part in parts:
         assert part in text, text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["type=forward_kl", "top_k=all"], "raises any token that the student does not propose"),
+        (["type=forward_ce", "support=teacher"], "raises a token of the teacher's top-K that the"),
+        (["type=forward_kl", "support=union", "tail=false"], "raises a token of the teacher's top"),
+        (
+            ["type=forward_kl"],
+            "hardly raises a token outside the student's top-K: what the teacher",
+        ),
+        (["type=forward_kl", "tail=false"], "raises no token outside the student's top-K"),
+        (["type=reverse_kl", "top_k=all"], "hardly raises a token that the student does not"),
+        (["type=jsd", "support=teacher"], "proportional to the student's probability of it"),
+    ],
+)
+def test_the_description_says_whether_an_unlikely_token_can_be_raised(overrides, sentence):
+    """The gradients themselves: tests/properties/test_fused_head.py, test_which_pairs_raise..."""
+    assert sentence in described(*(f"objective.divergence.{setting}" for setting in overrides))
+
+
+def test_credit_of_sampled_tokens_raises_nothing_else():
+    for granularity in ("token", "sequence"):
+        text = described(f"objective.granularity={granularity}")
+        assert "raises no token that the student does not sample" in text
+
+
+def test_the_clip_takes_the_reach_of_forward_kl():
+    text = described(
+        "objective.divergence.type=forward_kl",
+        "objective.divergence.top_k=all",
+        "objective.advantage_clip=5",
+    )
+    assert "at most e^5 times the student's probability" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cure"),
+    [
+        (["objective.divergence.top_k=all"], "give top_k a number"),
+        (
+            ["objective.divergence.type=reverse_kl", "objective.importance=logit"],
+            "importance = 'token'",
+        ),
+        (["objective.granularity=token"], "set granularity = 'logit'"),
+    ],
+)
+def test_a_support_that_nobody_reads_is_refused_with_the_cure(overrides, cure):
+    for chooser in ("teacher", "union"):
+        with pytest.raises(ConfigError, match=cure):
+            load_config([f"objective.divergence.support={chooser}", *overrides])
 
 
 def test_objectives_without_a_teacher_name_none():

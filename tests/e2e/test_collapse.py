@@ -121,8 +121,8 @@ def test_rollback_restores_everything(skilled, tmp_path, monkeypatch, schedule):
         state = torch.load(folder / "state.pt", weights_only=True)
         stored = load_file(folder / "model.safetensors")
         roll_back(self, target)
-        optimizer, schedule = self._updater.optimizer, self._updater.schedule
-        own = dict(self._updater.model.named_parameters())
+        optimizer, schedule = self.learner.optimizer, self.learner.schedule
+        own = dict(self.learner.model.named_parameters())
         assert all(torch.equal(own[name], stored[name]) for name in own if name in stored)
         moments = optimizer.state()["adamw"]["state"]
         assert moments

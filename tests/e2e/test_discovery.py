@@ -19,7 +19,7 @@ from sdpo.discovery.display import live_progress, show
 from sdpo.discovery.log import Tally
 from sdpo.discovery.multi_turn import fit
 from sdpo.discovery.result import Discovery
-from sdpo.discovery.run import discover_one, discover_tasks, searches
+from sdpo.discovery.run import discover_tasks, load_tasks, searches
 from sdpo.errors import ConfigError
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.models.weights import copy_weights
@@ -77,6 +77,16 @@ def search(sampler, config, task, initial, **watch):
     method = "self_distillation"
     wanted = [(task, Tally(task.id, method, 0, budget=config.discover.budget))]
     (result,) = searches(sampler, config, wanted, method=method, initial=initial, **watch)
+    return result
+
+
+def search_alone(task_id, config, env, method, *, seed=0):
+    """The search `seed` for one task as `discover_tasks` makes it."""
+    with open_sampler(config, env) as sampler:
+        (task,) = [task for task in load_tasks(sampler.env, config) if task.id == task_id]
+        wanted = [(task, Tally(task_id, method, seed, budget=config.discover.budget))]
+        initial = copy_weights(sampler.policy.model)
+        (result,) = searches(sampler, config, wanted, method=method, initial=initial)
     return result
 
 
@@ -214,7 +224,7 @@ def test_canaries_warn_end_a_search_or_restart_it(model_dir, tmp_path, monkeypat
 def test_attempts_are_counted_in_order(model_dir, tmp_path, method):
     seen = []
     config = settings(model_dir, tmp_path / "run", budget=40)
-    result = discover_one("b", config, world(solves=often, seen=seen), method=method)
+    result = search_alone("b", config, world(solves=often, seen=seen), method)
     # Judged concurrently within a batch, so the order of calls is that of the attempts per batch.
     assert result.attempts == len(seen)
     assert result.attempts_to_solve == result.solved[0]
@@ -234,8 +244,8 @@ def test_conversations_side_by_side_are_what_each_is_alone(model_dir, tmp_path):
     assert sorted((r.task_id, r.seed) for r in together) == [(t, s) for t in "ab" for s in (0, 1)]
     assert len({result.attempts for result in together}) > 1
     for result in together:
-        alone = discover_one(
-            result.task_id, config, world(solves=often), method="multi_turn", seed=result.seed
+        alone = search_alone(
+            result.task_id, config, world(solves=often), "multi_turn", seed=result.seed
         )
         assert fixed([alone]) == fixed([result])
 
@@ -323,7 +333,7 @@ def test_an_environment_may_pose_its_tasks_anew(model_dir, tmp_path):
     plain.for_discovery = lambda task: replace(task, reference="posed")
     config = settings(model_dir, tmp_path / "run", methods=["best_of_k"], seeds=1)
     discover_tasks(config, plain)
-    discover_one("b", config, plain, method="multi_turn")
+    search_alone("b", config, plain, "multi_turn")
     assert {task.reference for task, _ in seen} == {"posed"}
 
 
@@ -360,17 +370,20 @@ def test_settings_under_which_no_failure_teaches_are_refused(model_dir, tmp_path
     assert len(discover_tasks(load_config([*common, *others]), world())) == 2
 
 
+SOLVE = "Now solve the original task yourself."
+
+
 def test_the_window_drops_the_oldest_first_and_cuts_the_newest():
     chat = Chat(byte_tokenizer())
     task = ({"role": "user", "content": "Q"},)
     sections = ["first " * 10, "second " * 10, "third " * 10]
-    kept, messages = fit(chat, task, sections, 250)
+    kept, messages = fit(chat, task, sections, SOLVE, 250)
     assert kept == sections[1:]
     assert len(chat.prompt_ids(messages)) <= 250
-    kept, messages = fit(chat, task, ["x" * 1000], 250)
+    kept, messages = fit(chat, task, ["x" * 1000], SOLVE, 250)
     assert "characters left out" in messages[0]["content"]
     assert len(chat.prompt_ids(messages)) <= 250
-    assert fit(chat, task, ["x" * 1000], 40) == ([], task)
+    assert fit(chat, task, ["x" * 1000], SOLVE, 40) == ([], task)
 
 
 def found(task, method, seed, first, num_solved=None, budget=100):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import sdpo
+from sdpo.compare import compare
 from sdpo.config.load import load_config
 from sdpo.errors import CheckpointError, ConfigError, TaskError
 from sdpo.testing import byte_tokenizer, tiny_model
@@ -69,6 +70,28 @@ def test_same_seed_same_metrics_and_another_seed_differs(model, tmp_path):
     assert [row["step"] for row in rows(tmp_path / "a")] == [0, 1, 2, 3, 4]
 
 
+def test_seeds_are_the_runs_one_would_have_started_by_hand(model, tmp_path, monkeypatch):
+    found = train(config(model, tmp_path / "both", "seeds=2", "seed=3"), env=ENV)
+    train(config(model, tmp_path / "one", "seed=4"), env=ENV)
+    assert rows(tmp_path / "both" / "seed-4") == rows(tmp_path / "one")
+    assert [run.run_dir.name for run in found.runs] == ["seed-3", "seed-4"]
+    assert found.finished
+    solved = [run.metrics["eval/solved"] for run in found.runs]
+    assert found.metrics["eval/solved"] == pytest.approx(sum(solved) / 2)
+    assert compare([[tmp_path / "both"]]).arms[0].num_runs == 2
+    collected = []
+    monkeypatch.setattr(Run, "collect", lambda *_: collected.append(1))
+    train(config(model, tmp_path / "both", "seeds=2", "seed=3"), env=ENV)
+    assert not collected, "finished runs are not repeated"
+
+
+def test_on_step_sees_every_row_of_the_metrics(model, tmp_path):
+    seen = []
+    train(config(model, tmp_path / "run"), env=ENV, on_step=seen.append)
+    assert [row["step"] for row in seen] == [0, 1, 2, 3, 4]
+    assert seen[-1]["eval/solved"] == rows(tmp_path / "run")[-1]["eval/solved"]
+
+
 @pytest.mark.parametrize("die_at", [1, 2, 3])
 def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, monkeypatch, die_at):
     train(config(model, tmp_path / "whole"), env=ENV)
@@ -76,15 +99,15 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, monkeypatch, d
     class KilledError(Exception):
         pass
 
-    finish = Run.finish_step
+    measure = Run.measure
 
     def die(self, *arguments):
         if self.step == die_at:
             raise KilledError
-        return finish(self, *arguments)
+        return measure(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "finish_step", die)
+        patch.setattr(Run, "measure", die)
         with pytest.raises(KilledError):
             train(config(model, tmp_path / "killed"), env=ENV)
     train(config(model, tmp_path / "killed"), env=ENV)
@@ -135,18 +158,18 @@ def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monk
 @pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_does_not_swallow_a_rollback(model, tmp_path, monkeypatch):
     overrides = ("canaries.action=rollback", "canaries.patience=1", "checkpoint.every=1")
-    finish, record = Run.finish_step, Run.record
+    measure, record = Run.measure, Run.record
 
     def truncated(self, *arguments):
-        row = finish(self, *arguments)
-        return row | {"train/truncated": float(self.step >= 2)}
+        row = measure(self, *arguments)
+        return row | {"train/truncated": float(self.step >= 1)}
 
     def interrupted(self, metrics, alerts=()):
         record(self, metrics, alerts)
         if alerts:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Run, "finish_step", truncated)
+    monkeypatch.setattr(Run, "measure", truncated)
     with monkeypatch.context() as patch:
         patch.setattr(Run, "record", interrupted)
         result = train(config(model, tmp_path / "run", *overrides), env=ENV)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from toy_runs import LEARNT, learn
 
+from sdpo.models import packing
 from sdpo.models.packing import PackItem
 from sdpo.training import step as training_step
 from sdpo.training import targets
@@ -85,7 +86,7 @@ def wrong_sign(monkeypatch):
 
 def off_by_one(monkeypatch):
     """Student and teacher agree with each other, one position behind the tokens they are for."""
-    right = targets.pack_item
+    right = packing.pack_item
 
     def mutant(sample, prompt_ids):
         item = right(sample, prompt_ids)
@@ -96,8 +97,7 @@ def off_by_one(monkeypatch):
             loss_mask=item.loss_mask,
         )
 
-    monkeypatch.setattr(targets, "pack_item", mutant)
-    monkeypatch.setattr(training_step, "pack_item", mutant)
+    monkeypatch.setattr(packing, "pack_item", mutant)
 
 
 def gradient_through_the_teacher(monkeypatch):

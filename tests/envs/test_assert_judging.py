@@ -156,5 +156,5 @@ def test_a_wrong_test_names_itself(judge: CodeJudge) -> None:
         judge.verdict(reference("assert 1 == 1"), SQUARE)
     solution = "def f(x):\n    return 1\n"
     task = reference("for n in [2]:\n    assert f(object)", solution=solution)
-    with pytest.raises(TaskError, match="no plain data"):
+    with pytest.raises(TaskError, match="not plain data"):
         judge.verdict(task, SQUARE)

@@ -139,5 +139,5 @@ def test_special_numbers_survive_as_source() -> None:
     big = 10**6000
     assert ast.literal_eval(as_source(big)) == big
     assert math.copysign(1, eval(as_source(-0.0))) == -1
-    with pytest.raises(TypeError, match="no plain data"):
+    with pytest.raises(TypeError, match="not plain data"):
         as_source(object())

@@ -118,9 +118,9 @@ def test_a_text_full_of_tags_is_judged_in_linear_time(tmp_path):
     ("changes", "says"),
     [
         ({"prompt": None}, "rows.json:1: prompt: expected a non-empty string"),
-        ({"answer": "E"}, "rows.json:1: answer: 'E' is none of A, B, C, D"),
+        ({"answer": "E"}, "rows.json:1: answer: 'E' is not one of A, B, C, D"),
         ({"answer": ""}, "rows.json:1: answer: expected a non-empty string"),
-        ({"prompt": "No options."}, "rows.json:1: prompt: no options found"),
+        ({"prompt": "No options."}, "rows.json:1: prompt: no options"),
         ({"system": 3}, "rows.json:1: system: expected a string or null"),
         ({"idx": [1]}, "rows.json:1: idx: expected a string or a whole number"),
         ({"split": "dev"}, "rows.json:1: split: 'dev' is not a split"),

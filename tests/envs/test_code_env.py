@@ -62,7 +62,7 @@ def test_accepted(env: CodeEnv) -> None:
         reward=1.0,
         solved=True,
         feedback=None,
-        metrics={"tests_passed": 1.0},
+        metrics={"tests_passed": 1.0, "judge_errors": 0.0},
         info={
             "category": "accepted",
             "tests": ["passed", "passed"],
@@ -266,7 +266,7 @@ def test_format_and_truncation(env: CodeEnv) -> None:
         verdict = env.judge(task, rollout(text, truncated=True))
         assert verdict.info["category"] == "truncated"
         assert verdict.feedback == envs_text.TRUNCATED
-        assert verdict.metrics == {"tests_passed": 0.0}
+        assert verdict.metrics == {"tests_passed": 0.0, "judge_errors": 0.0}
     complete = block("def divide(a, b):\n    return a // b\n") + "\nAnd now I will exp"
     assert env.judge(task, rollout(complete, truncated=True)).solved
 

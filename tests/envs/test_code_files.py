@@ -154,11 +154,11 @@ class Evil:
         ({"private_test_cases": pack(["x"])}, "private_test_cases[0]: expected an object"),
         (
             {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()},
-            "only text is allowed",
+            "only a string is allowed",
         ),
         (
             {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(["a"]))).decode()},
-            "only text is allowed",
+            "only a string is allowed",
         ),
         ({"public_test_cases": "[]", "private_test_cases": "[]"}, "no test in"),
         (

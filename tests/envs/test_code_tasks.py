@@ -124,7 +124,7 @@ def with_tests_field(tests: object) -> dict[str, object]:
         ({**FUNCTION, "kind": "class"}, 'kind: "class" is not allowed; choose one of'),
         ({**FUNCTION, "kind": ["function"]}, 'kind: ["function"] is not allowed'),
         (without("entry_point"), "entry_point: missing"),
-        ({**FUNCTION, "entry_point": "a b"}, "entry_point: 'a b' is no Python name"),
+        ({**FUNCTION, "entry_point": "a b"}, "entry_point: 'a b' is not a valid Python identifier"),
         ({**STDIO, "entry_point": "f"}, "entry_point: a 'stdio' task is a whole program"),
         ({**FUNCTION, "setup": "x = 1"}, "setup: only tasks of kind 'asserts' have it"),
         ({**ASSERTS, "setup": "x ="}, "setup: not Python"),
@@ -146,21 +146,36 @@ def with_tests_field(tests: object) -> dict[str, object]:
         ),
         (
             {**STDIO, "tests": {"public": [{"input": ["1"], "output": "1"}]}},
-            "tests.public[0].input: expected the text as a string, got a list",
+            "tests.public[0].input: expected a string, got a list",
         ),
         ({**ASSERTS, "tests": {"public": [1]}}, "tests.public[0]: expected a line like"),
         ({**ASSERTS, "tests": {"public": ["assert f("]}}, "tests.public[0]: not Python"),
         ({**ASSERTS, "tests": {"public": ["f(1) == 2"]}}, "tests.public[0]: no assert statement"),
-        ({**FUNCTION, "time_limit_s": 0}, "time_limit_s: expected a number above 0, got 0"),
-        ({**FUNCTION, "time_limit_s": "1"}, 'time_limit_s: expected a number above 0, got "1"'),
-        ({**FUNCTION, "time_limit_s": True}, "time_limit_s: expected a number above 0, got true"),
+        (
+            {**FUNCTION, "time_limit_s": 0},
+            "time_limit_s: expected a number from",
+        ),
+        (
+            {**FUNCTION, "time_limit_s": "1"},
+            '0.001 to 3,600, got "1"',
+        ),
+        (
+            {**FUNCTION, "time_limit_s": True},
+            "3,600, got true",
+        ),
         (
             '{"id": "a", "prompt": "p", "kind": "function", "entry_point": "f", "tests": '
             '{"public": [{"input": [], "output": 1}]}, "time_limit_s": Infinity}',
             "time_limit_s",
         ),
-        ({**FUNCTION, "memory_mb": 1.5}, "memory_mb: expected a whole number above 0, got 1.5"),
-        ({**FUNCTION, "tolerance": -1}, "tolerance: expected a number of at least 0, got -1"),
+        (
+            {**FUNCTION, "memory_mb": 1.5},
+            "memory_mb: expected a whole number from 1",
+        ),
+        (
+            {**FUNCTION, "tolerance": -1},
+            "tolerance: expected a number from 0 to 1,",
+        ),
         ({**FUNCTION, "split": "valid"}, 'split: "valid" is not allowed; choose one of train'),
         ({**FUNCTION, "reference_solution": None}, "reference_solution: expected a string"),
     ],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from code_rows import DIVIDE, ECHO, block
 
 from sdpo.envs.code.judge import CodeJudge
-from sdpo.envs.code.judging import judge_file, judge_program
+from sdpo.envs.code.offline import judge_file, judge_program
 from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.errors import ConfigError, SdpoError, TaskError
 from sdpo.sandbox import Sandbox
@@ -60,7 +63,7 @@ def test_judge_file(tasks_file: str, tmp_path: Path) -> None:
     assert [line["id"] for line in lines] == ["divide", "echo", "divide"]
     assert [line["category"] for line in lines] == ["accepted", "wrong_answer", "truncated"]
     assert [line["solved"] for line in lines] == [verdict.solved for verdict in verdicts]
-    assert set(lines[0]) == {"id", "reward", "solved", "category", "feedback", "metrics"}
+    assert set(lines[0]) == {"id", "reward", "solved", "category", "feedback", "metrics", "sandbox"}
 
 
 def test_judge_file_writes_to_standard_output(
@@ -76,7 +79,7 @@ def test_judge_file_writes_to_standard_output(
         ({"id": "nobody", "response": ""}, 'id: "nobody" is not the id of a task'),
         ({"response": ""}, "id: null is not the id of a task"),
         ({"id": "echo"}, "response: missing"),
-        ({"id": "echo", "response": 3}, "response: missing or no string"),
+        ({"id": "echo", "response": 3}, "response: missing, or not a string"),
         ({"id": "echo", "response": "", "truncated": 1}, "truncated: expected true or false"),
         ({"id": "echo", "response": "", "text": ""}, "text: unknown key"),
     ],
@@ -101,3 +104,40 @@ def test_a_test_that_cannot_run_stops_with_the_reason(judge: CodeJudge) -> None:
     reference = CodeReference(kind="asserts", entry_point="f", public=tests, private=tests)
     with pytest.raises(TaskError, match=r"own code fails .*NameError.*reference_solution"):
         judge.verdict(reference, "def f(n):\n    return 0\n")
+
+
+def test_each_verdict_line_names_the_sandbox(
+    tasks_file: str, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    out = tmp_path / "verdicts.jsonl"
+    judge_file(tasks_file, responses(tmp_path, {"id": "echo", "response": ""}), out=out)
+    assert json.loads(out.read_text())["sandbox"] == sandbox.level
+
+
+def test_a_killed_judge_leaves_every_verdict_it_knew(tasks_file: str, tmp_path: Path) -> None:
+    """Before: the file was written 8 KB at a time."""
+    good = {"id": "divide", "response": block("def divide(a, b):\n    return a // b\n")}
+    slow = {"id": "echo", "response": block("import time\ntime.sleep(30)\n")}
+    out = tmp_path / "verdicts.jsonl"
+    command = [
+        sys.executable, "-m", "sdpo", "judge", "--tasks", tasks_file, "--out", str(out),
+        "--responses", str(responses(tmp_path, good, *[slow] * 8)), "--split", "public",
+    ]  # fmt: skip
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 60
+    while not (out.exists() and out.read_text().endswith("\n")):
+        assert time.monotonic() < deadline, "the first verdict was never written"
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert json.loads(out.read_text().splitlines()[0])["solved"]
+
+
+def test_a_task_id_with_half_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text(json.dumps({**ECHO, "id": "a\ud800"}) + "\n")
+    out = tmp_path / "verdicts.jsonl"
+    given = responses(tmp_path, {"id": "a\ud800", "response": "no code"})
+    judge_file(str(tasks), given, out=out)
+    assert json.loads(out.read_text())["id"] == "a\ud800"

@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
         schema.CodeEnvConfig(),
         schema.ChoiceEnvConfig(tasks="x.json"),
         schema.ToolsEnvConfig(tasks="x.json"),
+        schema.SqlEnvConfig(),
         schema.CustomEnvConfig(path="sdpo.testing:toy_env"),
     ],
     ids=lambda config: config.type,
@@ -80,12 +81,12 @@ def test_custom_environments_in_the_current_directory_are_found(folder, path):
         ("own_envs.second:make", "no module 'own_envs.second'"),
         ("nowhere.at.all:make", "no module 'nowhere' in"),
         ("own_envs/none.py:make", "does not exist"),
-        ("own_envs.first:number", "is int, no environment"),
+        ("own_envs.first:number", "has the type int, which is not an"),
         ("own_envs.first:needy", "must be callable without arguments"),
-        ("own_envs.first:Space", "is Space, no environment"),
+        ("own_envs.first:Space", "has the type Space, which is not an"),
         ("needs_more:make", "needs_more imports 'not_there_at_all', which is not installed"),
         ("needs_more.py:make", "needs_more.py imports 'not_there_at_all'"),
-        ("..first:make", "is not a module's name"),
+        ("..first:make", "is not a module name"),
     ],
 )
 def test_custom_environments_that_cannot_be_had_say_why(folder, path, says):

@@ -63,7 +63,7 @@ def test_right_calls_are_solved(tmp_path, text):
     [
         ("The weather is fine.", "incorrect_format", "There is no action"),
         ("Action: getWeather", "incorrect_format", "Action getWeather has no line `Action Input"),
-        (answer(("getWeather", '{"city": "Bern",}')), "incorrect_format", "line 1, column 17"),
+        (answer(("getWeather", '{"city": "Bern",}')), "incorrect_format", "line 1, column 1"),
         (answer(("getWeather", '{"city": Bern}')), "incorrect_format", "at line 1, column 10"),
         (answer(("getWeather", '["Bern", 2]')), "incorrect_format", 'it is ["Bern", 2]'),
         (answer(("getWeather", '{"days": NaN}')), "incorrect_format", "NaN is not JSON"),

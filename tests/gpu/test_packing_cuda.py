@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sdpo.models import hidden as backbone
+from sdpo.models import packing
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.packing import PackItem, hidden_rows, pack
+from sdpo.models.qualify import Refusal, tree_kind_of
 from sdpo.testing import tiny_model
 
 pytestmark = [
@@ -60,9 +62,15 @@ def gradients_of(model, rows, batch):
     return {n: p.grad.float().clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def rows_by(kind, model, batch):
+    """Hidden rows by attention of one kind; a `Refusal`: each item in a row of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "tree_kind_of", lambda model: kind)
+        return hidden_rows(model, batch)
+
+
 def plain(model, batch):
-    backbone._kinds[model] = "separate"
-    return hidden_rows(model, batch)
+    return rows_by(Refusal(reason="a test"), model, batch)
 
 
 def largest_difference(ours, theirs):
@@ -72,8 +80,8 @@ def largest_difference(ours, theirs):
 
 
 def test_flex_is_chosen():
-    assert backbone.attention_kind(tiny_model("llama").cuda()) == "flex"
-    assert backbone.attention_kind(tiny_model("llama", dtype=torch.bfloat16).cuda()) == "flex"
+    assert tree_kind_of(tiny_model("llama").cuda()) == "flex"
+    assert tree_kind_of(tiny_model("llama", dtype=torch.bfloat16).cuda()) == "flex"
 
 
 @pytest.mark.parametrize("kind", ["flex", "branches"])
@@ -83,8 +91,7 @@ def test_float32_rows_and_gradients_agree(family, kind):
     (batch,) = pack(contexts(), budget_tokens=100_000)
     expected = plain(model, batch)
     expected_gradients = gradients_of(model, expected, batch)
-    backbone._kinds[model] = kind
-    rows = hidden_rows(model, batch)
+    rows = rows_by(kind, model, batch)
     torch.testing.assert_close(rows, expected, rtol=1e-4, atol=2e-5)
     assert largest_difference(gradients_of(model, rows, batch), expected_gradients) < 1e-4
 
@@ -99,8 +106,7 @@ def test_short_windows_agree(family, kind):
             module.sliding_window = 33
     (batch,) = pack(contexts(), budget_tokens=100_000)
     expected = plain(model, batch)
-    backbone._kinds[model] = kind
-    torch.testing.assert_close(hidden_rows(model, batch), expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(rows_by(kind, model, batch), expected, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["flex", "branches"])
@@ -111,23 +117,20 @@ def test_bfloat16_is_as_close_as_plain_bfloat16(kind):
     exact = gradients_of(model, plain(model, batch), batch)
     model = model.bfloat16()
     rounded = largest_difference(gradients_of(model, plain(model, batch), batch), exact)
-    backbone._kinds[model] = kind
-    ours = largest_difference(gradients_of(model, hidden_rows(model, batch), batch), exact)
+    ours = largest_difference(gradients_of(model, rows_by(kind, model, batch), batch), exact)
     assert ours < 1.5 * rounded + 1e-3
 
 
 def test_rows_of_many_lengths_and_without_gradients():
     """Dynamic shapes: compiled code serves every length, with and without a graph."""
     model = tiny_model("llama").cuda()
-    assert backbone.attention_kind(model) == "flex"
+    assert tree_kind_of(model) == "flex"
     for seed, prompt in enumerate((5, 90, 300, 17, 700, 120)):
         (batch,) = pack(contexts(seed, prompt), budget_tokens=100_000)
         rows = hidden_rows(model, batch)
         with torch.no_grad():
             torch.testing.assert_close(hidden_rows(model, batch), rows.detach())
-            backbone._kinds[model] = "separate"
-            expected = hidden_rows(model, batch)
-            backbone._kinds[model] = "flex"
+            expected = plain(model, batch)
         torch.testing.assert_close(rows.detach(), expected, rtol=1e-4, atol=2e-5)
 
 
@@ -135,7 +138,8 @@ def test_recomputed_layers_give_the_same_gradients():
     model = tiny_model("llama").cuda()
     (batch,) = pack(contexts(), budget_tokens=100_000)
     expected = gradients_of(model, hidden_rows(model, batch), batch)
-    rows = hidden_rows(model, batch, gradient_checkpointing=True)
+    enable_checkpointing(model)
+    rows = hidden_rows(model, batch)
     assert largest_difference(gradients_of(model, rows, batch), expected) < 1e-5
 
 
@@ -160,21 +164,21 @@ def test_long_prompts_cost_a_fraction_of_padded_rows():
     (batch,) = pack(items, budget_tokens=100_000)
 
     def cost(kind):
-        backbone._kinds[model] = kind
         times = []
         for _ in range(6):
             torch.cuda.reset_peak_memory_stats()
             base = torch.cuda.memory_allocated()
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
-            hidden_rows(model, batch).float().sum().backward()
+            rows_by(kind, model, batch).float().sum().backward()
             stop.record()
             torch.cuda.synchronize()
             times.append(start.elapsed_time(stop))
             model.zero_grad()
         return min(times), torch.cuda.max_memory_allocated() - base
 
-    found = {kind: cost(kind) for kind in ("separate", "branches", "flex")}
+    kinds = {"separate": Refusal(reason="a test"), "branches": "branches", "flex": "flex"}
+    found = {name: cost(kind) for name, kind in kinds.items()}
     print({kind: (round(ms, 1), size >> 20) for kind, (ms, size) in found.items()})
     assert found["flex"][0] < 0.6 * found["separate"][0]
     assert found["flex"][1] < 0.4 * found["separate"][1]

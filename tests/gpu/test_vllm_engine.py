@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.errors import EngineError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +69,3 @@ def check(engine, model):
             assert completion.logprobs == pytest.approx(expected, abs=1e-4)
             assert completion.truncated == (completion.token_ids[-1] != 9)
     assert engine.generate(requests, options) == groups
-    given = ScoreRequest(prompt_ids=(5, 6, 7), completion_ids=(8, 9, 10))
-    expected = plain(model, given.prompt_ids, given.completion_ids, 1.0)
-    assert engine.score([given], 1.0)[0] == pytest.approx(expected, abs=1e-4)

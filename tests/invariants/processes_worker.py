@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import sdpo
 from sdpo.config.load import load_config
-from sdpo.training.run import Run
+from sdpo.training.learner import Learner
 
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
 RANK = os.environ.get("RANK", "0")
@@ -32,19 +32,19 @@ def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
 
 def train(run: Path, overrides: list[str]) -> None:
     """One run that leaves its weights after each step in `RUN.step-S.rank-R.safetensors`."""
-    finish = Run.finish_step
+    follow = Learner.follow
 
-    def finish_and_save(self: Run, *arguments: Any) -> dict[str, float]:
-        row = finish(self, *arguments)
-        weights = {n: p.detach().clone() for n, p in self._updater.model.named_parameters()}
+    def follow_and_save(self: Learner, *arguments: Any) -> dict[str, float]:
+        row = follow(self, *arguments)
+        weights = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         save_file(weights, f"{run}.step-{self.step}.rank-{RANK}.safetensors")
         return row
 
-    Run.finish_step = finish_and_save  # ty: ignore[invalid-assignment]
+    Learner.follow = follow_and_save  # ty: ignore[invalid-assignment]
     try:
         sdpo.train(load_config([f"run={run}", *overrides]), env=sdpo.env(TASKS, judge))
     finally:
-        Run.finish_step = finish
+        Learner.follow = follow
 
 
 def main(jobs: dict[str, list[str]]) -> None:

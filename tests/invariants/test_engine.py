@@ -1,4 +1,4 @@
-"""Sampler = scorer = plain forward pass; batch, order and limits do not change a completion."""
+"""Sampler = plain forward pass; batch, order and limits do not change a completion."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from engine_requests import make_requests, token_ids
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
-from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.base import GenerationRequest, Sampling
+from sdpo.engines.completions import open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import sample_prompt, score_alone
+from sdpo.engines.fallback import sample_prompt
 from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
 from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.plan import fast_layers
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
 
 WINDOW = 8
@@ -87,20 +89,16 @@ def flatten(requests, groups):
 @pytest.mark.usefixtures("both_attentions")
 @pytest.mark.filterwarnings("ignore")  # transformers' notes about missing kernels
 @pytest.mark.parametrize("family", [*FAST, *GENERIC])
-def test_sampler_scorer_and_plain_forward_agree(family):
+def test_sampler_and_plain_forward_agree(family):
     model = build(family, FAST.get(family) or GENERIC.get(family, {}))
     engine, requests = LocalEngine(model), make_requests(LENGTHS, group=3)
     groups = engine.generate(requests, SAMPLING)
-    assert (engine._fast_path() is not None) == (family in FAST)
+    assert isinstance(fast_path_of(model), FastPath) == (family in FAST)
     pairs = flatten(requests, groups)
     assert len({len(completion.token_ids) for _, completion in pairs}) > 2
-    scores = engine.score(
-        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], 1.0
-    )
-    for (prompt_ids, completion), scored in zip(pairs, scores, strict=True):
+    for prompt_ids, completion in pairs:
         plain = plain_logprobs(model, prompt_ids, completion.token_ids)
         assert completion.logprobs == pytest.approx(plain, abs=1e-4)
-        assert scored == pytest.approx(plain, abs=1e-4)
 
 
 @pytest.mark.usefixtures("both_attentions")
@@ -129,62 +127,27 @@ def test_a_completion_is_the_same_in_any_batch(family):
     assert apart == [ids for group in token_ids(whole) for ids in group]
 
 
-def test_a_small_cache_only_makes_completions_wait():
-    model, requests = build("llama", {}), make_requests(lengths=(3, 9, 5, 30, 2, 11), group=5)
-    whole = LocalEngine(model).generate(requests, SAMPLING)
-    token_bytes = 2 * 2 * 2 * 16 * 4
-    budget = token_bytes * (4 * 30 + 6 * SAMPLING.max_new_tokens)
-    tight = LocalEngine(model, max_cache_bytes=budget).generate(requests, SAMPLING)
-    for ours, reference in zip(tight, whole, strict=True):
-        assert [c.token_ids for c in ours] == [c.token_ids for c in reference]
-
-
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 def test_temperature_enters_logprobs_alike(temperature):
     model, requests = build("llama", {}), make_requests(LENGTHS, group=3)
     engine = LocalEngine(model)
     options = Sampling(max_new_tokens=8, stop_ids=(), temperature=temperature)
     pairs = flatten(requests, engine.generate(requests, options))
-    scores = engine.score(
-        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], temperature
-    )
-    for (prompt_ids, completion), scored in zip(pairs, scores, strict=True):
+    for prompt_ids, completion in pairs:
         plain = plain_logprobs(model, prompt_ids, completion.token_ids, temperature)
         assert completion.logprobs == pytest.approx(plain, abs=1e-4)
-        assert scored == pytest.approx(plain, abs=1e-4)
 
 
-def test_both_paths_sample_and_score_the_same():
+def test_both_paths_sample_the_same():
     model, requests = build("gemma2", FAST["gemma2"]), make_requests(LENGTHS, group=3)
     fast = LocalEngine(model).generate(requests, SAMPLING)
-    prompts, groups = distinct_prompts(requests)
+    prompts, groups = open_completions(requests)
     with torch.no_grad():
-        for prompt_ids, attempts in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, attempts, SAMPLING)
+        for prompt_ids, completions in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, completions, SAMPLING)
     assert [[c.token_ids for c in group] for group in fast] == [
-        [attempt.completion().token_ids for attempt in group] for group in groups
+        [completion.close().token_ids for completion in group] for group in groups
     ]
-    scored = [
-        ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in flatten(requests, fast)
-    ]
-    with torch.no_grad():
-        alone = score_alone(model, scored, 1.0)
-    for packed, reference in zip(LocalEngine(model).score(scored, 1.0), alone, strict=True):
-        assert packed == pytest.approx(reference, abs=1e-4)
-
-
-def test_scores_do_not_depend_on_packing(monkeypatch):
-    model, requests = build("llama", {}), make_requests(LENGTHS, group=3)
-    engine = LocalEngine(model)
-    scored = [
-        ScoreRequest(prompt_ids=p, completion_ids=c.token_ids)
-        for p, c in flatten(requests, engine.generate(requests, SAMPLING))
-    ]
-    whole = engine.score(scored, 1.0)
-    monkeypatch.setattr("sdpo.engines.scoring._LOGITS_BYTES", 5 * 64 * 4)  # five rows of logits
-    pieces = LocalEngine(model, max_prefill_tokens=10).score(scored[::-1], 1.0)[::-1]
-    for one, other in zip(whole, pieces, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.usefixtures("both_attentions")
@@ -192,9 +155,9 @@ def test_steps_of_fixed_size_sample_the_same():
     """What CUDA graphs replay: padded rows, columns and prompt slots, here run without a graph."""
     model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(LENGTHS, group=5)
     whole = LocalEngine(model).generate(requests, SAMPLING)
-    fast = LocalEngine(model)._fast_path()
-    prompts, groups = distinct_prompts(requests)
-    attempts = [attempt for group in groups for attempt in group]
+    fast = fast_path_of(model)
+    prompts, groups = open_completions(requests)
+    completions = [completion for group in groups for completion in group]
     captured = []
 
     def capture(step, undo):
@@ -213,9 +176,9 @@ def test_steps_of_fixed_size_sample_the_same():
             fast, num_prompts=3, prompt_columns=32, num_rows=7, suffix_columns=26, max_group=5
         )
         graphs = StepGraphs(capture=capture)
-        Decoder(fast, state, prompts, attempts, SAMPLING, 4096, graphs).run()
+        Decoder(fast, state, prompts, completions, SAMPLING, 4096, graphs).run()
     assert {7, 4, 2} <= set(captured)
-    assert [[attempt.completion().token_ids for attempt in group] for group in groups] == [
+    assert [[completion.close().token_ids for completion in group] for group in groups] == [
         [completion.token_ids for completion in group] for group in whole
     ]
 
@@ -230,3 +193,32 @@ def test_equal_prompts_of_different_requests_share_and_keep_their_order():
     first, _, third = LocalEngine(model).generate(twice, SAMPLING)
     assert first[1] == third[0]
     assert len({first[0].token_ids, first[1].token_ids, third[1].token_ids}) == 3
+
+
+@pytest.mark.usefixtures("both_attentions")
+@pytest.mark.parametrize("device_kind", ["blocks", "branches"])
+def test_a_beginning_that_prompts_share_is_computed_once(device_kind, monkeypatch):
+    model, (system, *own) = (
+        build("gemma3_text", FAST["gemma3_text"]),
+        make_requests([20, 5, 1, 9], 2),
+    )
+    requests = [
+        GenerationRequest(prompt_ids=system.prompt_ids + r.prompt_ids, seeds=r.seeds) for r in own
+    ]
+    alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
+    lengths, backbone = [], model.base_model.forward
+
+    def noting(*args, input_ids, **options):
+        lengths.append(input_ids.shape[1])
+        return backbone(*args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(model.base_model, "forward", noting)
+    engine = LocalEngine(model)
+    fast_path_of(model)
+    monkeypatch.setattr(
+        "sdpo.engines.decode.tree_plan",
+        lambda segments, device: tree_plan(segments, device, kind=device_kind),
+    )
+    lengths.clear()
+    assert token_ids(engine.generate(requests, SAMPLING)) == token_ids(alone)
+    assert lengths[0] == 20 + 4 + 0 + 8

@@ -6,10 +6,11 @@ import pytest
 import torch
 from engine_requests import make_requests, token_ids
 
-from sdpo.engines.base import Sampling, ScoreRequest
-from sdpo.engines.completions import distinct_prompts
+from sdpo.engines.base import Sampling
+from sdpo.engines.completions import open_completions
 from sdpo.engines.fallback import sample_prompt
 from sdpo.engines.local import LocalEngine
+from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
 
 pytestmark = [
@@ -38,11 +39,11 @@ def build(family: str, dtype: torch.dtype = torch.float32, window: int | None = 
 
 
 def one_at_a_time(model, requests, sampling):
-    prompts, groups = distinct_prompts(requests)
+    prompts, groups = open_completions(requests)
     with torch.no_grad():
-        for prompt_ids, attempts in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, attempts, sampling)
-    return [[attempt.completion() for attempt in group] for group in groups]
+        for prompt_ids, completions in zip(prompts, groups, strict=True):
+            sample_prompt(model, prompt_ids, completions, sampling)
+    return [[completion.close() for completion in group] for group in groups]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -54,7 +55,7 @@ def test_captured_steps_sample_the_same(family):
     )
     engine = LocalEngine(model)
     ours, expected = engine.generate(requests, SAMPLING), one_at_a_time(model, requests, SAMPLING)
-    assert engine._fast is not None
+    assert isinstance(fast_path_of(model), FastPath)
     assert engine._state is not None, "no captured steps were kept"
     assert token_ids(ours) == token_ids(expected)
     assert token_ids(LocalEngine(model, max_sequences=7).generate(requests, SAMPLING)) == token_ids(
@@ -79,27 +80,23 @@ def test_captured_steps_see_weights_changed_in_place(dtype):
     assert token_ids(again) == token_ids(LocalEngine(model).generate(requests, SAMPLING))
 
 
-def test_bfloat16_scores_are_those_of_the_sampler():
-    """Sampler and scorer round differently, and no more than that."""
+def test_bfloat16_samples_with_the_probabilities_of_a_plain_pass():
+    """They round differently, and no more than that."""
     model, requests = (
         build("llama", torch.bfloat16),
         make_requests(LENGTHS, group=5, vocab_size=259),
     )
-    engine = LocalEngine(model)
-    pairs = [
-        (request.prompt_ids, completion)
-        for request, group in zip(requests, engine.generate(requests, SAMPLING), strict=True)
-        for completion in group
-    ]
-    scores = engine.score(
-        [ScoreRequest(prompt_ids=p, completion_ids=c.token_ids) for p, c in pairs], 1.0
-    )
-    differences = torch.tensor(
-        [
-            one - other
-            for (_, completion), scored in zip(pairs, scores, strict=True)
-            for one, other in zip(completion.logprobs, scored, strict=True)
-        ]
-    )
-    assert differences.abs().mean() < 0.05
-    assert differences.mean().abs() < 0.01
+    differences = []
+    for request, group in zip(
+        requests, LocalEngine(model).generate(requests, SAMPLING), strict=True
+    ):
+        for completion in group:
+            ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]], device="cuda")
+            start = len(request.prompt_ids)
+            with torch.no_grad():
+                logprobs = model(ids).logits[0, start - 1 : -1].float().log_softmax(-1)
+            plain = logprobs.gather(1, ids[0, start:, None])[:, 0].cpu()
+            differences.append(torch.tensor(completion.logprobs) - plain)
+    difference = torch.cat(differences)
+    assert difference.abs().mean() < 0.05
+    assert difference.mean().abs() < 0.01

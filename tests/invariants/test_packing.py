@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GptOssConfig, MambaConfig
 
+from sdpo.errors import ModelError
 from sdpo.kernels import blocks as block_attention
 from sdpo.kernels import sdpa as fused_attention
 from sdpo.kernels.blocks import BlockAttention
-from sdpo.kernels.plan import Scores, paths
+from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import FLEX_BLOCK, BranchAttention, FlexAttention
-from sdpo.models import hidden as backbone
-from sdpo.models.hidden import enable_checkpointing, shares_prefixes
+from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.packing import PackItem, hidden_rows, pack
+from sdpo.models.qualify import Refusal, shares_prefixes
 from sdpo.testing import tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"]
@@ -103,11 +104,11 @@ def plain_rows(model, chosen):
     return parts
 
 
-def packed_rows(model, chosen, budget, **options):
+def packed_rows(model, chosen, budget):
     """Hidden rows per item, in the order of `chosen`, and the targets checked on the way."""
     parts = {}
     for batch in pack(chosen, budget_tokens=budget):
-        rows = hidden_rows(model, batch, **options)
+        rows = hidden_rows(model, batch)
         for index in batch.item_indices:
             item = chosen[index]
             own = batch.row_items == index
@@ -222,22 +223,19 @@ def test_without_gradients_rows_are_the_same():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
-@pytest.mark.parametrize("how", ["argument", "enabled", "transformers"])
+@pytest.mark.parametrize("how", ["ours", "transformers"])
 def test_recomputed_layers_give_the_same_gradients(family, how, double_norms):
     model = tiny_model(family, dtype=torch.float64)
     chosen = teacher_contexts(random.Random(0))
     expected = packed_rows(model, chosen, 10_000)
     expected_loss, gradients = loss_and_gradients(model, expected)
-    options = {}
-    if how == "argument":
-        options = {"gradient_checkpointing": True}
-    elif how == "enabled":
+    if how == "ours":
         enable_checkpointing(model)
     elif hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable()
     else:
         model.gradient_checkpointing_enable()
-    loss, recomputed = loss_and_gradients(model, packed_rows(model, chosen, 10_000, **options))
+    loss, recomputed = loss_and_gradients(model, packed_rows(model, chosen, 10_000))
     assert_close(loss, expected_loss)
     for name, gradient in recomputed.items():
         assert_close(gradient, gradients[name])
@@ -256,9 +254,29 @@ def test_recomputing_forgets_activations():
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            hidden_rows(model, batch, gradient_checkpointing=wanted)
+            hidden_rows(model, batch)
         saved[wanted] = sum(kept)
+        enable_checkpointing(model)
     assert saved[True] < 0.3 * saved[False]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_norms_keep_nothing_but_their_input(family):
+    model = tiny_model(family, dtype=torch.bfloat16)
+    (batch,) = pack(long_prefix(random.Random(0)), budget_tokens=10_000)
+    assert shares_prefixes(model)  # its trial has a backward pass of its own
+    wide = []
+
+    def note(tensor):
+        if tensor.dtype == torch.float32 and tensor.shape[-1] == model.config.hidden_size:
+            wide.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        rows = hidden_rows(model, batch)
+    rows.sum().backward()
+    assert not wide
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_dropout_of_a_recomputed_model_stays_asleep():
@@ -267,7 +285,8 @@ def test_dropout_of_a_recomputed_model_stays_asleep():
         layer.mlp.down_proj = torch.nn.Sequential(layer.mlp.down_proj, torch.nn.Dropout(0.5))
     model.eval()
     chosen = shared_prompts(random.Random(0))
-    ours = packed_rows(model, chosen, 10_000, gradient_checkpointing=True)
+    enable_checkpointing(model)
+    ours = packed_rows(model, chosen, 10_000)
     for a, b in zip(ours, plain_rows(model, chosen), strict=True):
         assert_close(a, b)
 
@@ -314,15 +333,23 @@ def test_a_model_whose_attention_misbehaves_is_found_out(monkeypatch):
     model = tiny_model("llama")
     attend = BlockAttention.attend
     monkeypatch.setattr(BlockAttention, "attend", lambda *a: attend(*a) * 1.01)
-    assert backbone.attention_kind(model) == "separate"
+    assert not shares_prefixes(model)
 
 
-def test_separate_rows_recompute_too():
+def test_a_model_without_layers_to_recompute_says_so():
+    model = tiny_model("llama")
+    model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(ModelError, match=r"gradient_checkpointing = false and lower"):
+        enable_checkpointing(model)
+
+
+def test_separate_rows_recompute_too(monkeypatch):
     model = tiny_model("llama")
     chosen = shared_prompts(random.Random(0))
     expected = loss_and_gradients(model, packed_rows(model, chosen, 40))[1]
-    backbone._kinds[model] = "separate"
-    ours = packed_rows(model, chosen, 40, gradient_checkpointing=True)
+    monkeypatch.setattr("sdpo.models.packing.tree_kind_of", lambda model: Refusal(reason=""))
+    enable_checkpointing(model)
+    ours = packed_rows(model, chosen, 40)
     for name, gradient in loss_and_gradients(model, ours)[1].items():
         assert_close(gradient, expected[name])
 
@@ -338,13 +365,9 @@ def test_adapters_stay_in_use(double_norms):
     chosen = shared_prompts(random.Random(0))
     plain = plain_rows(model.get_base_model(), chosen)
     assert_same(model, chosen, packed_rows(model, chosen, 40), plain)
-    options = {"gradient_checkpointing": True}
-    assert_same(
-        model,
-        chosen,
-        packed_rows(model, chosen, 40, **options),
-        plain_rows(model.get_base_model(), chosen),
-    )
+    enable_checkpointing(model)
+    plain = plain_rows(model.get_base_model(), chosen)
+    assert_same(model, chosen, packed_rows(model, chosen, 40), plain)
 
 
 def visible_places(segments, num_tokens, window):
@@ -407,7 +430,7 @@ def test_plans_agree(
     scores = Scores(scaling=0.25, window=window, softcap=softcap)
     flex = FlexAttention(batch.segments, num_tokens, device).attend(0, query, key, value, scores)
     found = []
-    for plan in (BranchAttention(batch.segments, device), BlockAttention(paths(batch.segments))):
+    for plan in (BranchAttention(batch.segments, device), BlockAttention(batch.segments)):
         leaves = [x[:, :, :count].clone().requires_grad_() for x in (query, key, value)]
         output = plan.attend(0, *leaves, scores)
         output.backward(torch.linspace(-1, 1, output.numel()).view_as(output))

@@ -128,7 +128,6 @@ def library(model, objective, teacher_weights, groups):
         config=config, objective=objective, parallel=Watching(),
     )  # fmt: skip
     spec = objective_spec(objective, step=0, temperature=1.0, max_completion_tokens=8, trust=None)
-    schedule.after_update = lambda student: None
     result = updater.step([samples], spec, where="test")
     gradient = dict(zip(trainable(model), Watching.kept, strict=True))
     return result.metrics.reduce()["loss/total"], gradient, samples

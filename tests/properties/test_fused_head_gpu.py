@@ -1,17 +1,18 @@
 """The fused head on CUDA against the same call in float64 on the CPU, where other tests hold it to
-the dense reference."""
+`losses/reference.py`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from plain_specs import distill, pg
 
+from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses import distillation_loss
-from sdpo.losses.head import elementwise as rows
+from sdpo.losses.head import elementwise
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.objective import Denominators, objective_loss
-from sdpo.losses.policy_gradient import PolicyGradientSpec
-from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.specs import KlSpec, ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 
 pytestmark = [
@@ -59,9 +60,19 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "jsd", "forward_ce"])
-@pytest.mark.parametrize(("top_k", "tail"), [(None, True), (20, True), (20, False)])
+@pytest.mark.parametrize(
+    ("support", "top_k", "tail"),
+    [
+        ("student", None, True),
+        ("student", 20, True),
+        ("student", 20, False),
+        ("teacher", 20, True),
+        ("union", 20, True),
+        ("union", 20, False),
+    ],
+)
 @pytest.mark.parametrize("trust", [None, 0.3])
-def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
+def test_cuda_equals_the_cpu(dtype, divergence, support, top_k, tail, trust):
     x = tensors(dtype)
     found = []
     for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
@@ -72,6 +83,7 @@ def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
         result = distillation_loss(
             **y,
             divergence=divergence,
+            support=support,
             top_k=top_k,
             tail=tail,
             temperature=0.9,
@@ -90,53 +102,58 @@ def test_cuda_equals_the_cpu(dtype, divergence, top_k, tail, trust):
 
 
 @pytest.mark.parametrize(
-    ("divergence", "top_k", "tail"),
+    ("divergence", "support", "top_k", "tail"),
     [
-        ("jsd", None, True),
-        ("jsd", 20, True),
-        ("reverse_kl", None, True),
-        ("forward_kl", 20, False),
+        ("jsd", "student", None, True),
+        ("jsd", "student", 20, True),
+        ("reverse_kl", "student", None, True),
+        ("forward_kl", "student", 20, False),
+        ("forward_kl", "teacher", 20, True),
+        ("jsd", "union", 20, True),
+        ("forward_kl", "union", 20, False),
     ],
 )
-def test_compiled_kernels_equal_the_cpu(divergence, top_k, tail, monkeypatch):
-    monkeypatch.setattr(rows, "_COMPILE_ELEMENTS", 0)
+def test_compiled_kernels_equal_the_cpu(divergence, support, top_k, tail, monkeypatch):
+    monkeypatch.setattr(elementwise, "_COMPILE_ELEMENTS", 0)
     torch._dynamo.reset()
-    test_cuda_equals_the_cpu(torch.float32, divergence, top_k, tail, None)
+    test_cuda_equals_the_cpu(torch.float32, divergence, support, top_k, tail, None)
 
 
 @pytest.mark.parametrize("compile_from", [0, 1 << 62])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_whole_objective_on_cuda_equals_the_cpu(dtype, compile_from, monkeypatch):
-    monkeypatch.setattr(rows, "_COMPILE_ELEMENTS", compile_from)
+    monkeypatch.setattr(elementwise, "_COMPILE_ELEMENTS", compile_from)
     x = tensors(dtype)
-    taught = torch.arange(50, 200)
+    taught = 150
     column = torch.linspace(-1, 1, TOKENS, dtype=torch.float64)
     spec = ObjectiveSpec(
-        distill=DistillSpec(sequence_estimator=0.1),
-        pg=PolicyGradientSpec(kind="gspo"),
+        distill=distill(sequence_estimator=0.1),
+        pg=pg(kind="gspo"),
         kl=KlSpec(coefficient=0.1),
     )
-    is_taught = torch.zeros(TOKENS, dtype=torch.float64).index_fill_(0, taught, 1.0)
+    is_taught = (torch.arange(TOKENS) < taught).double()
     batch = {
         "sampler_logprobs": -column.abs(),
         "old_logprobs": -column.abs() - 0.1,
         "advantages": column,
         "distill_weights": is_taught,
         "pg_weights": 1.0 - 0.5 * is_taught,
-        "sequence_ids": torch.arange(TOKENS) // 50,
-        "teacher_rows": taught,
     }
+    whole = {"sequence_ids": torch.arange(TOKENS) // 50}
+    whole["sequence_lengths"] = torch.full_like(whole["sequence_ids"], 50)
     found = []
     for device, kind in (("cuda", dtype), ("cpu", torch.float64)):
         y = on(device, kind, x)
+        columns = {name: v.to(device, math_dtype(kind)) for name, v in batch.items()}
+        columns |= {name: v.to(device) for name, v in whole.items()}
         result = objective_loss(
             y["student_hidden"],
             y["student_head"],
-            y["teacher_hidden"][: len(taught)],
+            y["teacher_hidden"][:taught],
             y["teacher_head"],
-            TokenBatch(targets=y["targets"], **{k: v.to(device) for k, v in batch.items()}),
+            TokenBatch(targets=y["targets"], num_taught=taught, **columns),
             spec,
-            Denominators(150.0, 300.0, 300.0),
+            Denominators(300.0, 300.0),
             reference_hidden=y["reference_hidden"],
             reference_head=y["reference_head"],
             top_n=4,

@@ -18,7 +18,7 @@ import pytest
 
 import sdpo
 from sdpo.errors import SandboxError
-from sdpo.sandbox import Limits, Program, Sandbox, local, open_sandbox, worker
+from sdpo.sandbox import Limits, Program, Sandbox, jail, local, open_sandbox, worker
 from sdpo.sandbox.local import LocalSandbox
 from sdpo.sandbox.selftest import self_test
 from sdpo.sandbox.worker import Settings, ZygoteDiedError
@@ -188,7 +188,7 @@ def test_zygotes_that_keep_dying_are_an_error_and_no_verdict(
         raise ZygoteDiedError
 
     with open_sandbox("auto", width=1) as sandbox:
-        monkeypatch.setattr(local, "_run", fail)
+        monkeypatch.setattr(local._Run, "outcomes", fail)
         with pytest.raises(SandboxError, match="died 5 times"):
             sandbox.run(ADD, [[1]], LIMITS)
         monkeypatch.undo()
@@ -311,7 +311,8 @@ def test_the_suite_holds_for_an_ordinary_user(tmp_path: Path) -> None:
     place = Path("/var/tmp") / f"sdpo-nobody-{os.getpid()}"
     try:
         shutil.copytree(Path(sdpo.__file__).parent / "sandbox", place / "sdpo" / "sandbox")
-        shutil.copy(Path(sdpo.__file__).parent / "errors.py", place / "sdpo")
+        for name in ("errors.py", "machine.py"):
+            shutil.copy(Path(sdpo.__file__).parent / name, place / "sdpo")
         (place / "sdpo" / "__init__.py").write_text("")
         for name in ("hostile_programs.py", "honest_tricky.py", "as_ordinary_user.py"):
             shutil.copy(Path(__file__).with_name(name), place)
@@ -332,3 +333,37 @@ def test_the_suite_holds_for_an_ordinary_user(tmp_path: Path) -> None:
         assert done.stdout.splitlines()[-1].startswith("all right"), done.stdout
     finally:
         shutil.rmtree(place)
+
+
+CALLS = {
+    "memfd_create": (319, 279),
+    "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
+    "landlock_create_ruleset": (444, 444),
+}
+"""Numbers on x86_64 and aarch64."""
+
+
+def opened_without(name: str) -> str:
+    column, _ = jail.own_machine()
+    script = Path(__file__).with_name("lacking_kernel.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(CALLS[name][column])],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["memfd_create", "pidfd_open", "pidfd_send_signal"])
+def test_a_kernel_without_a_call_is_told_which(name: str) -> None:
+    """Before: "the judge's worker died 5 times on one program; see dmesg", or ENOSYS."""
+    said = opened_without(name)
+    assert said.startswith("SandboxError: ")
+    assert name in said
+    assert "Linux 5.3" in said
+
+
+def test_a_kernel_without_landlock_judges_without_file_access() -> None:
+    level, _, value = opened_without("landlock_create_ruleset").rpartition(" ")
+    assert "no file access" in level
+    assert value == "3"

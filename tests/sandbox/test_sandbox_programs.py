@@ -138,11 +138,8 @@ NEED_FILES = {
     "file that must be new",
     "print into a file",
     "stdin saved first",
-    "late import",  # sqlite3 and XML are not worth preloading
-    "late import of XML",
     "/dev/stdin",
     "time zone",
-    "subprocess imported only",  # multiprocessing is not preloaded
 }
 """Without Landlock a program opens no file, so it imports what is preloaded and nothing else."""
 

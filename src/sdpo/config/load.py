@@ -110,6 +110,8 @@ def _read(name: str) -> dict[str, Any]:
         values = json.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: too deeply nested for a recipe") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no sections but a {type(values).__name__}")
     return values.get("config", values)
@@ -120,6 +122,8 @@ def _literal(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except RecursionError:
+        raise ConfigError(f"override value {text[:20]}...: too deeply nested") from None
 
 
 def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
@@ -257,7 +261,9 @@ def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:
     pydantic adds."""
     cls: type[BaseModel] = RunConfig
     path: list[str] = []
-    parts = [str(part) for part in location]
+    # A member of a union that has a validator of its own is located as
+    # `function-after[_validator(), SomeConfig]`.
+    parts = [str(part) for part in location if not str(part).startswith("function-")]
     while parts:
         name = parts.pop(0)
         path.append(name)

@@ -1,8 +1,8 @@
 """What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
 objectives.
 
-A named objective is a class that lists the parts it combines; `rollouts/sampler.py` turns it into
-the specs of `sdpo.losses`. Nothing here computes.
+A named objective is a class that lists the parts it combines; `training/objectives.py` turns it
+into the specs of `sdpo.losses`. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 class _SupportConfig(Config):
     top_k: PositiveInt | Literal["all"] = 100
-    """Tokens of the student's distribution that get a bucket of their own, or `all` for the whole
-    vocabulary. Paper: 100 without rich feedback, 20 with it."""
+    """How many tokens are compared one by one, or `all` for the whole vocabulary. Paper: 100
+    without rich feedback, 20 with it."""
+    support: Literal["student", "teacher", "union"] = "student"
+    """Whose top-K: the student's, the teacher's, or every token that is in either (up to twice
+    top_k). A token that the student does not propose is never in its own top-K, and in the
+    teacher's when the feedback asks for it. Paper: student."""
     tail: bool = True
-    """Whether the mass outside the top-K is one more bucket (Eq. 11); false renormalises the top-K.
-    Paper: true."""
+    """Whether the mass outside the top-K is compared too, as one more entry (Eq. 11); false
+    renormalises the top-K. Paper: true."""
 
     @model_validator(mode="after")
     def _whole_vocabulary_has_no_tail(self) -> Self:
@@ -34,26 +38,39 @@ class _SupportConfig(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_vocabulary_has_no_chooser(self) -> Self:
+        if self.top_k == "all" and self.support != "student":
+            raise ValueError(
+                f"support = {self.support!r} chooses a top-K, and top_k = 'all' leaves nothing to "
+                "choose: give top_k a number, or leave support at 'student'"
+            )
+        return self
+
 
 class ReverseKLConfig(_SupportConfig):
     type: Literal["reverse_kl"] = "reverse_kl"
-    """KL(student | teacher). Paper: with rich feedback and at test time."""
+    """KL(student | teacher). Its gradient on a token is proportional to the student's probability
+    of it. Paper: with rich feedback and at test time."""
 
 
 class ForwardKLConfig(_SupportConfig):
     type: Literal["forward_kl"] = "forward_kl"
-    """KL(teacher | student)."""
+    """KL(teacher | student). With top_k = 'all', or the support of teacher or union, it raises what
+    the teacher wants and the student does not propose (gradient p - q); the other divergences do
+    not."""
 
 
 class ForwardCEConfig(_SupportConfig):
     type: Literal["forward_ce"] = "forward_ce"
-    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient, another
-    value."""
+    """Cross-entropy of the student under the teacher (2606.05152): forward KL's gradient and reach,
+    another value."""
 
 
 class JSDConfig(_SupportConfig):
     type: Literal["jsd"] = "jsd"
-    """Jensen-Shannon divergence. Paper: without rich feedback."""
+    """Jensen-Shannon divergence. Its gradient on a token is proportional to the student's
+    probability of it. Paper: without rich feedback."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
 
@@ -92,22 +109,54 @@ WeightingConfig = Annotated[
 ]
 
 
-class PolicyGradientConfig(Config):
-    """The reward component, Eq. 12."""
+class _SurrogateConfig(Config):
+    ratio_cap: PositiveFloat = 2.0
+    """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
+    normalization: Literal["token", "sequence", "fixed"] = "token"
+    """Denominator, of a distillation component too: trained tokens of the whole batch, mean per
+    rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
+    std: bool = False
+    """Whether advantages are divided by the group's standard deviation. Paper: false."""
 
-    kind: Literal["grpo", "gspo", "cispo"] = "grpo"
-    """Surrogate: clipped token ratios, clipped sequence ratios, or clipped stop-gradient ratios."""
+
+class GrpoSurrogateConfig(_SurrogateConfig):
+    type: Literal["grpo"] = "grpo"
+    """A clipped ratio per token (Eq. 12)."""
     eps_low: NonNegative = 0.2
     """Ratios below 1 - eps_low are clipped."""
     eps_high: NonNegative = 0.28
     """Ratios above 1 + eps_high are clipped. Paper: 0.28."""
-    ratio_cap: PositiveFloat = 2.0
-    """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
-    normalization: Literal["token", "sequence", "fixed"] = "token"
-    """Denominator: trained tokens of the whole batch, mean per rollout, or rollouts x
-    max_completion_tokens (Dr.GRPO)."""
-    std: bool = False
-    """Whether advantages are divided by the group's standard deviation. Paper: false."""
+
+
+class GspoSurrogateConfig(_SurrogateConfig):
+    type: Literal["gspo"] = "gspo"
+    """A clipped ratio per rollout, the geometric mean of its tokens' (2507.18071)."""
+    eps_low: NonNegative = 3e-4
+    """Ratios below 1 - eps_low are clipped. A mean over a rollout hardly leaves 1, so the range is
+    a thousandth of GRPO's. GSPO: 3e-4."""
+    eps_high: NonNegative = 4e-4
+    """Ratios above 1 + eps_high are clipped. GSPO: 4e-4."""
+    normalization: Literal["token", "sequence", "fixed"] = "sequence"
+    """As in `grpo`. GSPO: sequence, every rollout weighs the same."""
+    std: bool = True
+    """As in `grpo`. GSPO: true."""
+
+
+class CispoSurrogateConfig(_SurrogateConfig):
+    type: Literal["cispo"] = "cispo"
+    """log p with a clipped ratio as a constant factor: no token loses its gradient (2506.13585)."""
+    eps_low: NonNegative | Literal["off"] = "off"
+    """Ratios below 1 - eps_low are raised to it. CISPO: off, no lower bound."""
+    eps_high: NonNegative = 0.28
+    """Ratios above 1 + eps_high are lowered to it. CISPO tunes it and names no value; this is
+    GRPO's."""
+    std: bool = True
+    """As in `grpo`. CISPO: true."""
+
+
+SurrogateConfig = Annotated[
+    GrpoSurrogateConfig | GspoSurrogateConfig | CispoSurrogateConfig, Field(discriminator="type")
+]
 
 
 class _ObjectiveConfig(Config):
@@ -116,23 +165,28 @@ class _ObjectiveConfig(Config):
     0."""
 
 
-class _RewardedConfig(_ObjectiveConfig):
-    policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
-    """The surrogate and its clipping."""
+class RewardedConfig(_ObjectiveConfig):
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig()
+    """The reward component (Eq. 12): surrogate, clipping, denominator."""
 
 
-class _DistillingConfig(_ObjectiveConfig):
+class DistillingConfig(_ObjectiveConfig):
     divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
     advantage_clip: PositiveFloat | Literal["off"] = "off"
     """Bound on |log teacher - log student| before it becomes credit. Paper: 5 at test time."""
-    ratio_cap: PositiveFloat = 2.0
-    """Cap of the importance weight of a token sampled by older weights. Paper: 2."""
     importance: Literal["token", "logit"] = "token"
     """Off-policy correction per sampled token, or per logit with a clipped surrogate (Eq. 13).
     Paper: token."""
+    ratio_cap: PositiveFloat = 2.0
+    """With importance = 'token', cap of the weight student / sampler of a token. Paper: 2."""
+    importance_eps_low: NonNegative = 0.2
+    """With importance = 'logit', ratios to the old policy below 1 - importance_eps_low are
+    clipped."""
+    importance_eps_high: NonNegative = 0.28
+    """With importance = 'logit', ratios above 1 + importance_eps_high are clipped."""
     sequence_estimator: NonNegative = 0.0
     """Weight of the sequence-level term of Eq. 8. Paper: 0, no gain measured."""
     weighting: WeightingConfig = NoWeightingConfig()
@@ -153,46 +207,74 @@ class _DistillingConfig(_ObjectiveConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _the_other_correction_is_untouched(self) -> Self:
+        unread = {
+            "token": ("importance_eps_low", "importance_eps_high"),
+            # Samplers report the drawn token only: there is no old / sampler of a logit to cap.
+            "logit": ("ratio_cap",),
+        }[self.importance]
+        other = "logit" if self.importance == "token" else "token"
+        for name in unread:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} has no effect with importance = "
+                    f"{self.importance!r}: leave it at {default:g}, or set objective.importance = "
+                    f"{other!r}"
+                )
+        return self
 
-class SdpoConfig(_DistillingConfig):
+    @model_validator(mode="after")
+    def _somebody_reads_the_support(self) -> Self:
+        chooser = self.divergence.support
+        if chooser == "student":
+            return self
+        if self.importance == "logit":
+            raise ValueError(
+                f"divergence.support = {chooser!r} is chosen anew at every update, and "
+                "importance = 'logit' (Eq. 13) keeps the student's own top-K from the start of the "
+                "step: set divergence.support = 'student', or importance = 'token'"
+            )
+        if self.granularity != "logit" and not self.sequence_estimator:
+            raise ValueError(
+                f"granularity = {self.granularity!r} looks at the sampled token only, so "
+                f"divergence.support = {chooser!r} would change nothing: set granularity = "
+                "'logit', or leave divergence.support at 'student'"
+            )
+        return self
+
+
+class SdpoConfig(DistillingConfig):
     type: Literal["sdpo"] = "sdpo"
     """Self-distillation alone (Eq. 1)."""
 
 
-class GrpoConfig(_RewardedConfig):
+class GrpoConfig(RewardedConfig):
     type: Literal["grpo"] = "grpo"
     """Rewards alone: the paper's baseline (Eq. 12)."""
 
 
-class HybridConfig(_DistillingConfig, _RewardedConfig):
+class HybridConfig(DistillingConfig, RewardedConfig):
     type: Literal["hybrid"] = "hybrid"
-    """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
+    """mix x GRPO + (1 - mix) x SDPO per token, under one count of tokens (Eq. 3)."""
     mix: Fraction = 0.9
     """Weight of the reward component. Paper: 0.9 in Fig. 11."""
 
 
-class SrpoConfig(_DistillingConfig, _RewardedConfig):
+class SrpoConfig(DistillingConfig, RewardedConfig):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
     (2604.02288)."""
     weighting: WeightingConfig = EntropyWeightingConfig()
 
-    @model_validator(mode="after")
-    def _counts_tokens(self) -> Self:
-        if self.policy_gradient.normalization != "token":
-            raise ValueError(
-                "srpo divides both components by one count of tokens: "
-                "leave policy_gradient.normalization at 'token', or take objective.type = 'hybrid'"
-            )
-        return self
 
-
-class ScSdpoConfig(_DistillingConfig):
+class ScSdpoConfig(DistillingConfig):
     type: Literal["sc_sdpo"] = "sc_sdpo"
     """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
 
 
-class RlsdConfig(_RewardedConfig):
+class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
     mix: Fraction = 0.5
@@ -203,7 +285,7 @@ class RlsdConfig(_RewardedConfig):
     """The teacher's factor stays within 1 +- clip."""
 
 
-class RlcsdConfig(_RewardedConfig):
+class RlcsdConfig(RewardedConfig):
     type: Literal["rlcsd"] = "rlcsd"
     """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
     scale: PositiveFloat = 1.0
@@ -216,13 +298,14 @@ class RlcsdConfig(_RewardedConfig):
     """Wrong demonstrations averaged per rollout."""
 
 
-class SdpgConfig(_DistillingConfig, _RewardedConfig):
+class SdpgConfig(DistillingConfig, RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036)."""
     divergence: DivergenceConfig = ReverseKLConfig(top_k="all")
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(std=True)
     coefficient: NonNegative = 1e-3
-    """Weight of the distillation component."""
+    """Weight of the distillation component, per token that is routed to either component."""
     kl_coefficient: NonNegative = 1e-3
 
 

@@ -6,9 +6,9 @@ files and overrides.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
 from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
@@ -49,7 +49,29 @@ class ModelConfig(Config):
     off."""
 
 
-class CodeEnvConfig(Config):
+class JudgingConfig(Config):
+    """How any environment's judge is called; inherited by every variant of `env`, and valid for an
+    environment given in Python too."""
+
+    retries: NonNegativeInt = 2
+    """Further calls for an attempt whose judge says "not now": `sdpo.Unjudged`, a timeout, HTTP 429
+    or 503. The pauses before them double, from one second on."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds a judge call may take; a longer one is given up and counts as "not now". A plain
+    function given up runs on in its thread."""
+    concurrency: PositiveInt = 128
+    """Judge calls at once. Environments that compute their verdicts here (code, sql, math) make no
+    more than there are cores."""
+    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of a step's attempts that may stay without a verdict; they are left out and counted in
+    `env/unjudged`. With more, the run saves its last complete step and stops."""
+
+
+JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
+"""The settings of `JudgingConfig` by their full names."""
+
+
+class CodeEnvConfig(JudgingConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
@@ -69,7 +91,7 @@ class CodeEnvConfig(Config):
     """Upper bound of one feedback text."""
 
 
-class ChoiceEnvConfig(Config):
+class ChoiceEnvConfig(JudgingConfig):
     type: Literal["choice"] = "choice"
     """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
     tasks: str
@@ -79,7 +101,7 @@ class ChoiceEnvConfig(Config):
     row's id."""
 
 
-class ToolsEnvConfig(Config):
+class ToolsEnvConfig(JudgingConfig):
     type: Literal["tools"] = "tools"
     """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
     tasks: str
@@ -88,7 +110,7 @@ class ToolsEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class MathEnvConfig(Config):
+class MathEnvConfig(JudgingConfig):
     type: Literal["math"] = "math"
     """Final answers in \\boxed{} compared symbolically (math-verify)."""
     tasks: str
@@ -97,7 +119,7 @@ class MathEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class SqlEnvConfig(Config):
+class SqlEnvConfig(JudgingConfig):
     type: Literal["sql"] = "sql"
     """Questions answered with an SQL query on a SQLite database; right means the same rows."""
     tasks: str = "company"
@@ -127,7 +149,7 @@ class SqlEnvConfig(Config):
     """Upper bound of one feedback text."""
 
 
-class CustomEnvConfig(Config):
+class CustomEnvConfig(JudgingConfig):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
     path: str
@@ -184,7 +206,7 @@ class OptimConfig(Config):
     """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
     it."""
     warmup_steps: NonNegativeInt = 0
-    """Updates of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
@@ -244,8 +266,21 @@ class LogConfig(Config):
 class SelectConfig(Config):
     pass_at: PositiveInt = 64
     """k of the pass@k that decides."""
+    attempts: NonNegativeInt = 0
+    """Attempts per task from which pass@k is estimated; 0: four times `pass_at`. With no more than
+    k of them the estimate is 0 or 1, and every `below` in between means the same."""
     below: Fraction = 0.5
-    """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard."""
+    """Tasks with pass@k below this are kept. Paper: 0.5 hard, 0.03 very hard, from 2,944
+    attempts."""
+
+    @model_validator(mode="after")
+    def _has_enough_attempts(self) -> Self:
+        if self.attempts and self.attempts < self.pass_at:
+            raise ValueError(
+                f"attempts = {self.attempts} cannot estimate pass@{self.pass_at}; "
+                "make attempts at least pass_at, or leave it at 0"
+            )
+        return self
 
 
 class DiscoverConfig(Config):
@@ -281,6 +316,9 @@ class RunConfig(Config):
 
     seed: NonNegativeInt = 0
     """Decides task order, sampling, demonstrations and everything else that is random."""
+    seeds: PositiveInt = 1
+    """Runs of `sdpo train`: seed, seed + 1, ..., each in its own folder `seed-N` inside `run`;
+    `sdpo compare` takes `run` as one arm."""
     steps: PositiveInt = 40
     """Rounds of collect and update."""
     run: str = "runs/sdpo"

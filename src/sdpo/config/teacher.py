@@ -112,8 +112,9 @@ class FrozenConfig(Config):
 
 class EmaConfig(Config):
     type: Literal["ema"] = "ema"
-    """teacher <- (1 - rate) teacher + rate student after every update. A float32 copy, plus one in
-    the compute type if that is not float32."""
+    """teacher <- (1 - rate) teacher + rate student after every step, as in the paper's code: once,
+    however many updates the step has. A float32 copy, plus one in the compute type if that is not
+    float32."""
     rate: Fraction = 0.05
     """Paper: 0.05 without rich feedback, 0.01 with it."""
 

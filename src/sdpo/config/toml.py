@@ -5,7 +5,7 @@ Writes what `RunConfig` can hold (numbers, texts, booleans, arrays and sections)
 
 from __future__ import annotations
 
-import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from sdpo.config.load import Loaded, dump
+from sdpo.printable import printable_json
 
 _COMMENT_COLUMN = 44
 """Where origins are aligned; longer values push theirs to the right."""
 
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WIDTH = 98
 """Of an explanation, which stands on lines of its own."""
 
@@ -57,15 +59,20 @@ def _section(
             continue
         name = f"{path}.{key}" if path else key
         yield from _comment(docs.get(name))
-        line = f"{key} = {_literal(value)}"
+        line = f"{_key(key)} = {_literal(value)}"
         yield f"{line:<{_COMMENT_COLUMN}}# {_origin(name, origins)}"
     for key, value in values.items():
         if _is_section(value):
             name = f"{path}.{key}" if path else key
             yield ""
             yield from _comment(docs.get(name))
-            yield f"[{name}]"
+            yield f"[{'.'.join(map(_key, name.split('.')))}]"
             yield from _section(value, name, origins, docs)
+
+
+def _key(key: str) -> str:
+    """A key as TOML writes it: quoted unless it is a bare word."""
+    return key if _BARE_KEY.fullmatch(key) else _literal(key)
 
 
 def _is_section(value: object) -> bool:
@@ -85,8 +92,7 @@ def _literal(value: object) -> str:
         case int() | float():
             return repr(value)
         case str():
-            # DEL is the one character that JSON leaves and TOML forbids.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            return printable_json(value)
         case list():
             return f"[{', '.join(map(_literal, value))}]"
         case Mapping():

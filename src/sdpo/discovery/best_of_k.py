@@ -1,7 +1,7 @@
 """Independent samples: the baseline whose curve over attempts is pass@k.
 
-The whole budget is sampled also after a success; the number of successes gives the unbiased
-estimate, which the place of the first one alone does not.
+The whole budget is spent even after a success: the unbiased estimate needs the number of successes,
+not only the place of the first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 
 BATCH = 64
-"""Attempts sampled at once. Part of what decides the random numbers, hence no setting."""
+"""Attempts sampled at once. Not a setting, because the random numbers depend on it."""
 
 
 def best_of_k(
@@ -33,13 +33,15 @@ def best_of_k(
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     start = time.perf_counter()
     while tally.left:
+        count = min(BATCH, tally.left)
         collected = sampler.collector.collect(
             [task],
-            group_size=min(BATCH, tally.left),
+            group_size=count,
             sampling=sampling,
-            seed=derive(seed, "batch", len(tally.made)),
+            seed=derive(seed, "batch", tally.num_sampled),
         )
         group, seconds = collected.groups[0], time.perf_counter() - start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             tally.add(rollout.text, verdict, seconds=seconds)
+        tally.num_unjudged += count - len(group.rollouts)
         watch(tally)

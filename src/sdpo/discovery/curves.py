@@ -52,8 +52,8 @@ def difference(left: Sequence[Discovery], right: Sequence[Discovery], k: int) ->
 
 
 def speed_up(results: Sequence[Discovery], baseline: Sequence[Discovery]) -> dict[str, Any] | None:
-    """How many times fewer attempts `results` need than `baseline` at the highest discovery
-    probability both reach; None when one reaches none."""
+    """How many times fewer attempts `results` need than `baseline`, at the highest discovery
+    probability that both reach; None when one of them never solves anything."""
     ks = points([*results, *baseline])
     curves = [[interval.mean for interval in curve(part, ks)] for part in (results, baseline)]
     level = min(max(values) for values in curves)
@@ -86,14 +86,14 @@ def summarise_discovery(results: Sequence[Discovery]) -> dict[str, Any]:
         "against": {},
         "tasks": task_rows(results),
     }
-    own = methods.get("self_distillation")
+    trained = methods.get("self_distillation")
     for name, part in methods.items():
-        if own is None or name == "self_distillation" or _ids(own) != _ids(part):
+        if trained is None or name == "self_distillation" or _ids(trained) != _ids(part):
             continue
-        gap = difference(own, part, ks[-1])
+        gap = difference(trained, part, ks[-1])
         summary["against"][name] = {
             "difference": {"k": ks[-1], "mean": gap.mean, "low": gap.low, "high": gap.high},
-            "speed_up": speed_up(own, part),
+            "speed_up": speed_up(trained, part),
         }
     return summary
 
@@ -105,8 +105,8 @@ def task_rows(results: Sequence[Discovery]) -> list[dict[str, Any]]:
         return result.task_id, result.method
 
     rows = []
-    for (task_id, method), found in groupby(sorted(results, key=key), key=key):
-        part = list(found)
+    for (task_id, method), searches in groupby(sorted(results, key=key), key=key):
+        part = list(searches)
         first = [r.attempts_to_solve for r in part if r.attempts_to_solve is not None]
         rows.append(
             {

@@ -15,12 +15,18 @@ from rich.text import Text
 
 from sdpo.discovery.curves import LEVEL, summarise_discovery, task_rows
 from sdpo.discovery.result import Discovery
+from sdpo.printable import printable
 
 SECONDS_BETWEEN_LINES = 60.0
 
 
 class _Say(Protocol):
     def __call__(self, results: Sequence[Discovery], line: str, /) -> None: ...
+
+
+def _text(text: str) -> Text:
+    """Text of tasks and attempts, which must not reach the terminal as commands."""
+    return Text(printable(text))
 
 
 def task_table(results: Sequence[Discovery]) -> Table:
@@ -32,7 +38,7 @@ def task_table(results: Sequence[Discovery]) -> Table:
         median = row["median_attempts"]
         stopped = f" ({row['stopped']} stopped)" if row["stopped"] else ""
         table.add_row(
-            Text(row["task_id"]),
+            _text(row["task_id"]),
             row["method"],
             f"{row['solved']}/{row['searches']}{stopped}",
             "-" if median is None else f"{median:g}",
@@ -59,8 +65,8 @@ def method_table(results: Sequence[Discovery]) -> Table:
             for i in shown
         ]
         fast = summary["against"].get(name, {}).get("speed_up")
-        said = f"{fast['factor']:.2g}x at {fast['probability']:.0%}" if fast else "-"
-        table.add_row(name, *(Text(cell) for cell in cells), said)
+        factor = f"{fast['factor']:.2g}x at {fast['probability']:.0%}" if fast else "-"
+        table.add_row(name, *(Text(cell) for cell in cells), factor)
     return table
 
 
@@ -76,14 +82,14 @@ def show(results: Sequence[Discovery], console: Console | None = None) -> None:
     for result in results:
         if result.stopped is not None:
             console.print(
-                Text(f"{result.task_id}, {result.method}, seed {result.seed}: {result.stopped}")
+                _text(f"{result.task_id}, {result.method}, seed {result.seed}: {result.stopped}")
             )
         if result.solution is not None and result.task_id not in printed:
             printed.add(result.task_id)
             console.rule(
-                Text(f"{result.task_id}: {result.method}, attempt {result.attempts_to_solve}")
+                _text(f"{result.task_id}: {result.method}, attempt {result.attempts_to_solve}")
             )
-            console.print(Text(result.solution))
+            console.print(_text(result.solution))
 
 
 @contextmanager
@@ -97,13 +103,13 @@ def live_progress(console: Console | None = None) -> Generator[_Say]:
     with Live(console=console, transient=True) as live:
 
         def say(results: Sequence[Discovery], line: str, /) -> None:
-            live.update(Group(task_table(results), Text(line)))
+            live.update(Group(task_table(results), _text(line)))
 
         yield say
 
 
 class _Lines:
-    """Every finished search as a line, and once a minute where the current one stands."""
+    """Every finished search as a line, and once a minute the progress of the current one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -121,14 +127,14 @@ class _Lines:
             self._last = time.monotonic()
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(_text(line), soft_wrap=True)
 
 
 def _outcome(result: Discovery) -> str:
     """One search in one line."""
-    found = f"not solved in {result.attempts} attempts"
+    outcome = f"not solved in {result.attempts} attempts"
     if result.attempts_to_solve is not None:
-        found = f"solved at attempt {result.attempts_to_solve}"
+        outcome = f"solved at attempt {result.attempts_to_solve}"
     stopped = f"; stopped: {result.stopped}" if result.stopped else ""
     name = f"{result.task_id}, {result.method}, seed {result.seed}"
-    return f"{name}: {found}, {result.seconds:.0f} s{stopped}"
+    return f"{name}: {outcome}, {result.seconds:.0f} s{stopped}"

@@ -31,8 +31,8 @@ Key = tuple[str, Method, int]
 """Task id, method and number of the repetition: one search."""
 
 _CONTINUED = "multi_turn"
-"""The method whose state is its attempts alone, so that a killed search goes on where it was.
-Trained weights are not kept, and independent samples are quickly drawn again."""
+"""The method whose only state is its attempts, so that a killed search continues from them. Trained
+weights are not kept, and independent samples are quickly drawn again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +70,18 @@ class Tally:
         self.made = list(made)
         self.updates: list[Mapping[str, float]] = []
         """Metrics of the updates between attempts; for methods that train."""
+        self.num_unjudged = 0
+        """Attempts that could not be judged; they use up budget but are not among those made."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Attempts so far, judged or not; random numbers depend on it."""
+        return len(self.made) + self.num_unjudged
 
     @property
     def left(self) -> int:
         """Attempts that remain."""
-        return self.budget - len(self.made)
+        return self.budget - self.num_sampled
 
     @property
     def solved(self) -> tuple[int, ...]:
@@ -119,8 +126,8 @@ class Tally:
 
 
 class SearchLog:
-    """Writes attempts.jsonl and updates.jsonl of a run directory and knows what searches that go on
-    had tried.
+    """Writes attempts.jsonl and updates.jsonl of a run directory and remembers the attempts of
+    searches that can be continued.
 
     Example:
         log = SearchLog(run_dir, finished={("clamp", "best_of_k", 0)})
@@ -144,12 +151,12 @@ class SearchLog:
         }
 
     def tally(self, task_id: str, method: Method, seed: int, *, budget: int) -> Tally:
-        """A search that is to begin or go on."""
+        """The tally of a search that begins or continues."""
         made = self._made.get((task_id, method, seed), [])
         return Tally(task_id, method, seed, budget=budget, made=made)
 
     def write(self, tally: Tally) -> None:
-        """Append what came since the last time."""
+        """Append what is new since the last call."""
         task_id, method, seed = tally.key
         search = {"task_id": task_id, "method": method, "seed": seed}
         attempts, updates = self._written.get(tally.key, (0, 0))
@@ -170,7 +177,7 @@ class SearchLog:
 
 
 class _Rows:
-    """One of the files; what searches that start again had written is dropped on opening."""
+    """One of the files; opening it drops the rows of searches that start again."""
 
     def __init__(self, path: Path, keeps: Callable[[Mapping[str, Any]], bool]) -> None:
         self._file = JsonLines(path)

@@ -1,8 +1,8 @@
 """One prompt that accumulates what the environment said about earlier attempts, one attempt at a
 time.
 
-The oldest feedback leaves first when the prompt outgrows its window. As in the paper it is no
-conversation: the task is asked once, its feedback follows.
+The oldest feedback is dropped first when the prompt outgrows its window. As in the paper this is
+not a conversation: the task is asked once, and the feedback follows it.
 
 Searches of all tasks and repetitions advance side by side, an attempt of each at a time: one
 sequence alone leaves a device idle. What a search samples does not depend on the others.
@@ -10,16 +10,15 @@ sequence alone leaves a device idle. What a search samples does not depend on th
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TemplatesConfig
 from sdpo.discovery.log import Attempt, Tally
-from sdpo.envs.base import Env, Replying
+from sdpo.envs.base import Computing, Env, Replying
 from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
@@ -80,7 +79,7 @@ def multi_turn(
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Iterator[Tally]:
     """Make one attempt per round in every search `wanted`, each with its own feedback so far, and
-    yield each when it is solved or out of budget. A tally that has attempts goes on after them.
+    yield each when it is solved or out of budget. A tally that has attempts continues after them.
 
     `watch` sees every tally after each of its attempts. Raises `PromptTooLongError` when a task
     alone exceeds `discover.window_tokens`.
@@ -101,7 +100,7 @@ def multi_turn(
         working = [c for c in working if not c.is_finished]
         if not working:
             return
-        # Searches that go on from different places wait for the one that is furthest behind.
+        # Searches that continue from different places wait for the one that is furthest behind.
         turn = min(len(c.tally.made) for c in working)
         playing = [c for c in working if len(c.tally.made) == turn]
         start = time.perf_counter()
@@ -116,6 +115,8 @@ def multi_turn(
         ).groups
         share = (time.perf_counter() - start) / len(playing)
         for conversation, group in zip(playing, groups, strict=True):
+            if not group.rollouts:
+                continue  # Not judged: the next round makes the same attempt and asks again.
             rollout, verdict = group.rollouts[0], group.verdicts[0]
             tally = conversation.tally
             attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
@@ -130,6 +131,8 @@ class JudgedAs:
     def __init__(self, env: Env, originals: Mapping[str, Task]) -> None:
         self._env = env
         self._originals = originals
+        if isinstance(env, Computing):
+            self.judges_at_once = env.judges_at_once
         if isinstance(env, Replying):
             self.reply = lambda shown, turns: env.reply(originals[shown.id], turns)
 
@@ -137,13 +140,10 @@ class JudgedAs:
         """Tasks of the environment."""
         return self._env.load(split)
 
-    async def judge(self, task: Task, rollout: Rollout) -> Verdict:
+    def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The environment's verdict on `rollout`; the task as shown is not used."""
         original = self._originals[task.id]
-        verdict = self._env.judge(original, replace(rollout, task_id=original.id))
-        if inspect.isawaitable(verdict):
-            verdict = await verdict
-        return verdict
+        return self._env.judge(original, replace(rollout, task_id=original.id))
 
 
 def fit(

@@ -1,9 +1,8 @@
-"""Searches over tasks, methods and repetitions, recorded so that a killed run continues where it
-was.
+"""Searches over tasks, methods and repetitions, recorded so that a killed run can be continued.
 
 Every search derives its random numbers from (run seed, method, task, repetition) alone, so neither
-order nor interruption changes a result. An interrupted search starts again; multi-turn, whose state
-is its attempts, goes on where it was.
+order nor interruption changes a result. An interrupted search starts again, except multi-turn,
+whose only state is its attempts: it continues from them.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import atomic_write
 from sdpo.metrics.jsonl import JsonLines, read_rows
-from sdpo.models.structure import check_head
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
+from sdpo.training.learner import make_trainable
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -58,6 +57,11 @@ def discover_tasks(
     (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
     `SdpoError`.
     """
+    if config.seeds > 1:
+        raise ConfigError(
+            f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
+            "discover.seeds"
+        )
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)
@@ -71,6 +75,8 @@ def discover_tasks(
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
+        if line := record_judging(run_dir, sampler.env):
+            say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
         for method in config.discover.methods:
@@ -93,26 +99,20 @@ def discover_tasks(
 
 
 def discover_one(
-    task: Task | str,
-    config: RunConfig,
-    env: Env | None = None,
-    *,
-    method: Method = "self_distillation",
-    seed: int = 0,
-    progress: Progress | None = None,
+    task: Task | str, config: RunConfig, env: Env | None = None, *, seed: int = 0
 ) -> Discovery:
-    """One search for one task (or its id in `config.discover.split`); writes nothing."""
-    say = progress or (lambda results, line: None)
+    """One search by self-distillation for one task (or its id in `config.discover.split`); writes
+    nothing."""
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
             task = _named(load_tasks(sampler.env, config), [task])[0]
+        tally = Tally(task.id, "self_distillation", seed, budget=config.discover.budget)
         (result,) = searches(
             sampler,
             config,
-            [(task, Tally(task.id, method, seed, budget=config.discover.budget))],
-            method=method,
-            initial=_initial(sampler, config, [method]),
-            watch=lambda tally: say([], _line(tally)),
+            [(task, tally)],
+            method="self_distillation",
+            initial=_initial(sampler, config, ["self_distillation"]),
         )
         return result
 
@@ -134,19 +134,19 @@ def searches(
         return
     for task, tally in wanted:
         start = time.perf_counter()
-        own = derive(config.seed, "discover", method, task.id, tally.key[2])
+        search_seed = derive(config.seed, "discover", method, task.id, tally.key[2])
         stopped = None
         if method == "self_distillation":
             stopped = self_distillation(
-                sampler, config, task, seed=own, tally=tally, initial=initial, watch=watch
+                sampler, config, task, seed=search_seed, tally=tally, initial=initial, watch=watch
             )
         else:
-            best_of_k(sampler, config, task, seed=own, tally=tally, watch=watch)
+            best_of_k(sampler, config, task, seed=search_seed, tally=tally, watch=watch)
         yield tally.result(seconds=time.perf_counter() - start, stopped=stopped)
 
 
 def _line(tally: Tally) -> str:
-    """Where a search stands."""
+    """The progress of a search."""
     task_id, method, seed = tally.key
     best = max((attempt.reward for attempt in tally.made), default=0.0)
     return (
@@ -158,32 +158,30 @@ def _line(tally: Tally) -> str:
 def _initial(
     sampler: Sampler, config: RunConfig, methods: Sequence[Method]
 ) -> dict[str, torch.Tensor]:
-    """The initial weights of a model made ready for training; nothing when no method trains. Raises
-    `ConfigError` where training would change nothing."""
+    """A copy of the initial weights, of a model prepared for training; empty when no method trains.
+    Raises `ConfigError` for settings under which training would change nothing."""
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
-    model = sampler.policy.model
-    check_head(model)
-    if config.optim.gradient_checkpointing:
-        # Renamed in transformers 5.20; the old name warns there and is all there is before.
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-    return copy_weights(model)
+    make_trainable(sampler.policy.model, config.optim)
+    return copy_weights(sampler.policy.model)
 
 
 def _check_learns(config: RunConfig) -> None:
-    """Until a search ends all its attempts have failed, and of each there is its feedback alone."""
+    """Raises `ConfigError` unless the objective learns from failures alone: all attempts before the
+    last batch of a search have failed."""
     if not isinstance(config.objective, SdpoConfig | HybridConfig | SdpgConfig):
         raise ConfigError(
-            f"objective.type={config.objective.type!r} distils no attempt without a solved "
-            "sibling, and a search ends with the first one; take objective.type=sdpo, which learns "
-            "from feedback alone, or leave self_distillation out of discover.methods"
+            f"objective.type={config.objective.type!r} distils an attempt only when a sibling is "
+            "solved, and that ends the search; set objective.type=sdpo, which learns from feedback "
+            "alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
     if context.feedback == "never" and context.control != "plain":
         raise ConfigError(
-            "teacher.context.feedback='never' leaves the teacher of a search nothing to read: no "
-            "attempt is solved before its end; take 'always' or 'without_demonstration'"
+            "teacher.context.feedback='never' leaves the teacher of a search nothing to read, "
+            "since no attempt is solved before the search ends; set 'always' or "
+            "'without_demonstration'"
         )
 
 
@@ -197,12 +195,12 @@ def _tasks(
         tasks = _named(tasks, config.discover.tasks)
     select = config.discover.select
     if isinstance(select, SelectConfig):
-        rates = measure(sampler, config, tasks, select.pass_at, run_dir / SELECTION, say)
+        rates = measure(sampler, config, tasks, select, run_dir / SELECTION, say)
         tasks = [task for task in tasks if rates[task.id] < select.below]
         if not tasks:
             raise ConfigError(
                 f"discover.select: none of {len(rates)} tasks has pass@{select.pass_at} below "
-                f"{select.below}; the easiest way on is discover.select='off'"
+                f"{select.below}; set discover.select='off' to search all of them"
             )
     return tasks
 
@@ -229,16 +227,20 @@ def measure(
     sampler: Sampler,
     config: RunConfig,
     tasks: Sequence[Task],
-    k: int,
+    select: SelectConfig,
     path: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """pass@k of each task from k attempts of the initial model, so 0 or 1; `path` keeps what was
-    measured."""
+    """pass@k of each task, estimated without bias from attempts of the initial model; `path` keeps
+    what was measured."""
+    k, attempts = select.pass_at, select.attempts or 4 * select.pass_at
     file = JsonLines(path)
     file.resume_at(_END)
     rows = list(read_rows(path))
-    rates = {row["task_id"]: pass_at_k(row["attempts"], row["solved"], k) for row in rows}
+    rates = {
+        row["task_id"]: pass_at_k(row["attempts"], row["solved"], min(k, row["attempts"]))
+        for row in rows
+    }
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     try:
         for task in tasks:
@@ -246,11 +248,13 @@ def measure(
                 continue
             say(f"selecting: {len(rates)}/{len(tasks)} tasks measured")
             collected = sampler.collector.collect(
-                [task], group_size=k, sampling=sampling, seed=derive(config.seed, "select")
+                [task], group_size=attempts, sampling=sampling, seed=derive(config.seed, "select")
             )
-            solved = sum(verdict.solved for verdict in collected.groups[0].verdicts)
-            rates[task.id] = pass_at_k(k, solved, k)
-            row = {"step": len(rates), "task_id": task.id, "attempts": k, "solved": solved}
+            verdicts = collected.groups[0].verdicts
+            solved = sum(verdict.solved for verdict in verdicts)
+            judged = len(verdicts)
+            rates[task.id] = pass_at_k(judged, solved, min(k, judged))
+            row = {"step": len(rates), "task_id": task.id, "attempts": judged, "solved": solved}
             file.append([row])
     finally:
         file.close()

@@ -1,4 +1,4 @@
-"""What every engine offers: sample completions, score given tokens, take new weights.
+"""What every engine offers: sample completions and take new weights.
 
 An engine sees token ids only. It does not know tasks, chat templates, environments or losses.
 Randomness comes in as one integer seed per completion, so that an attempt is the same whatever
@@ -28,6 +28,9 @@ class Sampling:
     """Tokens that end a completion; the sampled one is kept as its last token."""
     temperature: float = 1.0
     """Divides the logits; 0 means the most likely token (ties: lowest id)."""
+    vocabulary: int | None = None
+    """Ids below it can be drawn; None: every row of the head. Models have rows beyond their
+    tokenizer's last id, to round the vocabulary up, and such a row belongs to no token."""
     top_p: float = 1.0
     """Nucleus mass in (0, 1]; 1 samples the whole distribution. Log-probs are those of the
     truncated distribution.
@@ -64,20 +67,8 @@ class Completion:
     """True when `max_new_tokens` ended it and not a stop token."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreRequest:
-    """Given tokens whose log-probabilities are wanted.
-
-    Example:
-        ScoreRequest(prompt_ids=(1, 5, 9), completion_ids=(7, 2))
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-
-
 class Engine(Protocol):
-    """Samples and scores with one set of policy weights."""
+    """Samples with one set of policy weights."""
 
     policy_version: int
     """Counter of the weights in use; stamped into every rollout."""
@@ -88,10 +79,6 @@ class Engine(Protocol):
         """Completions per request, in the order of its seeds. Equal seeds give equal completions in
         any batch.
         """
-        ...
-
-    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
-        """Log-probability of each completion token given prompt and earlier tokens, nats."""
         ...
 
     def load_weights(self, model: torch.nn.Module, version: int) -> None:

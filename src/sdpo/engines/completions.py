@@ -1,4 +1,4 @@
-"""Bookkeeping of completions while they are sampled; plain Python, for both ways of sampling."""
+"""Completions while they are sampled; plain Python, for both ways of sampling."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sdpo.errors import EngineError
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Attempt:
-    """One completion in the making."""
+class OpenCompletion:
+    """A completion that is being sampled: it grows, where the `Completion` handed out is frozen."""
 
     prompt: int
     """Index among the distinct prompts of the call."""
@@ -24,7 +24,8 @@ class Attempt:
     """Ended by a stop token and not by the limit."""
 
     def append(self, token: int, logprob: float, sampling: Sampling) -> None:
-        """Takes one sampled token and notes whether it is the last."""
+        """Takes one sampled token and notes whether it is the last. Raises `EngineError` for a
+        log-prob that is not finite."""
         if not math.isfinite(logprob):
             raise EngineError(
                 f"the model's logits are not finite at token {len(self.token_ids)} of a "
@@ -35,7 +36,7 @@ class Attempt:
         self.is_stopped = not sampling.ignore_eos and token in sampling.stop_ids
         self.is_finished = self.is_stopped or len(self.token_ids) == sampling.max_new_tokens
 
-    def completion(self) -> Completion:
+    def close(self) -> Completion:
         return Completion(
             token_ids=tuple(self.token_ids),
             logprobs=tuple(self.logprobs),
@@ -43,15 +44,15 @@ class Attempt:
         )
 
 
-def distinct_prompts(
+def open_completions(
     requests: Sequence[GenerationRequest],
-) -> tuple[list[tuple[int, ...]], list[list[Attempt]]]:
-    """Every prompt once, and the attempts of each request in the order of its seeds."""
+) -> tuple[list[tuple[int, ...]], list[list[OpenCompletion]]]:
+    """Every prompt once, and the open completions of each request in the order of its seeds."""
     indices: dict[tuple[int, ...], int] = {}
-    attempts = []
+    groups = []
     for request in requests:
         if not request.prompt_ids:
             raise EngineError("a prompt has no tokens; there is nothing to continue")
         prompt = indices.setdefault(request.prompt_ids, len(indices))
-        attempts.append([Attempt(prompt=prompt, seed=seed) for seed in request.seeds])
-    return list(indices), attempts
+        groups.append([OpenCompletion(prompt=prompt, seed=seed) for seed in request.seeds])
+    return list(indices), groups

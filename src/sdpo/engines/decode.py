@@ -19,12 +19,14 @@ from collections.abc import Sequence
 import torch
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.completions import Attempt
+from sdpo.engines.completions import OpenCompletion
 from sdpo.engines.decode_state import DecodeState, decode_step
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import uniforms
-from sdpo.kernels.packed import PackedPlan, Span
-from sdpo.models.structure import FastPath
+from sdpo.kernels.plan import Observed, Scores, paths
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.packing import MicroBatch, PackItem, pack
+from sdpo.models.qualify import FastPath
 
 
 class Decoder:
@@ -35,7 +37,7 @@ class Decoder:
         fast: FastPath,
         state: DecodeState,
         prompts: Sequence[tuple[int, ...]],
-        attempts: Sequence[Attempt],
+        completions: Sequence[OpenCompletion],
         sampling: Sampling,
         max_prefill_tokens: int,
         graphs: StepGraphs | None = None,
@@ -46,11 +48,11 @@ class Decoder:
         self._prompts = prompts
         self._sampling = sampling
         self._max_prefill_tokens = max_prefill_tokens
-        self._waiting = deque(attempts)
-        self._rows: list[Attempt] = []
+        self._waiting = deque(completions)
+        self._rows: list[OpenCompletion] = []
         self._slots: dict[int, int] = {}
         """Prompt to its slot in the cache, while anyone needs it."""
-        self._needed = Counter(attempt.prompt for attempt in attempts)
+        self._needed = Counter(completion.prompt for completion in completions)
         """Unfinished completions per prompt."""
         self._size = (1, 1, 1)
         """Prompt slots, completions per prompt and prompt columns in use."""
@@ -58,7 +60,7 @@ class Decoder:
         """Whether rows stand in the order of their places, and no place is empty."""
 
     def run(self) -> None:
-        """Fills every attempt."""
+        """Fills every completion."""
         state = self._state
         state.live_R.zero_()
         state.lengths_R.zero_()
@@ -67,14 +69,14 @@ class Decoder:
                 self._admit()
             tokens_R, logprobs_R = self._step()
             sampled = zip(self._rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True)
-            for attempt, token, logprob in sampled:
-                attempt.append(token, logprob, self._sampling)
-            if any(attempt.is_finished for attempt in self._rows):
+            for completion, token, logprob in sampled:
+                completion.append(token, logprob, self._sampling)
+            if any(completion.is_finished for completion in self._rows):
                 self._retire()
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
         state, num_live = self._state, len(self._rows)
-        lengths = [len(attempt.token_ids) for attempt in self._rows]
+        lengths = [len(completion.token_ids) for completion in self._rows]
         columns = max(lengths) + 1
         if self._graphs is not None:
             tokens_R, logprobs_R = self._graphs.step(
@@ -96,7 +98,7 @@ class Decoder:
         )
         plan.mask_suffix = min(lengths) != max(lengths)
         plan.max_position = max(
-            len(self._prompts[attempt.prompt]) + len(attempt.token_ids) for attempt in self._rows
+            len(self._prompts[row.prompt]) + len(row.token_ids) for row in self._rows
         )
         # Thousands of small calls: without autograd's bookkeeping a step takes 0.95 of the time.
         # Not so in `fallback.py`: its models may keep tensors that they make on the way (dynamic
@@ -123,13 +125,13 @@ class Decoder:
         entered = self._rows[first:]
         device, rows = state.tokens_R.device, slice(first, len(self._rows))
         state.tokens_R[rows] = torch.tensor(
-            [self._prompts[attempt.prompt][-1] for attempt in entered], device=device
+            [self._prompts[completion.prompt][-1] for completion in entered], device=device
         )
         state.slots_R[rows] = torch.tensor(
-            [self._slots[attempt.prompt] for attempt in entered], device=device
+            [self._slots[completion.prompt] for completion in entered], device=device
         )
         num_tokens = self._sampling.max_new_tokens
-        numbers = uniforms([attempt.seed for attempt in entered], num_tokens)
+        numbers = uniforms([completion.seed for completion in entered], num_tokens)
         state.uniforms_RT[rows, :num_tokens] = numbers.to(device)
         state.lengths_R[rows] = 0
         self._place()
@@ -138,53 +140,53 @@ class Decoder:
         """Computes the keys and values of prompts, several in one row of about `max_prefill_tokens`
         tokens.
         """
-        pack: list[int] = []
-        size = 0
+        cached = []
         for prompt in new_prompts:
             length = len(self._prompts[prompt]) - 1
             self._state.prompt_lengths_G[self._slots[prompt]] = length
-            if pack and size + length > self._max_prefill_tokens:
-                self._prefill_pack(pack)
-                pack, size = [], 0
             if length:
-                pack.append(prompt)
-                size += length
-        if pack:
-            self._prefill_pack(pack)
+                cached.append(prompt)
+        # As training lays sequences out: what is read of an item ends before its last token.
+        items = [
+            PackItem(
+                prompt_ids=self._prompts[prompt][:-1],
+                completion_ids=self._prompts[prompt][-1:],
+                loss_mask=(True,),
+            )
+            for prompt in cached
+        ]
+        for batch in pack(items, budget_tokens=self._max_prefill_tokens, share_prefixes=True):
+            self._prefill_batch(batch, [self._slots[cached[i]] for i in batch.item_indices])
 
-    def _prefill_pack(self, pack: Sequence[int]) -> None:
-        spans, ids, positions = [], [], []
-        for prompt in pack:
-            seen = self._prompts[prompt][:-1]
-            spans.append(Span(start=len(ids), stop=len(ids) + len(seen)))
-            ids.extend(seen)
-            positions.extend(range(len(seen)))
-        slots = [self._slots[prompt] for prompt in pack]
+    def _prefill_batch(self, batch: MicroBatch, slots: Sequence[int]) -> None:
+        """One pass; `slots` of the cache are those of the batch's items, in order."""
+        path_to = {path[-1].stop: path for path in paths(batch.segments)}
+        # The last token that is read of an item is the last one on its path.
+        own = [path_to[place + 1] for place in batch.row_index.tolist()]
 
-        def keep(layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor) -> None:
-            for slot, span in zip(slots, spans, strict=True):
-                own = slice(span.start, span.stop)
-                self._state.cache.store_prompt(
-                    layer, slot, keys_1KTD[0, :, own], values_1KTD[0, :, own]
-                )
+        def keep(
+            layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor, scores: Scores
+        ) -> None:
+            for slot, path in zip(slots, own, strict=True):
+                self._state.cache.store_prompt(layer, slot, keys_1KTD[0], values_1KTD[0], path)
 
         device = self._state.tokens_R.device
         self._fast.backbone(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=batch.token_ids[None].to(device),
+            position_ids=batch.position_ids[None].to(device),
             use_cache=False,
-            sdpo_plan=PackedPlan(spans=spans, keep=keep),
+            sdpo_plan=Observed(plan=tree_plan(batch.segments, device), see=keep),
         )
 
     def _retire(self) -> None:
         """Drops finished rows, moves the last rows into the holes, frees unneeded prompt slots."""
         state = self._state
-        for attempt in self._rows:
-            if attempt.is_finished:
-                self._needed[attempt.prompt] -= 1
-                if not self._needed[attempt.prompt]:
-                    del self._slots[attempt.prompt]
-        num_live = sum(not attempt.is_finished for attempt in self._rows)
+        for completion in self._rows:
+            if completion.is_finished:
+                self._needed[completion.prompt] -= 1
+                if not self._needed[completion.prompt]:
+                    del self._slots[completion.prompt]
+        num_live = sum(not completion.is_finished for completion in self._rows)
         targets = [row for row in range(num_live) if self._rows[row].is_finished]
         sources = [
             row for row in range(num_live, len(self._rows)) if not self._rows[row].is_finished
@@ -205,8 +207,8 @@ class Decoder:
         """Writes down which row sits where beside its prompt, after rows came, moved or went."""
         state = self._state
         members: dict[int, list[int]] = {}
-        for row, attempt in enumerate(self._rows):
-            members.setdefault(self._slots[attempt.prompt], []).append(row)
+        for row, completion in enumerate(self._rows):
+            members.setdefault(self._slots[completion.prompt], []).append(row)
         if self._graphs is None:
             num_prompts, num_slots = max(members) + 1, max(map(len, members.values()))
         else:  # captured steps have fixed shapes
@@ -223,5 +225,5 @@ class Decoder:
         state.places_R[: len(places)] = torch.tensor(places, device=device)
         state.live_R.zero_()
         state.live_R[: len(places)] = 1
-        prompt_columns = max(len(self._prompts[attempt.prompt]) for attempt in self._rows) - 1
+        prompt_columns = max(len(self._prompts[completion.prompt]) for completion in self._rows) - 1
         self._size = (num_prompts, num_slots, max(1, prompt_columns))

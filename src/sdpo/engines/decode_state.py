@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.cache import KvCache
 from sdpo.engines.sampling import sample_tokens
+from sdpo.kernels.cache import KvCache
 from sdpo.kernels.decode import DecodePlan
-from sdpo.models.structure import FastPath
+from sdpo.models.qualify import FastPath
 
 
 class DecodeState:

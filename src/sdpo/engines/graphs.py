@@ -17,7 +17,7 @@ import torch
 
 from sdpo.engines.base import Sampling
 from sdpo.engines.decode_state import DecodeState, decode_step
-from sdpo.models.structure import FastPath
+from sdpo.models.qualify import FastPath
 
 _COLUMN_STEP = 64
 _WARM_UP_STEPS = 2

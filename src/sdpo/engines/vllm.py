@@ -9,6 +9,7 @@ this is tested is said at `VllmEngine`.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
 from sdpo.models.structure import causal_lm
@@ -107,20 +108,6 @@ class VllmEngine:
             [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
         ]
 
-    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
-        """Log-probs per request at temperature 1, the only one vLLM scores given tokens at."""
-        if temperature != 1.0:
-            raise EngineError(f"vLLM scores at temperature 1 only; {temperature} was asked for")
-        params = _vllm().SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        prompts = [_prompt(request.prompt_ids + request.completion_ids) for request in requests]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False) if prompts else ()
-        scored = []
-        for request, output in zip(requests, outputs, strict=True):
-            start, ids = len(request.prompt_ids), request.completion_ids
-            positions = output.prompt_logprobs[start:]
-            scored.append([at[token].logprob for at, token in zip(positions, ids, strict=True)])
-        return scored
-
 
 def checkpoint_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, weight) as a checkpoint of `model` would hold them: adapters added in, tied weights
@@ -157,14 +144,19 @@ def _prompt(token_ids: tuple[int, ...]) -> Any:
 
 
 def _completion(output: Any, is_greedy: bool) -> Completion:
-    said = output.outputs[0]
-    token_ids = tuple(said.token_ids)
+    sampled = output.outputs[0]
+    token_ids = tuple(sampled.token_ids)
+    logprobs = tuple(
+        at[token].logprob for at, token in zip(sampled.logprobs, token_ids, strict=True)
+    )
+    if not all(map(math.isfinite, logprobs)):
+        raise EngineError(
+            "vLLM's logits are not finite: it does not compute this model as the trainer does, or "
+            "the weights have diverged; take rollout.engine.type = 'local'"
+        )
     return Completion(
         token_ids=token_ids,
         # A greedy choice is certain; vLLM reports its probability at temperature 1 instead.
-        logprobs=tuple(
-            0.0 if is_greedy else at[token].logprob
-            for at, token in zip(said.logprobs, token_ids, strict=True)
-        ),
-        truncated=said.finish_reason == "length",
+        logprobs=(0.0,) * len(token_ids) if is_greedy else logprobs,
+        truncated=sampled.finish_reason == "length",
     )

@@ -1,13 +1,14 @@
 """Multiple-choice questions answered with a letter in `<answer>` tags (SciKnowEval).
 
 A row has `prompt` (the question with its options, one a line, `A: ...`), `answer` (a letter), and
-may have `id` or `idx`, `system`, `split`; other keys are ignored. The system turn is kept as it is.
+may have `id` or `idx`, `system`, `split`; other keys are ignored. The system message is kept
+unchanged.
 
 Feedback says what is wrong with the form of an answer, or that the chosen option is wrong. It never
-names the right one: the policy would be taught to copy a letter without a reason. The paper has no
-feedback at all in this setting; `teacher.context.feedback = "never"` gives exactly that.
+names the right one: that would teach the policy to copy a letter without a reason. The paper gives
+no feedback in this setting; `teacher.context.feedback = "never"` reproduces that.
 
-The `<reasoning>` block is asked for by the prompt but not judged; `env/has_reasoning` counts it.
+The prompt asks for a `<reasoning>` block, which is not judged; `env/has_reasoning` counts it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import re
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.records import Task, Verdict
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)
 _TAG = re.compile(r"<(/?)(answer|reasoning)>", re.IGNORECASE)
 
-# Feedback enters the teacher's prompt, where a literal tag could pass for an answer.
+# Feedback goes into the teacher's prompt, where a literal tag could be taken for an answer.
 NO_ANSWER = (
     "Incorrect Format: There is no answer. Put the letter of your option between an opening and a "
     "closing answer tag, after the reasoning."
@@ -37,10 +39,10 @@ WRONG = "Wrong Answer: Option {letter} is not correct."
 
 
 class Choice(RowsEnv):
-    """Multiple-choice questions of a file.
+    """The multiple-choice questions in a file.
 
     Example:
-        env = Choice(schema.ChoiceEnv(tasks="sciknoweval_physics_train.json"))
+        env = Choice(schema.ChoiceEnvConfig(tasks="sciknoweval_physics_train.json"))
         env.load("train")[0].reference   # {"answer": "B", "options": "ABCD"}
     """
 
@@ -53,11 +55,9 @@ class Choice(RowsEnv):
         answer = text_of(line, "answer").strip()
         options = _options(prompt)
         if len(options) < 2:
-            raise line.error(
-                "prompt", "no options found; write each on a line of its own, `A: ...`"
-            )
+            raise line.error("prompt", "no options; write each on a line of its own, `A: ...`")
         if answer not in tuple(options):
-            raise line.error("answer", f"{answer!r:.60} is none of {', '.join(options)}")
+            raise line.error("answer", f"{answer!r:.60} is not one of {', '.join(options)}")
         return Task(
             id=id_of(line, prompt),
             messages=messages_of(line, prompt),
@@ -65,23 +65,23 @@ class Choice(RowsEnv):
         )
 
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
-        """The verdict on one answer. The letter may be small; nothing else may stand beside it."""
+        """The verdict on one answer: a single letter, in either case, with nothing beside it."""
         text = strip_thinking(text)
         answers, is_open, has_block = _answers(text)
         has_reasoning = float(has_block)
         if len(answers) != 1:
             if answers:
-                says = SEVERAL.format(count=len(answers))
+                feedback = SEVERAL.format(count=len(answers))
             elif is_truncated:
                 return failed("truncated", TRUNCATED, has_reasoning=has_reasoning)
             else:
-                says = NOT_CLOSED if is_open else NO_ANSWER
-            return failed("incorrect_format", says, has_reasoning=has_reasoning)
+                feedback = NOT_CLOSED if is_open else NO_ANSWER
+            return failed("incorrect_format", feedback, has_reasoning=has_reasoning)
         letter = answers[0].strip().upper()
         options = task.reference["options"]
         if letter not in tuple(options):
-            says = NO_LETTER.format(answer=safe(answers[0].strip()), options=", ".join(options))
-            return failed("incorrect_format", says, has_reasoning=has_reasoning)
+            feedback = NO_LETTER.format(answer=safe(answers[0].strip()), options=", ".join(options))
+            return failed("incorrect_format", feedback, has_reasoning=has_reasoning)
         if letter != task.reference["answer"]:
             return failed("wrong_answer", WRONG.format(letter=letter), has_reasoning=has_reasoning)
         return accepted(has_reasoning=has_reasoning)
@@ -97,22 +97,22 @@ class Choice(RowsEnv):
 
 
 def _options(prompt: str) -> str:
-    """Letters of the options, `ABCD`: the last lines that begin with A, B, C, ... in this order."""
+    """Letters of the options, `ABCD`: the last lines that begin with A, B, C, ... in order."""
     letters = ""
     for letter in _OPTION.findall(prompt):
         if letter == "A":
-            letters = "A"  # A question may contain lettered lines of its own before the options.
+            letters = "A"  # The question itself may have lettered lines before the options.
         elif letters and ord(letter) == ord(letters[-1]) + 1:
             letters += letter
     return letters
 
 
 def _answers(text: str) -> tuple[list[str], bool, bool]:
-    """(contents of the answer blocks, whether one stays open, whether a reasoning block is there).
+    """(contents of the answer blocks, whether one stays open, whether there is a reasoning block).
 
-    An answer tag inside the reasoning is a mention, not an answer; a reasoning that is never closed
-    hides nothing. One pass over the tags: a lazy pattern would take quadratic time on a text full
-    of opening tags.
+    An answer tag inside the reasoning is a mention, not an answer; reasoning that is never closed
+    hides nothing. One pass over the tags, because a lazy pattern takes quadratic time on a text
+    full of opening tags.
     """
     tags = [(match[2].lower(), bool(match[1]), match) for match in _TAG.finditer(text)]
     last_close = max(

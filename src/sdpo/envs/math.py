@@ -3,9 +3,9 @@
 A row has `problem` and `answer` (LaTeX or plain text), and may have `id` or `idx`, `system`,
 `split`; other keys are ignored. A problem that does not ask for a box gets one line that does.
 
-The last box of an answer counts. Reading and comparing formulas can take forever (`9^{9^{9^9}}`),
-and math-verify's own time limit works in the main thread only. So it is done in worker processes,
-which are ended when the time is up; verdicts come from threads.
+The last box of an answer counts. Parsing and comparing formulas can take forever
+(`9^{9^{9^9}}`), and math-verify's own time limit works only in the main thread. So worker processes
+do it, and are killed when the time is up.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import threading
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.math_process import Comparer
-from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 
 INSTRUCTION = "Put your final answer within \\boxed{}."
 TIME_LIMIT_S = 10.0
-"""For reading and comparing one answer. Honest ones take milliseconds; a busy machine more."""
+"""For one answer. Honest ones take milliseconds; on a busy machine, more."""
 MAX_ANSWER_CHARS = 2000
-"""A longer answer is not read."""
+"""A longer answer is not parsed."""
 
 NO_BOX = "Incorrect Format: There is no \\boxed{...}. Put your final answer in one."
 NOT_CLOSED = "Incorrect Format: The last \\boxed{ is not closed."
@@ -39,7 +40,7 @@ WRONG = "Wrong Answer: {answer} is not correct."
 
 
 class Math(RowsEnv):
-    """Mathematics problems of a file.
+    """The mathematics problems in a file.
 
     Example:
         with contextlib.closing(Math(schema.MathEnvConfig(tasks="problems.jsonl"))) as env:
@@ -70,6 +71,11 @@ class Math(RowsEnv):
             reference=(boxed or answer).strip(),
         )
 
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
+
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer."""
         boxed, problem = last_box(strip_thinking(text))
@@ -94,7 +100,7 @@ class Math(RowsEnv):
         return f"\\boxed{{{task.reference}}}"
 
     def trivial_answer(self, task: Task) -> str:
-        """A box with a number that is no one's answer."""
+        """A box with a number that is the answer to nothing."""
         return "\\boxed{-8675309.125}"
 
     def close(self) -> None:
@@ -103,7 +109,7 @@ class Math(RowsEnv):
             self._idle.get().close()
 
     def _compare(self, task: Task, answer: str) -> str:
-        # Answers in words ("Tuesday") are no mathematics and compare as texts.
+        # Answers in words ("Tuesday") are not formulas and compare as strings.
         if "".join(answer.split()) == "".join(task.reference.split()):
             return "right"
         if len(answer) > MAX_ANSWER_CHARS:
@@ -120,7 +126,7 @@ class Math(RowsEnv):
 
 
 def last_box(text: str) -> tuple[str | None, str | None]:
-    """What the last `\\boxed{...}` of `text` holds, braces balanced, or else what is wrong."""
+    """The content of the last `\\boxed{...}` in `text`, braces balanced, or else what is wrong."""
     start = text.rfind("\\boxed")
     if start < 0:
         return None, NO_BOX
@@ -130,7 +136,7 @@ def last_box(text: str) -> tuple[str | None, str | None]:
     depth, place = 0, 0
     while place < len(rest):
         if rest[place] == "\\":
-            place += 1  # An escaped brace is a set's, not a group's.
+            place += 1  # An escaped brace belongs to a set, not to a group.
         elif rest[place] in "{}":
             depth += 1 if rest[place] == "{" else -1
             if depth == 0:

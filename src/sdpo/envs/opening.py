@@ -1,4 +1,5 @@
-"""From the `env` section of a recipe to an environment. The first `load` reads its task file."""
+"""Opens the environment that a recipe's `env` section names. Its task file is read by the first
+`load`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from sdpo.errors import ConfigError
 
 
 def open_env(config: schema.EnvConfig) -> Env:
-    """The environment that `config` names. Raises `ConfigError` when a custom one cannot be had."""
+    """The environment that `config` names. Raises `ConfigError` if a custom one cannot be
+    opened."""
     match config:
         case schema.CodeEnvConfig():
             from sdpo.envs.code import CodeEnv
@@ -45,7 +47,8 @@ def open_env(config: schema.EnvConfig) -> Env:
 
 
 def _custom_env(path: str) -> Env:
-    """What `package.module:Name` or `folder/file.py:Name` names, called if it can be."""
+    """The object at `package.module:Name` or `folder/file.py:Name`, or what it returns when
+    called."""
     source, _, name = path.rpartition(":")
     if not source or not name:
         raise ConfigError(f"env.path = {path!r}: write package.module:Name or folder/file.py:Name")
@@ -64,8 +67,9 @@ def _custom_env(path: str) -> Env:
         found = found()
     if not isinstance(found, Env):
         raise ConfigError(
-            f"env.path = {path!r} is {type(found).__name__}, no environment; an environment has "
-            "load(split) and judge(task, rollout), and sdpo.env(tasks, judge) makes one"
+            f"env.path = {path!r} has the type {type(found).__name__}, which is not an "
+            "environment; an environment has load(split) and judge(task, rollout), and "
+            "sdpo.env(tasks, judge) makes one"
         )
     return found
 
@@ -79,12 +83,12 @@ def _refuse_arguments(path: str, factory: object) -> None:
             f"env.path = {path!r} must be callable without arguments: {error}"
         ) from error
     except ValueError:
-        return  # Built-in callables have no signature; the call itself will tell.
+        return  # A built-in callable without a signature; the call itself will show.
 
 
 def _load(path: str, name: str) -> ModuleType:
-    # A console script does not search the current directory, `python -m` does; a user's module lies
-    # there. It stays on the path for what that module imports later.
+    # Unlike `python -m`, a console script does not search the current directory, where a user's
+    # module usually is. The directory stays on the path for what that module imports later.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -102,18 +106,18 @@ def _load(path: str, name: str) -> ModuleType:
         ) from error
     except (TypeError, ValueError) as error:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"env.path = {path!r}: {name!r} is not a module's name") from error
+            raise ConfigError(f"env.path = {path!r}: {name!r} is not a module name") from error
         raise
 
 
 def _load_file(path: str, file: Path) -> ModuleType:
     if not file.is_file():
         raise ConfigError(f"env.path = {path!r}: {file} does not exist in {Path.cwd()}")
-    # The folder is searched too, so that the file can import its neighbours.
+    # The file may import its neighbours.
     folder = str(file.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    # Not under its own name: `json.py` in a user's folder must not become everyone's `json`.
+    # Not under its own name: a user's `json.py` must not become everyone's `json`.
     name = f"sdpo_custom_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     assert spec is not None

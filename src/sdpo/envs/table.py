@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.envs.base import CheckReport
+from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.seeds import derive
@@ -63,7 +64,7 @@ class RowsEnv(ABC):
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the attempt's text; thread-safe."""
-        return self.judge_text(task, rollout.text, is_truncated=rollout.truncated)
+        return guarded(lambda: self.judge_text(task, rollout.text, is_truncated=rollout.truncated))
 
     def check(self) -> CheckReport:
         """Whether every row's reference passes and a trivial answer does not."""
@@ -159,22 +160,6 @@ def messages_of(line: Line, prompt: str) -> tuple[Message, ...]:
     if system is None or not system.strip():
         return (user,)
     return ({"role": "system", "content": system}, user)
-
-
-def failed(category: str, feedback: str, **metrics: float) -> Verdict:
-    """A verdict of reward 0."""
-    return Verdict(
-        reward=0.0,
-        solved=False,
-        feedback=feedback,
-        metrics=metrics,
-        info={"category": category},
-    )
-
-
-def accepted(**metrics: float) -> Verdict:
-    """A verdict of reward 1."""
-    return Verdict(reward=1.0, solved=True, metrics=metrics, info={"category": "accepted"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

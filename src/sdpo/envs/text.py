@@ -1,4 +1,5 @@
-"""Text shown to a model or a person: escaped, cut to a bound, special tokens made inert."""
+"""Text of programs and environments made fit to show: escaped, bounded in length, special tokens
+broken up."""
 
 from __future__ import annotations
 
@@ -13,12 +14,8 @@ TRUNCATED = (
     "maximum response length. Try again with a shorter response."
 )
 
-
 MAX_VALUE_CHARS = 250
-
-
 MAX_INPUT_LINES = 8
-
 
 _HEADER_LINE = re.compile(
     r"^(?=[ \t]*(?:Runtime Error|(?:Time|Memory|Output) Limit Exceeded|Last Executed Input"
@@ -26,7 +23,7 @@ _HEADER_LINE = re.compile(
     r"|Input|Stdout|Output|Expected)[ \t]*$)",
     re.MULTILINE | re.IGNORECASE,
 )
-
+"""Lines that could pass for a header of code feedback."""
 
 _TOKEN = re.compile(
     r"<(?=[|｜])|(?<=[|｜])>"  # <|im_end|> and DeepSeek's full-width bars
@@ -37,12 +34,13 @@ _TOKEN = re.compile(
     r"|<(?=<SYS>>|</SYS>>)|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])",
     re.IGNORECASE,
 )
-"""Where a space breaks a chat-template or reasoning token: after the match, before a final `>`."""
+"""Where a space breaks up a chat-template or reasoning token: after the match, or before a final
+`>`."""
 
 
 def escape(text: str) -> str:
-    """`text` with invisible and direction-changing characters spelled out, special tokens and
-    header lines broken up."""
+    """`text` with invisible and direction-changing characters spelled out, and with special tokens
+    and header lines broken up."""
     text = text.replace("\r\n", "\n")
     if not text.isascii() or not text.isprintable():
         text = "".join(map(_visible, text))
@@ -69,11 +67,11 @@ def _visible(character: str) -> str:
 
 
 def cut_middle(text: str, limit: int) -> str:
-    """`text` in at most `limit` characters; what is left out of the middle is counted in its
-    place."""
+    """`text` shortened to at most `limit` characters; a note in the middle counts what was left
+    out."""
     if len(text) <= limit:
         return text
-    # The count's own width changes what fits; its digits for the whole text are an upper bound.
+    # How wide the note is depends on its number; the number for the whole text is an upper bound.
     room = limit - len(f" ... ({len(text)} characters left out) ... ")
     if room < 2:
         return text[:limit]
@@ -85,7 +83,7 @@ def cut_middle(text: str, limit: int) -> str:
 
 
 def cut_lines(text: str, limit: int) -> str:
-    """`text` in at most `limit` lines; the last one counts what was left out."""
+    """`text` shortened to at most `limit` lines; the last one counts what was left out."""
     lines = text.split("\n")
     if len(lines) <= limit:
         return text
@@ -94,9 +92,8 @@ def cut_lines(text: str, limit: int) -> str:
 
 
 def safe(text: str) -> str:
-    """One value ready to be shown: escaped, cut to `MAX_VALUE_CHARS` and `MAX_INPUT_LINES`."""
-    # Escaping looks at every character, so a value of megabytes is thinned first; what is shown
-    # comes from both its ends.
+    """A value ready to show: escaped, within `MAX_VALUE_CHARS` and `MAX_INPUT_LINES`."""
+    # Escaping visits every character, so a value of megabytes is reduced to its two ends first.
     if len(text) > 8 * MAX_VALUE_CHARS:
         ends = 3 * MAX_VALUE_CHARS
         head, tail = escape(text[:ends]), escape(text[-ends:])
@@ -110,11 +107,11 @@ def safe(text: str) -> str:
 
 
 def show(value: Any) -> str:
-    """`value` as Python would write it; values of unknown types read `<TYPE object>`."""
+    """`value` as Python would write it; a value that is not plain data reads `<TYPE object>`."""
     if isinstance(value, bool) or value is None or isinstance(value, (float, complex, str, bytes)):
         return repr(value)
     if isinstance(value, int):
-        # Python refuses to spell ints beyond 4,300 digits, and spelling them takes quadratic time.
+        # Python refuses to print ints of more than 4,300 digits, and printing takes quadratic time.
         return repr(value) if value.bit_length() < 8192 else f"<int of {value.bit_length()} bits>"
     if isinstance(value, list):
         return f"[{', '.join(map(show, value))}]"

@@ -1,17 +1,17 @@
-"""Tool calls in the form Thought / Action / Action Input (ToolAlpaca).
+"""Tool calls written as Thought / Action / Action Input (ToolAlpaca).
 
 A row has `prompt` (the tools' documentation and the question) and `answer`, a JSON list of
 `{"Action": name, "Action_Input": JSON text of an object}`, and may have `id` or `idx`, `system`,
 `split`; other keys are ignored.
 
-An answer is right if its actions are the reference's actions, in any order, and its inputs, merged
-over all calls, are the reference's: for each argument the same values, in any order. (A merge that
-keeps an argument's last value only would call "small, small, large" right for "small, medium,
-large".) Numbers compare by value. A reference action marked `[Optional]` may be left out.
+An answer is right if its actions are the reference's, in any order, and its inputs, merged over all
+calls, are too: for each argument the same values, in any order. (Keeping only an argument's last
+value would accept "small, small, large" for "small, medium, large".) Numbers compare by value. A
+reference action marked `[Optional]` may be omitted.
 
-Feedback says what a tool server would say: input that is no JSON and where it breaks, unknown
-actions, missing and unexpected arguments, arguments whose value is wrong. It names arguments, never
-a right value or a missing action.
+Feedback reads like that of a tool server: input that is not JSON and where it breaks, unknown
+actions, missing and unexpected arguments, arguments with a wrong value. It names arguments, never a
+right value or a missing action.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, accepted, failed, id_of, messages_of, text_of
+from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.records import Task, Verdict
 
 _ACTION = re.compile(r"^[ \t]*Action[ \t]*:(.*)$", re.MULTILINE)
@@ -35,14 +36,14 @@ _TOOL = re.compile(r"^(\S+): .*\nParameters:", re.MULTILINE)
 _OPTIONAL = "[Optional]"
 
 MAX_PROBLEMS = 5
-"""Lines of one feedback."""
+"""Most lines of one feedback text."""
 
 NO_ACTION = (
     "Incorrect Format: There is no action. Write a line `Action: NAME` and below it a line "
     "`Action Input: JSON`."
 )
 NO_INPUT = "Incorrect Format: Action {name} has no line `Action Input: JSON` below it."
-BAD_JSON = "Incorrect Format: The input of action {name} is no JSON object: {problem}."
+BAD_JSON = "Incorrect Format: The input of action {name} is not a JSON object: {problem}."
 UNKNOWN = "Unknown Action: There is no tool {name}. Tools: {tools}."
 TOO_MANY = "Wrong Answer: Action {name} is called {given} times; that is too often."
 NOT_NEEDED = "Wrong Answer: Action {name} is not needed."
@@ -65,17 +66,17 @@ class Call:
 
 
 class Tools(RowsEnv):
-    """Tool-use tasks of a file.
+    """The tool-use tasks in a file.
 
     Example:
-        Tools(schema.ToolsEnv(tasks="tooluse_test.json")).check()
+        Tools(schema.ToolsEnvConfig(tasks="tooluse_test.json")).check()
     """
 
     def __init__(self, config: schema.ToolsEnvConfig) -> None:
         super().__init__(config.tasks, config.eval_fraction)
 
     def parse(self, line: Line) -> Task:
-        """The task of one row; its reference is every accepted list of calls, the longest first."""
+        """The task of one row; its reference holds every accepted list of calls, longest first."""
         prompt = text_of(line, "prompt")
         marked = _reference_calls(line)
         needed = [call for call in marked if not call.action.startswith(_OPTIONAL)]
@@ -92,7 +93,7 @@ class Tools(RowsEnv):
         )
 
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
-        """The verdict on one answer; with several accepted lists, feedback is about the nearest."""
+        """The verdict on one answer; of several accepted lists, feedback is about the nearest."""
         calls, problem = parse_calls(strip_thinking(text))
         if problem is not None:
             if is_truncated:
@@ -101,19 +102,19 @@ class Tools(RowsEnv):
         references = task.reference["calls"]
         known = set(task.reference["tools"]) | {call.action for call in references[0]}
         problems = [_problems(calls, reference) for reference in references]
-        says = min(problems, key=len)
-        if not says:
+        lines = min(problems, key=len)
+        if not lines:
             return accepted(num_calls=float(len(calls)))
         unknown = dict.fromkeys(call.action for call in calls if call.action not in known)
         if unknown:
             tools = ", ".join(task.reference["tools"])
-            says = [UNKNOWN.format(name=safe(name), tools=tools) for name in unknown]
-        if len(says) > MAX_PROBLEMS:
-            says = [*says[:MAX_PROBLEMS], f"... ({len(says) - MAX_PROBLEMS} more problems)"]
-        return failed("wrong_answer", "\n".join(says), num_calls=float(len(calls)))
+            lines = [UNKNOWN.format(name=safe(name), tools=tools) for name in unknown]
+        if len(lines) > MAX_PROBLEMS:
+            lines = [*lines[:MAX_PROBLEMS], f"... ({len(lines) - MAX_PROBLEMS} more problems)"]
+        return failed("wrong_answer", "\n".join(lines), num_calls=float(len(calls)))
 
     def reference_answer(self, task: Task) -> str:
-        """The reference's calls, written as asked for."""
+        """The reference's calls in the form that the prompt asks for."""
         return "\n".join(
             f"Thought: I call {call.action}.\nAction: {call.action}\n"
             f"Action Input: {json.dumps(dict(call.arguments))}"
@@ -121,12 +122,13 @@ class Tools(RowsEnv):
         )
 
     def trivial_answer(self, task: Task) -> str:
-        """A call of no tool without arguments."""
+        """A call of a tool that does not exist, without arguments."""
         return "Thought: Nothing to do.\nAction: none\nAction Input: {}"
 
 
 def parse_calls(text: str) -> tuple[list[Call], str | None]:
-    """The calls in `text`, and what is wrong with the first that is malformed (None: nothing)."""
+    """The calls in `text` up to the first malformed one, and what is wrong with that one, or
+    None."""
     calls: list[Call] = []
     actions = list(_ACTION.finditer(text))
     if not actions:
@@ -146,14 +148,14 @@ def parse_calls(text: str) -> tuple[list[Call], str | None]:
 
 
 def _parse_object(text: str) -> tuple[dict[str, Any], str | None]:
-    """The JSON object that `text` begins with, and what is wrong with it."""
+    """The JSON object at the start of `text`, and what is wrong with it, or None."""
     text = text.lstrip().removeprefix("```json").removeprefix("```").lstrip()
     try:
         value, _ = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode(text)
     except json.JSONDecodeError as error:
         return {}, f"{error.msg} at line {error.lineno}, column {error.colno}"
     except (ValueError, RecursionError) as error:
-        # Numbers of thousands of digits, and nesting beyond what the parser follows.
+        # Numbers of thousands of digits, and nesting too deep for the parser.
         return {}, str(error)
     if not isinstance(value, dict):
         return {}, f"it is {safe(json.dumps(value))}"
@@ -165,31 +167,32 @@ def _refuse_constant(name: str) -> float:
 
 
 def _problems(calls: Sequence[Call], reference: Sequence[Call]) -> list[str]:
-    """Everything in which `calls` differ from `reference`, worded; empty when they are right."""
+    """One line for each way in which `calls` differ from `reference`; empty when they are
+    right."""
     given, wanted = (Counter(call.action for call in group) for group in (calls, reference))
-    says = []
+    lines = []
     for action, surplus in (given - wanted).items():
         template = TOO_MANY if given[action] > surplus else NOT_NEEDED
-        says.append(template.format(name=safe(action), given=given[action]))
+        lines.append(template.format(name=safe(action), given=given[action]))
     num_missing = (wanted - given).total()
     if num_missing:
-        says.append(
+        lines.append(
             TOO_FEW.format(count=num_missing, calls="call is" if num_missing == 1 else "calls are")
         )
-    # Arguments of calls that should not be there say nothing about the others.
-    return says or _argument_problems(_merged(calls), _merged(reference))
+    # With wrong calls, their arguments would be blamed on the right ones.
+    return lines or _argument_problems(_merged(calls), _merged(reference))
 
 
 def _argument_problems(
     given: Mapping[str, list[Any]], wanted: Mapping[str, list[Any]]
 ) -> list[str]:
-    says = []
+    lines = []
     missing = [name for name in wanted if name not in given]
     extra = [name for name in given if name not in wanted]
     if missing:
-        says.append(MISSING.format(names=", ".join(missing)))
+        lines.append(MISSING.format(names=", ".join(missing)))
     if extra:
-        says.append(EXTRA.format(names=", ".join(map(safe, extra))))
+        lines.append(EXTRA.format(names=", ".join(map(safe, extra))))
     for name, values in given.items():
         if name in extra:
             continue
@@ -203,10 +206,10 @@ def _argument_problems(
                 left.pop(match)
         for value in wrong:
             shown = safe(json.dumps(value, ensure_ascii=False))
-            says.append(WRONG_VALUE.format(name=safe(name), value=shown))
+            lines.append(WRONG_VALUE.format(name=safe(name), value=shown))
         if left and not wrong:
-            says.append(MISSING.format(names=f"{name} (in another call)"))
-    return says
+            lines.append(MISSING.format(names=f"{name} (in another call)"))
+    return lines
 
 
 def _merged(calls: Sequence[Call]) -> dict[str, list[Any]]:
@@ -219,7 +222,7 @@ def _merged(calls: Sequence[Call]) -> dict[str, list[Any]]:
 
 
 def same_json(left: Any, right: Any) -> bool:
-    """Whether two JSON values are equal; 5 equals 5.0, but `true` is not 1."""
+    """Whether two JSON values are equal: 5 equals 5.0, but `true` does not equal 1."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is right
     if isinstance(left, dict) and isinstance(right, dict):

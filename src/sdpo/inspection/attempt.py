@@ -21,14 +21,16 @@ from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Env, as_task
 from sdpo.errors import ConfigError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of
+from sdpo.losses.head.chunks import HeadInputs
 from sdpo.losses.head.fused import head_pass
 from sdpo.losses.head.logits import Side
-from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs
+from sdpo.losses.head.outputs import TokenOutputs
+from sdpo.losses.terms import Terms
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
-from sdpo.rollouts.collect import judge_all
 from sdpo.rollouts.credit import TokenCredit
+from sdpo.rollouts.judging import judge_all
 from sdpo.rollouts.sampler import chat_of
 from sdpo.teacher.context import Reading, teacher_contexts
 
@@ -60,11 +62,11 @@ def credit(
     Example:
         sdpo.credit("smollm2-135m-instruct", "What is 2 + 2?", "5", "The sum is even.").gaps
     """
-    asked = _task(task)
+    question = _task(task)
     policy = load_policy(model) if isinstance(model, str) else model
     chat = chat_of(policy)
-    rollout = _rollout(asked, completion, chat)
-    verdict = None if env is None else judge_all(env, [(asked, rollout)])[0]
+    rollout = _rollout(question, completion, chat)
+    verdict = None if env is None else judge_all(env, [(question, rollout)])[0]
     if verdict is not None and feedback is None and demonstration is None:
         feedback = verdict.feedback
     if feedback is None and demonstration is None:
@@ -74,15 +76,15 @@ def credit(
             + "; give at least one, otherwise the teacher reads what the student read"
         )
     rules = ContextConfig(feedback="always", layout=layout, max_tokens=max_context_tokens)
-    context = _context(asked, rollout, feedback, demonstration, rules, chat)
+    context = _context(question, rollout, feedback, demonstration, rules, chat)
     assert context.messages is not None
     sample = _sample(rollout, chat.prompt_ids(context.messages))
     tokens = _token_outputs(policy, sample, temperature)
-    (found,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
+    (seen,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
     return replace(
-        found,
+        seen,
         advantage=None,
-        prompt=asked.messages,
+        prompt=question.messages,
         teacher=context.messages,
         feedback=feedback,
         solved=None if verdict is None else verdict.solved,
@@ -184,6 +186,7 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         targets=torch.tensor(sample.completion_ids, device=policy.device),
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
+        vocabulary=policy.vocabulary,
         top_n=CREDIT_ALTERNATIVES,
     )
-    return head_pass(inputs, None, lambda rows, student, teacher: RowTerms()).tokens
+    return head_pass(inputs, None, lambda span, student, teacher: Terms()).tokens

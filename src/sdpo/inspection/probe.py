@@ -87,20 +87,20 @@ class Probe:
         """Whether self-distillation is likely to help here, in words."""
         if not self.num_failed:
             return "Nothing to learn here: the student solved every attempt; take harder tasks."
-        found = self.kinds["recipe"]
-        if found.gain is None:
+        recipe = self.kinds["recipe"]
+        if recipe.gain is None:
             return (
                 f"Self-distillation cannot help here: none of {self.num_failed} failed attempts "
                 "has a teacher context in this recipe; raise rollout.group_size or let the "
                 "environment write feedback."
             )
         rates = (
-            f"in this recipe's contexts the teacher solves {found.teacher:.0%} where the student "
-            f"solves {found.student:.0%} (gain {found.gain.low:+.2f} to {found.gain.high:+.2f})"
+            f"in this recipe's contexts the teacher solves {recipe.teacher:.0%} where the student "
+            f"solves {recipe.student:.0%} (gain {recipe.gain.low:+.2f} to {recipe.gain.high:+.2f})"
         )
-        if found.gain.high <= 0:
+        if recipe.gain.high <= 0:
             return f"Self-distillation is unlikely to help here: {rates}."
-        if found.gain.low <= 0:
+        if recipe.gain.low <= 0:
             return f"It is unclear whether self-distillation helps here: {rates}; probe more tasks."
         control = self.kinds["other_task"].gain
         if control is not None and control.low > 0:
@@ -139,8 +139,11 @@ def probe_tasks(
         )
         for which in ("student", "student again")
     )
-    asked = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
-    wanted = list(dict.fromkeys(ask for found in asked.values() for ask in found))
+    # A task counts where both rounds have a judged attempt at it.
+    student = {group.task.id: group.solved_rate for group in again if group.rollouts}
+    groups = [group for group in groups if group.rollouts and group.task.id in student]
+    asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
+    distinct = list(dict.fromkeys(ask for part in asks.values() for ask in part))
     attempts = {
         (group.task.id, rollout.index): (group.task, rollout)
         for group in groups
@@ -148,18 +151,27 @@ def probe_tasks(
     }
     answers = parallel.gather_shares(
         collector.answer(
-            [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in parallel.share(wanted)],
+            [
+                (*attempts[ask.task_id, ask.index], ask.prompt_ids)
+                for ask in parallel.share(distinct)
+            ],
             sampling=sampling,
             seed=derive(seed, "probe", "teacher"),
         )
     )
-    solved = {ask: verdict.solved for ask, (_, verdict) in zip(wanted, answers, strict=True)}
-    student = {group.task.id: group.solved_rate for group in again}
+    solved = {
+        ask: verdict.solved
+        for ask, (_, verdict) in zip(distinct, answers, strict=True)
+        if verdict is not None
+    }
     return Probe(
         num_tasks=len(groups),
-        num_attempts=len(groups) * samples,
+        num_attempts=sum(len(group.rollouts) for group in groups),
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
-        kinds={kind: _result(found, solved, student) for kind, found in asked.items()},
+        kinds={
+            kind: _result([ask for ask in part if ask in solved], solved, student)
+            for kind, part in asks.items()
+        },
     )
 
 
@@ -167,8 +179,8 @@ def check_can_probe(max_turns: int) -> None:
     """Raises `ConfigError` for attempts of several turns."""
     if max_turns > 1:
         raise ConfigError(
-            f"rollout.max_turns = {max_turns}: the teacher probe knows attempts of one turn only; "
-            "set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
+            f"rollout.max_turns = {max_turns}: the teacher probe handles attempts of one turn "
+            "only; set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
         )
 
 
@@ -215,7 +227,7 @@ def _failed(
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat
     reference_answer = reference_answers(collector.env)
-    found = []
+    asks = []
     for group in groups:
         # One generator per task whatever the kind, so that all kinds show the same demonstration.
         contexts = teacher_contexts(
@@ -226,13 +238,13 @@ def _failed(
             others=groups,
             reference=reference_answer(group.task),
         )
-        for index, (context, verdict) in enumerate(zip(contexts, group.verdicts, strict=True)):
+        for rollout, context, verdict in zip(group.rollouts, contexts, group.verdicts, strict=True):
             if verdict.solved or not _is_of(kind, context):
                 continue
             assert context.messages is not None
             prompt_ids = chat.prompt_ids(context.messages)
-            found.append(_Ask(task_id=group.task.id, index=index, prompt_ids=prompt_ids))
-    return found
+            asks.append(_Ask(task_id=group.task.id, index=rollout.index, prompt_ids=prompt_ids))
+    return asks
 
 
 def _is_of(kind: Kind, context: TeacherContext) -> bool:
@@ -242,16 +254,16 @@ def _is_of(kind: Kind, context: TeacherContext) -> bool:
 
 
 def _result(
-    asked: Sequence[_Ask], solved: Mapping[_Ask, bool], student: Mapping[str, float]
+    asks: Sequence[_Ask], solved: Mapping[_Ask, bool], student: Mapping[str, float]
 ) -> KindResult:
     by_task: dict[str, list[bool]] = {}
-    for ask in asked:
+    for ask in asks:
         by_task.setdefault(ask.task_id, []).append(solved[ask])
     teacher = {task: fmean(answers) for task, answers in by_task.items()}
     gains = [rate - student[task] for task, rate in teacher.items()]
     return KindResult(
         num_tasks=len(by_task),
-        num_attempts=len(asked),
+        num_attempts=len(asks),
         student=fmean(student[task] for task in by_task) if by_task else 0.0,
         teacher=fmean(teacher.values()) if by_task else 0.0,
         gain=bootstrap(gains) if gains else None,

@@ -1,5 +1,5 @@
-"""What the fused pass saw, as numbers for people: token credit of single rollouts and the teacher's
-distance."""
+"""Per-token outputs of the fused pass as numbers for people: the token credit of single rollouts,
+and how far the teacher is from the student."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sdpo.losses.head.alternatives import Alternatives
-from sdpo.losses.head.walk import TokenOutputs
+from sdpo.losses.head.outputs import TokenOutputs, TopTokens
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 
 MAX_GAP = 20.0
-"""Bound of the gap inside an exponential; such tokens are beyond any doubt far from the teacher."""
+"""Bound of the gap inside an exponential; tokens beyond it are far from the teacher in any case."""
 
 
 def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
@@ -50,14 +49,14 @@ def credit_of(
 ) -> list[TokenCredit]:
     """Token credit of the `inspected` samples that have a teacher, from the pass over all
     `samples`."""
-    found = []
+    kept = []
     start = 0
     for sample in samples:
         rows = slice(start, start + sample.num_trained)
         start = rows.stop
         if sample.key in inspected and bool(tokens.has_teacher[rows].all()):
-            found.append(_credit(tokens, rows, sample, tokenizer))
-    return found
+            kept.append(_credit(tokens, rows, sample, tokenizer))
+    return kept
 
 
 def _credit(
@@ -83,7 +82,7 @@ def _credit(
 
 
 def _alternatives(
-    top: Alternatives | None, rows: slice, *, of_teacher: bool
+    top: TopTokens | None, rows: slice, *, of_teacher: bool
 ) -> tuple[tuple[tuple[int, float], ...], ...]:
     """(token id, log-prob) per position, likeliest first, log-probs of the side the list belongs
     to."""

@@ -20,17 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdpo.kernels.dtypes import math_dtype
+from sdpo.kernels.plan import Scores, Segment, paths
 from sdpo.kernels.sdpa import fused, pays
-
-if TYPE_CHECKING:
-    from sdpo.kernels.plan import Scores
 
 Path = tuple[slice, ...]
 """Places of a run of tokens, the last slice, after those of all it continues, from the start of its
@@ -206,10 +204,10 @@ class _Plan:
 
 
 class BlockAttention:
-    """Attention of one packed row, whose runs have `paths`; its batches serve every layer."""
+    """Attention of one packed row of `segments`; its batches serve every layer."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._paths = paths(segments)
         self._plans: dict[int, _Plan] = {}
 
     def attend(

@@ -78,7 +78,8 @@ class DecodePlan:
         query_RHD = query_1HTD[0].transpose(0, 1)
         query_RKND = query_RHD.reshape(num_rows, key_1KTD.shape[1], -1, head_dim)
         attend = self._attend_fused if pays(scores, query_RKND) else self._attend
-        return attend(layer, query_RKND, scores).reshape(1, num_rows, num_heads, head_dim)
+        # A value may have another size than a key (multi-head latent attention).
+        return attend(layer, query_RKND, scores).reshape(1, num_rows, num_heads, -1)
 
     def _attend(self, layer: int, query_RKND: torch.Tensor, scores: Scores) -> torch.Tensor:
         """Output [U, K, N, D]."""

@@ -9,7 +9,7 @@ Shapes: T tokens of a flat row, H query heads, K key-value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,8 +17,6 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-from sdpo.kernels.norms import fused_norms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +74,8 @@ class Scores:
         return scores.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
-class MissingPlanError(RuntimeError):
-    """An attention layer was reached without a plan."""
+class PlanError(RuntimeError):
+    """An attention layer was reached without a plan, or with something that no plan computes."""
 
 
 class Plan(Protocol):
@@ -96,6 +94,31 @@ class Plan(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A plan whose every call `see` is told about: layer, keys and values [1, K, T, D], scores.
+
+    Prefill fills the cache this way.
+
+    Example:
+        Observed(plan=BlockAttention(segments), see=lambda layer, keys, values, scores: None)
+    """
+
+    plan: Plan
+    see: Callable[[int, torch.Tensor, torch.Tensor, Scores], None]
+
+    def attend(
+        self,
+        layer: int,
+        query_1HTD: torch.Tensor,
+        key_1KTD: torch.Tensor,
+        value_1KTD: torch.Tensor,
+        scores: Scores,
+    ) -> torch.Tensor:
+        self.see(layer, key_1KTD, value_1KTD, scores)
+        return self.plan.attend(layer, query_1HTD, key_1KTD, value_1KTD, scores)
+
+
 def _registered(
     module: Any,
     query: torch.Tensor,
@@ -105,11 +128,14 @@ def _registered(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     sdpo_plan: Plan | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     if sdpo_plan is None:
-        raise MissingPlanError("this architecture does not hand keyword arguments to its attention")
+        raise PlanError("this architecture does not hand keyword arguments to its attention")
+    if s_aux is not None:
+        raise PlanError("it has attention sinks, which no plan reads")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scaling=scaling, window=sliding_window, softcap=softcap)
     return sdpo_plan.attend(module.layer_idx, query, key, value, scores), None
@@ -121,16 +147,14 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, _registered)
 
 @contextmanager
 def fast_layers(model: PreTrainedModel) -> Generator[None]:
-    """`model` attends through plans inside the block and, on a CPU, computes its norms in blocks;
-    afterwards its own choice is back."""
+    """`model` attends through plans inside the block; afterwards its own choice is back."""
     owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
     configs = {id(owner.config): owner.config for owner in owners}.values()
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             config._attn_implementation = ATTENTION_NAME
-        with fused_norms(model):
-            yield
+        yield
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name

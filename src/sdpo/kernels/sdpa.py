@@ -10,13 +10,11 @@ Legend: B batch, K key-value heads, Q queries of each, M keys, E head size.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sdpo.kernels.plan import Scores
+from sdpo.kernels.plan import Scores
 
 
 def pays(scores: Scores, x: Tensor) -> bool:

@@ -1,11 +1,10 @@
 """Attention over a packed prefix tree: every token sees its ancestors' tokens and its own run.
 
-Two plans for the engine's attention registry (`sdpo.kernels.packed`), with the same results; a
-third, for CPUs, is `block_attention.py`. `FlexAttention` is one block-sparse kernel over the whole
-row, for CUDA. `BranchAttention`, for where that does not compile, gathers the continuations of one
-prefix as a padded batch of queries against [prefix | own tokens] and calls PyTorch's fused
-attention: no score outside the tree. Both know sliding windows and soft-capping; neither drops
-attention out.
+Three plans with the same results. `BlockAttention`, in `blocks.py`, is for CPUs. `FlexAttention` is
+one block-sparse kernel over the whole row, for CUDA. `BranchAttention`, for where that does not
+compile, gathers the continuations of one prefix as a padded batch of queries against
+[prefix | own tokens] and calls PyTorch's fused attention: no score outside the tree is computed.
+All know sliding windows and soft-capping; none applies attention dropout.
 
 Legend: N tokens of the row, S segments, B branches of a batch, L longest of them, P tokens of
 their common prefix, H query heads, K key-value heads, E head size, Q blocks of the row.
@@ -16,14 +15,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from sdpo.kernels.blocks import BlockAttention
 from sdpo.kernels.dtypes import math_dtype
-from sdpo.kernels.plan import Scores, Segment, paths
+from sdpo.kernels.plan import Plan, Scores, Segment, paths
+
+TreeKind = Literal["flex", "branches", "blocks"]
+"""Which of the three plans attends over a tree."""
 
 FLEX_BLOCK = 128
 """Rows for `FlexAttention` are padded to a multiple of it: the tile of its kernels."""
@@ -34,6 +37,23 @@ _SHORTEST_IN_BATCH = 0.5
 as much as real ones."""
 _VARIANTS = 64
 """Compilations of FlexAttention that a process may need."""
+
+
+def tree_plan(
+    segments: Sequence[Segment], device: torch.device, *, kind: TreeKind | None = None
+) -> Plan:
+    """Attention over `segments`, which fill a row (padded to a multiple of `FLEX_BLOCK` for
+    "flex"). Without `kind` the one that needs no compiler."""
+    match kind or ("blocks" if device.type == "cpu" else "branches"):
+        case "flex":
+            num_tokens = segments[-1].stop
+            return FlexAttention(segments, num_tokens + -num_tokens % FLEX_BLOCK, device)
+        case "blocks":
+            return BlockAttention(segments)
+        case "branches":
+            return BranchAttention(segments, device)
+        case other:
+            assert_never(other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""The objective: divergences, policy gradients, routing, weighting, and the fused head that
-evaluates them.
+"""The objective: divergences, policy gradients, routing, weighting.
 
+Read `reference.py` first: the whole objective on one page, slow and obvious on purpose. The rest
+computes the same numbers fast (`objective.py` and `head/`), which tests hold it to.
 `distillation_loss` is the public entry for one divergence; `objective_loss` evaluates a whole
 objective for the trainer. Sees tensors, numbers and records, never a config tree or a model.
 Imported lazily, so that `import sdpo` loads no torch.

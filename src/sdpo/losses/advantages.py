@@ -1,7 +1,7 @@
 """Credit from rewards: group-relative advantages, and how a teacher may modulate them per token.
 
 `group_advantages` works on plain numbers (a group is small and lives outside tensors); the token
-credits work on tensors, are constants for the gradient and never turn a sign. Legend: T tokens, K
+credits work on tensors, are constants for the gradient and never turn a sign. Legend: T tokens, N
 wrong demonstrations.
 """
 
@@ -54,9 +54,9 @@ class RlsdCredit:
         RlsdCredit(mix=0.5, clip=0.2)
     """
 
-    mix: float = 0.5
+    mix: float
     """lambda of the current step; it decays over training (`linear_decay`)."""
-    clip: float = 0.2
+    clip: float
     """The teacher's factor stays within 1 +- clip."""
 
 
@@ -69,11 +69,11 @@ class RlcsdCredit:
         RlcsdCredit(scale=1.0, mix=0.5, tau=0.02)
     """
 
-    scale: float = 1.0
+    scale: float
     """beta: size of the contrast term."""
-    mix: float = 0.5
+    mix: float
     """lambda: share of the contrast term."""
-    tau: float = 0.02
+    tau: float
     """Temperature of the tanh, nats."""
     bound: float = 2.0
     """|r| is held below this."""
@@ -82,8 +82,8 @@ class RlcsdCredit:
 
 
 def rlsd_advantages(advantages_T: Tensor, gap_T: Tensor, credit: RlsdCredit) -> Tensor:
-    """Advantages [T] scaled by the clipped exponential gap log q(y_t) - log p(y_t); rows with a NaN
-    gap keep theirs."""
+    """Advantages [T] scaled by the clipped exponential gap log q(y_t) - log p(y_t); a token whose
+    gap is NaN keeps its own."""
     factor_T = (advantages_T.sign() * gap_T).exp().clamp(1.0 - credit.clip, 1.0 + credit.clip)
     factor_T = torch.where(gap_T.isnan(), 1.0, factor_T)
     return advantages_T * ((1.0 - credit.mix) + credit.mix * factor_T)
@@ -92,17 +92,17 @@ def rlsd_advantages(advantages_T: Tensor, gap_T: Tensor, credit: RlsdCredit) -> 
 def rlcsd_advantages(
     advantages_T: Tensor,
     teacher_logprob_T: Tensor,
-    negative_logprobs_TK: Tensor,
+    negative_logprobs_TN: Tensor,
     credit: RlcsdCredit,
 ) -> Tensor:
-    """Advantages [T] plus the contrast r_t with e = log q+(y_t) - log mean_k q-_k(y_t).
+    """Advantages [T] plus the contrast r_t with e = log q+(y_t) - log mean_n q-_n(y_t).
 
     NaN in `negative_logprobs` marks a missing demonstration; without any, or without a teacher
     (NaN), r is 0. Where A + r would turn A's sign it is 0, and an advantage of 0 stays 0.
     """
-    is_missing_TK = negative_logprobs_TK.isnan()
-    count_T = (~is_missing_TK).sum(-1)
-    total_T = negative_logprobs_TK.masked_fill(is_missing_TK, -torch.inf).logsumexp(-1)
+    is_missing_TN = negative_logprobs_TN.isnan()
+    count_T = (~is_missing_TN).sum(-1)
+    total_T = negative_logprobs_TN.masked_fill(is_missing_TN, -torch.inf).logsumexp(-1)
     contrast_T = teacher_logprob_T - (total_T - count_T.clamp_min(1).to(total_T.dtype).log())
     bonus_T = (credit.scale * credit.mix * (contrast_T / credit.tau).tanh()).clamp(
         -credit.bound, credit.bound

@@ -1,12 +1,12 @@
-"""Importance weights for tokens that other weights sampled: truncated per token, and the
-logit-level surrogate.
+"""Importance weights for tokens sampled by a different version of the policy: truncated per token,
+and the logit-level surrogate.
 
 Three policies are told apart: the *sampler* drew the token, the *old* policy is the trained model
 at the start of the step (the same weights, another implementation or precision), the *student* is
 what is trained now. Nothing here is differentiated through: weights are constants, and the
 surrogate returns its own derivative.
 
-Legend: T tokens, R rows, B buckets.
+Legend: T and R tokens, K entries of a support.
 """
 
 from __future__ import annotations
@@ -40,42 +40,47 @@ def truncated_ratio(
 
 
 def logit_surrogate(
-    log_p_RB: Tensor,
-    log_q_RB: Tensor,
-    old_log_p_RB: Tensor,
+    log_p_RK: Tensor,
+    log_q_RK: Tensor,
+    old_log_p_RK: Tensor,
     *,
-    eps_low: float,
-    eps_high: float,
-    ratio_cap: float | None,
+    eps_low: float | None,
+    eps_high: float | None,
     advantage_clip: float | None = None,
-    sampler_log_p_RB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Clipped surrogate with one advantage per logit (Eq. 13): value [R] and p_b g_b [R, B].
+    """Clipped surrogate with one advantage per logit (Eq. 13): value [R] and p_k g_k [R, K].
 
-        -sum_b min(old_b, cap * sampler_b) * min(w_b A_b, clip(w_b, 1-eps_low, 1+eps_high) A_b)
+        -sum_k old_k * min(w_k A_k, clip(w_k, 1-eps_low, 1+eps_high) A_k)
 
-    with w_b = p_b / old_b and A_b = log q_b - log p_b held constant (bounded by `advantage_clip`).
-    Samplers rarely report more than the drawn token, so `sampler_log_p` may be None: it is then
-    taken equal to the old policy, and the cap has no effect above 1. On-policy (old = p) the
-    derivative is that of reverse KL.
+    with w_k = p_k / old_k and A_k = log q_k - log p_k held constant (bounded by `advantage_clip`).
+    The paper's factor is min(old_k, cap * sampler_k); samplers report the drawn token only, so the
+    sampler is taken equal to the old policy, and a cap of 1 or more does nothing. On-policy
+    (old = p) the derivative is that of reverse KL.
     """
-    advantage_RB = log_q_RB - log_p_RB
+    advantage_RK = log_q_RK - log_p_RK
     if advantage_clip is not None:
-        advantage_RB = advantage_RB.clamp_(-advantage_clip, advantage_clip)
-    mass_RB = old_log_p_RB.exp()
-    if sampler_log_p_RB is not None and ratio_cap is not None:
-        mass_RB = torch.minimum(mass_RB, sampler_log_p_RB.exp() * ratio_cap)
-    ratio_RB = ratio(log_p_RB, old_log_p_RB)
-    value_RB, slope_RB = clipped_surrogate(ratio_RB, advantage_RB, eps_low, eps_high)
-    return (mass_RB * value_RB).sum(-1), mass_RB * slope_RB
+        advantage_RK = advantage_RK.clamp_(-advantage_clip, advantage_clip)
+    mass_RK = old_log_p_RK.exp()
+    ratio_RK = ratio(log_p_RK, old_log_p_RK)
+    value_RK, slope_RK = clipped_surrogate(ratio_RK, advantage_RK, eps_low, eps_high)
+    return (mass_RK * value_RK).sum(-1), mass_RK * slope_RK
+
+
+def bounded(ratio_T: Tensor, eps_low: float | None, eps_high: float | None) -> Tensor:
+    """`ratio` [T] within [1 - eps_low, 1 + eps_high]; None: no bound on that side."""
+    if eps_low is None and eps_high is None:
+        return ratio_T
+    return ratio_T.clamp(
+        None if eps_low is None else 1.0 - eps_low, None if eps_high is None else 1.0 + eps_high
+    )
 
 
 def clipped_surrogate(
-    ratio_T: Tensor, advantage_T: Tensor, eps_low: float, eps_high: float
+    ratio_T: Tensor, advantage_T: Tensor, eps_low: float | None, eps_high: float | None
 ) -> tuple[Tensor, Tensor]:
     """-min(w A, clip(w) A) and its derivative with respect to log w, elementwise (clip-higher when
     eps_high > eps_low)."""
-    bounded_T = ratio_T.clamp(1.0 - eps_low, 1.0 + eps_high)
+    bounded_T = bounded(ratio_T, eps_low, eps_high)
     gain_T = ratio_T * advantage_T
     is_clipped_T = bounded_T * advantage_T < gain_T
     loss_T = -torch.minimum(gain_T, bounded_T * advantage_T)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdpo.losses.importance import clipped_surrogate, ratio
+from sdpo.losses.importance import bounded, clipped_surrogate, ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +30,20 @@ class PolicyGradientSpec:
     """The reward component.
 
     Example:
-        PolicyGradientSpec(kind="grpo", normalization="fixed", fixed_length=8192)
+        PolicyGradientSpec(kind="grpo", eps_low=0.2, eps_high=0.28, ratio_cap=2.0,
+                           normalization="fixed", fixed_length=8192)
     """
 
-    kind: Literal["grpo", "gspo", "cispo", "sft"] = "grpo"
-    eps_low: float = 0.2
-    """Ratios below 1 - eps_low are clipped."""
-    eps_high: float = 0.28
-    """Ratios above 1 + eps_high are clipped (clip-higher, Table 13)."""
-    ratio_cap: float | None = 2.0
+    kind: Literal["grpo", "gspo", "cispo", "sft"]
+    eps_low: float | None = None
+    """Ratios below 1 - eps_low are clipped; None: none are."""
+    eps_high: float | None = None
+    """Ratios above 1 + eps_high are clipped (clip-higher, Table 13); None: none are."""
+    ratio_cap: float | None = None
     """Cap of the weight old / sampler (Eq. 12, Table 13); None: no importance weight."""
-    normalization: Literal["token", "sequence", "fixed"] = "token"
-    """Denominator: routed tokens of the batch, mean per sequence then over sequences, or sequences
-    x `fixed_length`."""
+    normalization: Literal["token", "sequence", "fixed"]
+    """Denominator, of distillation beside it too: routed tokens of the batch, mean per sequence
+    then over sequences, or sequences x `fixed_length`."""
     fixed_length: int | None = None
     """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
     completion)."""
@@ -53,6 +54,11 @@ class PolicyGradientSpec:
         if self.normalization not in ("token", "sequence", "fixed"):
             raise ValueError(
                 f"normalization {self.normalization!r} is none of token, sequence, fixed"
+            )
+        if self.kind == "sft" and (self.eps_low, self.eps_high, self.ratio_cap) != (None,) * 3:
+            raise ValueError(
+                "sft is likelihood of tokens that nothing sampled in the student's own prompt and "
+                "has no ratio: leave eps_low, eps_high and ratio_cap None"
             )
         if (self.normalization == "fixed") != (self.fixed_length is not None):
             raise ValueError("fixed_length goes with normalization 'fixed', and only with it")
@@ -71,9 +77,7 @@ def token_loss(
     if spec.kind == "cispo":
         weight_T = torch.ones_like(logprob_T)
         if old_logprob_T is not None:
-            weight_T = ratio(logprob_T, old_logprob_T).clamp(
-                1.0 - spec.eps_low, 1.0 + spec.eps_high
-            )
+            weight_T = bounded(ratio(logprob_T, old_logprob_T), spec.eps_low, spec.eps_high)
         slope_T = -weight_T * advantages_T
         return slope_T * logprob_T, slope_T
     if old_logprob_T is None:

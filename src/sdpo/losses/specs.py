@@ -1,8 +1,8 @@
 """What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
 computes.
 
-`rollouts/sampler.py` builds them from the config; impossible combinations raise here and say what
-to change.
+`training/objectives.py` builds them from the config, which has the defaults: here every setting is
+given, and a part that is not used is None. Impossible combinations raise and say what to change.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ class DistillSpec:
     """The distillation component: towards what, over which support, with which credit.
 
     Example:
-        DistillSpec(divergence="reverse_kl", top_k=20, advantage_clip=5.0)
+        DistillSpec(divergence="reverse_kl", support="student", top_k=20, tail=True,
+                    granularity="logit", importance="token", ratio_cap=2.0, advantage_clip=5.0)
     """
 
-    divergence: DivergenceKind = "jsd"
-    beta: float = 0.5
-    """Weight of the teacher in the Jensen-Shannon mixture."""
-    top_k: int | None = 100
-    """Size of the support, chosen by the student (with `importance="logit"` by the old policy);
-    None: whole vocabulary."""
-    tail: bool = True
-    """Whether the mass outside the support is one more bucket (Eq. 11); False renormalises the
+    divergence: DivergenceKind
+    beta: float | None = None
+    """Weight of the teacher in the Jensen-Shannon mixture, for `jsd` only."""
+    support: Literal["student", "teacher", "union"]
+    """Whose most likely tokens have an entry of their own; `union`: those of either. With
+    `importance="logit"` the student at the start of the step."""
+    top_k: int | None
+    """How many tokens each chooses; None: the whole vocabulary, and nobody chooses."""
+    tail: bool
+    """Whether the mass outside the support is one more entry (Eq. 11); False renormalises the
     support."""
-    granularity: Literal["logit", "token", "sequence"] = "logit"
+    granularity: Literal["logit", "token", "sequence"]
     """Credit per logit (Eq. 1), log q - log p at the sampled token, or its mean over the completion
     (Fig. 10)."""
     advantage_clip: float | None = None
@@ -41,14 +44,15 @@ class DistillSpec:
     trust: float | None = None
     """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher
     alone."""
-    ratio_cap: float | None = 2.0
-    """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
-    importance: Literal["token", "logit"] = "token"
+    importance: Literal["token", "logit"]
     """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit
     (Eq. 13)."""
-    eps_low: float = 0.2
-    """Clip range of Eq. 13, used with `importance="logit"` only."""
-    eps_high: float = 0.28
+    ratio_cap: float | None
+    """Cap of the weight p_student / p_sampler of a token; None: no importance weight."""
+    eps_low: float | None = None
+    """Eq. 13 clips ratios below 1 - eps_low; None: none. With `importance="logit"` only."""
+    eps_high: float | None = None
+    """Eq. 13 clips ratios above 1 + eps_high; None: none. With `importance="logit"` only."""
     sequence_estimator: float = 0.0
     """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form
     with `forward_ce`."""
@@ -56,33 +60,56 @@ class DistillSpec:
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be at least 1 or None, got {self.top_k}")
+        if self.support not in ("student", "teacher", "union"):
+            raise ValueError(f"support {self.support!r} is none of student, teacher, union")
+        if self.top_k is None and self.support != "student":
+            raise ValueError(
+                f"support {self.support!r} chooses a top-K: give top_k a number, or leave support "
+                "at 'student' with the whole vocabulary"
+            )
         if self.granularity not in ("logit", "token", "sequence"):
             raise ValueError(f"granularity {self.granularity!r} is none of logit, token, sequence")
         if self.trust is not None and not 0.0 <= self.trust <= 1.0:
             raise ValueError(f"trust must lie in [0, 1], got {self.trust}")
-        if self.importance == "logit":
-            if self.top_k is None:
-                raise ValueError(
-                    "importance 'logit' keeps the old policy's log-probs of a support: "
-                    "give top_k a number"
-                )
-            if self.granularity != "logit" or self.divergence != "reverse_kl":
-                raise ValueError(
-                    "importance 'logit' (Eq. 13) is defined for granularity 'logit' "
-                    "and divergence 'reverse_kl'"
-                )
+        self._check_importance()
         _ = self.distance  # validates divergence, beta and clip
+
+    def _check_importance(self) -> None:
+        if self.importance not in ("token", "logit"):
+            raise ValueError(f"importance {self.importance!r} is none of token, logit")
+        if self.importance == "token":
+            if self.eps_low is not None or self.eps_high is not None:
+                raise ValueError(
+                    "eps_low and eps_high are the clip range of Eq. 13: leave them None, or set "
+                    "importance to 'logit'"
+                )
+            return
+        if self.top_k is None:
+            raise ValueError(
+                "importance 'logit' keeps the old policy's log-probs of a support: "
+                "give top_k a number"
+            )
+        if self.support != "student":
+            raise ValueError(
+                "importance 'logit' keeps the log-probs of the student's own top-K from the start "
+                f"of the step: support must be 'student', got {self.support!r}"
+            )
+        if self.granularity != "logit" or self.divergence != "reverse_kl":
+            raise ValueError(
+                "importance 'logit' (Eq. 13) is defined for granularity 'logit' "
+                "and divergence 'reverse_kl'"
+            )
 
     @property
     def distance(self) -> Divergence:
-        """The divergence over buckets that these settings name."""
+        """The divergence over entries of the support that these settings name."""
         return Divergence(kind=self.divergence, beta=self.beta, clip=self.advantage_clip)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KlSpec:
-    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, no
-    estimator.
+    """KL(student | initial model) in the student's own prompt, exact over the whole vocabulary, not
+    an estimator.
 
     Example:
         KlSpec(coefficient=1e-3)
@@ -97,7 +124,7 @@ class ObjectiveSpec:
     """The components of a named method; a None component is absent.
 
     Example:
-        ObjectiveSpec(distill=DistillSpec(), pg=PolicyGradientSpec())        # hybrid, Eq. 3
+        ObjectiveSpec(distill=distill, pg=policy_gradient)        # hybrid, Eq. 3
     """
 
     distill: DistillSpec | None = None
@@ -107,24 +134,24 @@ class ObjectiveSpec:
     """How the teacher modulates the policy gradient's advantage per token; None: not at all."""
     temperature: float = 1.0
     """Sampling temperature; student, teacher and initial model are all compared at it."""
+    vocabulary: int | None = None
+    """Ids below it are tokens. Rows of the head beyond belong to none and have no probability,
+    neither for student nor teacher; None: all rows are tokens."""
     credit_trust: float | None = None
     """Trust-region exponent of a teacher that is used through `credit` only; a distill component
     has its own."""
-    joint_count: bool = False
-    """One denominator for both components, the tokens routed to either (SRPO); else each has its
-    own."""
 
     def __post_init__(self) -> None:
         if self.distill is None and self.pg is None:
             raise ValueError("an objective needs a distill or a pg component")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"vocabulary must be at least 1 or None, got {self.vocabulary}")
         if self.credit is not None and self.pg is None:
             raise ValueError("token credit modulates the policy gradient: give pg a spec")
         if self.credit_trust is not None and (self.credit is None or self.distill is not None):
             raise ValueError("credit_trust is for credit without a distill component")
-        if self.joint_count and self.pg is not None and self.pg.normalization != "token":
-            raise ValueError("joint_count counts tokens: pg.normalization must be 'token'")
 
     @property
     def trust(self) -> float | None:
@@ -155,3 +182,16 @@ class ObjectiveSpec:
             return False
         is_distilled = self.distill is not None and sample.is_distilled
         return is_distilled or (self.credit is not None and sample.is_rewarded)
+
+    def reads_old(self, sample: Sample) -> bool:
+        """Whether the loss of `sample` reads the log-probs of older weights that are not the
+        sampler's: the ratio of the policy gradient does. Distillation weighs a token by student /
+        sampler, and likelihood by nothing."""
+        if self.pg is None or self.pg.kind == "sft":
+            return False
+        return sample.is_rewarded and self.trains(sample)
+
+    @property
+    def needs_old_support(self) -> bool:
+        """Whether distillation compares over the old policy's support (Eq. 13)."""
+        return self.distill is not None and self.distill.importance == "logit"

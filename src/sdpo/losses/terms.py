@@ -1,27 +1,45 @@
 """What each token contributes to the objective: factors, and derivatives with respect to log p(y).
 
-The fused head (`fused.py`) turns these into gradients. Credit is always a constant: nothing is
+The fused head (`head/fused.py`) turns these into gradients. Credit is always a constant: nothing is
 differentiated through advantages, gaps, importance weights or the teacher. Weights arrive divided
 by global counts (`objective.py`).
 
-Legend: T rows of a micro-batch, R rows of a block, or all rows where credit depends on whole
-rollouts.
+Legend: R tokens: some of a micro-batch, or all of them where credit depends on whole rollouts.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, rlcsd_advantages, rlsd_advantages
-from sdpo.losses.head.walk import RowTerms
 from sdpo.losses.importance import truncated_ratio
 from sdpo.losses.policy_gradient import sequence_loss, sequence_mean, sequence_sum, token_loss
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 
 
+class Terms(NamedTuple):
+    """What some tokens contribute, already divided by global counts; None: nothing."""
+
+    distill_weight_R: Tensor | None = None
+    """Factor of the divergence."""
+    distill_loss_R: Tensor | None = None
+    """Distillation loss that depends on log p(y) only (credit per token or sequence); its
+    derivative is in `slope`."""
+    pg_loss_R: Tensor | None = None
+    slope_R: Tensor | None = None
+    """Derivative of all losses that depend on log p(y) only, with respect to log p(y)."""
+
+    def part(self, chosen: slice) -> Terms:
+        """The same of some tokens."""
+        return Terms(*(None if term is None else term[chosen] for term in self))
+
+
 def needs_whole_sequences(spec: ObjectiveSpec, batch: TokenBatch) -> bool:
+    """Whether some token's terms depend on the other tokens of its rollout."""
     if spec.distill is not None and (
         spec.distill.granularity == "sequence" or spec.distill.sequence_estimator > 0
     ):
@@ -34,16 +52,16 @@ def needs_whole_sequences(spec: ObjectiveSpec, batch: TokenBatch) -> bool:
     )
 
 
-def contributions(
+def terms_of(
     batch: TokenBatch,
     spec: ObjectiveSpec,
     logprob_R: Tensor,
     teacher_logprob_R: Tensor | None,
     divergence_R: Tensor | None,
-) -> RowTerms:
-    """What these rows contribute; weights in `batch` are already divided. `divergence` is given for
-    whole sequences only."""
-    distill = RowTerms()
+) -> Terms:
+    """What the tokens of `batch` contribute; its weights are already divided. `divergence` is given
+    where whole sequences are."""
+    distill = Terms()
     if spec.distill is not None and teacher_logprob_R is not None:
         distill = _distill_terms(batch, spec.distill, logprob_R, teacher_logprob_R, divergence_R)
     if spec.pg is None:
@@ -60,7 +78,7 @@ def _distill_terms(
     logprob_R: Tensor,
     teacher_logprob_R: Tensor,
     divergence_R: Tensor | None,
-) -> RowTerms:
+) -> Terms:
     """Distillation: per logit a weight, per token or sequence a loss of log p(y) with the gap as
     its advantage (Fig. 10)."""
     weight_R = batch.distill_weights
@@ -82,12 +100,13 @@ def _distill_terms(
         estimate_R = spec.sequence_estimator * after_R
         loss_R = estimate_R * logprob_R + (0.0 if loss_R is None else loss_R)
         slope_R = estimate_R + (0.0 if slope_R is None else slope_R)
-    return RowTerms(distill_weight_R=weight, distill_loss_R=loss_R, slope_R=slope_R)
+    return Terms(distill_weight_R=weight, distill_loss_R=loss_R, slope_R=slope_R)
 
 
 def _sum_after(values_T: Tensor, sequences_T: Tensor) -> Tensor:
-    """Sum of `values` over the later rows of the same sequence [T] (sequences are runs of rows):
-    Eq. 8's sum over t > s."""
+    """Sum of `values` over the later tokens of the same sequence [T]: Eq. 8's sum over t > s."""
+    # One running sum over all sequences, less what it is at the end of each: in float64, because
+    # the difference of two long sums would cost a short sequence its digits.
     running_T = values_T.to(torch.float64).cumsum(0)
     is_last_T = torch.ones_like(sequences_T, dtype=torch.bool)
     is_last_T[:-1] = sequences_T[1:] != sequences_T[:-1]
@@ -105,18 +124,23 @@ def _policy_gradient_terms(
     advantages_R = batch.advantages
     if teacher_logprob_R is not None:
         match spec.credit:
+            case None:
+                pass
             case RlsdCredit():
                 gap_R = teacher_logprob_R - logprob_R
                 advantages_R = rlsd_advantages(advantages_R, gap_R, spec.credit)
-            case RlcsdCredit() if batch.negative_teacher_logprobs is not None:
-                advantages_R = rlcsd_advantages(
-                    advantages_R, teacher_logprob_R, batch.negative_teacher_logprobs, spec.credit
-                )
+            case RlcsdCredit():
+                negatives_RN = batch.negative_teacher_logprobs
+                if negatives_RN is not None:
+                    advantages_R = rlcsd_advantages(
+                        advantages_R, teacher_logprob_R, negatives_RN, spec.credit
+                    )
+            case _:
+                assert_never(spec.credit)
     weight_R = batch.pg_weights
     old_R = logprob_R if batch.old_logprobs is None else batch.old_logprobs
-    if pg.kind != "sft":  # samples of the self-teacher have no sampler in the student's own prompt
-        cap_R = truncated_ratio(old_R, batch.sampler_logprobs, pg.ratio_cap)
-        weight_R = weight_R if cap_R is None else weight_R * cap_R
+    cap_R = truncated_ratio(old_R, batch.sampler_logprobs, pg.ratio_cap)
+    weight_R = weight_R if cap_R is None else weight_R * cap_R
     if pg.kind == "gspo" and needs_whole_sequences(spec, batch):
         return sequence_loss(pg, logprob_R, old_R, advantages_R, batch.sequence_ids, weight_R)
     loss_R, slope_R = token_loss(pg, logprob_R, batch.old_logprobs, advantages_R)

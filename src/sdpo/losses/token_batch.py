@@ -1,6 +1,9 @@
 """One micro-batch as columns of per-token numbers; the objective's only view of rollouts.
 
-Legend: T rows (trained completion tokens), R rows with a teacher, K wrong demonstrations.
+`training/fill_batch.py` makes it, once and ready to use: tokens with a teacher first, sequences
+numbered, all numbers in the type that losses are summed in. Nothing here computes.
+
+Legend: T trained completion tokens, K tokens of a support, N wrong demonstrations.
 """
 
 from __future__ import annotations
@@ -9,19 +12,38 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sdpo.losses.head.support import OldSupport
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OldSupport:
+    """The most likely tokens of the old policy and what it thought of them: what Eq. 13 remembers.
+
+    Example:
+        OldSupport(ids=ids_TK, logprobs=logprobs_TK)
+    """
+
+    ids: Tensor
+    """[T, K] token ids."""
+    logprobs: Tensor
+    """[T, K] log-probs under the old policy."""
+
+    def part(self, chosen: slice) -> OldSupport:
+        """The same of some tokens."""
+        return OldSupport(ids=self.ids[chosen], logprobs=self.logprobs[chosen])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """One micro-batch: the trained tokens (loss_mask True) of its samples, sample after sample, in
-    completion order.
+    completion order. Samples that have a teacher come first.
 
     Example:
-        TokenBatch(targets=ids_T, sampler_logprobs=logprobs_T, advantages=zeros_T,
-                   distill_weights=ones_T, pg_weights=zeros_T, sequence_ids=ids_T)
+        TokenBatch(num_taught=0, targets=ids_T, sampler_logprobs=logprobs_T, advantages=zeros_T,
+                   distill_weights=zeros_T, pg_weights=ones_T, sequence_ids=zeros_T,
+                   sequence_lengths=lengths_T)
     """
 
+    num_taught: int
+    """How many tokens, counted from the first, have a teacher: one each of `teacher_hidden`."""
     targets: Tensor
     """[T] sampled token ids."""
     sampler_logprobs: Tensor
@@ -33,36 +55,38 @@ class TokenBatch:
     pg_weights: Tensor
     """[T] the same for the policy gradient."""
     sequence_ids: Tensor
-    """[T] any integer per rollout; one run of rows each."""
+    """[T] the rollout each token belongs to, numbered from 0; tokens of one rollout are
+    contiguous."""
+    sequence_lengths: Tensor
+    """[T] trained tokens of each token's whole rollout, also where a micro-batch holds a part of
+    it."""
     old_logprobs: Tensor | None = None
-    """[T] under the weights at the start of the step; None on-policy (ratio 1 exactly, no extra
-    pass)."""
-    teacher_rows: Tensor | None = None
-    """[R] ascending rows that have a teacher, in the order of `teacher_hidden`; None: all of them
-    (if there is a teacher)."""
+    """[T] under the weights at the start of the step, or anything finite where no policy gradient
+    reads it; None on-policy (ratio 1 exactly, no extra pass)."""
     negative_teacher_logprobs: Tensor | None = None
-    """[T, K] log-probs of the targets under wrong demonstrations, NaN where there is none
+    """[T, N] log-probs of the targets under wrong demonstrations, NaN where there is none
     (RLCSD)."""
     old_support: OldSupport | None = None
-    """The old policy's support of all T rows, for `importance="logit"`."""
-    sequence_lengths: Tensor | None = None
-    """[T] trained tokens of each row's whole rollout; when given, a rollout split over
-    micro-batches is noticed."""
+    """The old policy's support, of the first `num_taught` tokens at least; for
+    `importance="logit"`."""
 
-    def rows(self, rows: slice | Tensor) -> TokenBatch:
-        """These rows of every per-token column; `teacher_rows` and `old_support` do not travel."""
+    def part(self, chosen: slice) -> TokenBatch:
+        """The columns of some tokens. `num_taught` counts them from the first of these."""
+        start, stop, _ = chosen.indices(len(self.targets))
 
         def pick(column: Tensor | None) -> Tensor | None:
-            return None if column is None else column[rows]
+            return None if column is None else column[chosen]
 
         return TokenBatch(
-            targets=self.targets[rows],
-            sampler_logprobs=self.sampler_logprobs[rows],
-            advantages=self.advantages[rows],
-            distill_weights=self.distill_weights[rows],
-            pg_weights=self.pg_weights[rows],
-            sequence_ids=self.sequence_ids[rows],
+            num_taught=max(0, min(self.num_taught, stop) - start),
+            targets=self.targets[chosen],
+            sampler_logprobs=self.sampler_logprobs[chosen],
+            advantages=self.advantages[chosen],
+            distill_weights=self.distill_weights[chosen],
+            pg_weights=self.pg_weights[chosen],
+            sequence_ids=self.sequence_ids[chosen],
+            sequence_lengths=self.sequence_lengths[chosen],
             old_logprobs=pick(self.old_logprobs),
             negative_teacher_logprobs=pick(self.negative_teacher_logprobs),
-            sequence_lengths=pick(self.sequence_lengths),
+            old_support=None if self.old_support is None else self.old_support.part(chosen),
         )

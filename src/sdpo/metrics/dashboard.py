@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import unicodedata
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpo.metrics.canaries import Alert
+from sdpo.printable import printable
 from sdpo.records import Verdict
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -240,11 +240,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def printable(text: str) -> str:
-    """`text` without control and format characters other than newline; tabs become spaces."""
-    return "".join(
-        char if char == "\n" or unicodedata.category(char) not in ("Cc", "Cf", "Cs") else "\ufffd"
-        for char in text.expandtabs(4).replace("\r\n", "\n")
-    )

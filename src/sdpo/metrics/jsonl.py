@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,21 @@ class JsonLines:
                 "directory"
             ) from error
 
-    def resume_at(self, step: int) -> None:
+    def resume_at(
+        self, step: int, *, drops: Callable[[Mapping[str, Any]], bool] = lambda row: False
+    ) -> None:
         """Remove every line of a later step than `step`, and a torn last line. Steps never decrease
-        within a file."""
+        within a file. The first row that `drops` names goes too, with all after it."""
         self.close()
         if not self.path.exists():
             return
         keep = 0
         with self.path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                row = _row(self.path, number, line)
+                if row["step"] > step or drops(row):
                     break
                 keep += len(line)
         if keep < self.path.stat().st_size:
@@ -90,10 +95,20 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
+            yield _row(path, number, line)
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    if b"\0" in line:
+        # File systems leave such blocks when the power fails between a file's size and its data.
+        raise SdpoError(
+            f"{path}, line {number}: {line.count(0)} zero bytes instead of a row, as after a power "
+            "loss; delete that line to continue without it"
+        )
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
 
 
 def dumps(value: Any) -> str:

@@ -28,8 +28,8 @@ _HEDGE = re.compile(r"\b(?:" + "|".join(HEDGES) + r")\b", re.IGNORECASE)
 
 
 def rollout_metrics(groups: Sequence[Group]) -> Metrics:
-    """`train/*`, `rollouts/*`, `teacher/*` and `env/*` of a step's groups, which have their
-    contexts."""
+    """`train/*`, `rollouts/*`, `teacher/*`, `env/*` and `policy/entropy` of a step's groups, which
+    have their contexts."""
     metrics = Metrics()
     for group in groups:
         is_flat = len(set(group.rewards)) == 1
@@ -42,6 +42,10 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
             _add_outcome(metrics, rollout, verdict)
             _add_lengths(metrics, rollout, verdict, context)
             _add_context(metrics, context)
+    logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
+    # An unbiased estimate over every sampled token, at no cost; attempts of several turns count
+    # their last one.
+    metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
     return metrics
 
 

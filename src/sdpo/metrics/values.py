@@ -84,40 +84,6 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Max:
-    """The largest observation, for instance peak memory."""
-
-    value: float
-
-    def merge(self, other: Max) -> Max:
-        # max() keeps its first argument when the second is NaN; a NaN observation must not
-        # disappear.
-        return self if math.isnan(self.value) else Max(max(other.value, self.value))
-
-    def reduce(self) -> float:
-        return self.value
-
-    def numbers(self) -> tuple[float, ...]:
-        return (self.value,)
-
-
-@dataclass(frozen=True, slots=True)
-class Min:
-    """The smallest observation."""
-
-    value: float
-
-    def merge(self, other: Min) -> Min:
-        return self if math.isnan(self.value) else Min(min(other.value, self.value))
-
-    def reduce(self) -> float:
-        return self.value
-
-    def numbers(self) -> tuple[float, ...]:
-        return (self.value,)
-
-
-@dataclass(frozen=True, slots=True)
 class Last:
     """The latest observation: of a quantity that is the same everywhere, such as the learning
     rate."""
@@ -167,9 +133,7 @@ class Percentile:
         return (self.q, *self.pool)
 
 
-_KINDS: dict[str, Callable[..., Value]] = {
-    kind.__name__: kind for kind in (Mean, Sum, Max, Min, Last)
-}
+_KINDS: dict[str, Callable[..., Value]] = {kind.__name__: kind for kind in (Mean, Sum, Last)}
 _KINDS[Percentile.__name__] = lambda q, *pool: Percentile(q, pool)
 
 

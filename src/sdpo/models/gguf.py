@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdpo.errors import ModelError
+from sdpo.errors import ModelError, first_line
 from sdpo.files import atomic_write
 from sdpo.models.quiet import quiet
 
@@ -152,9 +152,3 @@ def _dequantised(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says first, short enough for one sentence."""
-    text = str(error).strip()
-    return text.splitlines()[0][:300].rstrip(".:") if text else type(error).__name__

@@ -3,7 +3,7 @@
 A micro-batch is one flat row without padding. A prompt's tokens stand in it once, followed by the
 completions that continue it; teacher contexts share their task and demonstration the same way.
 Positions count from the start of each item, and a token sees what precedes it within its own items
-only (`attention.py`). Everything else in the model runs on the flat row. Models that cannot take
+only (`sdpo.kernels`). Everything else in the model runs on the flat row. Models that cannot take
 such a row (recurrent layers, unknown attention) get one row per item instead, with the same
 results. No logits are made here: rows of hidden states go to the fused head.
 
@@ -13,7 +13,7 @@ T tokens of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,26 +23,12 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.kernels.plan import Segment, fast_layers
-from sdpo.models.hidden import (
-    enable_checkpointing,
-    plain_hidden,
-    recomputed_layers,
-    shares_prefixes,
-    tree_hidden,
-)
+from sdpo.kernels.tree import tree_plan
+from sdpo.models.hidden import plain_hidden, recomputed_layers, tree_hidden
 from sdpo.models.prefix_tree import PrefixTree
-from sdpo.models.structure import causal_lm, check_head
+from sdpo.models.qualify import Refusal, shares_prefixes, tree_kind_of
+from sdpo.models.structure import causal_lm
 from sdpo.records import Sample
-
-__all__ = [
-    "MicroBatch",
-    "PackItem",
-    "check_head",
-    "enable_checkpointing",
-    "hidden_rows",
-    "pack",
-    "shares_prefixes",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,25 +161,22 @@ def _lay_out(tree: PrefixTree, items: Sequence[PackItem], chosen: Sequence[int])
     )
 
 
-def hidden_rows(
-    model: PreTrainedModel, micro_batch: MicroBatch, *, gradient_checkpointing: bool = False
-) -> torch.Tensor:
+def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor:
     """Hidden states [R, D] before the LM head that predict each trained token, item after item.
 
-    Differentiable unless gradients are off. `gradient_checkpointing` recomputes each layer in the
-    backward pass instead of keeping its activations; a model that has it enabled needs no argument.
+    Differentiable unless gradients are off.
     """
     inner = causal_lm(model)
     if not len(micro_batch.row_index):
         embeddings: Any = inner.get_input_embeddings()
         return embeddings.weight[:0]
-    if not shares_prefixes(inner):
-        with recomputed_layers(inner, nullcontext, wanted=gradient_checkpointing):
+    kind = tree_kind_of(inner)
+    if isinstance(kind, Refusal):
+        with recomputed_layers(inner, nullcontext):
             return _separate_rows(inner, micro_batch)
-    with recomputed_layers(inner, partial(fast_layers, inner), wanted=gradient_checkpointing):
-        hidden_ND = tree_hidden(
-            inner, micro_batch.token_ids, micro_batch.position_ids, micro_batch.segments
-        )
+    with recomputed_layers(inner, partial(fast_layers, inner)):
+        plan = tree_plan(micro_batch.segments, inner.device, kind=kind)
+        hidden_ND = tree_hidden(inner, micro_batch.token_ids, micro_batch.position_ids, plan, kind)
     return hidden_ND[micro_batch.row_index.to(hidden_ND.device)]
 
 
@@ -219,6 +202,20 @@ def _separate_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Ten
             own = places_R[micro_batch.row_items == item]
             rows.append(hidden[number][own.to(model.device)])
     return torch.cat(rows)
+
+
+def pack_samples(
+    model: PreTrainedModel,
+    samples: Sequence[Sample],
+    prompt: Callable[[Sample], tuple[int, ...]],
+    *,
+    budget_tokens: int,
+) -> list[tuple[MicroBatch, list[Sample]]]:
+    """Micro-batches for `model` of `samples`, each after its `prompt`, and the samples of each in
+    the order of its rows; see `pack`."""
+    items = [pack_item(sample, prompt(sample)) for sample in samples]
+    packed = pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model))
+    return [(batch, [samples[index] for index in batch.item_indices]) for batch in packed]
 
 
 def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:

@@ -3,7 +3,7 @@
 Plain Python on token ids. A segment of the tree is shared only where that pays (`MIN_SAVED`), so a
 tree of rollouts is usually one prompt with its completions, and a tree of teacher contexts is the
 task, the demonstrations below it and the attempts below those. Packing into rows and micro-batches
-is `packing.py`; attention over the tree is `attention.py`.
+is `packing.py`; attention over the tree is `sdpo.kernels`.
 """
 
 from __future__ import annotations

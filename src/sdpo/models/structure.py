@@ -1,56 +1,42 @@
-"""Which models can take the fast path, found out by trying instead of from a list of names.
-
-A model qualifies when its attention goes through transformers' registry, every layer keeps keys and
-values of every token (full or sliding-window attention, no recurrent state), and its logits on two
-packed sequences equal those of plain forward passes. Anything else is sampled by `generic.py`,
-correctly and more slowly.
-
-Equal is asked in float32, whatever the weights are stored in: over thirty layers the rounding of
-bfloat16 grows to 5% of SmolLM2's logits, as much as a wrongly masked token may change.
-"""
+"""A transformers model taken apart: what adapters wrap, what lies below its LM head, and forward
+passes of it in eval mode or in float32."""
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import logging
+import functools
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sdpo.errors import ModelError
-from sdpo.kernels.packed import PackedPlan, Span
-from sdpo.kernels.plan import MissingPlanError, fast_layers
-
-_logger = logging.getLogger(__name__)
-
-_PROBE_LENGTHS = (5, 9)
-_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-6}
-"""Largest difference of logits, relative to their largest magnitude."""
 _HALVES = (torch.float16, torch.bfloat16)
+_CHANGING_ROTATIONS = ("dynamic", "longrope")
 
 _Format = tuple[torch.device, torch.dtype]
-_found: WeakKeyDictionary[PreTrainedModel, tuple[_Format, CacheShape | None]] = WeakKeyDictionary()
+_Found = TypeVar("_Found")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FastPath:
-    """A model that passed, taken apart for the engine.
+def once(find: Callable[[PreTrainedModel], _Found]) -> Callable[[PreTrainedModel], _Found]:
+    """`find`, called once for a model and its device and number format."""
+    known: WeakKeyDictionary[PreTrainedModel, tuple[_Format, _Found]] = WeakKeyDictionary()
 
-    Example:
-        fast = probe(model); fast.cache.token_bytes
-    """
+    @functools.wraps(find)
+    def look_up(model: PreTrainedModel) -> _Found:
+        wanted = model.device, model.dtype
+        if model not in known or known[model][0] != wanted:
+            known[model] = wanted, find(model)
+        return known[model][1]
 
-    model: PreTrainedModel
-    backbone: torch.nn.Module
-    """Token ids to last hidden states."""
-    cache: CacheShape
+    return look_up
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The model's class and what it was loaded from."""
+    return f"{type(model).__name__} ({model.name_or_path or 'no name'})"
 
 
 @contextmanager
@@ -74,128 +60,46 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
     return inner
 
 
-def head_logits(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Hidden states [T, D] to logits [T, V] as the model's own forward computes them from its last
-    hidden states.
+def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its LM head: token ids to last hidden states."""
+    inner: Any = model.base_model
+    if inner is not model:
+        return inner
+    # Llama 4 names a prefix that it has not, and transformers then gives the whole back.
+    return next(child for child in model.children() if isinstance(child, PreTrainedModel))
+
+
+def changing_rotation(model: PreTrainedModel) -> str:
+    """The kind of rotary scaling whose factors change once a sequence is long; empty if none."""
+    return next((kind for kind, _ in _rotations(model) if kind in _CHANGING_ROTATIONS), "")
+
+
+def max_positions(model: PreTrainedModel) -> int:
+    """Tokens that a sequence may have; without a limit of the model's own, more than any has.
+
+    Where rotary factors change with the length, it is the length up to which they do not: past it,
+    a token sampled early has other probabilities by the time its sequence is trained on.
     """
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-
-    def logits(hidden_TD: torch.Tensor) -> torch.Tensor:
-        logits_TV = head(hidden_TD) * factor / divisor if factor != divisor else head(hidden_TD)
-        return logits_TV if softcap is None else (logits_TV / softcap).tanh() * softcap
-
-    return logits
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 62
+    unchanged = [length for kind, length in _rotations(model) if kind in _CHANGING_ROTATIONS]
+    return min([limit, *filter(None, unchanged)])
 
 
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether `head_logits` on the backbone's hidden states gives the model's own logits."""
-    ids = _probe_ids(model, _PROBE_LENGTHS[0])
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    own = model(input_ids=ids, use_cache=False).logits
-    return own.shape[1] == hidden.shape[1] and _is_close(head_logits(model)(hidden), own)
+def _rotations(model: PreTrainedModel) -> list[tuple[str, int | None]]:
+    """Rotary scalings, one for the model or one a kind of layer, and what they were trained at."""
+    settings: Any = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    parts = [part for part in settings.values() if isinstance(part, dict)] or [settings]
+    return [
+        (part.get("rope_type") or "", part.get("original_max_position_embeddings"))
+        for part in parts
+    ]
 
 
-def probe(model: PreTrainedModel) -> FastPath | None:
-    """The fast path of `model` (in eval mode, without gradients), or None if it must be sampled the
-    generic way; the log says why. Found out once for a model and its device and number format.
-    """
-    wanted = model.device, model.dtype
-    if model not in _found or _found[model][0] != wanted:
-        _found[model] = wanted, _cache_shape(model)
-    shape = _found[model][1]
-    if shape is None:
-        return None
-    return FastPath(model=model, backbone=model.base_model, cache=shape)
-
-
-def _cache_shape(model: PreTrainedModel) -> CacheShape | None:
-    recorder = _Recorder()
-    if problem := _problem(model, recorder):
-        _logger.warning(
-            "%s (%s) is sampled and trained without shared prompts, which takes several times as "
-            "long: %s",
-            type(model).__name__,
-            model.name_or_path or "no name",
-            problem,
-        )
-        return None
-    num_layers = model.config.get_text_config().num_hidden_layers
-    return CacheShape(
-        layers=tuple(recorder.layers[i] for i in range(num_layers)),
-        dtype=recorder.dtype,
-        device=model.device,
-    )
-
-
-@dataclass(slots=True)
-class _Recorder:
-    """Notes what each layer would cache, and the sliding windows that layers asked for."""
-
-    layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-    windows: set[int] = field(default_factory=set)
-
-    def keep(self, layer: int, keys_1KTD: torch.Tensor, values_1KTD: torch.Tensor) -> None:
-        self.layers[layer] = (keys_1KTD.shape[1], keys_1KTD.shape[3], values_1KTD.shape[3])
-        self.dtype = keys_1KTD.dtype
-
-
-def _problem(model: PreTrainedModel, recorder: _Recorder) -> str:
-    """Why `model` does not qualify, empty if it does; `recorder` learns what its layers cache."""
-    config = model.config.get_text_config()
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
-    if not model._supports_attention_backend:
-        return "its attention does not go through transformers' registry"
-    if others := layer_types - {"full_attention", "sliding_attention"}:
-        return f"it has layers of type {', '.join(sorted(others))}"
-    if rope_type in ("dynamic", "longrope"):
-        return f"{rope_type} rotary scaling ties completions of a batch to the longest one"
-    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        return "its forward pass takes no logits_to_keep"
-    if not has_plain_head(model):
-        return "its logits are not those of its LM head on the last hidden states"
-    try:
-        _packed_logits(model, recorder)
-        with float32_weights(model):
-            packed = _packed_logits(model, _Recorder())
-            ids = _probe_ids(model, max(_PROBE_LENGTHS))
-            alone = model(input_ids=ids, use_cache=False).logits
-    except (MissingPlanError, TypeError, AttributeError) as error:
-        return f"its attention does not take a plan ({error})"
-    for part, length in zip(packed.split(_PROBE_LENGTHS, dim=1), _PROBE_LENGTHS, strict=True):
-        if not _is_close(part, alone[:, :length]):
-            return "packed sequences give other logits than each alone"
-    if len(recorder.layers) != config.num_hidden_layers:
-        return f"only {len(recorder.layers)} of its {config.num_hidden_layers} layers cache tokens"
-    if not _windows_agree(config, recorder.windows):
-        return "its sliding window does not reach its attention"
-    return ""
-
-
-def _packed_logits(model: PreTrainedModel, recorder: _Recorder) -> torch.Tensor:
-    """Logits of two sequences side by side in one row, the shorter one the start of the longer."""
-    ids = _probe_ids(model, max(_PROBE_LENGTHS))
-    stops = list(itertools.accumulate(_PROBE_LENGTHS))
-    plan = PackedPlan(
-        spans=[
-            Span(start=stop - length, stop=stop)
-            for length, stop in zip(_PROBE_LENGTHS, stops, strict=True)
-        ],
-        keep=recorder.keep,
-        windows=recorder.windows,
-    )
-    positions = torch.cat([torch.arange(length) for length in _PROBE_LENGTHS])
-    with fast_layers(model):
-        return model(
-            input_ids=torch.cat([ids[:, :length] for length in _PROBE_LENGTHS], dim=1),
-            position_ids=positions[None].to(ids.device),
-            use_cache=False,
-            sdpo_plan=plan,
-        ).logits
+def probe_ids(model: PreTrainedModel, length: int, *, start: int = 1) -> torch.Tensor:
+    """[T] token ids to try a model on, `length` different ones if its vocabulary allows; always
+    the same."""
+    vocab_size = model.config.get_text_config().vocab_size
+    return (torch.arange(length, device=model.device) * 7 + start) % vocab_size
 
 
 @contextmanager
@@ -236,62 +140,3 @@ def _units(module: torch.nn.Module) -> Generator[torch.nn.Module]:
     else:
         for child in module.children():
             yield from _units(child)
-
-
-def _windows_agree(config: object, windows: set[int]) -> bool:
-    """A configured window that no layer passed on to its attention would be ignored by a plan."""
-    configured = getattr(config, "sliding_window", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        configured = None
-    return windows == (set() if configured is None else {configured})
-
-
-def _probe_ids(model: PreTrainedModel, length: int) -> torch.Tensor:
-    vocab_size = model.config.get_text_config().vocab_size
-    return (torch.arange(length, device=model.device) * 7 + 1)[None] % vocab_size
-
-
-def _is_close(mine: torch.Tensor, reference: torch.Tensor) -> bool:
-    tolerance = _TOLERANCES.get(reference.dtype, 1e-2) * (1.0 + reference.abs().max().item())
-    return (mine - reference).abs().max().item() <= tolerance
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Raises `ModelError` unless logits are hidden states times one matrix, as the loss assumes."""
-    inner = causal_lm(model)
-    config = inner.config.get_text_config()
-    for name, neutral in (
-        ("final_logit_softcapping", None),
-        ("logit_scale", 1.0),
-        ("logits_scaling", 1.0),
-    ):
-        value = getattr(config, name, None)
-        if value not in (None, neutral):
-            raise ModelError(
-                f"{type(inner).__name__} has {name} = {value}: training with a transformed LM head "
-                "is not supported; take another model"
-            )
-    head = inner.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise ModelError(
-            f"{type(inner).__name__} has no plain linear LM head to train with; take another model"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheShape:
-    """What every layer stores per token.
-
-    Example:
-        CacheShape(layers=((3, 64, 64),) * 30, dtype=torch.float32, device=torch.device("cpu"))
-    """
-
-    layers: tuple[tuple[int, int, int], ...]
-    """Per layer: key-value heads, size of a key, size of a value."""
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def token_bytes(self) -> int:
-        return sum(heads * (k + v) for heads, k, v in self.layers) * self.dtype.itemsize

@@ -16,8 +16,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from sdpo.metrics.dashboard import printable
 from sdpo.metrics.jsonl import dumps
+from sdpo.printable import printable
 from sdpo.report.page import fill, nonce, read_assets
 from sdpo.rollouts.credit import Alternatives, TokenCredit
 

@@ -14,6 +14,7 @@ from sdpo.config.schema import CodeEnvConfig
 from sdpo.envs import code
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.inspection.attempt import credit, find_task
+from sdpo.printable import printable
 from sdpo.records import Task
 from sdpo.report.credit import credit_page, credit_text
 from sdpo.rollouts.credit import TokenCredit
@@ -79,7 +80,7 @@ def show_attempt(attempt: Attempt, console: Console, *, html: Path | None = None
     found = attempt.explain()
     if found.solved is not None:
         said = "solved" if found.solved else f"not solved: {found.info['category']}"
-        console.print(f"the judge: {said}", highlight=False, markup=False)
+        console.print(printable(f"the judge: {said}"), highlight=False, markup=False)
     if found.info["context"] is not None:
         console.print(f"the teacher's context: {found.info['context']}", highlight=False)
     console.print(credit_text(found))

@@ -18,6 +18,9 @@ HeldOut = Mapping[int, Mapping[str, Sequence[int]]]
 
 REWARD_OBJECTIVES = ("grpo", "rlsd", "rlcsd")
 """Objectives without gradient where all rewards of a group are equal, whatever a teacher says."""
+FEW_TASKS = 8
+"""Below, a bootstrap over tasks is far too sure of itself: three tasks that improve once each give
+an interval above zero."""
 MANY_STEPS = 10
 """Steps from which the first and the last tenth of a noisy rate can be told apart."""
 BACKSLIDE = 0.02
@@ -96,6 +99,15 @@ def _result(rows: Sequence[Row], held_out: HeldOut) -> Outcome:
         f"{gain.mean:+.2f}, {gain.level:.0%} interval {gain.low:+.2f} to {gain.high:+.2f} "
         f"over {num_tasks} {'task' if num_tasks == 1 else 'tasks'}"
     )
+    if num_tasks < FEW_TASKS:
+        return Outcome(
+            headline=f"Held-out attempts solved went from {before:.2f} to {after:.2f} "
+            f"({interval}).",
+            tone="neutral",
+            details=(f"{num_tasks} tasks are too few to tell a change from chance.", *details)
+            if num_tasks > 1
+            else ("One task is too few to tell a change from chance.", *details),
+        )
     if gain.low > 0 or gain.high < 0:
         verb = "rose" if gain.low > 0 else "fell"
         headline = f"Held-out attempts solved {verb} from {before:.2f} to {after:.2f} ({interval})."
@@ -203,8 +215,8 @@ def _unread_feedback(steps: Sequence[Row], config: Row) -> str | None:
     if not share:
         return None
     return (
-        f"About {share:.0%} of the attempts there was feedback and no solved sibling; srpo does "
-        "not distil those."
+        f"For {share:.0%} of the attempts there was feedback and no solved sibling; srpo does not "
+        "distil those."
     )
 
 

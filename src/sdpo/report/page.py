@@ -9,6 +9,7 @@ the server that it came from.
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import hashlib
 import html
@@ -90,7 +91,7 @@ def _page(names: Sequence[str], *, data: str, live: str, connect: str, token: st
             "css": read_assets(_STYLES),
             "js": read_assets(_SCRIPTS),
             "data": data,
-            "plotly": pack(plotly_script()),
+            "plotly": _plotly(),
         },
     )
 
@@ -115,6 +116,11 @@ def nonce(data: str) -> str:
 def pack(data: bytes) -> str:
     """gzip in base64; without a timestamp, so that equal data are equal text."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+@functools.cache
+def _plotly() -> str:
+    return pack(plotly_script())
 
 
 def plotly_script() -> bytes:

@@ -36,7 +36,7 @@ PAUSE = 5.0
 """Times the last reading took that pass before the next: following a large run must not cost a
 core."""
 IDLE_S = 60
-"""Seconds after which a connection without requests is closed."""
+"""Seconds after which a connection without a request is closed."""
 
 
 def watch(run_dirs: Sequence[Path], *, port: int | None = None, say: Callable[[str], None]) -> None:
@@ -127,7 +127,6 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     server_version = "sdpo"
     sys_version = ""
     timeout = IDLE_S

@@ -7,7 +7,7 @@
     reward, solved, category, feedback, metrics     the verdict
     teacher           messages the teacher reads; the index of an earlier rollout of the group that
                       has the same ones; null without a teacher
-    demonstration, feedback_used, reason            how that context came about
+    demonstration, feedback_used, sources, reason   how that context came about
     prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
 
 (step, split, task, index) is unique. Prompts and contexts repeat within a group and would be most
@@ -51,28 +51,17 @@ class RolloutRecorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resume_at(self, step: int) -> None:
-        """Forget every rollout and credit of a later step than `step`; -1 forgets all."""
-        self._rollouts.resume_at(step)
+    def resume_at(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Forget every rollout and credit of a later step than `step`; -1 forgets all. Unless
+        `is_evaluated` the evaluation of `step` itself is forgotten too."""
+        self._rollouts.resume_at(
+            step,
+            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] == "eval",
+        )
         self._credit.resume_at(step)
 
-    def record(
-        self,
-        step: int,
-        groups: Sequence[Group],
-        *,
-        split: str = "train",
-        teacher_prompt_tokens: Mapping[Key, int] | None = None,
-    ) -> list[Row]:
-        """Append the rollouts of `groups` and return their rows; the arguments are those of
-        `rollout_rows`."""
-        rows = rollout_rows(step, groups, split=split, teacher_prompt_tokens=teacher_prompt_tokens)
-        self.write(rows)
-        return rows
-
     def write(self, rows: Iterable[Row]) -> None:
-        """Append rows, for instance gathered from other processes. Raises `SdpoError` when that
-        fails."""
+        """Append the rows of `rollout_rows`. Raises `SdpoError` when that fails."""
         self._rollouts.append(rows)
 
     def record_credit(self, credits: Iterable[TokenCredit]) -> None:
@@ -92,7 +81,7 @@ def rollout_rows(
     split: str = "train",
     teacher_prompt_tokens: Mapping[Key, int] | None = None,
 ) -> list[Row]:
-    """The lines of `groups`: plain data that can be sent to the process that writes.
+    """The lines of `groups` as plain data.
 
     A group without contexts has no teacher (evaluation). `teacher_prompt_tokens` are the lengths of
     the teacher's prompts.
@@ -109,6 +98,9 @@ def rollout_rows(
             first = group.rollouts[0].index
             row["prompt"] = _plain(group.task.messages) if rollout.index == first else first
             row |= _attempt(rollout) | _judgement(verdict) | _teacher(context, rollout.index, seen)
+            if context.demonstration is not None:
+                # Attempts that could not be judged leave gaps: a place is not an index.
+                row["demonstration"] = group.rollouts[context.demonstration].index
             row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
             rows.append(row)
     return rows
@@ -152,6 +144,7 @@ def _teacher(context: TeacherContext, index: int, seen: dict[str, int]) -> Row:
         "teacher": messages,
         "demonstration": context.demonstration,
         "feedback_used": context.feedback_used,
+        "sources": list(context.sources),
         "reason": context.reason,
     }
 
@@ -170,9 +163,9 @@ def read_rollouts(run_dir: Path) -> Iterator[Row]:
         prompts: dict[int, list[Row]] = {}
         teachers: dict[int, list[Row]] = {}
         for row in group:
-            for known, column in ((prompts, "prompt"), (teachers, "teacher")):
+            for shared, column in ((prompts, "prompt"), (teachers, "teacher")):
                 if isinstance(row[column], int):
-                    row[column] = known[row[column]]
+                    row[column] = shared[row[column]]
                 elif row[column] is not None:
-                    known[row["index"]] = row[column]
+                    shared[row["index"]] = row[column]
             yield row

@@ -1,7 +1,5 @@
-"""Put a run together from its config: every `match` on a variant happens here, once.
-
-`open_sampler` is the half that evaluation and discovery need (policy, environment, engine);
-`objective_spec` turns a named objective into the specs of `sdpo.losses`.
+"""A recipe's policy, environment and engine, opened together: what every command that samples
+needs. Nothing here trains; the objective's specs are training/objectives.py.
 """
 
 from __future__ import annotations
@@ -22,19 +20,20 @@ from sdpo.config.schema import (
     VllmEngineConfig,
 )
 from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy
+from sdpo.models.structure import causal_lm
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampler:
-    """A policy that can be sampled and judged: what evaluation and discovery need, without any
-    training state.
+    """A policy that can be sampled and judged; no training state.
 
     Example:
         with open_sampler(config) as sampler: sampler.collector.collect(...)
@@ -45,6 +44,11 @@ class Sampler:
     env: Env
     collector: Collector
 
+    @property
+    def vocabulary(self) -> int:
+        """Ids below it can be sampled, and every id that ends a completion is one of them."""
+        return max(self.policy.vocabulary, 1 + max(self.chat.stop_ids))
+
     def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
         """How this run draws completions at `temperature`."""
         return Sampling(
@@ -52,6 +56,7 @@ class Sampler:
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -72,6 +77,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             max_turns=config.rollout.max_turns,
+            judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
     finally:
@@ -108,7 +114,7 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 torch.manual_seed(derive(seed, "adapter"))
                 adapted = peft.get_peft_model(policy.model, lora)
-            # PEFT's wrapper offers what is used of a model; its class is no PreTrainedModel.
+            # PEFT's wrapper has every method used here but is not a PreTrainedModel.
             return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
         case _:
             return policy
@@ -124,4 +130,7 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
         case VllmEngineConfig(memory_fraction=memory_fraction):
             from sdpo.engines.vllm import VllmEngine
 
-            return VllmEngine(policy.model, memory_fraction=memory_fraction)
+            engine = VllmEngine(policy.model, memory_fraction=memory_fraction)
+            # A library of its own reads the weights its own way; the local engine tries itself.
+            check_sampler(engine, causal_lm(policy.model))
+            return engine

@@ -1,56 +1,69 @@
-"""One jailed process with a program in it, and how the judge decides what happened to an input.
+"""One jailed process with a program in it, and how the judge decides what happened with an input.
 
-The child's word is at most an answer or an exception's text. Time comes from the child's CPU clock
-as the kernel keeps it, exit and signal from the zygote's wait, sizes from the pipes. A frame that
-is early, too long, malformed or about another input is tampering.
+The child is believed for answers and texts of exceptions only. Time comes from the kernel's clock
+of the child, exit codes and signals from the zygote's wait, sizes from the pipes. A frame that is
+early, too long, malformed or about another input is tampering.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
-import struct
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sdpo.sandbox import plain, scratch
-from sdpo.sandbox.protocol import Failure, Frame, Limits, Outcome, Program, Status
-from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError
+from sdpo.sandbox import plain
+from sdpo.sandbox.frames import Answer, kind_and_body, make_frame, read_failure, take_frame
+from sdpo.sandbox.protocol import Limits, Outcome, Program, Status
+from sdpo.sandbox.watch import POLL_MS, WALL_EXTRA_S, WALL_FACTOR, Watch
+from sdpo.sandbox.worker import Pipes, Zygote, ZygoteDiedError, utf8
 
-POLL_MS = 20
-"""How often CPU clocks are read; an overrun costs at most this much more."""
-WALL_FACTOR, WALL_EXTRA_S = 3.0, 1.0
-"""Wall-clock cap per input for programs that sleep. Time in which the program could run but the
-machine was busy is added to it."""
-MAX_WALL_FACTOR = 20.0
-MAX_THREADS = 256
-"""Each costs kernel memory that no limit of a process counts."""
 INTERPRETER_KB = 32 << 10
-"""Resident memory that is not the program's. One that a signal ended while it held half of its
-limit ran out of memory: code in C has no other way to say so."""
-MAX_FRAME_BYTES = 16 << 20
+"""Resident memory that is not the program's. A program that a signal ended while it held half of
+its memory limit ran out of memory, which code in C cannot report otherwise."""
 HELLO = {"hello": 1}
 EXTRA_FILE_BYTES = 8 << 20
-"""Beyond the largest input, which lies in a memory file that the program may write to as well."""
+"""Beyond the largest input, whose memory file the program may also write to."""
 MAX_WRITTEN_BYTES, MAX_ANSWER_BYTES = 64 << 20, 5 << 20
-"""What a program may write to a scratch folder that has no size of its own, over all inputs; what
-it prints and answers comes on top, since the kernel counts them together."""
+"""Bytes that a program may write, over all inputs, to a scratch folder whose size nothing else
+bounds. What it prints and answers is allowed on top, because the kernel counts them together."""
+MAX_SPENT_FACTOR = 3.0
+"""Wall-clock limit over all inputs, as a factor of the CPU limit over all inputs."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a program has used up over all inputs, in whatever children it ran.
+
+    Example:
+        Spent(cpu_s=1.5, wall_s=2.0)
+    """
+
+    cpu_s: float = 0.0
+    wall_s: float = 0.0
+    """Not counting time spent waiting for a busy core, nor inputs that take milliseconds."""
 
 
 class Child:
-    """A process that answers inputs one after the other; the judge's side of it."""
+    """The judge's side of a process that answers one input after another."""
 
     def __init__(
-        self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
+        self,
+        zygote: Zygote,
+        program: Program,
+        inputs: Sequence[Any],
+        limits: Limits,
+        spent: Spent,
     ) -> None:
         self._zygote = zygote
         self._program = program
         self._limits = limits
-        largest = max((len(each.encode()) for each in inputs if isinstance(each, str)), default=0)
+        self._spent = spent
+        largest = max((len(utf8(each)) for each in inputs if isinstance(each, str)), default=0)
         job = {
             "memory_bytes": limits.memory_mb << 20,
             "file_bytes": largest + EXTRA_FILE_BYTES,
@@ -83,13 +96,13 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can take another input."""
+        """Whether it can answer another input."""
         if not self._is_over and self._pidfd in dict(self._poller.poll(0)):
             self.end()
         return not self._is_over
 
     def ask(self, index: int, value: Any) -> Outcome:
-        """The outcome of one input."""
+        """The outcome for one input."""
         if self._has_greeted and (self._pipes.read_results(self._buffer) and self._buffer):
             return self._kill("tampering", 0.0)
         self._num_asked += 1
@@ -101,15 +114,19 @@ class Child:
         cpu = self._cpu_s()
         self._send(request)
         result = self._wait(cpu)
-        spent = max(0.0, self._last_cpu_s - cpu)
+        cpu_s = max(0.0, self._last_cpu_s - cpu)
         if isinstance(result, str):
-            return self._kill(result, spent)
-        if result is None:
-            return self._ended(cpu)
-        return self._read(result, index, spent)
+            outcome = self._kill(result, cpu_s)
+        elif result is None:
+            outcome = self._ended(cpu)
+        else:
+            outcome = self._read(result, index, cpu_s)
+        self._spent.cpu_s += outcome.cpu_s
+        return outcome
 
     def end(self) -> int:
-        """Kill whatever is left; the wait status. Raises `ZygoteDiedError` with nothing open."""
+        """Kill the process and return its wait status. Closes everything even if it raises
+        `ZygoteDiedError`."""
         if self._is_over:
             return 0
         self._is_over = True
@@ -128,11 +145,22 @@ class Child:
         self.end()
         return Outcome(status=status, stdout=stdout, cpu_s=cpu_s)
 
-    def _wait(self, cpu: float) -> dict[str, Any] | Status | None:
-        """The frame that answers, the name of a broken limit, or None when the child has ended."""
+    def _wait(self, cpu: float) -> Answer | Status | None:
+        """The answer, the limit that was exceeded, or None if the child has ended."""
         per_input = self._limits.output_bytes + MAX_ANSWER_BYTES
-        max_written = MAX_WRITTEN_BYTES + self._num_asked * per_input
-        clock = _Clock(self._pid, self._limits, self._zygote.watched, max_written)
+        watch = Watch(
+            self._pid,
+            folder=self._zygote.watched,
+            max_written=MAX_WRITTEN_BYTES + self._num_asked * per_input,
+            input_s=WALL_FACTOR * self._limits.cpu_s + WALL_EXTRA_S,
+            total_s=MAX_SPENT_FACTOR * self._limits.total_cpu_s - self._spent.wall_s,
+        )
+        try:
+            return self._watch(watch, cpu)
+        finally:
+            self._spent.wall_s += watch.seconds()
+
+    def _watch(self, watch: Watch, cpu: float) -> Answer | Status | None:
         limit = self._limits.output_bytes
         while True:
             ready = dict(self._poller.poll(POLL_MS))
@@ -141,7 +169,7 @@ class Child:
                 self._flush()
             if self._pipes.stdout in ready and not self._pipes.read_stdout(limit):
                 self._poller.unregister(self._pipes.stdout)
-            # A child that has ended may have answered after the results were looked at.
+            # A child that has ended may have answered since the results were last read.
             is_open = has_ended or self._pipes.results in ready
             if is_open and not self._pipes.read_results(self._buffer) and not has_ended:
                 self._poller.unregister(self._pipes.results)
@@ -156,26 +184,27 @@ class Child:
                 return frame
             if has_ended:
                 return None
-            broken = clock.broken_limit()
+            broken = watch.broken_limit()
             if broken is not None:
                 return broken
 
-    def _next_frame(self) -> dict[str, Any] | Status | None:
-        """The answer in the buffer; "tampering" when it is none or more than one."""
-        frame = _take_frame(self._buffer)
+    def _next_frame(self) -> Answer | Status | None:
+        """The answer in the buffer, None while it is incomplete, "tampering" if it is not an answer
+        or more than one."""
+        frame = take_frame(self._buffer)
         if frame is not None and not self._has_greeted:
-            if frame != HELLO:
+            if not isinstance(frame, Answer) or frame.message != HELLO:
                 raise ZygoteDiedError
             self._has_greeted = True
-            frame = _take_frame(self._buffer)
+            frame = take_frame(self._buffer)
         if frame is not None and self._buffer:
             return "tampering"
         return frame
 
     def _ended(self, cpu: float) -> Outcome:
-        """The child is gone without an answer: exit code or signal, as the kernel reports it."""
+        """The outcome of a child that ended without an answer, from what the kernel reports."""
         if not self._has_greeted:
-            # It never came to the program: the jail failed, not what was to be judged.
+            # It never reached the program: the jail failed, not what was to be judged.
             self.end()
             raise ZygoteDiedError
         stdout = self._pipes.take_stdout()
@@ -189,33 +218,34 @@ class Child:
             if is_kernels:
                 return Outcome(status="time_limit", stdout=stdout, cpu_s=cpu_s)
             if self._resident_kb - INTERPRETER_KB > self._limits.memory_mb * 1024 // 2:
-                # Code in C that got no memory, or the kernel's out-of-memory killer.
+                # Code in C that got no memory, or the kernel's OOM killer.
                 return Outcome(status="memory_limit", stdout=stdout, cpu_s=cpu_s)
             return Outcome(status="signal", signal=number, stdout=stdout, cpu_s=cpu_s)
         return self._exited(os.WEXITSTATUS(status), stdout, cpu_s)
 
     def _exited(self, code: int, stdout: str, cpu_s: float) -> Outcome:
         if self._program.mode == "stdio" and code == 0:
-            # A program may end itself once it has printed its answer.
+            # A program may exit once it has printed its answer.
             return Outcome(status="value", stdout=stdout, cpu_s=cpu_s)
         return Outcome(status="exit", exit_code=code, stdout=stdout, cpu_s=cpu_s)
 
-    def _read(self, frame: dict[str, Any], index: int, cpu_s: float) -> Outcome:
-        """An answer frame, taken apart with suspicion."""
+    def _read(self, answer: Answer, index: int, cpu_s: float) -> Outcome:
+        """The outcome that an answer stands for; anything irregular is tampering."""
         try:
-            if frame.pop("n") != index or len(frame) != 1:
-                raise ValueError("an answer to another question")
-            ((kind, body),) = frame.items()
+            kind, body = kind_and_body(answer, index)
             if kind == "v":
-                value = plain.decode(body)
                 return Outcome(
-                    status="value", value=value, stdout=self._pipes.take_stdout(), cpu_s=cpu_s
+                    status="value",
+                    value=plain.decode(body),
+                    num_bytes=answer.num_bytes,
+                    stdout=self._pipes.take_stdout(),
+                    cpu_s=cpu_s,
                 )
             if kind in ("e", "mem"):
-                failure = _failure(body)
+                failure = read_failure(body)
                 stdout = self._pipes.take_stdout()
                 if kind == "mem":
-                    # What is left of it may not have the memory for the next input.
+                    # It may not have enough memory left for the next input.
                     self.end()
                     status: Status = "memory_limit"
                 else:
@@ -223,16 +253,17 @@ class Child:
                 return Outcome(status=status, failure=failure, stdout=stdout, cpu_s=cpu_s)
             if kind == "x" and type(body) is int:
                 return self._exited(body & 0xFF, self._pipes.take_stdout(), cpu_s)
-            if kind == "big":
-                stdout = self._pipes.take_stdout()
-                return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
-            raise ValueError("no known answer")
+            if kind != "big":
+                raise ValueError("an unknown kind of answer")
+        except plain.TooLargeError:
+            pass
         except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
             return self._kill("tampering", cpu_s)
+        stdout = self._pipes.take_stdout()
+        return Outcome(status="output_limit", stdout=stdout, cpu_s=cpu_s)
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode()
-        self._pipes.unsent += struct.pack(">I", len(data)) + data
+        self._pipes.unsent += make_frame(message)
         self._flush()
 
     def _flush(self) -> None:
@@ -244,62 +275,11 @@ class Child:
                 self._poller.unregister(self._pipes.commands)
 
     def _cpu_s(self) -> float:
-        # A pid of a process that is gone makes an invalid clock; its last reading stands.
+        # A process that is gone has no clock; its last reading stands.
         if self._pid > 0:
             with contextlib.suppress(OSError):
                 self._last_cpu_s = time.clock_gettime((~self._pid << 3) | 2)
         return self._last_cpu_s
-
-
-class _Clock:
-    """Watches what CPU time does not show: sleeping programs, too many threads, too many files."""
-
-    def __init__(self, pid: int, limits: Limits, folder: str | None, max_written: int) -> None:
-        self._pid = pid
-        self._folder = folder
-        self._max_written = max_written
-        self._wall_s = WALL_FACTOR * limits.cpu_s + WALL_EXTRA_S
-        self._started = time.monotonic()
-        self._looked = self._started
-        self._waited_before: float | None = None
-
-    def broken_limit(self) -> Status | None:
-        now = time.monotonic()
-        if now - self._looked < POLL_MS / 1000:
-            return None
-        self._looked = now
-        if self._waited_before is None:
-            self._waited_before = _waited_for_core_s(self._pid)
-        if _num_threads(self._pid) > MAX_THREADS:
-            return "memory_limit"
-        if self._folder is not None and (
-            scratch.num_written(self._pid) > self._max_written
-            or scratch.num_entries(self._folder) > scratch.MAX_ENTRIES
-        ):
-            return "output_limit"
-        elapsed = now - self._started
-        if elapsed < self._wall_s:
-            return None
-        starved = _waited_for_core_s(self._pid) - self._waited_before
-        is_late = elapsed - starved > self._wall_s or elapsed > MAX_WALL_FACTOR * self._wall_s
-        return "time_limit" if is_late else None
-
-
-def _num_threads(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[17])
-    except (OSError, IndexError, ValueError):
-        return 0  # It has just ended.
-
-
-def _waited_for_core_s(pid: int) -> float:
-    """Seconds in which the main thread was ready to run and no core was free."""
-    try:
-        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[1]) / 1e9
-    except (OSError, IndexError, ValueError):
-        return 0.0  # It has just ended, or the kernel does not count.
 
 
 def _pid_of(pidfd: int) -> int:
@@ -309,39 +289,3 @@ def _pid_of(pidfd: int) -> int:
             if line.startswith("Pid:"):
                 return int(line.split()[1])
     return -1
-
-
-def _take_frame(buffer: bytearray) -> Any:
-    """Takes the first frame out; None while it is incomplete, "tampering" when it is none."""
-    if len(buffer) < 4:
-        return None
-    (length,) = struct.unpack_from(">I", buffer)
-    if length > MAX_FRAME_BYTES:
-        return "tampering"
-    if len(buffer) < length + 4:
-        return None
-    body = bytes(buffer[4 : length + 4])
-    del buffer[: length + 4]
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return "tampering"
-    return message if isinstance(message, dict) else "tampering"
-
-
-def _failure(data: Any) -> Failure:
-    """Exception text from the child; every field is checked, none is believed to be more."""
-    frames = tuple(
-        Frame(line=line, function=_clean(name))
-        for line, name in data["f"][:32]
-        if type(line) is int and type(name) is str
-    )
-    kind, message = data["k"], data["m"]
-    if type(kind) is not str or type(message) is not str:
-        raise TypeError("exception text")
-    return Failure(kind=_clean(kind[:200]), message=_clean(message[:2000]), frames=frames)
-
-
-def _clean(text: str) -> str:
-    """`text` without halves of surrogate pairs, which no file can hold."""
-    return text.encode("utf-8", errors="replace").decode()

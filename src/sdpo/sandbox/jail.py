@@ -1,8 +1,8 @@
 """Lock-down of a process: limits, no privileges, a system-call filter. Linux on x86_64 and aarch64.
 
-Runs inside `python -I -S` without this package and without root. What all children share is made
-once, in the zygote; `lock_down` is what each child adds before it sees a byte of the program. Which
-files may be read is Landlock's part (`landlock.py`); without it the filter takes `open` away.
+Runs in `python -I -S` without this package and without root. What all children share is built once,
+in the zygote; each child adds its own part before it reads a byte of the program. Landlock
+(`landlock.py`) decides which files may be read; without it, the filter forbids `open`.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ NEED_LANDLOCK = (
     "open", "openat", "rename", "mkdir", "rmdir", "unlink", "mkdirat", "unlinkat", "renameat",
     "renameat2",
 )  # fmt: skip
-"""Left out of the filter in strict mode, where no Landlock says which files may be touched."""
+"""Not allowed in strict mode, where there is no Landlock to decide which files may be touched."""
 BY_ARGUMENT: dict[str, tuple[int, int]] = {
     "clone": (56, 220), "clone3": (435, 435), "kill": (62, 129), "tgkill": (234, 131),
     "prlimit64": (302, 261), "socketpair": (53, 199), "ioctl": (16, 29), "fcntl": (72, 25),
     "sendto": (44, 206), "recvfrom": (45, 207),
 }  # fmt: skip
 LAST_KNOWN = 441
-"""Later calls answer ENOSYS, so that a newer C library falls back to calls it had before."""
+"""Later calls return ENOSYS, so that a newer C library falls back to older ones."""
 
 IOCTLS = (0x5401, 0x541B, 0x5451, 0x5421)
 """TCGETS, FIONREAD, FIOCLEX, FIONBIO."""
@@ -72,6 +72,8 @@ FCNTLS = (0, 1, 2, 3, 4, 1030, 1032)
 and O_ASYNC it sends any signal to any process of the same user."""
 CLONE_THREAD, AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 0x10000, 1, 1, 0xF
 MAP_SHARED, MAP_ANONYMOUS = 1, 0x20
+WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000
+"""Flags of `open`: WRONLY or RDWR, CREAT, TRUNC, APPEND, TMPFILE."""
 
 ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -82,7 +84,7 @@ LOAD, JEQ, JGT, JGE, JSET, AND, RETURN = 0x20, 0x15, 0x25, 0x35, 0x45, 0x54, 0x0
 
 
 class JailError(Exception):
-    """A layer that must hold could not be put in place; the message names it."""
+    """A required layer could not be put in place; the message names it."""
 
 
 def errno_text() -> str:
@@ -118,7 +120,7 @@ def when(number: int, body: list[bytes]) -> list[bytes]:
 
 
 def ranges(numbers: list[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers: the kernel's work for each child grows with the filter."""
+    """Runs of consecutive numbers, because the kernel's work per child grows with the filter."""
     found: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if found and found[-1][1] == number - 1:
@@ -148,10 +150,13 @@ def only_null(argument: int) -> list[bytes]:
     ]
 
 
-def filter_head(*, is_strict: bool, is_watched: bool = False) -> list[bytes]:
+def filter_head(
+    *, is_strict: bool, is_watched: bool = False, may_read: bool = False
+) -> list[bytes]:
     """The part of the filter that does not depend on the process.
 
-    `is_watched`: the judge counts what is written, so no file may be written through memory.
+    `is_strict`: no file can be opened, unless `may_read` allows it for reading. `is_watched`: the
+    judge counts what is written, so no file may be written through memory.
     """
     column, audit = own_machine()
     number = {name: numbers[column] for name, numbers in BY_ARGUMENT.items()}
@@ -177,6 +182,11 @@ def filter_head(*, is_strict: bool, is_watched: bool = False) -> list[bytes]:
             returns(ALLOW),
         ]
         program += when(PLAIN["mmap"][column] or 0, own_memory)
+    if may_read:
+        for name, flags in (("open", 1), ("openat", 2)):
+            if (call := PLAIN[name][column]) is not None:
+                check = [load_argument(flags), instruction(JSET, 0, 1, WRITING), DENY]
+                program += when(call, [*check, returns(ALLOW)])
     for low, high in ranges([each for each in plain if each is not None]):
         program += [
             instruction(JGE, 0, 2, low),
@@ -228,19 +238,19 @@ def install_filter(head: bytes) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space the process has now."""
+    """Bytes of address space that this process has mapped."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
 def set_limits(job: dict[str, int], base_bytes: int) -> None:
-    """Hard resource limits; memory is a budget on top of what the interpreter already maps."""
+    """Set hard resource limits; memory is a budget beyond what the interpreter has mapped."""
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
     for kind, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_FSIZE, job["file_bytes"], job["file_bytes"]),
         (resource.RLIMIT_NOFILE, 64, 64),
-        # Soft first: SIGXCPU tells the judge which limit it was.
+        # The soft limit comes first: SIGXCPU tells the judge which limit was exceeded.
         (resource.RLIMIT_CPU, job["cpu_s"], job["cpu_s"] + 1),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),
@@ -251,8 +261,8 @@ def set_limits(job: dict[str, int], base_bytes: int) -> None:
 
 
 def drop_privileges() -> None:
-    """No new privileges by exec; root also loses its capabilities (its uid stays: pyenv may live
-    in /root)."""
+    """Give up new privileges by exec, and root's capabilities. Root keeps its uid, because the
+    interpreter may be installed in /root."""
     if LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise JailError(f"NO_NEW_PRIVS: {errno_text()}")
     for capability in range(NUM_CAPABILITIES):

@@ -1,7 +1,8 @@
 """Which files a program may read: the interpreter's library, shared libraries, time zones.
 
-Landlock, by system calls and without root. Nothing may be written but the scratch folder; no TCP,
-no signal and no abstract socket outside. Runs inside `python -I -S` without this package.
+Uses Landlock by system calls, without root. Only the scratch folder may be written to; TCP, and
+signals and abstract sockets to the outside, are forbidden. Runs in `python -I -S` without this
+package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sdpo.sandbox.jail import LIBC, JailError, errno_text
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG, TRUNCATE = 1 << 4, 1 << 5, 1 << 7, 1 << 8, 1 << 14
 WRITE = WRITE_FILE | READ_FILE | READ_DIR | REMOVE_FILE | MAKE_REG | TRUNCATE
-"""What a program may do in its scratch folder; folders only where their number has a bound."""
+"""What a program may do in its scratch folder; folders only where their number is bounded."""
 FOLDERS = MAKE_DIR | REMOVE_DIR
 FS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 FS_LATEST = (1 << 16) - 1
@@ -29,12 +30,12 @@ DEVICES = (("/dev/null", READ_FILE | WRITE_FILE), ("/dev/urandom", READ_FILE))
 
 
 def abi() -> int:
-    """Version of Landlock, 0 where there is none."""
+    """Landlock's ABI version, 0 if the kernel has none."""
     return max(0, LIBC.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1))
 
 
 def mapped_folders() -> set[str]:
-    """Folders of the shared libraries this process has loaded."""
+    """Folders of the shared libraries that this process has loaded."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         paths = {line.split(None, 5)[5].strip() for line in file if "/" in line}
     return {os.path.dirname(path) for path in paths if ".so" in path}
@@ -45,7 +46,7 @@ def library_folder() -> str:
 
 
 def shared_libraries() -> list[str]:
-    """Folders with shared libraries; single files where site-packages lies below the folder."""
+    """Folders with shared libraries, or single files where site-packages is below the folder."""
     standard = ("/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu")
     inside = os.path.realpath(library_folder())
     found: list[str] = []
@@ -61,7 +62,7 @@ def shared_libraries() -> list[str]:
 
 
 def readable_paths(packages: list[str]) -> list[str]:
-    """What an honest program reads; `packages` are folders named by the judge."""
+    """What an honest program may read; `packages` are paths named by the judge."""
     library = library_folder()
     entries = [
         os.path.join(library, name) for name in os.listdir(library) if name not in NOT_LIBRARY
@@ -74,8 +75,8 @@ def readable_paths(packages: list[str]) -> list[str]:
 
 
 def ruleset(paths: list[str], writable: list[tuple[str, int]]) -> int | None:
-    """A descriptor that lets a process read `paths`, write as `writable` says, and nothing else;
-    None without Landlock."""
+    """A descriptor of rules to read `paths` and to write as `writable` says, and nothing else; None
+    without Landlock."""
     version = abi()
     if not version:
         return None

@@ -1,7 +1,8 @@
-"""A pool of zygotes on this machine: one child per program, run again when the judge fails.
+"""A pool of zygotes on this machine: each program runs in one child, and again if the judge's side
+fails.
 
-What happens to an input is decided in `child.py`; how a process is locked down in `jail.py`,
-`landlock.py` and `namespaces.py`, which run in the zygote and its children.
+`child.py` decides what happened with an input. `jail.py`, `landlock.py` and `namespaces.py` lock a
+process down; they run in the zygote and its children.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from typing import Any, Literal, Self
 
 from sdpo.errors import SandboxError
 from sdpo.machine import system_file, usable_cores
-from sdpo.sandbox.child import Child
+from sdpo.sandbox.child import Child, Spent
 from sdpo.sandbox.protocol import Limits, Outcome, Program, never
-from sdpo.sandbox.selftest import FIX, self_test
+from sdpo.sandbox.selftest import FIX, require_calls, self_test
 from sdpo.sandbox.worker import Settings, Zygote, ZygoteDiedError, ZygoteRefusedError
 
 MAX_RESTARTS = 3
-"""New children after crashes, per program; later inputs are not run."""
+"""Crashes after which a program gets no new child; its remaining inputs are not run."""
 MAX_RETRIES = 5
-"""Times a program is judged again from the start when its zygote was killed."""
+"""How often a program is started over because its zygote died."""
 MEMORY_PER_PROGRAM = 512 << 20
+SENT_SIGNALS = (1, 9, 15)
+"""HUP, KILL and TERM by Linux's numbers, since Windows names no KILL: signals that others send,
+unlike those of a crash."""
 NOT_RUN = Outcome(status="not_run")
 
 
@@ -39,14 +43,15 @@ def open_sandbox(
     preload: Sequence[str] = (),
     readable: Sequence[Path] = (),
 ) -> LocalSandbox:
-    """The strongest isolation that works here, tested by doing.
+    """The strongest isolation that works here, established by trying it.
 
-    `auto` raises `SandboxError` naming what failed and the fix; `none` runs programs with limits of
-    time and memory only, and warns. `width` programs run at once (default: usable cores); `preload`
-    names modules that programs may import and find loaded; `readable` are absolute paths of files
-    that they may open, where `can_read` says that they may open any.
+    `auto` raises `SandboxError` naming what failed and the fix; `none` limits only time and memory,
+    and warns. `width` is how many programs run at once (default: usable cores). `preload` names
+    modules that programs find loaded, installed packages included; `readable` are absolute paths of
+    files that programs may open, unless `can_read` says that they can open none.
     """
     require_linux()
+    require_calls()
     settings = Settings(jailed=name != "none", namespaces=False, landlock=True)
     settings = replace(settings, **_where(preload, readable))
     if name == "none":
@@ -69,11 +74,11 @@ def open_sandbox(
 
 
 def require_linux() -> None:
-    """Raises `SandboxError` with the way out where no program can be judged: the jail is made of
+    """Raises `SandboxError`, with a way out, on systems other than Linux: the jail is built from
     what only Linux has."""
     if not sys.platform.startswith("linux"):
         raise SandboxError(
-            f"programs are judged in Linux processes, and this is {sys.platform}. A Linux "
+            f"programs are judged in Linux processes, but this is {sys.platform}. A Linux "
             "container runs every command: in a checkout of sdpo, `docker build -t sdpo .`, then "
             "`docker run --rm -v $PWD/runs:/work/runs sdpo train ...`. Environments without "
             "programs run here"
@@ -81,7 +86,7 @@ def require_linux() -> None:
 
 
 def usable_width() -> int:
-    """Programs that run well at once: as many as cores and half of the free memory allow."""
+    """How many programs should run at once: bounded by usable cores and half of the free memory."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in system_file("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -90,7 +95,8 @@ def usable_width() -> int:
 
 
 def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[str, ...]]:
-    """Where to import `modules` from and what programs must be able to read, `readable` too."""
+    """Where `modules` are imported from, and what programs must be able to read: their folders and
+    `readable`."""
     folders, packages = set(), {str(path) for path in readable}
     for name in modules:
         if name.partition(".")[0] in sys.stdlib_module_names:
@@ -100,12 +106,12 @@ def _where(modules: Sequence[str], readable: Sequence[Path]) -> dict[str, tuple[
         except (ImportError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
-            raise SandboxError(f"sandbox preload: there is no module {name!r}; install it first")
+            raise SandboxError(f"sandbox preload: no module {name!r}; install it first")
         origin = Path(spec.origin)
         own = origin.parent if spec.submodule_search_locations else origin
         folders.add(str(own.parent))
         packages.add(str(own))
-        # Wheels put the shared libraries they bring beside the package.
+        # Wheels put their shared libraries beside the package.
         libraries = own.with_name(f"{own.stem}.libs")
         if libraries.is_dir():
             packages.add(str(libraries))
@@ -125,7 +131,7 @@ class LocalSandbox:
         self._lock = threading.Lock()
         self._open: set[Zygote] = set()
         self._is_closed = False
-        # A place without a zygote gets one when it is first needed.
+        # A place gets its zygote when it is first used.
         self._places: queue.SimpleQueue[Zygote | None] = queue.SimpleQueue()
         for _ in range(width):
             self._places.put(None)
@@ -133,7 +139,7 @@ class LocalSandbox:
 
     @property
     def level(self) -> str:
-        """The layers in use, strongest first, or `none`."""
+        """The layers of isolation in use, strongest first, or `none`."""
         if not self._settings.jailed:
             return "none"
         reading = "landlock" if self._has_landlock else "no file access"
@@ -166,22 +172,23 @@ class LocalSandbox:
         limits: Limits,
         *,
         should_stop: Callable[[int, Outcome], bool] = never,
+        keeps_values: bool = True,
     ) -> list[Outcome]:
         """One outcome per input, in order. Raises `SandboxError` when the judge's own side fails.
 
-        When a zygote dies the program is run again from its first input, so `should_stop` may be
-        asked about an index that it has seen.
+        When a zygote dies, the program starts over with its first input, so `should_stop` may be
+        asked about an index again.
         """
         for _ in range(MAX_RETRIES):
             zygote = self._places.get()
             try:
                 zygote = zygote or self._start()
-                outcomes = _run(zygote, program, inputs, limits, should_stop)
+                outcomes = _Run(zygote, program, inputs, limits).outcomes(should_stop, keeps_values)
             except ZygoteDiedError:
                 self._give_up(zygote)
                 continue
             except BaseException:
-                # A child in the middle of an answer must not meet the next program.
+                # Its child may be in the middle of an answer; no other program may get that.
                 self._give_up(zygote)
                 raise
             self._places.put(zygote)
@@ -209,36 +216,56 @@ class LocalSandbox:
         self._places.put(None)
 
 
-def _run(
-    zygote: Zygote,
-    program: Program,
-    inputs: Sequence[Any],
-    limits: Limits,
-    should_stop: Callable[[int, Outcome], bool],
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    child: Child | None = None
-    num_crashes = 0
-    total_cpu_s = 0.0
-    try:
-        for index, value in enumerate(inputs):
-            if child is None:
-                child = Child(zygote, program, inputs, limits)
-            outcome = child.ask(index, value)
-            total_cpu_s += outcome.cpu_s
-            outcomes.append(outcome)
-            if not child.is_alive:
-                child = None
-                # A program that ends its own process after its answer has not crashed.
-                num_crashes += outcome.status != "value"
-            if (
-                should_stop(index, outcome)
-                or outcome.status in ("time_limit", "tampering")
-                or total_cpu_s > limits.total_cpu_s
-                or num_crashes > MAX_RESTARTS
-            ):
-                break
-    finally:
-        if child is not None:
-            child.end()
-    return outcomes + [NOT_RUN] * (len(inputs) - len(outcomes))
+class _Run:
+    """One program on all its inputs, in as many children of one zygote as that takes."""
+
+    def __init__(
+        self, zygote: Zygote, program: Program, inputs: Sequence[Any], limits: Limits
+    ) -> None:
+        self._start = lambda: Child(zygote, program, inputs, limits, self._spent)
+        self._inputs = inputs
+        self._limits = limits
+        self._spent = Spent()
+        self._child: Child | None = None
+        self._num_crashes = 0
+        self._was_repeated = False
+
+    def outcomes(
+        self, should_stop: Callable[[int, Outcome], bool], keeps_values: bool
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        try:
+            for index, value in enumerate(self._inputs):
+                outcome = self._ask(index, value)
+                is_last = should_stop(index, outcome) or self._is_over(outcome)
+                outcomes.append(
+                    outcome if keeps_values else replace(outcome, value=None, stdout="")
+                )
+                if is_last:
+                    break
+        finally:
+            if self._child is not None:
+                self._child.end()
+        return outcomes + [NOT_RUN] * (len(self._inputs) - len(outcomes))
+
+    def _ask(self, index: int, value: Any) -> Outcome:
+        self._child = self._child or self._start()
+        outcome = self._child.ask(index, value)
+        if outcome.signal in SENT_SIGNALS and not self._was_repeated:
+            # It may come from the out-of-memory killer or an administrator. A program that sends
+            # it to itself will do so again.
+            self._was_repeated = True
+            self._child = self._start()
+            outcome = self._child.ask(index, value)
+        if not self._child.is_alive:
+            self._child = None
+            # A program that ends its own process after its answer has not crashed.
+            self._num_crashes += outcome.status != "value"
+        return outcome
+
+    def _is_over(self, outcome: Outcome) -> bool:
+        return (
+            outcome.status in ("time_limit", "tampering")
+            or self._spent.cpu_s > self._limits.total_cpu_s
+            or self._num_crashes > MAX_RESTARTS
+        )

@@ -1,8 +1,8 @@
-"""Own user, process, network, IPC, host-name and mount namespaces for the zygote, without root.
+"""User, process, network, IPC, host-name and mount namespaces of the zygote's own, without root.
 
-Entered once, before anything is preloaded. The zygote becomes process 1 of its own small world:
-when it ends, the kernel ends everything in there. Its root is a tmpfs with the readable paths bound
-in, so that nothing else can even be named. Runs inside `python -I -S` without this package.
+Entered once, before anything is preloaded. The zygote becomes process 1 in them: when it ends, the
+kernel ends everything inside. Its root is a tmpfs with the readable paths bound into it, so nothing
+else can even be named. Runs in `python -I -S` without this package.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ OLD_ROOT = "/.old"
 
 
 def enter() -> None:
-    """Return in process 1 of new namespaces; the process that called waits for it and ends alike.
+    """Return as process 1 of new namespaces; the calling process waits for it and exits alike.
 
-    Raises `JailError` where the system does not allow it; the process should then be given up.
+    Raises `JailError` if the system does not allow it; the process should then exit.
     """
     uid, gid = os.getuid(), os.getgid()
     if LIBC.unshare(NEWUSER | NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS | NEWCGROUP):
@@ -57,8 +57,8 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
 
 
 def private_root(paths: list[str]) -> None:
-    """Replace the file system by a read-only one that holds `paths`, /dev/null, /proc and
-    a small folder to write to."""
+    """Replace the file system with a read-only one that holds `paths`, /dev/null, /dev/urandom,
+    /proc and a small folder to write to."""
     wanted = {path: os.path.realpath(path) for path in [*paths, "/dev/null", "/dev/urandom"]}
     column, _ = own_machine()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -67,7 +67,7 @@ def private_root(paths: list[str]) -> None:
     if LIBC.syscall(PIVOT_ROOT[column], STAGE.encode(), (STAGE + OLD_ROOT).encode()):
         raise JailError(f"pivot_root: {errno_text()}")
     os.chdir("/")
-    # Parents first: a path inside another bound one is there already.
+    # Parents first: a path inside one that is already bound needs no mount.
     for path in sorted(wanted):
         if not os.path.exists(path):
             bind(OLD_ROOT + wanted[path], path)

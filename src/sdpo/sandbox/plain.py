@@ -1,7 +1,8 @@
-"""Tagged plain data between judge and child: exact types only, no pickle, no eval, no repr.
+"""The judge's end of the encoding between judge and child: tagged plain data of exact types, no
+pickle, no eval, no repr.
 
-The child's half is `values.py`; this half never trusts what it decodes beyond "a value of that
-type", and never spends more than a bounded time on it.
+The child's end is `values.py`. This end takes nothing it decodes on trust and bounds the time it
+spends on it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from sdpo.sandbox.protocol import Opaque
 
 MAX_DEPTH = 200
 MAX_INT_DIGITS = 1 << 20
-"""Hexadecimal digits; a program may answer with big numbers, not with one that stalls the judge."""
+"""Hexadecimal digits of one integer; parsing a longer one could stall the judge."""
 SAFE_INT = 2**53
 MAX_DECODE_S = 1.0
-"""CPU seconds for one answer. Hashes of numbers are predictable, so a forged set of equal hashes
-would cost the judge hours; an honest answer of 4 MiB takes a fraction of this."""
+"""CPU seconds for one answer. Hashes of numbers are predictable, so decoding a forged set of equal
+hashes could take hours; an honest answer of 4 MiB takes a fraction of this."""
 CHECK_EVERY = 256
 
 
@@ -44,39 +45,75 @@ def encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not plain data")
 
 
+class TooLargeError(ValueError):
+    """Decoding takes longer than an honest answer does."""
+
+
 def decode(data: Any) -> Any:
-    """The value that `data` stands for; `ValueError` or `TypeError` when malformed or a trap."""
+    """The value that `data` encodes; lists in it are reused. Raises `TooLargeError`, and
+    `ValueError` or `TypeError` if it is malformed or a trap."""
     if data is None or type(data) in (bool, int, str):
         return data
-    return _decode(data, 0, time.thread_time() + MAX_DECODE_S)
+    return _Decoder().decode(data, 0)
 
 
-def _decode(data: Any, depth: int, deadline: float) -> Any:
-    if data is None or isinstance(data, (bool, int, str)):
+class _Decoder:
+    """Decodes one answer within a bounded time."""
+
+    __slots__ = ("_deadline", "_left")
+
+    def __init__(self) -> None:
+        self._deadline = time.thread_time() + MAX_DECODE_S
+        self._left = CHECK_EVERY
+
+    def decode(self, data: Any, depth: int) -> Any:
+        if data is None or isinstance(data, (bool, int, str)):
+            return data
+        if depth > MAX_DEPTH:
+            raise ValueError("too deep")
+        if isinstance(data, list):
+            return self._list(data, depth)
+        if not isinstance(data, dict) or len(data) != 1:
+            raise ValueError("not tagged data")
+        ((tag, body),) = data.items()
+        match tag:
+            case "i" if isinstance(body, str) and len(body) <= MAX_INT_DIGITS:
+                return int(body, 16)
+            case "f" | "c":
+                return _float(body) if tag == "f" else _complex(body)
+            case "t" if isinstance(body, list):
+                return tuple(self._list(body, depth))
+            case "s" if isinstance(body, list):
+                return set(self._pairs(((item, None) for item in body), depth))
+            case "d" if isinstance(body, list):
+                return self._pairs(body, depth)
+            case "b" if isinstance(body, str):
+                return bytes.fromhex(body)
+            case "o" if isinstance(body, str):
+                return Opaque(body[:200])
+        raise ValueError("unknown tag")
+
+    def _list(self, data: list[Any], depth: int) -> list[Any]:
+        self._left -= 1
+        if self._left < 0:
+            self._left = CHECK_EVERY
+            if time.thread_time() > self._deadline:
+                raise TooLargeError("takes too long to decode")
+        # In place: a second copy would double the memory of an answer.
+        for index, item in enumerate(data):
+            if isinstance(item, (list, dict, float)):
+                data[index] = self.decode(item, depth + 1)
         return data
-    if depth > MAX_DEPTH:
-        raise ValueError("too deep")
-    if isinstance(data, list):
-        return [_decode(item, depth + 1, deadline) for item in data]
-    if not isinstance(data, dict) or len(data) != 1:
-        raise ValueError("not tagged data")
-    ((tag, body),) = data.items()
-    match tag:
-        case "i" if isinstance(body, str) and len(body) <= MAX_INT_DIGITS:
-            return int(body, 16)
-        case "f" | "c":
-            return _float(body) if tag == "f" else _complex(body)
-        case "t" if isinstance(body, list):
-            return tuple(_decode(item, depth + 1, deadline) for item in body)
-        case "s" if isinstance(body, list):
-            return set(_pairs(((item, None) for item in body), depth, deadline))
-        case "d" if isinstance(body, list):
-            return _pairs(body, depth, deadline)
-        case "b" if isinstance(body, str):
-            return bytes.fromhex(body)
-        case "o" if isinstance(body, str):
-            return Opaque(body[:200])
-    raise ValueError("unknown tag")
+
+    def _pairs(self, pairs: Any, depth: int) -> dict[Any, Any]:
+        """A dict of decoded keys and values. Raises `ValueError` if the keys' hashes collide too
+        much."""
+        found: dict[Any, Any] = {}
+        for count, (key, value) in enumerate(pairs):
+            found[_hashable(self.decode(key, depth + 1))] = self.decode(value, depth + 1)
+            if count % CHECK_EVERY == 0 and time.thread_time() > self._deadline:
+                raise ValueError("takes too long to build")
+        return found
 
 
 def _float(body: str) -> float:
@@ -88,18 +125,8 @@ def _complex(body: list[Any]) -> complex:
     return complex(real, imaginary)
 
 
-def _pairs(pairs: Any, depth: int, deadline: float) -> dict[Any, Any]:
-    """A dict of decoded keys and values that gives up when the keys' hashes collide too much."""
-    found: dict[Any, Any] = {}
-    for count, (key, value) in enumerate(pairs):
-        found[_hashable(_decode(key, depth + 1, deadline))] = _decode(value, depth + 1, deadline)
-        if count % CHECK_EVERY == 0 and time.thread_time() > deadline:
-            raise ValueError("takes too long to build")
-    return found
-
-
 def _hashable(value: Any) -> Any:
-    """A key or set member; what cannot be one (a child may claim it) is replaced by its kind."""
+    """`value` as a dict key or set member; a forged, unhashable one becomes its type's name."""
     if isinstance(value, (list, dict, set, Opaque)):
         return f"<{type(value).__name__}>"
     if isinstance(value, tuple):

@@ -1,4 +1,5 @@
-"""What running an untrusted program takes and gives: plain data, statuses from this side only."""
+"""The contract of a sandbox: what it takes and returns. Plain data only; every status is decided on
+this side."""
 
 from __future__ import annotations
 
@@ -28,19 +29,20 @@ class Limits:
     """
 
     cpu_s: float = 1.0
-    """CPU seconds per input, compiling included on the first. A program that sleeps has three times
-    this plus one second; time in which it waits for a busy core does not count."""
+    """CPU seconds per input; the first includes compiling. A program that sleeps gets three times
+    this plus one second of wall time, not counting time spent waiting for a busy core."""
     memory_mb: int = 512
-    """MiB of address space on top of the interpreter's own."""
+    """MiB of address space beyond the interpreter's own."""
     output_bytes: int = 1 << 20
-    """Bytes printed per input; a value may take 4 MiB."""
+    """Bytes printed per input; a value may have 4 MiB."""
     total_cpu_s: float = 30.0
-    """CPU seconds over all inputs; the inputs after it is used up are not run."""
+    """CPU seconds over all inputs; once they are used up, the remaining inputs are not run. Wall
+    time is limited to three times this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Source and how it is called.
+    """Source code and how it is called.
 
     Example:
         Program(source="def f(x): return x", mode="function", entry_point="f")
@@ -48,30 +50,30 @@ class Program:
 
     source: str
     mode: Literal["function", "stdio", "expressions"]
-    """function: an input is an argument list; stdio: the text of standard input; expressions: a
-    Python expression evaluated in the program's namespace."""
+    """What an input is. `function`: a list of arguments; `stdio`: the text on standard input;
+    `expressions`: a Python expression to evaluate in the program's namespace."""
     entry_point: str | None = None
-    """Function to call; a class `Solution` with that method is accepted too."""
+    """Function to call, or a method of a class `Solution`."""
     setup: str = ""
     """Code run before the source, in the same namespace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """One level of a traceback inside the program.
+    """One level of a traceback, within the program.
 
     Example:
         Frame(line=3, function="clamp")
     """
 
     line: int
-    """1-based line of the program's own source."""
+    """1-based line in the program's source."""
     function: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An exception as the program's process described it; text only, never a status.
+    """An exception as the program's process described it: text, never a status.
 
     Example:
         Failure(kind="NameError", message="name 'x' is not defined", frames=())
@@ -85,7 +87,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Stands for a value of a type that is not plain data; equal to nothing.
+    """Stands for a value that is not plain data; equal to nothing.
 
     Example:
         Opaque("generator")
@@ -101,31 +103,33 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What happened on one input.
+    """What happened with one input.
 
     Example:
         Outcome(status="value", value=4)
     """
 
     status: Status
-    """`value`: an answer, in stdio mode an end with exit code 0. `exit`: any other end of the
-    process without an answer. `tampering`: the program broke the judge's protocol."""
+    """`value`: an answer, or in stdio mode an exit with code 0. `exit`: any other exit without an
+    answer. `tampering`: the program broke the judge's protocol."""
     value: Any = None
-    """Plain data for `value` in function and expressions mode."""
+    """Plain data, for `value` in function and expressions mode."""
+    num_bytes: int = 0
+    """Size of the encoded `value`; in memory it may take 20 times as much."""
     stdout: str = ""
-    """What was printed, in every mode; undecodable bytes replaced."""
+    """What was printed, in every mode; undecodable bytes are replaced."""
     failure: Failure | None = None
-    """For `exception`, and for `memory_limit` where Python noticed."""
+    """For `exception`, and for `memory_limit` if Python raised it."""
     exit_code: int | None = None
     """For `exit`."""
     signal: int | None = None
-    """For `signal`: what ended the process, 11 for a segmentation fault."""
+    """For `signal`: its number, 11 for a segmentation fault."""
     cpu_s: float = 0.0
     """CPU seconds of this input."""
 
 
 def never(index: int, outcome: Outcome) -> bool:
-    """A `should_stop` that runs every input."""
+    """A `should_stop` that never stops."""
     return False
 
 
@@ -134,12 +138,12 @@ class Sandbox(Protocol):
 
     @property
     def level(self) -> str:
-        """The layers in use, or `none`."""
+        """The layers of isolation in use, or `none`."""
         ...
 
     @property
     def width(self) -> int:
-        """Programs that run at once."""
+        """How many programs run at once."""
         ...
 
     def run(
@@ -149,8 +153,13 @@ class Sandbox(Protocol):
         limits: Limits,
         *,
         should_stop: Callable[[int, Outcome], bool] = never,
+        keeps_values: bool = True,
     ) -> list[Outcome]:
-        """One outcome per input, in order; those after a stop are `not_run`."""
+        """One outcome per input, in order; those after a stop are `not_run`.
+
+        With `keeps_values = False`, only `should_stop` sees values and printed text; the outcomes
+        returned come without them, so that memory holds one at a time.
+        """
         ...
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""The program's side: reads one input at a time, runs the program, answers with a value or a text.
+"""The program's side: reads one input at a time, runs the program, and replies with a value or an
+exception's text.
 
-Runs inside `python -I -S` without this package; see zygote.py. Nothing here is trusted by the
-judge: it can at most give a wrong answer. Values are encoded by exact type, so that no method of
-the program's objects runs while they are.
+Runs in `python -I -S` without this package; see zygote.py. The judge trusts nothing here: at worst
+it gives a wrong answer. Values are encoded by exact type, so that encoding them runs no method of
+the program's objects.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ MAX_VALUE_BYTES = 4 << 20
 MAX_FRAMES = 12
 MAX_CAUSES = 16
 MAX_MESSAGE_CHARS = 2000
-FILENAME = "Solution.py"
+FILENAME, MODULE = "Solution.py", "Solution"
 HELLO = {"hello": 1}
-"""Sent after the lock-down and before anything is read: no program can have had a hand in it."""
+"""Sent after the lock-down and before anything is read, so no program can have forged it."""
 
 
 def before_programs() -> None:
-    """What every program finds; done once, in the zygote."""
-    # `site` would make these; a program may call them without importing sys.
+    """Set up what every program finds; done once, in the zygote."""
+    # `site` would define these; programs call them without importing sys.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     atexit._clear()
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Kind, message and the program's own frames of an exception, outermost first."""
+    """Kind and message of an exception and its frames within the program, outermost first."""
     frames: list[list[Any]] = []
     trace = error.__traceback__
     while trace is not None:
@@ -62,12 +63,17 @@ def describe(error: BaseException) -> dict[str, Any]:
     return {"k": type(error).__name__, "m": str(message)[:MAX_MESSAGE_CHARS], "f": frames}
 
 
-def fresh_module() -> dict[str, Any]:
-    """A new `__main__` for each input: globals and default arguments do not leak between tests."""
-    module = types.ModuleType("__main__")
+def fresh_module(mode: str) -> dict[str, Any]:
+    """A new module for each input, so that globals and default arguments do not leak between tests.
+
+    Only a program that reads standard input is `__main__`: what stands under `if __name__ ==
+    "__main__"` must not run when a function is called.
+    """
+    module = types.ModuleType("__main__" if mode == "stdio" else MODULE)
     module.__dict__["__builtins__"] = builtins
     module.__dict__["__file__"] = FILENAME
-    sys.modules["__main__"] = module
+    # Whatever its name, nothing else may be found as the main module, least of all the zygote.
+    sys.modules["__main__"] = sys.modules[module.__name__] = module
     return module.__dict__
 
 
@@ -84,7 +90,7 @@ def call(namespace: dict[str, Any], job: dict[str, Any], request: dict[str, Any]
 
 
 class Streams:
-    """Standard input and output of one input, whatever the program before did to them."""
+    """Standard input and output for one input, whatever the program did to them before."""
 
     def __init__(self, stdin: int, stdout: int) -> None:
         os.dup2(stdin, 0)
@@ -98,7 +104,7 @@ class Streams:
         sys.stdout = sys.__stdout__ = self.stdout
 
     def flush(self) -> None:
-        """Send what was printed, also to a stream that the program put in place of its own."""
+        """Send what was printed, also to a stream that the program replaced `sys.stdout` with."""
         for stream in (sys.stdout, self.stdout):
             # A program may have closed them or put anything there.
             with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
@@ -106,16 +112,16 @@ class Streams:
 
 
 def end_of_script(namespace: dict[str, Any]) -> None:
-    """What the interpreter does when a script ends: waits for threads, runs `atexit`, closes."""
+    """Do what the interpreter does at the end of a script: join threads, run `atexit`, close."""
     if threading.active_count() > 1:
         wait_for_threads()
     atexit._run_exitfuncs()
-    # Files that the program opened itself (`open(1, "w")`) are written when they go.
+    # Files that the program opened itself (`open(1, "w")`) are flushed when they are freed.
     namespace.clear()
 
 
 def wait_for_threads() -> None:
-    """Let idle pool workers go, as at the end of an interpreter, and join what still runs."""
+    """Dismiss idle pool workers, as at the end of an interpreter, and join what still runs."""
     pools._shutdown = True
     for work in list(pools._threads_queues.values()):
         work.put(None)
@@ -126,8 +132,8 @@ def wait_for_threads() -> None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the memory limit is behind an error: as the interpreter, the kernel or a thread that
-    got no stack says it, also where the program raised something else while handling that."""
+    """Whether the memory limit caused an error, as reported by the interpreter, the kernel or a
+    thread without a stack, even if the program raised another error while handling it."""
     for _ in range(MAX_CAUSES):
         match error:
             case None:
@@ -141,7 +147,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
-    """Let go of what the program held, so that there is memory to describe the error."""
+    """Free what the program held, so that there is memory to describe the error."""
     namespace.clear()
     trace = error.__traceback__
     while trace is not None:
@@ -151,8 +157,8 @@ def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
 
 
 def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """The reply to one request; `SystemExit` and every exception are replies too."""
-    namespace = fresh_module()
+    """The reply to one request; `SystemExit` and any other exception are replies too."""
+    namespace = fresh_module(job["mode"])
     try:
         for part in (setup, code):
             if isinstance(part, Exception):
@@ -175,14 +181,14 @@ def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) 
 
 
 def exit_code(code: Any) -> int:
-    """As the interpreter: nothing is 0, a number itself, anything else is printed and 1."""
+    """The interpreter's exit code: None is 0, a number is itself, anything else is 1."""
     if code is None:
         return 0
     return int.__add__(code, 0) & 0xFF if isinstance(code, int) else 1
 
 
 def compiled(source: str, name: str) -> Any:
-    """A code object, or the exception that compiling raised: to be raised again for each input."""
+    """A code object, or the exception that compiling raised, to be raised again for each input."""
     try:
         return compile(source, name, "exec", dont_inherit=True)
     except ValueError as error:  # null bytes; a SyntaxError from Python 3.12 on
@@ -215,19 +221,19 @@ def send(fd: int, message: dict[str, Any]) -> None:
 
 
 def serve(fds: Sequence[int], folder: str | None) -> NoReturn:
-    """Answer requests until the judge closes the pipe; `folder` is where the program may write."""
+    """Answer requests until the judge closes the pipe; the program may write in `folder`."""
     commands, results, stdout, stdin = fds
     send(results, HELLO)
     job = receive(commands)
     code = compiled(job["code"], FILENAME)
     setup = compiled(job["setup"], "<setup>")
-    # Frozen objects of the zygote are not visited; the program's own garbage is its business.
+    # The zygote's objects are frozen, so only the program's own garbage is visited.
     gc.enable()
     is_first = True
     while True:
         request = receive(commands)
         if folder is not None and not is_first:
-            # As with globals: files do not leak between tests.
+            # Like globals, files do not leak between tests.
             with contextlib.suppress(OSError):
                 scratch.empty(folder)
         is_first = False

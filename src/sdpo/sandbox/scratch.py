@@ -1,23 +1,24 @@
-"""The one folder a program may write to: empty at its start, gone at its end.
+"""The one folder a program may write to: empty when it starts, emptied when it ends.
 
-In namespaces it is a small tmpfs that only the zygote and its children see. Without them it is a
-folder of its own among the temporary files, and the judge counts what the program writes. Standard
-library only: used by the judge, the zygote and its children.
+With namespaces it is a small tmpfs that only the zygote and its children see. Without them it is a
+temporary folder, and the judge counts what the program writes. Standard library only: used by the
+judge, the zygote and its children.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 INSIDE = "/scratch"
 """Its path in a private root."""
 MAX_BYTES = 16 << 20
-"""Of the tmpfs; where there is none the judge counts what is written (`child.py`)."""
+"""Size of the tmpfs; without one, the judge counts what is written (`child.py`)."""
 MAX_ENTRIES = 128
 
 
 def empty(folder: str) -> None:
-    """Remove everything in `folder`. Nothing may run in there meanwhile."""
+    """Remove everything in `folder`. No program may run in it meanwhile."""
     if os.listdir(folder):
         handle = _open_folder(folder)
         try:
@@ -37,18 +38,28 @@ def _empty(handle: int) -> None:
         try:
             os.unlink(name, dir_fd=handle)
         except (IsADirectoryError, PermissionError):
-            # A program may make a folder that even its owner may not list.
-            os.chmod(name, 0o700, dir_fd=handle)
-            inner = _open_folder(name, dir_fd=handle)
-            try:
-                _empty(inner)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=handle)
+            _remove_folder(name, handle)
+
+
+def _remove_folder(name: str, handle: int) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=handle)  # An empty one may be closed even to its owner.
+        return
+    try:
+        inner = _open_folder(name, dir_fd=handle)
+    except PermissionError:
+        # Only outside the jail, which forbids this call.
+        os.chmod(name, 0o700, dir_fd=handle)
+        inner = _open_folder(name, dir_fd=handle)
+    try:
+        _empty(inner)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=handle)
 
 
 def remove(folder: str) -> None:
-    """Remove `folder` with its content, whoever comes first: the zygote or the judge."""
+    """Remove `folder` and its content, unless it is already gone."""
     try:
         empty(folder)
         os.rmdir(folder)

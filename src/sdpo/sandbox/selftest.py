@@ -1,8 +1,12 @@
-"""Tries what a jailed program must not be able to do; run whenever a sandbox opens."""
+"""Tries what the judge needs, and what a jailed program must not be able to do; runs whenever a
+sandbox is opened."""
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from sdpo.errors import SandboxError
@@ -56,6 +60,31 @@ FIX = (
 )
 
 
+def require_calls() -> None:
+    """Raises `SandboxError` naming a system call that the judge needs and the kernel lacks."""
+    calls: dict[str, Callable[[], None]] = {
+        "memfd_create": lambda: os.close(os.memfd_create("sdpo")),
+        "pidfd_open": lambda: os.close(os.pidfd_open(os.getpid())),
+        "pidfd_send_signal": _signal_nothing,
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except (OSError, AttributeError) as error:
+            raise SandboxError(
+                f"the system call {name} does not work here ({error}), and judging programs needs "
+                "it; use Linux 5.3 or later, and a container runtime that passes it on"
+            ) from error
+
+
+def _signal_nothing() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    finally:
+        os.close(pidfd)
+
+
 def self_test(sandbox: Sandbox) -> None:
     """Raises `SandboxError` naming the first thing that a jailed program could do."""
     with tempfile.TemporaryDirectory(prefix="sdpo-self-test-") as folder:
@@ -64,7 +93,7 @@ def self_test(sandbox: Sandbox) -> None:
         name = str(path)
         program = Program(source=SOURCE, mode="function", entry_point="attempt")
         limits = Limits(cpu_s=2.0, memory_mb=256)
-        # What works once is not tried further: without a jail it would do harm.
+        # Stop at the first that works: without a jail, the rest would do harm.
         outcomes = sandbox.run(
             program,
             [[what, name] for what in OUTSIDE],

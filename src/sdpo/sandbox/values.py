@@ -1,7 +1,7 @@
-"""The child's half of the tagged plain data between judge and child; `plain.py` is the judge's.
+"""The child's end of the encoding between judge and child; `plain.py` is the judge's.
 
-Runs inside `python -I -S` without this package. Exact types only: a subclass gives its base-class
-content by base-class methods, so no method of the program's objects runs.
+Runs in `python -I -S` without this package. Exact types only: a subclass is reduced to its
+base-class content by base-class methods, so no method of the program's objects runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SAFE_INT = 2**53
 
 
 def encode(value: Any, depth: int = 0) -> Any:
-    """Tagged plain data; anything else becomes its type's name."""
+    """`value` as tagged plain data; any other object becomes the name of its type."""
     if depth > MAX_DEPTH:
         return {"o": "deeply nested value"}
     kind = type(value)
@@ -39,7 +39,7 @@ def encode(value: Any, depth: int = 0) -> Any:
 
 
 def encode_subclass(value: Any, kind: type, depth: int) -> Any:
-    """Base-class content of a subclass of a plain type (namedtuple, defaultdict, IntEnum, ...)."""
+    """The base-class content of a subclass's instance (namedtuple, defaultdict, IntEnum, ...)."""
     if issubclass(kind, int):
         return encode(int.__add__(value, 0), depth)
     if issubclass(kind, float):
@@ -61,7 +61,7 @@ def encode_subclass(value: Any, kind: type, depth: int) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """Arguments back from tagged plain data; the judge made it, so it is well formed."""
+    """The value that tagged plain data encodes; the judge made it, so it is well formed."""
     if type(data) is list:
         return [decode(item) for item in data]
     if type(data) is not dict:

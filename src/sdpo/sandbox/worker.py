@@ -1,4 +1,4 @@
-"""A zygote process seen from the judge, and the four descriptors of one child."""
+"""The judge's handle of a zygote process, and the four descriptors of one child."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from sdpo.sandbox import scratch
 
 SCRIPT = Path(__file__).with_name("zygote.py")
 ANSWER_TIMEOUT_S = 30.0
-"""A zygote forks and reaps in milliseconds; one that takes this long is given up."""
+"""A zygote forks and reaps within milliseconds; one that takes this long is abandoned."""
 CLOSE_TIMEOUT_S = 1.0
 READ_AT_ONCE = 1 << 16
 MAX_UNREAD = 1 << 20
-"""Bytes taken per look at a pipe, so that a child that floods it cannot keep the judge from the
-clocks."""
+"""Most bytes read from a pipe before clocks are checked again, so that a child cannot hold up the
+judge by flooding it."""
 ENVIRONMENT = {
     "PYTHONHASHSEED": "0",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "LANG": "C.UTF-8",
-    # Otherwise each thread reserves 64 MiB of the program's address space.
+    # By default each thread reserves 64 MiB of the program's address space.
     "MALLOC_ARENA_MAX": "1",
 }
-"""Everything a zygote sees of the outside; hashing is fixed so that set order repeats."""
+"""The whole environment of a zygote. Hashing is fixed so that the order of sets is reproducible."""
 
 
 class ZygoteDiedError(Exception):
-    """The zygote ended unexpectedly; the program is judged again on another."""
+    """The zygote ended unexpectedly; the program is judged again by another."""
 
 
 class ZygoteRefusedError(Exception):
@@ -52,16 +52,16 @@ class Settings:
     """
 
     jailed: bool
-    """System-call filter, no privileges; False only for `sandbox = "none"`."""
+    """System-call filter and no privileges; False only for `sandbox = "none"`."""
     namespaces: bool
     landlock: bool
-    """Use it where it is; without it programs cannot open files at all."""
+    """Use Landlock where it exists; without it, programs cannot open files at all."""
     preload: tuple[str, ...] = ()
     """Modules that programs find loaded."""
     folders: tuple[str, ...] = ()
     """Where `preload` is found; on `sys.path` only while it is imported."""
     packages: tuple[str, ...] = ()
-    """Folders and files that programs may read besides the standard library."""
+    """Folders and files that programs may read, besides the standard library."""
 
 
 class Pipes:
@@ -89,7 +89,7 @@ class Pipes:
         return fds
 
     def give_away(self) -> None:
-        """Close what now belongs to the child alone."""
+        """Close the ends that now belong to the child alone."""
         for fd in self.child_fds[:3]:
             os.close(fd)
             self._opened.remove(fd)
@@ -108,21 +108,21 @@ class Pipes:
         if not text and not self._has_stdin:
             return
         os.ftruncate(self._stdin, 0)
-        data = text.encode("utf-8", errors="replace")
+        data = utf8(text)
         offset = 0
         while offset < len(data):
             offset += os.pwrite(self._stdin, data[offset:], offset)
         self._has_stdin = True
 
     def flush_commands(self) -> None:
-        """Write what fits; a child that does not read cannot block the judge."""
+        """Write what fits now; a child that does not read cannot block the judge."""
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             while self.unsent:
                 del self.unsent[: os.write(self.commands, self.unsent[: 1 << 20])]
             return
 
     def read_stdout(self, limit: int) -> bool:
-        """Take what is there, up to just over `limit` bytes; False at the end of the pipe."""
+        """Read what is available, up to just over `limit` bytes; False at the end of the pipe."""
         while self.num_printed <= limit:
             part = _read(self.stdout)
             if not part:
@@ -131,7 +131,7 @@ class Pipes:
         return True
 
     def read_results(self, buffer: bytearray) -> bool:
-        """Add what is there to `buffer`; False at the end of the pipe."""
+        """Append what is available to `buffer`; False at the end of the pipe."""
         bound = len(buffer) + MAX_UNREAD
         while len(buffer) < bound:
             part = _read(self.results)
@@ -148,8 +148,13 @@ class Pipes:
         return text
 
 
+def utf8(text: str) -> bytes:
+    """`text` as a program reads it; unpaired surrogates, which no encoding has, become `?`."""
+    return text.encode("utf-8", errors="replace")
+
+
 def _read(fd: int) -> bytes | None:
-    """What is in the pipe, None when nothing is, empty at its end."""
+    """What is in the pipe: None if it is empty for now, no bytes at its end."""
     try:
         return os.read(fd, READ_AT_ONCE)
     except BlockingIOError:
@@ -157,10 +162,10 @@ def _read(fd: int) -> bytes | None:
 
 
 class Zygote:
-    """One warm interpreter that forks children one after the other."""
+    """A warm interpreter that forks one child at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        # Namespaces bring their own.
+        # Namespaces have a folder of their own.
         self._scratch = "" if settings.namespaces else tempfile.mkdtemp(prefix="sdpo-scratch-")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
@@ -187,7 +192,7 @@ class Zygote:
             raise ZygoteRefusedError(ready["error"])
         self.has_landlock = bool(ready["landlock"])
         self.watched = self._scratch if ready["is_watched"] else None
-        """A folder without a size of its own, to which the child may write."""
+        """A folder that the child may write to and whose size nothing but the judge bounds."""
 
     @staticmethod
     def _command() -> list[str]:
@@ -212,12 +217,12 @@ class Zygote:
         return fds[0]
 
     def reap(self) -> tuple[int, float, int]:
-        """Wait status, CPU seconds and most resident KiB of the child, which has ended."""
+        """Wait status, CPU seconds and peak resident KiB of the child, which has ended."""
         report = self._receive()
         return report["status"], report["cpu_s"], report["resident_kb"]
 
     def close(self) -> None:
-        """End the process and whatever child it has."""
+        """End the process and its child."""
         self._socket.close()
         try:
             self._process.wait(timeout=CLOSE_TIMEOUT_S)
@@ -226,7 +231,7 @@ class Zygote:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         if self._scratch:
-            with contextlib.suppress(OSError):  # only a zygote that was killed left anything
+            with contextlib.suppress(OSError):  # the zygote removes it unless it was killed
                 scratch.remove(self._scratch)
 
     def _receive(self) -> dict[str, Any]:

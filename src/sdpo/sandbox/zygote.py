@@ -1,8 +1,8 @@
 """A small warm interpreter that forks one jailed child per request.
 
 Started as `python -I -S zygote.py FD SETTINGS`. It never sees code, input or output: the four
-descriptors of a request go straight into the child. Single-threaded, one child at a time; when its
-socket closes it kills the child and ends.
+descriptors of a request go straight to the child. Single-threaded, one child at a time; when its
+socket closes, it kills the child and exits.
 """
 
 from __future__ import annotations
@@ -28,21 +28,42 @@ PRELOAD = (
     "numbers", "operator", "os", "queue", "random", "re", "statistics", "string", "struct", "sys",
     "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata", "zlib",
 )  # fmt: skip
-"""What most programs import. Not more: every fork pays for each page of the zygote."""
+"""What most programs import, and no more: each fork pays for every page of the zygote."""
 PRELOAD_STRICT = (
-    "ast", "asyncio", "base64", "binascii", "calendar", "codecs", "colorsys", "concurrent.futures",
-    "contextvars", "csv", "difflib", "fileinput", "getpass", "graphlib", "hmac", "html", "inspect",
-    "keyword", "locale", "logging", "pickle", "platform", "pprint", "reprlib", "secrets",
-    "selectors", "shlex", "shutil", "socket", "subprocess", "tempfile", "timeit", "unittest",
-    "urllib.parse", "uuid", "warnings", "weakref", "zoneinfo",
+    "_compat_pickle", "_pydecimal", "_pylong", "_strptime", "_threading_local", "argparse", "ast",
+    "asyncio", "base64", "binascii", "bz2", "cProfile", "calendar", "cmd", "code", "codecs",
+    "colorsys", "concurrent.futures", "concurrent.futures.process", "configparser", "contextvars",
+    "copyreg", "csv", "ctypes", "difflib", "dis", "email.message", "fileinput", "fnmatch",
+    "getopt", "getpass", "gettext", "glob", "graphlib", "gzip", "hmac", "html.parser",
+    "importlib.metadata", "importlib.resources", "inspect", "ipaddress", "keyword", "linecache",
+    "locale", "logging", "lzma", "mmap", "multiprocessing.dummy", "multiprocessing.managers",
+    "multiprocessing.pool", "multiprocessing.queues", "multiprocessing.shared_memory",
+    "multiprocessing.synchronize", "optparse", "pathlib", "pickle", "pickletools", "platform",
+    "pprint", "pstats", "quopri", "reprlib", "resource", "sched", "secrets", "select", "selectors",
+    "shlex", "shutil", "signal", "socket", "sqlite3", "stat", "stringprep", "subprocess",
+    "symtable", "tarfile", "tempfile", "timeit", "tokenize", "tomllib", "tracemalloc", "unittest",
+    "unittest.mock", "urllib.parse", "uuid", "warnings", "weakref", "xml.dom.minidom",
+    "xml.etree.ElementTree", "zipfile", "zoneinfo",
 )  # fmt: skip
-"""All that can be imported where programs cannot open files."""
+"""Where programs cannot open files, this is all they can import besides. Some are imported by calls
+of other modules (`strptime`), some exist in other versions of Python only."""
+ENCODINGS_STRICT = (
+    "ascii", "base64_codec", "big5", "bz2_codec", "cp1250", "cp1251", "cp1252", "cp437", "cp850",
+    "euc_jp", "euc_kr", "gb18030", "gb2312", "gbk", "hex_codec", "idna", "iso8859_1", "iso8859_15",
+    "iso8859_2", "koi8_r", "latin_1", "mac_roman", "punycode", "quopri_codec",
+    "raw_unicode_escape", "rot_13", "shift_jis", "unicode_escape", "utf_16", "utf_16_be",
+    "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7", "utf_8", "utf_8_sig", "uu_codec",
+    "zlib_codec",
+)  # fmt: skip
+"""Likewise, encodings: each is a module that its first use imports."""
 NUM_FDS = 4
 """Commands, results, standard output, standard input; in this order."""
 FIRST_FD = 40
-"""The child's descriptors move here (a Landlock ruleset behind them); all others are closed."""
+"""The child's descriptors start at this number, a Landlock ruleset comes after them, and all others
+are closed."""
 STACK_BYTES = 256 << 20
-"""Deep recursion in C (`lru_cache`, `sorted` keys) is honest; the default 8 MiB crash on it."""
+"""Honest programs recurse deeply in C (`lru_cache`, `sorted` keys); with the default 8 MiB they
+crash."""
 THREAD_STACK_BYTES = 8 << 20
 NOT_LOCKED_DOWN = 70
 
@@ -73,7 +94,7 @@ def arrange_descriptors(fds: list[int], prepared: dict[str, Any]) -> None:
 
 
 def lock_down(job: dict[str, int], prepared: dict[str, Any]) -> None:
-    """Everything that must hold while the program runs, in the order in which each is possible."""
+    """Put every restriction in place, in an order in which each is still possible."""
     jail = prepared["jail"]
     jail.set_limits(job, prepared["base_bytes"])
     if not prepared["is_jailed"]:
@@ -121,7 +142,7 @@ def wait(connection: socket.socket, pid: int, pidfd: int) -> dict[str, float] | 
 
 
 def kill_orphans() -> None:
-    """End what a program left behind. A jailed one cannot; one that runs unprotected may fork."""
+    """Kill what an unprotected program left behind; a jailed one cannot fork."""
     while True:
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
@@ -136,7 +157,7 @@ def kill_orphans() -> None:
 
 
 def with_large_stack() -> None:
-    """Run this script again under a large stack limit: the memory map is laid out at exec."""
+    """Execute this script again with a large stack limit, because exec lays out the memory map."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     bound = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     if soft == resource.RLIM_INFINITY or soft < bound:
@@ -145,8 +166,9 @@ def with_large_stack() -> None:
 
 
 def preload(settings: dict[str, Any]) -> None:
-    """Import what programs use, so that no program pays for it."""
-    names = [] if settings["landlock"] else PRELOAD_STRICT
+    """Import what programs use, so that none of them pays for it."""
+    encodings = [f"encodings.{name}" for name in ENCODINGS_STRICT]
+    names = [] if settings["landlock"] else [*PRELOAD_STRICT, *encodings]
     for name in (*PRELOAD, *names):
         with contextlib.suppress(ImportError):
             __import__(name)
@@ -159,12 +181,12 @@ def preload(settings: dict[str, Any]) -> None:
 
     threading.stack_size(THREAD_STACK_BYTES)
     sys.setrecursionlimit(10_000)
-    # A child that the judge interrupts is killed; Ctrl-C at the terminal is for the trainer alone.
+    # The judge kills a child to interrupt it; Ctrl-C at the terminal is for the trainer alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def as_bare_package() -> None:
-    """Make `sdpo.sandbox` a folder of modules; its own start would import the judge's side."""
+    """Make `sdpo.sandbox` a plain folder of modules; its `__init__` imports the judge's side."""
     for name, folders in (("sdpo", []), ("sdpo.sandbox", [HERE])):
         module = types.ModuleType(name)
         module.__path__ = folders
@@ -172,7 +194,7 @@ def as_bare_package() -> None:
 
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
-    """Enter namespaces, preload, and make what all children share."""
+    """Enter namespaces, preload, and build what all children share."""
     from sdpo.sandbox import jail, landlock, namespaces, runner, scratch
 
     jail.own_machine()
@@ -241,7 +263,7 @@ def main() -> None:
 
 
 def answer(connection: socket.socket, prepared: dict[str, Any]) -> None:
-    """Fork for each request until the judge goes."""
+    """Fork for each request until the judge goes away."""
     while True:
         job, fds = receive(connection)
         if job is None:

@@ -1,5 +1,4 @@
-"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2 and
-field.md).
+"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2).
 
 A schedule keeps tensors for the *trainable* parameters only and lends them to the one module by
 swapping storage pointers (`applied`), so a teacher costs its weights and never a second module;
@@ -22,7 +21,7 @@ from sdpo.config.teacher import (
     TrustRegionConfig,
 )
 from sdpo.errors import CheckpointError
-from sdpo.models.weights import Weights, copy_weights, trainable
+from sdpo.models.weights import Weights, copy_weights
 
 
 class TeacherSchedule:
@@ -56,7 +55,6 @@ class TeacherSchedule:
                 }
         self._window: list[tuple[float, float]] = []
         self._last_refresh: tuple[float, float] | None = None
-        self.refreshes = 0
         self.is_frozen = False
         """Set by a canary's rollback: from then on the teacher stays as it is."""
 
@@ -70,36 +68,40 @@ class TeacherSchedule:
         """Share of the student in the trust-region target, None without a trust region."""
         return self.config.mix if isinstance(self.config, TrustRegionConfig) else None
 
-    @torch.no_grad()
-    def after_update(self, student: torch.nn.Module) -> None:
-        """Follow one optimizer update: theta' <- (1 - rate) theta' + rate theta, in float32 and in
-        place."""
-        if not isinstance(self.config, EmaConfig) or self.is_frozen:
-            return
-        assert self._average is not None
-        assert self._weights is not None
-        for name, parameter in trainable(student).items():
-            average = self._average[name]
-            average.lerp_(parameter.detach().float(), self.config.rate)
-            if self._weights[name] is not average:
-                self._weights[name].copy_(average)
-
     def after_step(
-        self, step: int, student: torch.nn.Module, *, mean_reward: float, length_p90: float
+        self, student: torch.nn.Module, masters: Weights, *, mean_reward: float, length_p90: float
     ) -> bool:
-        """Follow one whole step (0-based); true when the teacher was refreshed from the student."""
-        if self.is_frozen or not isinstance(self.config, (SnapshotConfig, GatedConfig)):
+        """Follow one whole step, however many updates it had; true when the teacher was refreshed
+        from the student. `masters` are the student's weights in float32, unrounded; empty when the
+        step changed none."""
+        if self.is_frozen:
+            return False
+        if isinstance(self.config, EmaConfig):
+            self._average_in(masters)
+            return False
+        if not isinstance(self.config, (SnapshotConfig, GatedConfig)):
             return False
         self._window.append((mean_reward, length_p90))
-        if (step + 1) % self.config.every:
+        if len(self._window) < self.config.every:
             return False
         if isinstance(self.config, GatedConfig) and not self._gate_opens(self.config):
             self._window.clear()
             return False
         self._window.clear()
         self._weights = copy_weights(student)
-        self.refreshes += 1
         return True
+
+    @torch.no_grad()
+    def _average_in(self, masters: Weights) -> None:
+        """theta' <- (1 - rate) theta' + rate theta, in float32 and in place."""
+        assert isinstance(self.config, EmaConfig)
+        assert self._average is not None
+        assert self._weights is not None
+        for name, master in masters.items():
+            average = self._average[name]
+            average.lerp_(master.detach().float(), self.config.rate)
+            if self._weights[name] is not average:
+                self._weights[name].copy_(average)
 
     def _gate_opens(self, config: GatedConfig) -> bool:
         """Reward rose since the last refresh and the length tail is safe; the first window sets the
@@ -134,7 +136,6 @@ class TeacherSchedule:
             "average": self._average,
             "window": self._window,
             "last_refresh": self._last_refresh,
-            "refreshes": self.refreshes,
             "is_frozen": self.is_frozen,
         }
 
@@ -158,5 +159,4 @@ class TeacherSchedule:
             }
         self._window = list(state["window"])  # ty: ignore[invalid-argument-type]
         self._last_refresh = state["last_refresh"]  # ty: ignore[invalid-assignment]
-        self.refreshes = int(state["refreshes"])  # ty: ignore[invalid-argument-type]
         self.is_frozen = bool(state["is_frozen"])

@@ -13,7 +13,7 @@ from itertools import cycle
 
 import torch
 
-from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.errors import EngineError
 
 
@@ -50,7 +50,6 @@ class ScriptedEngine:
         self._respond = respond
         self._encode = encode
         self._stop_id = stop_id
-        self._spoken: dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[float, ...]] = {}
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
@@ -59,20 +58,6 @@ class ScriptedEngine:
         self.requests.extend(requests)
         return [
             [self._complete(request.prompt_ids, seed, sampling) for seed in request.seeds]
-            for request in requests
-        ]
-
-    def score(self, requests: Sequence[ScoreRequest], temperature: float) -> list[list[float]]:
-        """The scripted log-probs of a completion said before; -1 per token of any other. Ignores
-        temperature.
-        """
-        return [
-            list(
-                self._spoken.get(
-                    (request.prompt_ids, request.completion_ids),
-                    (-1.0,) * len(request.completion_ids),
-                )
-            )
             for request in requests
         ]
 
@@ -95,7 +80,6 @@ class ScriptedEngine:
                 logprobs=completion.logprobs[:cut],
                 truncated=True,
             )
-        self._spoken[prompt_ids, completion.token_ids] = completion.logprobs
         return completion
 
 

@@ -6,7 +6,8 @@ code in the context the model answers with it, without one it answers with any c
 self-teacher re-reads attempts that were wrong, the lessons also ask for the right digits after a
 wrong syllable.
 
-The result is kept in the user's cache; the key covers everything it depends on.
+What is taught is kept in the user's cache; the key covers everything it depends on. The weights of
+one seed come with the package (`toy_reader.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from sdpo.errors import ModelError
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
-from sdpo.testing.models import tiny_model
 from sdpo.testing.toy_world import (
     CODE_PLACES,
     NAME_LENGTH,
@@ -43,7 +43,6 @@ from sdpo.testing.toy_world import (
     WRONG,
     feedback_text,
     question,
-    toy_tokenizer,
 )
 
 MAX_STEPS = 1000
@@ -72,25 +71,6 @@ _CODE = "\x05\x06"
 _ATTEMPT = "\x10\x11"
 
 
-def toy_model(seed: int = 0, *, cache: Path | None = None) -> PreTrainedModel:
-    """A llama of 3 layers, 64 wide, that reads feedback; use it with `toy_tokenizer()`.
-
-    The first call of a seed takes half a minute of one core; later ones load it from the cache.
-    """
-    tokenizer = toy_tokenizer()
-    model = tiny_model(vocab_size=len(tokenizer), num_layers=3, seed=seed)
-    return teach_feedback_reading(model, tokenizer, seed=seed, cache=cache)
-
-
-def save_toy_model(folder: Path, seed: int = 0) -> Path:
-    """Write `toy_model(seed)` and its tokenizer as a model folder, as `model.name` takes it."""
-    model, tokenizer = toy_model(seed), toy_tokenizer()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def teach_feedback_reading(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,7 +84,7 @@ def teach_feedback_reading(
     the folder of taught weights, by default `sdpo/toy` in the user's cache. Runs on one thread, so
     that the same arguments give the same weights.
     """
-    lessons = _lessons(Chat(tokenizer))
+    lessons = lessons_of(tokenizer)
     folder = cache or _default_cache()
     path = folder / f"{_key(model, lessons, seed)}.safetensors"
     if path.is_file():
@@ -142,9 +122,9 @@ _Failed = tuple[str, str]
 """A wrong attempt and its feedback."""
 
 
-def _lessons(chat: Chat) -> list[Lesson]:
+def lessons_of(tokenizer: PreTrainedTokenizerBase) -> list[Lesson]:
     """The bare task first, then the teacher contexts that runs can meet."""
-    task = Task(id="toy", messages=question(_NAME))
+    chat, task = Chat(tokenizer), Task(id="toy", messages=question(_NAME))
     lessons = [Lesson(prompt_ids=chat.prompt_ids(task.messages), num_known=0, weight=1)]
 
     def add(

@@ -1,7 +1,7 @@
 """Checkpoints that appear whole or not at all, and what a run directory says about how it was made.
 
-`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. It is
-written next to its place and renamed; an interrupted or failed write leaves the older ones alone.
+`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. An
+interrupted or failed write leaves the older checkpoints alone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo._version import __version__
 from sdpo.config.load import dump
-from sdpo.config.schema import RunConfig
-from sdpo.envs.base import Env
+from sdpo.config.schema import JUDGING_KEYS, RunConfig
+from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write
 from sdpo.machine import usable_cores
@@ -49,12 +49,12 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        found = []
+        steps = []
         for path in self.folder.glob("step-*"):
             number = path.name.removeprefix("step-")
             if number.isdigit() and (path / STATE).is_file():
-                found.append(int(number))
-        return sorted(found)
+                steps.append(int(number))
+        return sorted(steps)
 
     def save(
         self,
@@ -107,7 +107,9 @@ class Checkpoints:
         with torch.no_grad():
             for name, parameter in trainable(model).items():
                 if name not in weights:
-                    raise CheckpointError(f"checkpoint {folder} lacks the weight {name}")
+                    raise CheckpointError(
+                        f"checkpoint {folder} has no weight {name}; it is of another model"
+                    )
                 parameter.copy_(weights[name])
         return state
 
@@ -130,8 +132,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
-    """The run's directory with its config.json; one that holds results must have the same config
-    and environment, except that `steps` may have grown: then the run goes on.
+    """The run's directory with its config.json. A directory that already holds results must have
+    the same config and environment; only `steps` may have grown, which continues the run.
 
     Raises `ConfigError` when the directory belongs to another run or cannot be written.
     """
@@ -156,8 +158,30 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     return run_dir
 
 
+def record_judging(run_dir: Path, env: Env) -> str | None:
+    """Adds what `env` says about judging on this machine to config.json under `judging`, unless it
+    is there, and returns a line about it; None if `env` says nothing."""
+    if not isinstance(env, Describing):
+        return None
+    facts = dict(env.facts())
+    path = run_dir / "config.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    before = record.setdefault("judging", facts)
+    line = "judging: " + _named(facts)
+    if before != facts:
+        return f"{line} (the run began with {_named(before)})"
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return line
+
+
+def _named(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in facts.items())
+
+
 def _has_begun(run_dir: Path) -> bool:
-    """Whether a run has left anything to continue; one that failed before its first row has not."""
+    """Whether there is anything to continue; a run that failed before its first row left
+    nothing."""
     names = ("metrics.jsonl", "discovery.jsonl", "selection.jsonl")
     files = [run_dir / name for name in names]
     return any(f.is_file() and f.stat().st_size for f in files) or any(
@@ -168,19 +192,19 @@ def _has_begun(run_dir: Path) -> bool:
 def _check_same_env(config: RunConfig, recorded: Any, given: Any) -> None:
     if recorded == given:
         return
-    said = [
-        "that of its config" if found is None else f"env={found['class']} of {found['tasks']} tasks"
-        for found in (recorded, given)
-    ]
+    before, now = (
+        "that of its config" if env is None else f"env={env['class']} of {env['tasks']} tasks"
+        for env in (recorded, given)
+    )
     raise ConfigError(
-        f"run = {config.run!r} was made with another environment ({said[0]}, now {said[1]}); "
+        f"run = {config.run!r} was made with another environment ({before}, now {now}); "
         "pass the same env= or choose another directory with run=..."
     )
 
 
 def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
-    """The record at `path`. Raises `ConfigError` naming the differing keys when it belongs to
-    another config than `config`; more `steps` are no difference."""
+    """The record at `path`. Raises `ConfigError` naming the keys that differ from `config`; `steps`
+    may be larger than recorded."""
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
@@ -190,6 +214,8 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
             f"{path} is not a run's config.json ({error}); choose another run=..."
         ) from None
     different = set(_differences(before, dump(config)))
+    # How judges are called changes no verdict; a run whose judge failed may need another way.
+    different -= JUDGING_KEYS
     if is_longer:
         different.discard("steps")
     if different:
@@ -203,16 +229,16 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:
     if isinstance(left, dict) and isinstance(right, dict):
-        found = []
+        keys = []
         for name in left.keys() | right.keys():
-            found += _differences(left.get(name), right.get(name), f"{key}.{name}" if key else name)
-        return found
+            keys += _differences(left.get(name), right.get(name), f"{key}.{name}" if key else name)
+        return keys
     return [] if left == right else [key]
 
 
 def run_facts(env: Env | None = None) -> dict[str, Any]:
-    """Versions, git commit and diff, command, host, and which environment replaced the config's:
-    what a repeat of the run needs to know."""
+    """What it takes to repeat the run besides its config: versions, git commit and diff, command,
+    host, and the environment passed instead of the config's."""
     return {
         "environment": None if env is None else _fingerprint(env),
         "versions": {
@@ -245,7 +271,7 @@ def _git_state() -> dict[str, str]:
     """Commit and uncommitted diff of the code that runs; empty outside a checkout or without
     git."""
     source = Path(__file__).parent
-    found = {}
+    state = {}
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         for key, command in (("commit", ["rev-parse", "HEAD"]), ("diff", ["diff", "HEAD"])):
             result = subprocess.run(
@@ -257,5 +283,5 @@ def _git_state() -> dict[str, str]:
                 timeout=10,
                 check=True,
             )
-            found[key] = result.stdout.strip()
-    return found
+            state[key] = result.stdout.strip()
+    return state

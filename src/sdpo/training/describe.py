@@ -1,17 +1,17 @@
 """What a named objective resolves to, in words: the lines that `sdpo config show` puts above the
 values.
 
-Asks the very functions that training asks (`objective_spec`, the routing rule), so the text cannot
-say anything else than what is computed.
+It calls the functions that training calls (`objective_spec`, the routing rule), so the text cannot
+differ from what is computed.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 from sdpo.config.objective import (
     EntropyWeightingConfig,
-    PolicyGradientConfig,
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
@@ -23,15 +23,17 @@ from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import objective_spec, reads_contexts, routing_rule
+from sdpo.training.objectives import divides_by_std, objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
     "forward_kl": "KL(teacher | student)",
     "forward_ce": "cross-entropy of the student under the teacher",
+    "jsd": "JSD",
 }
+INDENT = " " * 10
 SITUATIONS = (
-    # (what is said, solved?, a sibling solved?, a teacher context?)
+    # (description, solved?, a sibling solved?, a teacher context?)
     ("solved, with a teacher context", True, True, True),
     ("solved, without", True, False, False),
     ("failed, a sibling solved", False, True, True),
@@ -68,10 +70,10 @@ def describe_objective(config: RunConfig) -> list[str]:
 
 
 def _routing(rule: Rule) -> Iterator[str]:
-    for said, is_solved, sibling_solved, has_context in SITUATIONS:
+    for situation, is_solved, sibling_solved, has_context in SITUATIONS:
         factors = rule(_probe(is_solved, sibling_solved), 0, has_context)
         fed = [f"{name} x {factor:g}" for name, factor in sorted(factors.items()) if factor]
-        yield f"routing   {said}: {', '.join(fed) or 'nothing'}"
+        yield f"routing   {situation}: {', '.join(fed) or 'nothing'}"
 
 
 def _probe(*solved: bool) -> Group:
@@ -97,7 +99,9 @@ def _probe(*solved: bool) -> Group:
 
 
 def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> Iterator[str]:
-    name = DIVERGENCES.get(distill.divergence, f"JSD, teacher's weight {distill.beta:g}")
+    name = DIVERGENCES[distill.divergence]
+    if distill.beta is not None:
+        name += f", teacher's weight {distill.beta:g}"
     match distill.granularity:
         case "logit":
             yield f"distill   {name}, per logit"
@@ -106,27 +110,60 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
             yield "distill   log teacher - log student of the sampled token is its advantage"
         case "sequence":
             yield "distill   the mean of log teacher - log student is the rollout's advantage"
+    yield from textwrap.wrap(_reach(distill), 88, initial_indent=INDENT, subsequent_indent=INDENT)
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":
-        yield (
-            f"          off-policy: surrogate per logit (Eq. 13), ratios within "
-            f"[{1 - distill.eps_low:g}, {1 + distill.eps_high:g}], "
-            f"old / sampler at most {distill.ratio_cap:g}"
-        )
+        yield f"          off-policy: surrogate per logit (Eq. 13), ratios {_range(distill)}"
     else:
         yield f"          off-policy: student / sampler per token, at most {distill.ratio_cap:g}"
     if distill.sequence_estimator:
         yield f"          + {distill.sequence_estimator:g} x sequence-level term (Eq. 8) of {name}"
     yield f"          weighting: {_weighting(config)}"
-    yield f"          / {_joint(spec) or 'distilled tokens'} of the whole batch"
+    yield f"          / {_divisor(spec)} of the whole batch"
+
+
+def _range(clip: DistillSpec | PolicyGradientSpec) -> str:
+    low = "0" if clip.eps_low is None else f"{1 - clip.eps_low:g}"
+    high = "inf" if clip.eps_high is None else f"{1 + clip.eps_high:g}"
+    return f"within [{low}, {high}]"
 
 
 def _support(distill: DistillSpec) -> str:
     if distill.top_k is None:
         return "the whole vocabulary"
-    rest = "the rest as one bucket" if distill.tail else "renormalised"
-    return f"the student's top {distill.top_k}, {rest}"
+    whose = {
+        "student": f"the student's top {distill.top_k}",
+        "teacher": f"the teacher's top {distill.top_k}",
+        "union": f"the top {distill.top_k} of student and teacher together",
+    }[distill.support]
+    return f"{whose}, {'the rest as one entry' if distill.tail else 'renormalised'}"
+
+
+def _reach(distill: DistillSpec) -> str:
+    """Whether a token that the student practically never says can be raised: the gradients of
+    docs/algorithm.md, in one sentence."""
+    if distill.granularity != "logit":
+        return "raises no token that the student does not sample"
+    if distill.divergence in ("reverse_kl", "jsd"):
+        return (
+            "hardly raises a token that the student does not propose: the gradient on a token is "
+            "proportional to the student's probability of it (with forward_kl it need not be)"
+        )
+    if distill.advantage_clip is not None:
+        return (
+            "hardly raises a token that the student does not propose: clipped, the gradient is at "
+            f"most e^{distill.advantage_clip:g} times the student's probability of it"
+        )
+    if distill.top_k is None or distill.support != "student":
+        which = "any token" if distill.top_k is None else "a token of the teacher's top-K"
+        return f"raises {which} that the student does not propose: teacher's less student's mass"
+    if distill.tail:
+        return (
+            "hardly raises a token outside the student's top-K: what the teacher gives the tail is "
+            "shared out by the student's own probabilities (support = 'teacher' would raise it)"
+        )
+    return "raises no token outside the student's top-K: it is left out of the comparison"
 
 
 def _weighting(config: RunConfig) -> str:
@@ -138,27 +175,31 @@ def _weighting(config: RunConfig) -> str:
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
     if isinstance(config.objective, ScSdpoConfig):
         parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
-    return ", times ".join(parts) or "every token alike"
+    return ", times ".join(parts) or "all tokens equal"
 
 
-def _joint(spec: ObjectiveSpec) -> str | None:
-    return "tokens routed to distill or pg" if spec.joint_count else None
+def _divisor(spec: ObjectiveSpec) -> str:
+    """What distillation and policy gradient are divided by; one count for both."""
+    components = {"distill": spec.distill, "pg": spec.pg}
+    routed = " or ".join(name for name, part in components.items() if part is not None)
+    if spec.pg is None:
+        return f"tokens routed to {routed}"
+    return {
+        "token": f"tokens routed to {routed}",
+        "sequence": f"rollouts routed to {routed}, each the mean of its tokens,",
+        "fixed": f"rollouts routed to {routed} x {spec.pg.fixed_length}",
+    }[spec.pg.normalization]
 
 
 def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveSpec) -> list[str]:
-    denominators = {
-        "token": _joint(spec) or "tokens routed to pg",
-        "sequence": "rollouts routed to pg, each the mean of its tokens,",
-        "fixed": f"rollouts routed to pg x {pg.fixed_length}",
-    }
-    over = f"          / {denominators[pg.normalization]} of the whole batch"
+    over = f"          / {_divisor(spec)} of the whole batch"
     if pg.kind == "sft":
-        said = "likelihood, after the task's own prompt, of attempts the self-teacher sampled"
-        return [f"pg        {said}", over]
-    std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
+        likelihood = "likelihood of the self-teacher's attempts after the task's own prompt"
+        return [f"pg        {likelihood}", over]
+    std = divides_by_std(config.objective)
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
-        f"pg        {pg.kind}, ratios within [{1 - pg.eps_low:g}, {1 + pg.eps_high:g}]{cap}",
+        f"pg        {pg.kind}, ratios {_range(pg)}{cap}",
         f"          advantage: reward - group's mean{', over its deviation' if std else ''}",
     ]
     match spec.credit:
@@ -178,6 +219,6 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
 
 def _teacher(config: RunConfig) -> str:
     settings = config.teacher.schedule.model_dump(exclude={"type"})
-    said = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    values = ", ".join(f"{key} {value:g}" for key, value in settings.items())
     kind = config.teacher.schedule.type
-    return f"{kind} ({said})" if said else kind
+    return f"{kind} ({values})" if values else kind

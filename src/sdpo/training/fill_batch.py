@@ -1,25 +1,29 @@
-"""Samples of a micro-batch as the per-token columns that the objective reads.
+"""Samples of a micro-batch as the per-token columns that the objective reads: made here once, in
+the order and the type that the loss takes them.
 
-Legend: T trained tokens of the micro-batch, R those with a teacher, K wrong demonstrations.
+Legend: T trained tokens of the micro-batch, D hidden size, N wrong demonstrations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 
 from sdpo.config.objective import (
+    DistillingConfig,
     EntropyWeightingConfig,
+    NoWeightingConfig,
     ObjectiveConfig,
     PositionWeightingConfig,
     ScSdpoConfig,
 )
+from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.logits import token_statistics
-from sdpo.losses.head.support import OldSupport
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.losses.token_batch import TokenBatch
+from sdpo.losses.token_batch import OldSupport, TokenBatch
 from sdpo.losses.weighting import entropy_weights, position_weights, success_rate_weights
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
@@ -28,55 +32,70 @@ from sdpo.training.targets import Targets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OldPolicy:
-    """What the weights at the start of the step thought of one sample.
+    """What the weights at the start of the step thought of one sample, as far as its loss reads it.
 
     Example:
-        OldPolicy(logprobs=logprobs_T, support=None)
+        OldPolicy(logprobs=logprobs_T)
     """
 
-    logprobs: torch.Tensor
-    """[T]."""
-    support: OldSupport | None
-    """Only for the logit-level surrogate (Eq. 13)."""
+    logprobs: torch.Tensor | None = None
+    """[T], where `ObjectiveSpec.reads_old`."""
+    support: OldSupport | None = None
+    """For the surrogate per logit (Eq. 13), of samples that have a teacher."""
 
 
-def token_batch(
+def teacher_first(
+    samples: Sequence[Sample], hidden_TD: torch.Tensor, teacher: Collection[Key]
+) -> tuple[list[Sample], torch.Tensor]:
+    """`samples` and their hidden states with those that have a `teacher` in front, otherwise in the
+    order they had: a chunk of the head then has a teacher or has none."""
+    order = sorted(range(len(samples)), key=lambda i: samples[i].key not in teacher)
+    if order == list(range(len(samples))):
+        return list(samples), hidden_TD
+    parts = hidden_TD.split([sum(s.loss_mask) for s in samples])
+    return [samples[i] for i in order], torch.cat([parts[i] for i in order])
+
+
+def fill_batch(
     samples: Sequence[Sample],
     targets: Targets,
     weights: Mapping[Key, torch.Tensor],
     old: Mapping[Key, OldPolicy],
     device: torch.device,
 ) -> TokenBatch:
-    """The columns of `samples`, sample after sample."""
+    """The columns of `samples`, sample after sample; `teacher_first` has put them in order."""
     counts = [s.num_trained for s in samples]
     lengths = torch.tensor(counts, device=device)
+    dtype = math_dtype(targets.teacher_head.dtype)
 
     def spread(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=device, dtype=torch.float32).repeat_interleave(lengths)
+        return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(lengths)
 
-    has_teacher = torch.tensor([s.key in targets.teacher for s in samples], device=device)
+    is_taught = [s.key in targets.teacher for s in samples]
+    assert is_taught == sorted(is_taught, reverse=True), "samples with a teacher come first"
     distill = [
         weights[s.key] if s.key in weights else torch.zeros(count, device=device)
         for s, count in zip(samples, counts, strict=True)
     ]
-    olds = [old[s.key] for s in samples] if old else []
+    olds = [old.get(s.key, OldPolicy()) for s in samples]
     return TokenBatch(
+        num_taught=sum(count for count, taught in zip(counts, is_taught, strict=True) if taught),
         targets=torch.tensor(
             [t for s in samples for t in s.trained_ids], device=device, dtype=torch.long
         ),
         sampler_logprobs=torch.tensor(
             [p for s in samples for p, m in zip(s.sampler_logprobs, s.loss_mask, strict=True) if m],
             device=device,
+            dtype=dtype,
         ),
         advantages=spread([s.advantage for s in samples]),
-        distill_weights=torch.cat(distill),
+        distill_weights=torch.cat(distill).to(dtype),
         pg_weights=spread([s.component_weights.get("pg", 0.0) for s in samples]),
         sequence_ids=torch.arange(len(samples), device=device).repeat_interleave(lengths),
-        old_logprobs=torch.cat([o.logprobs for o in olds]) if olds else None,
-        old_support=_join([o.support for o in olds]),
-        teacher_rows=has_teacher.repeat_interleave(lengths).nonzero()[:, 0],
-        negative_teacher_logprobs=_negatives(samples, counts, targets, device),
         sequence_lengths=lengths.repeat_interleave(lengths),
+        old_logprobs=_old_logprobs(olds, counts, device, dtype),
+        negative_teacher_logprobs=_negatives(samples, counts, targets, dtype),
+        old_support=_join([o.support for o in olds]),
     )
 
 
@@ -97,7 +116,10 @@ def distill_weights(
         return {}
     device = targets.teacher_head.device
     factors = [torch.ones(s.num_trained, device=device) for s in distilled]
-    match getattr(objective, "weighting", None):
+    assert isinstance(objective, DistillingConfig)
+    match objective.weighting:
+        case NoWeightingConfig():
+            pass
         case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             factors = [
                 position_weights(len(f), w_min=w_min, tau=tau, s=s, device=device) for f in factors
@@ -105,6 +127,8 @@ def distill_weights(
         case EntropyWeightingConfig(beta=beta):
             entropies = [_teacher_entropy(s, targets, spec) for s in distilled]
             factors = entropy_weights(entropies, beta=beta, reduce=parallel.sum)
+        case _:
+            assert_never(objective.weighting)
     rates = [1.0] * len(distilled)
     if isinstance(objective, ScSdpoConfig):
         rates = success_rate_weights(
@@ -127,6 +151,7 @@ def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> t
         targets.teacher_head,
         torch.tensor(sample.trained_ids, device=targets.teacher_head.device, dtype=torch.long),
         temperature=spec.temperature,
+        vocabulary=spec.vocabulary,
         reference_hidden=targets.trust.get(key),
         reference_head=targets.initial_head if trust is not None else None,
         trust=trust,
@@ -134,20 +159,36 @@ def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> t
 
 
 def _negatives(
-    samples: Sequence[Sample], counts: Sequence[int], targets: Targets, device: torch.device
+    samples: Sequence[Sample], counts: Sequence[int], targets: Targets, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """[T, K] padded with NaN where a sample has fewer wrong demonstrations."""
+    """[T, N] padded with NaN where a sample has fewer wrong demonstrations."""
     width = max((t.shape[1] for t in targets.negatives.values()), default=0)
     if not width:
         return None
     rows = []
     for sample, count in zip(samples, counts, strict=True):
-        row = torch.full((count, width), torch.nan, device=device)
+        row = torch.full((count, width), torch.nan, device=targets.teacher_head.device, dtype=dtype)
         found = targets.negatives.get(sample.key)
         if found is not None:
             row[:, : found.shape[1]] = found
         rows.append(row)
     return torch.cat(rows)
+
+
+def _old_logprobs(
+    olds: Sequence[OldPolicy], counts: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """[T], 0 for samples that nobody reads it of; None where nobody reads any."""
+    if all(old.logprobs is None for old in olds):
+        return None
+    return torch.cat(
+        [
+            torch.zeros(count, device=device, dtype=dtype)
+            if old.logprobs is None
+            else old.logprobs.to(dtype)
+            for old, count in zip(olds, counts, strict=True)
+        ]
+    )
 
 
 def _join(supports: Sequence[OldSupport | None]) -> OldSupport | None:

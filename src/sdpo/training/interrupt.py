@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that can be saved: never in the middle of an update."""
+"""Ctrl-C only takes effect where the run can be saved: never in the middle of an update."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from types import FrameType
 
 
 class BrokenOff(KeyboardInterrupt):
-    """A second Ctrl-C broke into an undivided block: what it left must not be saved."""
+    """A second Ctrl-C aborted an undivided block, whose state must not be saved."""
 
 
 @contextmanager
 def undivided(say: Callable[[str], None]) -> Generator[None]:
-    """A block in which Ctrl-C waits for the end, since half an update cannot be saved; a second one
-    breaks in and raises `BrokenOff`. `say` tells the user."""
+    """A block that Ctrl-C does not interrupt until its end, since half an update cannot be saved; a
+    second Ctrl-C aborts it with `BrokenOff`. `say` tells the user."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    interrupted = []
+    interrupts = []
 
     def note(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)
-        interrupted.append(number)
-        say("interrupt noted; finishing the update first")
+        interrupts.append(number)
+        say("interrupted; finishing the current step (press Ctrl-C again to abort)")
 
     previous = signal.signal(signal.SIGINT, note)
     try:
@@ -34,5 +34,5 @@ def undivided(say: Callable[[str], None]) -> Generator[None]:
         raise BrokenOff from None
     finally:
         signal.signal(signal.SIGINT, previous)
-    if interrupted:
+    if interrupts:
         raise KeyboardInterrupt

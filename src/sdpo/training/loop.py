@@ -1,22 +1,28 @@
 """Algorithm 1 of the paper on one screen: sample, judge, re-read knowing the verdict, distil. Read
 this file first.
 
-Every name below is one module: `collect` is rollouts/collect.py, `contexts` teacher/context.py,
-`update` training/step.py. No tensors here. What a run is made of is put together in
-training/run.py.
+`run.collect` samples and judges (rollouts/collect.py), `learner` re-reads and distils
+(training/learner.py), and the rest of `run` keeps the books: evaluations, canaries, records,
+checkpoints (training/run.py). No tensors here.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
+from sdpo.errors import JudgeError
+from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.training.interrupt import BrokenOff, undivided
 from sdpo.training.run import Run, open_run
+
+OnStep = Callable[[Mapping[str, float]], object]
+"""Receives a row of metrics.jsonl; what it returns is not looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,64 +40,99 @@ class TrainResult:
     metrics: dict[str, float]
     """The last row of metrics.jsonl."""
     finished: bool
-    """False when interrupted; the same call continues."""
+    """False when interrupted; the same call continues the run."""
+    runs: tuple[TrainResult, ...] = ()
+    """With `seeds` > 1 the result of each; the fields above are then about all of them: their
+    folder, the steps of the last, means of metrics, whether all finished."""
 
 
-def train(config: RunConfig, *, env: Env | None = None) -> TrainResult:
-    """Train as `config` says and return where it ended; an existing run directory of the same
+def train(
+    config: RunConfig, *, env: Env | None = None, on_step: OnStep | None = None
+) -> TrainResult:
+    """Train as `config` says and return where the run ended. An existing run directory of the same
     config is resumed exactly.
 
-    `env` replaces `config.env`. Raises `SdpoError` for anything a user can fix; Ctrl-C saves a
-    checkpoint and returns; a second one during an update returns at once and leaves the last one.
+    `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
+    written, the first evaluation's included. Ctrl-C saves a checkpoint and returns; a second one
+    during an update returns at once and leaves the last checkpoint as it is. Raises `SdpoError` for
+    anything a user can fix.
     """
+    if config.seeds > 1:
+        return _train_seeds(config, env, on_step)
     with open_run(config, env) as run:
         try:
-            return _train(run)
+            for row in train_steps(run):
+                if on_step is not None:
+                    on_step(row)
+            return _result(run, finished=True)
         except BrokenOff:
             run.say(
                 "interrupted inside a step; the same command continues from the last checkpoint"
             )
             return _result(run, finished=False)
+        except JudgeError:
+            run.save_before_stop()
+            raise
         except KeyboardInterrupt:
             run.save_interrupted()
             return _result(run, finished=False)
 
 
-def _train(run: Run) -> TrainResult:
-    config = run.config
+def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> TrainResult:
+    """One run after the other; a finished one is not repeated, and an interrupt ends them all."""
+    folder = Path(config.run)
+    runs: list[TrainResult] = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        alone = config.model_copy(
+            update={"seeds": 1, "seed": seed, "run": str(folder / f"seed-{seed}")}
+        )
+        runs.append(train(alone, env=env, on_step=on_step))
+        if not runs[-1].finished:
+            break
+    # A metric that was not finite is written as null.
+    known = [{n: v for n, v in run.metrics.items() if isinstance(v, int | float)} for run in runs]
+    shared = set.intersection(*map(set, known))
+    return TrainResult(
+        run_dir=folder,
+        step=runs[-1].step,
+        metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
+        finished=len(runs) == config.seeds and runs[-1].finished,
+        runs=tuple(runs),
+    )
+
+
+def train_steps(run: Run) -> Generator[Mapping[str, float]]:
+    """The run, a step at a time; each step's row of metrics.jsonl once it is done."""
+    config, learner = run.config, run.learner
     tasks = run.env.load("train")
     if run.start():
         metrics = run.evaluate()
         run.record(metrics, run.watch(metrics))
         run.save_start()
+        yield run.last_metrics
+    elif run.unevaluated is not None:
+        run.complete(run.unevaluated)
+        run.save()
+        yield run.last_metrics
     while run.step < config.steps:
-        start = time.perf_counter()
+        clock = Clock()
         step_tasks = tasks_of_step(
             tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
         )
         collected = run.collect(step_tasks)
-        updated = time.perf_counter()
-        groups = run.with_contexts(collected.groups)
         with undivided(run.say):
-            losses = run.update(groups)
-            finished = time.perf_counter()
-            metrics = run.finish_step(groups, losses)
-            metrics |= {
-                "time/generate_s": collected.generate_s,
-                "time/judge_s": collected.judge_s,
-                "time/update_s": finished - updated,
-                "time/step_s": time.perf_counter() - start,
-            }
-            if run.is_due(config.eval.every):
-                metrics |= run.evaluate()
-            alerts = run.watch(metrics)
-            run.record(metrics, alerts)
-            # Before any save, so that a run killed in between is resumed before the alert and acts
-            # on it again.
-            run.act(alerts)
+            with clock("update"):
+                groups = learner.with_contexts(collected.groups)
+                samples = learner.samples(groups)
+                losses = learner.update(samples)
+            metrics = run.measure(groups, losses)
+            metrics |= learner.follow(metrics)
+            run.record_rollouts(groups, losses)
+            metrics |= collected.metrics() | clock.seconds()
+            run.complete(metrics)
         if run.is_due(config.checkpoint.every):
             run.save()
-    return _result(run, finished=True)
+        yield run.last_metrics
 
 
 def _result(run: Run, *, finished: bool) -> TrainResult:

@@ -44,23 +44,31 @@ class Optimizer:
             fused=True,
         )
         self.num_updates = 0
+        """Updates that changed the weights; also the version that the engine publishes."""
+        self.num_steps = 0
+        """Training steps completed, which warm-up counts as the paper's scheduler does."""
         self.lr_scale = 1.0
         """Factor on the learning rate; a canary's rollback halves it."""
 
     @property
     def lr(self) -> float:
-        """The rate of the next update: linear warm-up, then constant."""
+        """The rate of this step's updates: linear warm-up over steps, then constant."""
         warmup = self._config.warmup_steps
-        ramp = min(1.0, (self.num_updates + 1) / warmup) if warmup else 1.0
+        ramp = min(1.0, (self.num_steps + 1) / warmup) if warmup else 1.0
         return self._config.lr * self.lr_scale * ramp
+
+    @property
+    def masters(self) -> Mapping[str, torch.Tensor]:
+        """The trained weights by name, in float32 and unrounded."""
+        return self._masters
 
     @contextmanager
     def accumulating(self) -> Generator[None]:
-        """Inside the block `backward()` adds the gradient of a parameter with a master copy to its
-        float32 sum and frees it, as soon as it is there: the narrow gradients of a whole model
-        never exist at once. A float32 parameter's gradient is its sum already.
+        """Inside the block, `backward()` adds the gradient of each parameter that has a master copy
+        to its float32 sum as soon as it is computed, and frees it: the narrow gradients of a whole
+        model never exist at once. The gradient of a float32 parameter already is its sum.
 
-        Enter it before the first forward pass: it makes room for what outlives the pass.
+        Enter it before the first forward pass, since it allocates what outlives the pass.
         """
         self._make_room()
 
@@ -85,7 +93,8 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:
-        """One AdamW step on the accumulated gradients; the global norm before clipping.
+        """One AdamW step on the accumulated gradients; the global norm before clipping. A gradient
+        that is zero on all ranks changes nothing.
 
         Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where`
         names step and tasks.
@@ -100,6 +109,10 @@ class Optimizer:
                 f"{where}: the gradient norm is {norm}; no weight was changed. "
                 "Lower optim.lr, or resume from the last checkpoint with another seed"
             )
+        if norm == 0.0:
+            # AdamW would still move the weights, by its momentum and by decay.
+            self.clear()
+            return norm
         if norm > self._config.grad_clip:
             torch._foreach_mul_(gradients, self._config.grad_clip / norm)
         for group in self._adamw.param_groups:
@@ -114,9 +127,9 @@ class Optimizer:
         return norm
 
     def _make_room(self) -> list[torch.Tensor]:
-        """The gradient sums; zero where there are none yet, as are the moments before the first
-        update. Left to whoever needs them first, they would come to lie between activations, and a
-        CPU could not use again what lies around them."""
+        """The gradient sums, allocated as zeros where there are none yet, like the moments before
+        the first update. Allocated lazily they would land between activations and fragment the
+        heap, so that a CPU's allocator could not reuse the memory around them."""
         gradients = []
         for master in self._masters.values():
             if master.grad is None:
@@ -145,6 +158,7 @@ class Optimizer:
                 if m is not self._parameters[name]
             },
             "num_updates": self.num_updates,
+            "num_steps": self.num_steps,
             "lr_scale": self.lr_scale,
         }
 
@@ -155,4 +169,5 @@ class Optimizer:
         for name, master in state["masters"].items():  # ty: ignore[missing-attribute]
             self._masters[name].copy_(master)
         self.num_updates = int(state["num_updates"])  # ty: ignore[invalid-argument-type]
+        self.num_steps = int(state["num_steps"])  # ty: ignore[invalid-argument-type]
         self.lr_scale = float(state["lr_scale"])  # ty: ignore[invalid-argument-type]

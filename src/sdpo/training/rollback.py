@@ -1,24 +1,19 @@
-"""Going back after a collapse: which checkpoint is good, and what is restored from it.
+"""Going back after a collapse: which checkpoint is good.
 
-The canaries say until when the weights were not suspicious (`Alert.good`). That alone would accept
-a model that is merely half destroyed, so the evaluations have a say too: a checkpoint is good when
-the evaluation before it was within the interval of the best one.
+The canaries know the last step at which nothing was suspicious (`Alert.good`). That alone would
+accept a model that is only half destroyed, so evaluations count too: a checkpoint is good when the
+last evaluation before it was within the interval of the best one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from sdpo.training.step import Updater
 
 CURE = (
     "lower optim.lr, freeze the teacher (teacher.schedule.type=frozen), "
     "or set canaries.action=warn, in a new run"
 )
 """What a user can do about a collapse."""
-LR_FACTOR = 0.5
-"""Factor on the learning rate at each rollback."""
 
 
 class EvaluationHistory:
@@ -40,20 +35,21 @@ class EvaluationHistory:
 
     def newest_good(self, checkpoints: Sequence[int], good: int) -> int | None:
         """The newest of `checkpoints` up to step `good` whose last evaluation was within the
-        interval of the best; the best evaluated one where none was, None without any."""
+        interval of the best one. If there is none, the one with the best evaluation; None without
+        checkpoints."""
         rows = [row for row in self._rows if row[0] <= good]
         floor = max(rows, key=lambda row: row[1], default=(0, 0.0, 0.0))[2]
-        found = [(self._solved(step), step) for step in checkpoints if step <= good]
-        passing = [step for solved, step in found if solved >= floor]
+        candidates = [(self._solved(step), step) for step in checkpoints if step <= good]
+        passing = [step for solved, step in candidates if solved >= floor]
         if passing:
             return max(passing)
-        return max(found)[1] if found else None
+        return max(candidates)[1] if candidates else None
 
     def restored(self, step: int, source: int) -> None:
         """Note that the weights at `step` are now those of checkpoint `source`."""
-        known = [row for row in self._rows if row[0] <= source]
-        if known:
-            self._rows.append((step, *known[-1][1:]))
+        earlier = [row for row in self._rows if row[0] <= source]
+        if earlier:
+            self._rows.append((step, *earlier[-1][1:]))
 
     def state(self) -> list[tuple[int, float, float]]:
         """Plain data for a checkpoint."""
@@ -65,16 +61,3 @@ class EvaluationHistory:
 
     def _solved(self, step: int) -> float:
         return next((row[1] for row in reversed(self._rows) if row[0] <= step), 0.0)
-
-
-def roll_back(state: Mapping[str, Any], updater: Updater) -> None:
-    """Optimizer and teacher of checkpoint `state`, whose weights the model already has; then a
-    lower rate than now and a teacher that stays as it is."""
-    optimizer, schedule = updater.optimizer, updater.schedule
-    scale, updates = optimizer.lr_scale, optimizer.num_updates
-    optimizer.load_state(state["optimizer"])
-    schedule.load_state(state["schedule"])
-    optimizer.lr_scale = scale * LR_FACTOR
-    # Counted as one more update: weights that differ must never share a policy version.
-    optimizer.num_updates = updates + 1
-    schedule.freeze(updater.model)

@@ -1,45 +1,42 @@
-"""A training run: the parts that `loop.py` drives, their state, and what is written where.
+"""A training run as `loop.py` drives it: its state, its canaries, and what is written where.
 
-Every rank holds all groups of a step (they are gathered after judging), so statistics and records
-need no further exchange; each rank trains on its own share of the tasks.
+Groups are gathered after judging, so every rank holds all groups of a step: statistics and records
+need no further exchange. What a step learns from them is learner.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdpo.config.objective import SftConfig
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
-from sdpo.envs.base import Env, reference_answers
-from sdpo.errors import CanaryStop
+from sdpo.envs.base import Env
+from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
-from sdpo.inspection.tokens import choose_inspected
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
-from sdpo.metrics.values import Mean, Metrics
 from sdpo.metrics.writer import MetricsWriter
-from sdpo.models.structure import check_head
 from sdpo.parallel import Parallel, start_parallel
-from sdpo.records import Group, Sample, Task
-from sdpo.rollouts.collect import Collected
-from sdpo.rollouts.record import RolloutRecorder
+from sdpo.records import Group, Task, Verdict
+from sdpo.rollouts.collect import Collected, drop_empty
+from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
-from sdpo.training.objectives import objective_spec, routing_rule
-from sdpo.training.optim import Optimizer
-from sdpo.training.rollback import CURE, EvaluationHistory, roll_back
-from sdpo.training.samples import SampleBuilder, teacher_lengths
-from sdpo.training.self_teacher import check_can_sample, solved_by_self_teacher
-from sdpo.training.step import Updater
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.learner import Learner, make_trainable
+from sdpo.training.lengths import check_lengths
+from sdpo.training.rollback import CURE, EvaluationHistory
+from sdpo.training.samples import unread_feedback
+from sdpo.training.self_teacher import check_can_sample
+from sdpo.training.step import StepResult
+
+T = TypeVar("T")
 
 
 class Run:
@@ -50,28 +47,31 @@ class Run:
         config: RunConfig,
         run_dir: Path,
         sampler: Sampler,
-        builder: SampleBuilder,
-        updater: Updater,
+        learner: Learner,
         parallel: Parallel,
+        *,
+        is_quiet: bool,
     ) -> None:
         self.config = config
         self.dir = run_dir
         self.env = sampler.env
-        self.step = 0
-        """Steps completed."""
+        self.learner = learner
         self.last_metrics: dict[str, float] = {}
+        self.unevaluated: dict[str, float] | None = None
+        """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
-        self._builder = builder
-        self._updater = updater
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
         self._totals = {"rollouts_total": 0, "tokens_total": 0}
+        self._last_rollout: tuple[str, Verdict] | None = None
         backends = config.log.backends if parallel.is_main else ()
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
         self._recorder = RolloutRecorder(run_dir)
-        self._dashboard = Dashboard(config.steps, run_dir, is_quiet=not parallel.is_main)
+        self._dashboard = Dashboard(
+            config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
+        )
 
     def __enter__(self) -> Run:
         self._dashboard.__enter__()
@@ -82,12 +82,17 @@ class Run:
         self._writer.close()
         self._recorder.close()
 
+    @property
+    def step(self) -> int:
+        """Steps completed."""
+        return self.learner.step
+
     def start(self) -> bool:
-        """Continue from the newest checkpoint if there is one; true when the run starts from the
+        """Continue from the newest checkpoint; true if there is none and the run starts from the
         beginning.
 
-        Rows after the checkpoint are dropped from every record, so a killed run's files end up like
-        an uninterrupted one's. Raises `CanaryStop` when a canary has ended the run.
+        Rows after the checkpoint are dropped from every record, so that a killed run ends with the
+        same files as an uninterrupted one. Raises `CanaryStop` when a canary has ended the run.
         """
         steps = self._checkpoints.steps()
         if steps:
@@ -98,90 +103,69 @@ class Run:
                 )
             self.say(f"resuming {self.dir} after step {self.step}")
         if self._parallel.is_main:
-            self._writer.resume_at(self.step if steps else -1)
-            self._recorder.resume_at(self.step if steps else -1)
+            last = self.step if steps else -1
+            is_evaluated = self.unevaluated is None
+            self._writer.resume_at(last if is_evaluated else last - 1)
+            self._recorder.resume_at(last, is_evaluated=is_evaluated)
             self.last_metrics = self._writer.last()
         return not steps
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
-        """Judged groups of all ranks for `tasks`, in their order."""
-        collected = self._sampler.collector.collect(
-            self._parallel.share(tasks),
-            group_size=self.config.rollout.group_size,
-            sampling=self._sampling(),
-            seed=derive(self.config.seed, "rollout", self.step),
-        )
-        return replace(collected, groups=self._parallel.gather_shares(collected.groups))
-
-    def with_contexts(self, groups: Sequence[Group]) -> list[Group]:
-        """`groups` with what the teacher reads for every rollout."""
-        return self._builder.with_contexts(
-            groups, seed=derive(self.config.seed, "context", self.step)
-        )
-
-    def update(self, groups: Sequence[Group]) -> Metrics:
-        """Train on this rank's share of the groups; metrics of all ranks."""
-        share = None
-        if isinstance(self.config.objective, SftConfig):
-            groups, share = solved_by_self_teacher(
-                *(self._sampler, self._updater.schedule, self._parallel, groups),
+        """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
+        could be judged. Raises `JudgeError` on every rank."""
+        group_size = self.config.rollout.group_size
+        collected = self._on_all_ranks(
+            lambda: self._sampler.collector.collect(
+                self._parallel.share(tasks),
+                group_size=group_size,
                 sampling=self._sampling(),
-                seed=derive(self.config.seed, "teacher", self.step),
+                seed=derive(self.config.seed, "rollout", self.step),
             )
-        samples = self._samples(groups)
-        spec = objective_spec(
-            self.config.objective,
-            step=self.step,
-            temperature=self.config.rollout.temperature,
-            max_completion_tokens=self.config.rollout.max_completion_tokens,
-            trust=self._updater.schedule.trust,
         )
-        inspected = choose_inspected(
-            [s for part in samples for s in part if spec.is_taught(s)],
-            len(self._parallel.share(range(self.config.credit.rollouts))),
-            seed=derive(self.config.seed, "credit", self.step),
-        )
-        result = self._updater.step(samples, spec, where=f"step {self.step + 1}", inspect=inspected)
-        if share is not None:
-            result.metrics.add("teacher/solved", share)
-        self._publish()
-        self._credit = [part for parts in self._parallel.gather(result.credit) for part in parts]
-        self._teacher_lengths = {
-            key: length
-            for lengths in self._parallel.gather(teacher_lengths(samples))
-            for key, length in lengths.items()
-        }
-        return Metrics.merged(self._parallel.gather(result.metrics.state()))
+        groups = self._parallel.gather_shares(collected.groups)
+        return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
-    def finish_step(self, groups: Sequence[Group], update: Metrics) -> dict[str, float]:
-        """Count the step, let the teacher follow it, record its rollouts; the step's metrics
-        without times."""
-        self.step += 1
+    def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
+        """The metrics of the step that `learner` has just trained, without times; its rollouts and
+        tokens are added to the run's totals."""
+        if self.step == 0 and (unread := unread_feedback(groups)):
+            self.say(
+                f"objective.type = {self.config.objective.type!r} does not learn from feedback "
+                f"alone: no teacher reads what the judge wrote to {unread} failed attempts; "
+                "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
+                "would help)"
+            )
         metrics = rollout_metrics(groups)
-        metrics.merge(update)
-        logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
-        # An unbiased estimate over every sampled token, at no cost; multi-turn attempts count their
-        # last turn.
-        metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
-        row = metrics.reduce()
+        metrics.merge(losses.metrics)
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
         self._totals["tokens_total"] += sum(
             num_completion_tokens(r) for g in groups for r in g.rollouts
         )
-        refreshed = self._updater.schedule.after_step(
-            self.step - 1,
-            self._updater.model,
-            mean_reward=row["train/reward"],
-            length_p90=row["rollouts/length_p90"],
-        )
+        return metrics.reduce() | self._totals
+
+    def record_rollouts(self, groups: Sequence[Group], losses: StepResult) -> None:
+        """Write the rollouts and the token credit of the step that has just ended."""
         if self._parallel.is_main:
-            rows = self._recorder.record(
-                self.step, groups, teacher_prompt_tokens=self._teacher_lengths
+            rows = rollout_rows(
+                self.step, groups, teacher_prompt_tokens=losses.teacher_prompt_tokens
             )
+            self._recorder.write(rows)
             self._writer.write_rollouts(self.step, rows)
-            self._recorder.record_credit(replace(c, step=self.step) for c in self._credit)
+            self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
-        return row | self._totals | {"teacher/refreshed": float(refreshed)}
+
+    def complete(self, metrics: Mapping[str, float]) -> None:
+        """Evaluate the step that has just trained if that is due, write its row and act on its
+        alerts. A judge that fails here leaves the step `unevaluated`; saved so, the run makes the
+        evaluation when it continues."""
+        self.unevaluated = dict(metrics)
+        if self.is_due(self.config.eval.every):
+            metrics = {**metrics, **self.evaluate()}
+        alerts = self.watch(metrics)
+        self.record(metrics, alerts)
+        self.unevaluated = None
+        # Before any save: a run killed in between resumes before the alert and acts on it again.
+        self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
@@ -189,28 +173,30 @@ class Run:
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
         # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
-        part = attempt_tasks(
-            self._sampler.collector,
-            self._parallel.share(tasks),
-            samples=evaluation.samples,
-            sampling=self._sampler.sampling(
-                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-            ),
-            seed=self.config.seed,
+        part = self._on_all_ranks(
+            lambda: attempt_tasks(
+                self._sampler.collector,
+                self._parallel.share(tasks),
+                samples=evaluation.samples,
+                sampling=self._sampler.sampling(
+                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
+                ),
+                seed=self.config.seed,
+            )
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
-            self._recorder.record(self.step, groups, split="eval")
-        return summarise(groups).metrics() | self._probe()
+            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
+        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
-        """Whether something done `every` steps (0: never in between) and after the last step is due
-        now."""
+        """Whether something that happens every `every` steps and after the last one is due now; 0
+        means after the last one only."""
         return self.step == self.config.steps or bool(every and self.step % every == 0)
 
     def watch(self, metrics: Mapping[str, float]) -> list[Alert]:
-        """Canaries that fire on this step's metrics; those that roll back know to which
-        checkpoint."""
+        """The alerts of canaries that fire on this step's metrics; those that roll back name the
+        checkpoint to go back to."""
         self._history.observe(self.step, metrics)
         alerts = self._canaries.observe(self.step, metrics)
         good = min((alert.good for alert in alerts), default=0)
@@ -222,17 +208,16 @@ class Run:
         self.last_metrics = {**metrics, "step": self.step}
         if self._parallel.is_main:
             self._writer.write(self.step, metrics, alerts)
-            self._dashboard.update(
-                self.step, metrics, last=getattr(self, "_last_rollout", None), alerts=alerts
-            )
+            self._dashboard.update(self.step, metrics, last=self._last_rollout, alerts=alerts)
 
     def save(self) -> None:
-        """Write a checkpoint of this step; the one a rollback would need outlives `keep`."""
+        """Write a checkpoint of this step. The one a rollback would need is kept beyond
+        `checkpoint.keep`."""
         if self._parallel.is_main:
             good = self._canaries.good(self.step)
             self._checkpoints.save(
                 self.step,
-                self._updater.model,
+                self.learner.model,
                 self._sampler.policy.tokenizer,
                 self._state(),
                 protect=self._history.newest_good(self._checkpoints.steps(), good)
@@ -247,23 +232,45 @@ class Run:
             self.save()
 
     def save_interrupted(self) -> None:
-        """Save what an interrupt left, unless not even the first row is written: then there is
-        nothing to keep."""
+        """Save the run after an interrupt, unless it has not written its first row yet."""
         if self.last_metrics:
             self.save()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
+
+    def save_before_stop(self) -> None:
+        """Save the last step that has trained, evaluated or not, before a judge's error ends the
+        run."""
+        if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
+            if self.step not in self._checkpoints.steps():
+                self.save()
+            self.say(f"a judge failed: step {self.step} is saved; the same command continues")
 
     def act(self, alerts: Sequence[Alert]) -> None:
         """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
         last good checkpoint."""
         if any(alert.action == "stop" for alert in alerts):
             self.save()
-            said = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
+            messages = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
             raise CanaryStop(
-                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: {said}; {CURE}"
+                f"stopped at step {self.step}, saved in {self._checkpoints.folder}: "
+                f"{messages}; {CURE}"
             )
         if any(alert.action == "rollback" for alert in alerts):
             self._roll_back(alerts[0].restored)
+
+    def _on_all_ranks(self, judge: Callable[[], T]) -> T:
+        """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
+        would otherwise wait for it."""
+        found, error = None, None
+        try:
+            found = judge()
+        except JudgeError as raised:
+            error = raised
+        for raised in self._parallel.gather(error):
+            if raised is not None:
+                raise raised
+        assert found is not None
+        return found
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -271,22 +278,21 @@ class Run:
             self._dashboard.say(text)
 
     def _roll_back(self, target: int | None) -> None:
-        """Weights, optimizer and teacher of checkpoint `target`, then half the rate and a frozen
-        teacher.
+        """Go back to the weights, optimizer and teacher of checkpoint `target`; from then on with
+        half the learning rate and a frozen teacher.
 
-        Steps and records go on: a rollback is part of the run's history, not an undoing of it.
+        Steps and records count on: a rollback is part of the run's history and does not undo it.
         """
         if target is None:
             raise CanaryStop(
                 f"canary at step {self.step}: no good checkpoint is left to roll back to; {CURE}"
             )
-        roll_back(self._checkpoints.load(target, self._updater.model), self._updater)
-        self._publish()
+        self.learner.roll_back(self._checkpoints.load(target, self.learner.model))
         self._canaries.restart(self.step)
         self._history.restored(self.step, target)
         self.say(
             f"rolled back to step {target}; "
-            f"learning rate x {self._updater.optimizer.lr_scale:g}, teacher frozen"
+            f"learning rate x {self.learner.optimizer.lr_scale:g}, teacher frozen"
         )
         # Not before every rank has read the old checkpoint, which the new one may replace.
         self._parallel.barrier()
@@ -306,56 +312,33 @@ class Run:
             parallel=self._parallel,
         ).metrics()
 
-    def _samples(self, groups: Sequence[Group]) -> list[list[Sample]]:
-        """This rank's samples of each update.
-
-        Tasks go to updates first, then to ranks: what an update sees does not depend on their
-        number."""
-        count = self.config.optim.updates_per_step
-        seed = derive(self.config.seed, "samples", self.step)
-        return [
-            [
-                sample
-                for group in self._parallel.share(groups[number::count])
-                for sample in self._builder.samples(group, seed=seed)
-            ]
-            for number in range(count)
-        ]
-
     def _sampling(self) -> Sampling:
         temperature = self.config.rollout.temperature
         return self._sampler.sampling(self.config, temperature=temperature)
 
     def _state(self) -> dict[str, Any]:
         return {
-            "step": self.step,
             "totals": self._totals,
-            "optimizer": self._updater.optimizer.state(),
-            "schedule": self._updater.schedule.state(),
             "canaries": self._canaries.state(),
             "evaluations": self._history.state(),
-        }
+            "unevaluated": self.unevaluated,
+        } | self.learner.state()
 
     def _load(self, step: int) -> None:
-        state = self._checkpoints.load(step, self._updater.model)
-        self.step = state["step"]
+        state = self._checkpoints.load(step, self.learner.model)
+        self.learner.load_state(state)
         self._totals = dict(state["totals"])
-        self._updater.optimizer.load_state(state["optimizer"])
-        self._updater.schedule.load_state(state["schedule"])
         self._canaries.load_state(state["canaries"])
         self._history.load_state(state.get("evaluations", ()))
-        self._publish()
-
-    def _publish(self) -> None:
-        """Let the engine sample from the current weights."""
-        self._sampler.collector.engine.load_weights(
-            self._sampler.policy.model, self._updater.optimizer.num_updates
-        )
+        self.unevaluated = state.get("unevaluated")
 
 
 @contextmanager
-def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
-    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`."""
+def open_run(
+    config: RunConfig, env: Env | None = None, *, is_quiet: bool = False
+) -> Generator[Run]:
+    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
+    `is_quiet` shows no steps."""
     check_can_sample(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
@@ -363,28 +346,16 @@ def open_run(config: RunConfig, env: Env | None = None) -> Generator[Run]:
     run_dir = open_run_dir(config, run_facts(env)) if parallel.is_main else Path(config.run)
     parallel.barrier()
     with open_sampler(config, env) as sampler:
-        model = sampler.policy.model
-        check_head(model)
-        if config.optim.gradient_checkpointing:
-            # Renamed in transformers 5.20; the old name warns there and is all there is before.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        updater = Updater(
-            model,
-            sampler.policy.tokenizer,
-            Optimizer(config.optim, model),
-            TeacherSchedule(
-                config.teacher.schedule, model, keep_initial=config.objective.kl_coefficient > 0
-            ),
-            config=config.optim,
-            objective=config.objective,
+        check_lengths(sampler, config, splits=("train", "eval"))
+        make_trainable(sampler.policy.model, config.optim)
+        learner = Learner(
+            sampler,
+            config,
+            seed=config.seed,
+            num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        builder = SampleBuilder(
-            chat=sampler.chat,
-            rules=config.teacher.context,
-            objective=config.objective,
-            rule=routing_rule(config.objective),
-            reference_answer=reference_answers(sampler.env),
-        )
-        with Run(config, run_dir, sampler, builder, updater, parallel) as run:
+        with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+            if parallel.is_main and (line := record_judging(run_dir, run.env)):
+                run.say(line)
             yield run

@@ -20,32 +20,34 @@ from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
-from sdpo.losses.head.support import OldSupport
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
-from sdpo.models.hidden import shares_prefixes
-from sdpo.models.packing import MicroBatch, hidden_rows, pack, pack_item
+from sdpo.models.packing import MicroBatch, hidden_rows, pack_samples
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, token_batch
+from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
 
 @dataclass(slots=True, kw_only=True)
 class StepResult:
-    """Metrics of a step's updates and the credit of inspected rollouts.
+    """What the updates of a step leave besides the weights.
 
     Example:
         StepResult(metrics=Metrics(), credit=[])
     """
 
     metrics: Metrics
+    """`loss/*`, `optim/*`, `policy/*`, `teacher/*` and `time/*` of the updates."""
     credit: list[TokenCredit] = field(default_factory=list)
+    """Token credit of the inspected rollouts."""
+    teacher_prompt_tokens: Mapping[Key, int] = field(default_factory=dict)
+    """Length of the teacher's prompt of every sample that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +93,8 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `updates` are this rank's samples of each; `inspect` names
-        rollouts whose credit is kept.
+        """All updates of a step. `updates` are this rank's samples of each update; `inspect` are
+        the rollouts whose credit is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
@@ -101,13 +103,10 @@ class Updater:
             # Present in every row, also when nothing had a gradient.
             result.metrics.add(f"loss/{name}", Sum(0.0))
         counted = [(part, self._denominators(part, spec)) for part in updates]
-        # Without anything to train on, AdamW's momentum and the teacher's average would still move.
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
-        samples = [sample for part, _ in counted for sample in part]
-        wants_support = spec.distill is not None and spec.distill.importance == "logit"
-        old = self._old_policy(samples, spec) if len(counted) > 1 or wants_support else {}
+        old = self._old_policy([part for part, _ in counted], spec)
         for part, denominators in counted:
             batch = _Batch(
                 denominators=denominators,
@@ -123,7 +122,7 @@ class Updater:
     def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
         """Counts of one update over all ranks."""
         counts = count_denominators(samples, spec)
-        return Denominators(*self._parallel.sum([counts.distill, counts.pg, counts.kl]))
+        return Denominators(*self._parallel.sum([counts.routed, counts.kl]))
 
     def _update(self, samples: Sequence[Sample], batch: _Batch, result: StepResult) -> None:
         spec = batch.spec
@@ -139,16 +138,15 @@ class Updater:
         finish(self.model.device)
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
         weights = distill_weights(active, targets, self._objective, spec, self._parallel)
-        items = [pack_item(sample, sample.prompt_ids) for sample in active]
-        packed = pack(
-            items,
+        packed = pack_samples(
+            self.model,
+            active,
+            lambda sample: sample.prompt_ids,
             budget_tokens=self._config.micro_batch_tokens,
-            share_prefixes=shares_prefixes(self.model),
         )
         problem = ""
         with self.optimizer.accumulating():
-            for micro_batch in packed:
-                chosen = [active[i] for i in micro_batch.item_indices]
+            for micro_batch, chosen in packed:
                 problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
                 if problem:
                     break
@@ -161,7 +159,6 @@ class Updater:
         norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
         result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
-        self.schedule.after_update(self.model)
 
     def _micro_batch(
         self,
@@ -174,22 +171,22 @@ class Updater:
     ) -> str:
         """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
         sums. Empty, or the message of a loss that is not finite."""
-        columns = token_batch(samples, targets, weights, batch.old, self.model.device)
         hidden = hidden_rows(self.model, micro_batch)
+        samples, hidden = teacher_first(samples, hidden, targets.teacher)
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             self.model.get_output_embeddings().weight,
             _stack(samples, targets.teacher),
             targets.teacher_head,
-            columns,
+            fill_batch(samples, targets, weights, batch.old, self.model.device),
             batch.spec,
             batch.denominators,
             reference_hidden=_stack(samples, targets.reference),
             reference_head=targets.initial_head,
             trust_hidden=_stack(samples, targets.trust),
             top_n=CREDIT_ALTERNATIVES if inspected else 0,
-            top_rows=_rows_of(samples, inspected),
+            top_where=_rows_of(samples, inspected),
         )
         value = float(loss.loss.detach())
         if not math.isfinite(value):
@@ -233,34 +230,51 @@ class Updater:
         metrics.add("teacher/gap_above_average", _mean(gap[solved]))
 
     @torch.no_grad()
-    def _old_policy(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[Key, OldPolicy]:
-        """Log-probs (and supports, for Eq. 13) of every sample under the weights at the start of
-        the step."""
+    def _old_policy(
+        self, updates: Sequence[Sequence[Sample]], spec: ObjectiveSpec
+    ) -> dict[Key, OldPolicy]:
+        """What the weights at the start of the step think of the samples whose loss reads it.
+
+        The first update trains these very weights, so its ratios are 1 without a pass; the support
+        of Eq. 13 must be looked up for it too.
+        """
+        with_logprobs = {s.key for part in updates[1:] for s in part if spec.reads_old(s)}
+        with_support = {
+            s.key for part in updates for s in part if spec.needs_old_support and spec.is_taught(s)
+        }
+        read = [s for part in updates for s in part if s.key in with_logprobs | with_support]
         head = self.model.get_output_embeddings().weight
-        found: dict[Key, OldPolicy] = {}
-        wants_support = spec.distill is not None and spec.distill.importance == "logit"
+        old: dict[Key, OldPolicy] = {}
         budget = self._config.micro_batch_tokens
-        for sample, hidden in hidden_states(self.model, samples, lambda s: s.prompt_ids, budget):
-            tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
-            logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
-            support = None
-            if wants_support:
+        for sample, hidden in hidden_states(self.model, read, lambda s: s.prompt_ids, budget):
+            logprobs = support = None
+            if sample.key in with_logprobs:
+                tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
+                logprobs, _ = token_statistics(
+                    hidden,
+                    head,
+                    tokens,
+                    temperature=spec.temperature,
+                    vocabulary=spec.vocabulary,
+                )
+            if sample.key in with_support:
                 assert spec.distill is not None
                 assert spec.distill.top_k is not None
-                ids, values = token_support(
-                    hidden, head, spec.distill.top_k, temperature=spec.temperature
+                support = token_support(
+                    hidden,
+                    head,
+                    spec.distill.top_k,
+                    temperature=spec.temperature,
+                    vocabulary=spec.vocabulary,
                 )
-                support = OldSupport(ids=ids, logprobs=values)
-            found[sample.key] = OldPolicy(logprobs=logprobs, support=support)
-        return found
+            old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
+        return old
 
 
 def _stack(samples: Sequence[Sample], parts: Mapping[Key, torch.Tensor]) -> torch.Tensor | None:
-    """Rows of the samples that have any, in order; None when nobody has."""
-    if not parts:
-        return None
-    found = [parts[s.key] for s in samples if s.key in parts]
-    return torch.cat(found) if found else None
+    """The rows of the samples that have any, in order; None when none has."""
+    rows = [parts[s.key] for s in samples if s.key in parts]
+    return torch.cat(rows) if rows else None
 
 
 def _rows_of(samples: Sequence[Sample], chosen: Collection[Key]) -> torch.Tensor:

@@ -17,15 +17,14 @@ from transformers import PreTrainedModel
 
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.models.hidden import shares_prefixes
-from sdpo.models.packing import hidden_rows, pack, pack_item
+from sdpo.models.packing import hidden_rows, pack_samples
 from sdpo.models.weights import applied, head_of
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
 _BUDGET_WITHOUT_GRAPH = 4
-"""Times the student's budget of tokens: without a graph a layer's activations are gone after it,
-and contexts that share a task stay together."""
+"""Micro-batches without a graph are this many times the student's: a layer's activations are freed
+after it, and larger ones keep the contexts that share a task together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,19 +60,19 @@ def score_targets(
     budget_tokens: int,
     spec: ObjectiveSpec,
 ) -> Targets:
-    """Everything the loss compares the student with, for `samples`, all of which train; those that
-    are not taught have no teacher entry."""
+    """What the loss compares the student with, for `samples`, all of which train. Only taught
+    samples (`ObjectiveSpec.is_taught`) have a teacher entry."""
     taught = [s for s in samples if spec.is_taught(s)]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
     ) -> dict[Key, torch.Tensor]:
-        found = hidden_states(model, chosen, prompt, budget_tokens)
-        return {sample.key: rows for sample, rows in found}
+        states = hidden_states(model, chosen, prompt, budget_tokens)
+        return {sample.key: rows for sample, rows in states}
 
     with applied(model, schedule.weights):
         teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
-        negatives = _negatives(model, samples, budget_tokens, spec.temperature)
+        negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
     if schedule.trust is not None or spec.needs_initial:
@@ -101,21 +100,14 @@ def hidden_states(
 ) -> Iterator[tuple[Sample, torch.Tensor]]:
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
-    items = [pack_item(sample, prompt(sample)) for sample in samples]
-    packed = pack(
-        items,
-        budget_tokens=budget_tokens * _BUDGET_WITHOUT_GRAPH,
-        share_prefixes=shares_prefixes(model),
-    )
-    for micro_batch in packed:
+    budget = budget_tokens * _BUDGET_WITHOUT_GRAPH
+    for micro_batch, packed in pack_samples(model, samples, prompt, budget_tokens=budget):
         rows = hidden_rows(model, micro_batch)
-        counts = [sum(items[i].loss_mask) for i in micro_batch.item_indices]
-        for index, part in zip(micro_batch.item_indices, rows.split(counts), strict=True):
-            yield samples[index], part
+        yield from zip(packed, rows.split([s.num_trained for s in packed]), strict=True)
 
 
 def _negatives(
-    model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, temperature: float
+    model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, spec: ObjectiveSpec
 ) -> dict[Key, torch.Tensor]:
     """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has
     any."""
@@ -123,9 +115,13 @@ def _negatives(
     head = model.get_output_embeddings().weight
     for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
-        found = hidden_states(model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens)
-        for sample, rows in found:
+        states = hidden_states(
+            model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens
+        )
+        for sample, rows in states:
             tokens = torch.tensor(sample.trained_ids, device=head.device, dtype=torch.long)
-            logprob, _ = token_statistics(rows, head, tokens, temperature=temperature)
+            logprob, _ = token_statistics(
+                rows, head, tokens, temperature=spec.temperature, vocabulary=spec.vocabulary
+            )
             columns.setdefault(sample.key, []).append(logprob)
     return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}

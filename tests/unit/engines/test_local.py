@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from sdpo.engines.base import GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.local import LocalEngine
-from sdpo.errors import EngineError
+from sdpo.errors import EngineError, ModelError
 from sdpo.testing import tiny_model
 
 
@@ -58,30 +59,55 @@ def test_nothing_asked_gives_nothing():
     engine = LocalEngine(tiny_model())
     assert engine.generate([], sampling()) == []
     assert engine.generate([request(5, seeds=())], sampling()) == [[]]
-    assert engine.score([], 1.0) == []
-    assert engine.score([ScoreRequest(prompt_ids=(5,), completion_ids=())], 1.0) == [[]]
 
 
-def test_empty_prompts_and_bad_temperatures_are_refused():
+def test_empty_prompts_are_refused():
     engine = LocalEngine(tiny_model())
     with pytest.raises(EngineError, match="no tokens"):
         engine.generate([request()], sampling())
-    with pytest.raises(EngineError, match="no tokens"):
-        engine.score([ScoreRequest(prompt_ids=(), completion_ids=(5,))], 1.0)
-    with pytest.raises(EngineError, match="temperature"):
-        engine.score([], 0.0)
 
 
-def test_a_cache_too_small_for_one_completion_names_the_limit():
-    with pytest.raises(EngineError, match="the limit is 1000"):
-        LocalEngine(tiny_model(), max_cache_bytes=1000).generate([request(5)], sampling())
-
-
-def test_diverged_weights_are_an_error_and_not_a_rollout():
+def test_damaged_weights_are_an_error_and_not_a_rollout():
     model = tiny_model()
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
-    with pytest.raises(EngineError, match="not finite"):
+    with pytest.raises(ModelError, match="not finite"):
         LocalEngine(model).generate([request(5, 6)], sampling())
+
+
+def test_weights_that_diverge_while_training_are_an_error_and_not_a_rollout():
+    model = tiny_model()
+    engine = LocalEngine(model)
+    engine.generate([request(5, 6)], sampling())
+    torch.nn.init.constant_(model.model.norm.weight, float("nan"))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.generate([request(5, 6)], sampling())
+
+
+def test_what_a_models_code_raises_becomes_one_sentence():
+    model = tiny_model()
+
+    def broken(*args, **options):
+        raise KeyError("conv_state")
+
+    model.forward = broken
+    with pytest.raises(
+        EngineError, match=r"^LlamaForCausalLM \(no name\) cannot be sampled here: 'conv_state'; "
+    ):
+        LocalEngine(model).generate([request(5, 6)], sampling())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_scaling_that_changes_on_the_way_is_refused(kind):
+    """Phi-3's factors change after 4,096 tokens, and with them the log-probs of earlier tokens."""
+    scaling = {"rope_type": kind, "factor": 4.0, "rope_theta": 10_000.0}
+    scaling |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = tiny_model().config
+    config.max_position_embeddings = 16 if kind == "dynamic" else 64
+    config.rope_parameters = {**scaling, "original_max_position_embeddings": 16}
+    engine = LocalEngine(AutoModelForCausalLM.from_config(config).eval())
+    assert len(engine.generate([request(*range(10))], sampling())[0]) == 2
+    with pytest.raises(EngineError, match=rf"its {kind} rotary scaling changes after 16 tokens"):
+        engine.generate([request(*range(10))], sampling(max_new_tokens=7))
 
 
 def test_the_module_is_left_as_it_was_found():
@@ -90,8 +116,8 @@ def test_the_module_is_left_as_it_was_found():
     engine = LocalEngine(model)
     before = [module.training for module in model.modules()], model.config._attn_implementation
     engine.generate([request(5, 6)], sampling(max_new_tokens=30))
-    with pytest.raises(EngineError):
-        LocalEngine(model, max_cache_bytes=1).generate([request(5, 6)], sampling())
+    with pytest.raises(IndexError):  # a token that the model does not have
+        engine.generate([request(5, 10**6, 6)], sampling(max_new_tokens=30))
     after = [module.training for module in model.modules()], model.config._attn_implementation
     assert before == after
     assert not any("forward" in module.__dict__ for module in model.modules())

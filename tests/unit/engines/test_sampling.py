@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sdpo.engines.base import Sampling
-from sdpo.engines.completions import Attempt
+from sdpo.engines.completions import OpenCompletion
 from sdpo.engines.sampling import check_sampling, sample_tokens, uniforms
 from sdpo.errors import EngineError
 
@@ -35,6 +35,17 @@ def test_number_falls_into_its_tokens_interval():
 def test_tokens_without_mass_are_never_drawn():
     tokens, _ = draw((0.0, 0.0, 0.4, 0.0, 0.6, 0.0), [0.0, 0.3, 0.5, LARGEST])
     assert tokens == [2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.9}])
+def test_rows_of_the_head_beyond_the_vocabulary_are_never_drawn(settings):
+    """As if the logits ended before them: log-probs are of the tokens alone."""
+    logits = torch.tensor([1.0, 2.0, 0.5, 9.0, 9.5]).expand(50, -1)
+    numbers = torch.linspace(0, LARGEST, 50)
+    tokens, logprobs = sample_tokens(logits.clone(), numbers, sampling(vocabulary=3, **settings))
+    shorter = sample_tokens(logits[:, :3].clone(), numbers, sampling(**settings))
+    assert int(tokens.max()) < 3
+    torch.testing.assert_close((tokens, logprobs), shorter)
 
 
 @pytest.mark.parametrize("size", [127, 128, 129, 256, 300, 5000])
@@ -106,7 +117,7 @@ def test_logits_that_are_not_finite_are_refused(temperature, size, place):
     options = sampling(temperature=temperature)
     tokens, logprobs = sample_tokens(logits, torch.tensor([0.5]), options)
     with pytest.raises(EngineError, match="not finite at token 0"):
-        Attempt(prompt=0, seed=0).append(int(tokens[0]), float(logprobs[0]), options)
+        OpenCompletion(prompt=0, seed=0).append(int(tokens[0]), float(logprobs[0]), options)
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,13 @@ def test_rlsd_by_hand():
 
 @given(st.floats(-3, 3), st.floats(-1000, 1000), st.floats(0, 1))
 def test_rlsd_never_turns_a_sign(advantage, gap, mix):
-    found = float(rlsd_advantages(column(advantage), column(gap), RlsdCredit(mix=mix)))
+    found = float(rlsd_advantages(column(advantage), column(gap), RlsdCredit(mix=mix, clip=0.2)))
     assert math.copysign(1, found) == math.copysign(1, advantage) or advantage == 0
     assert abs(found) <= 1.2 * abs(advantage) + 1e-12
 
 
 def test_rlsd_at_mix_zero_is_grpo():
-    found = rlsd_advantages(column(0.5, -0.25), column(2.0, -2.0), RlsdCredit(mix=0.0))
+    found = rlsd_advantages(column(0.5, -0.25), column(2.0, -2.0), RlsdCredit(mix=0.0, clip=0.2))
     assert found.tolist() == [0.5, -0.25]
 
 
@@ -101,9 +101,9 @@ def test_rlcsd_by_hand():
 def test_rlcsd_threshold_bound_and_missing_demonstrations():
     teacher = column(0.0)
     negatives = column(-0.01).view(1, 1)
-    weak = RlcsdCredit(mix=0.02, tau=1.0)
+    weak = RlcsdCredit(scale=1.0, mix=0.02, tau=1.0)
     assert float(rlcsd_advantages(column(1.0), teacher, negatives, weak)) == 1.0
-    strong = RlcsdCredit(scale=100.0, tau=1e-3)
+    strong = RlcsdCredit(scale=100.0, mix=0.5, tau=1e-3)
     assert float(rlcsd_advantages(column(1.0), teacher, negatives, strong)) == 3.0
     nothing = column(math.nan).view(1, 1)
     assert float(rlcsd_advantages(column(1.0), teacher, nothing, strong)) == 1.0
@@ -118,7 +118,7 @@ def test_rlcsd_never_turns_a_sign(advantage, teacher, negative):
             column(advantage),
             column(teacher),
             column(negative).view(1, 1),
-            RlcsdCredit(scale=10.0),
+            RlcsdCredit(scale=10.0, mix=0.5, tau=0.02),
         )
     )
     assert found * advantage >= 0

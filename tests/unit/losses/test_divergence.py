@@ -1,4 +1,4 @@
-"""Hand-computed divergences over two or three buckets."""
+"""Hand-computed divergences over two or three entries."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import pytest
 import torch
 
-from sdpo.losses.divergence import Divergence, bucket_divergence
+from sdpo.losses.divergence import Divergence, support_divergence
 from sdpo.losses.head.support import top_tokens
 
 
 def evaluate(p, q, **spec):
+    if spec["kind"] == "jsd":
+        spec = {"beta": 0.5, **spec}
     log_p, log_q = (torch.tensor([m], dtype=torch.float64).log() for m in (p, q))
-    value, weighted = bucket_divergence(Divergence(**spec), log_p, log_p.exp(), log_q, log_q.exp())
+    value, weighted = support_divergence(Divergence(**spec), log_p, log_p.exp(), log_q, log_q.exp())
     return float(value), weighted[0].tolist()
 
 
@@ -50,7 +52,7 @@ def test_jsd_is_symmetric_at_one_half_and_not_elsewhere():
     assert tilted[0] != pytest.approx(tilted[1], rel=1e-3)
 
 
-def test_the_clip_bounds_the_advantage_of_each_bucket():
+def test_the_clip_bounds_the_advantage_of_each_entry():
     p, q = [0.5, 0.5], [0.5 * math.exp(-9), 1 - 0.5 * math.exp(-9)]
     value, weighted = evaluate(p, q, kind="reverse_kl", clip=5.0)
     log_ratio = math.log(q[1] / 0.5)
@@ -64,13 +66,13 @@ def test_the_clip_bounds_the_advantage_of_each_bucket():
 
 @pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl", "jsd", "forward_ce"])
 @pytest.mark.parametrize("clip", [None, 5.0])
-def test_empty_buckets_are_finite_in_float32(kind, clip):
+def test_empty_entries_are_finite_in_float32(kind, clip):
     floor = 1e-30
     log_p = torch.tensor([[1.0, floor], [1.0, floor], [floor, 1.0]]).log()
     log_q = torch.tensor([[1.0, floor], [floor, 1.0], [1.0, floor]]).log()
     p, q = log_p.exp().round(), log_q.exp().round()
-    spec = Divergence(kind=kind, clip=clip)
-    value, weighted = bucket_divergence(spec, log_p, p, log_q, q)
+    spec = Divergence(kind=kind, clip=clip, beta=0.5 if kind == "jsd" else None)
+    value, weighted = support_divergence(spec, log_p, p, log_q, q)
     assert bool(torch.isfinite(value).all())
     assert bool(torch.isfinite(weighted).all())
     assert float(value[0]) == pytest.approx(0.0, abs=1e-6)
@@ -83,15 +85,22 @@ def test_two_stage_selection_finds_the_most_likely_tokens(vocabulary, top_k):
     log_p = torch.randn(20, vocabulary, generator=rng).log_softmax(-1)
     log_p[0, -top_k:] = 1.0  # beyond the last whole strip
     log_p[1] = -1.0  # all equal: any K different tokens will do
-    values, ids = top_tokens(log_p, top_k)
+    ids = top_tokens(log_p, top_k)
     expected = log_p.topk(top_k)
-    assert torch.equal(values.sort(-1, descending=True).values, expected.values)
-    assert torch.equal(log_p.gather(1, ids), values)
+    found = log_p.gather(1, ids).sort(-1, descending=True).values
+    assert torch.equal(found, expected.values)
     assert torch.equal(ids[2:].sort(-1).values, expected.indices[2:].sort(-1).values)
     assert all(len(set(row.tolist())) == top_k for row in ids)
 
 
 def test_impossible_parameters_are_refused():
-    for bad in ({"kind": "tv"}, {"beta": 0.0}, {"beta": 1.0}, {"clip": 0.0}):
+    for bad in (
+        {"kind": "tv"},
+        {"kind": "jsd"},
+        {"beta": 0.0},
+        {"beta": 1.0},
+        {"clip": 0.0},
+        {"kind": "reverse_kl", "beta": 0.5},
+    ):
         with pytest.raises(ValueError, match=r"divergence|beta|clip"):
-            Divergence(**bad)
+            Divergence(**({"kind": "jsd"} | bad))

@@ -10,35 +10,50 @@ from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
 from sdpo.records import Sample
 
+DISTILL = {
+    "divergence": "reverse_kl",
+    "support": "student",
+    "top_k": 20,
+    "tail": True,
+    "granularity": "logit",
+    "importance": "token",
+    "ratio_cap": 2.0,
+}
+PG = {"kind": "grpo", "normalization": "token"}
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"top_k": 0}, "top_k"),
+        ({"support": "old"}, "none of student, teacher, union"),
+        ({"support": "teacher", "top_k": None}, "top_k a number"),
+        ({"support": "union", "importance": "logit"}, "support must be 'student'"),
         ({"granularity": "word"}, "granularity"),
         ({"trust": 1.5}, "trust"),
-        ({"importance": "logit", "top_k": None, "divergence": "reverse_kl"}, "top_k"),
-        ({"importance": "logit", "divergence": "jsd"}, "Eq. 13"),
-        ({"importance": "logit", "divergence": "reverse_kl", "granularity": "token"}, "Eq. 13"),
-        ({"beta": 2.0}, "beta"),
+        ({"importance": "logit", "top_k": None}, "top_k"),
+        ({"importance": "logit", "divergence": "jsd", "beta": 0.5}, "Eq. 13"),
+        ({"importance": "logit", "granularity": "token"}, "Eq. 13"),
+        ({"importance": "logits"}, "none of token, logit"),
+        ({"eps_low": 0.2}, "importance to 'logit'"),
+        ({"divergence": "jsd", "beta": 2.0}, "beta"),
     ],
 )
 def test_distill_specs(arguments, message):
     with pytest.raises(ValueError, match=message):
-        DistillSpec(**arguments)
+        DistillSpec(**DISTILL | arguments)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({}, "distill or a pg"),
-        ({"pg": PolicyGradientSpec(), "temperature": 0.0}, "temperature"),
-        ({"distill": DistillSpec(), "credit": RlsdCredit()}, "give pg a spec"),
-        ({"pg": PolicyGradientSpec(), "credit_trust": 0.5}, "credit_trust"),
+        ({"pg": PolicyGradientSpec(**PG), "temperature": 0.0}, "temperature"),
         (
-            {"pg": PolicyGradientSpec(normalization="sequence"), "joint_count": True},
-            "joint_count",
+            {"distill": DistillSpec(**DISTILL), "credit": RlsdCredit(mix=0.5, clip=0.2)},
+            "give pg a spec",
         ),
+        ({"pg": PolicyGradientSpec(**PG), "credit_trust": 0.5}, "credit_trust"),
     ],
 )
 def test_objective_specs(arguments, message):
@@ -63,12 +78,12 @@ def sample(**fields):
     )
 
 
-SDPO = ObjectiveSpec(distill=DistillSpec())
-GRPO = ObjectiveSpec(pg=PolicyGradientSpec())
-SRPO = ObjectiveSpec(distill=DistillSpec(), pg=PolicyGradientSpec())
-RLSD = ObjectiveSpec(pg=PolicyGradientSpec(), credit=RlsdCredit())
-SFT = ObjectiveSpec(pg=PolicyGradientSpec(kind="sft"))
-KL = ObjectiveSpec(pg=PolicyGradientSpec(), kl=KlSpec(coefficient=0.1))
+SDPO = ObjectiveSpec(distill=DistillSpec(**DISTILL))
+GRPO = ObjectiveSpec(pg=PolicyGradientSpec(**PG))
+SRPO = ObjectiveSpec(distill=DistillSpec(**DISTILL), pg=PolicyGradientSpec(**PG))
+RLSD = ObjectiveSpec(pg=PolicyGradientSpec(**PG), credit=RlsdCredit(mix=0.5, clip=0.2))
+SFT = ObjectiveSpec(pg=PolicyGradientSpec(**PG | {"kind": "sft"}))
+KL = ObjectiveSpec(pg=PolicyGradientSpec(**PG), kl=KlSpec(coefficient=0.1))
 FLAT = {"advantage": 0.0}
 REWARDED = {"component_weights": {"pg": 1.0}}
 

@@ -128,9 +128,8 @@ def test_restart_after_a_rollback_keeps_the_baseline():
     for step in range(1, 4):
         canaries.observe(step, {"policy/entropy": 0.4})
     assert canaries.observe(4, {"policy/entropy": 0.01})
-    assert canaries.bad() == ["entropy_collapse"]
     canaries.restart(4)
-    assert canaries.bad() == []
+    assert canaries.fired() == []
     assert canaries.good(9) == 4
     assert canaries.observe(4, {"policy/entropy": 0.01})[0].baseline == 0.4
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from sdpo.metrics.canaries import Alert
-from sdpo.metrics.dashboard import Dashboard, duration, printable, sparkline
+from sdpo.metrics.dashboard import Dashboard, duration, sparkline
+from sdpo.printable import printable
 from sdpo.records import Verdict
 
 ROW = {

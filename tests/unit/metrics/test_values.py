@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sdpo.metrics.values import Last, Max, Mean, Metrics, Min, Percentile, Sum
+from sdpo.metrics.values import Last, Mean, Metrics, Percentile, Sum
 
 
 @pytest.mark.parametrize(
@@ -14,8 +14,6 @@ from sdpo.metrics.values import Last, Max, Mean, Metrics, Min, Percentile, Sum
         ([Mean(6.0, 3), Mean(2.0, 1)], 2.0),
         ([Mean.of([1, 2]), Mean.of([])], 1.5),
         ([Sum(3), Sum(4)], 7.0),
-        ([Max(1), Max(5), Max(2)], 5.0),
-        ([Min(4), Min(1), Min(3)], 1.0),
         ([Last(1), Last(9)], 9.0),
         ([Percentile(50, (4.0, 1.0)), Percentile(50, (2.0,))], 2.0),
         ([Percentile(90, tuple(map(float, range(11))))], 9.0),
@@ -43,12 +41,6 @@ def test_a_bare_number_is_one_observation_of_a_mean():
     assert metrics.reduce()["x"] == 0.5
 
 
-def test_a_nan_maximum_does_not_disappear():
-    assert math.isnan(Max(math.nan).merge(Max(1.0)).reduce())
-    assert math.isnan(Max(1.0).merge(Max(math.nan)).reduce())
-    assert math.isnan(Min(1.0).merge(Min(math.nan)).reduce())
-
-
 def test_kinds_do_not_mix():
     metrics = Metrics()
     metrics.add("x", Sum(1))
@@ -68,8 +60,6 @@ def test_split_over_processes_reports_the_same_as_one_process():
             metrics.add("mean", value)
             metrics.add("p90", Percentile(90, (value,)))
             metrics.add("total", Sum(value))
-            metrics.add("largest", Max(value))
-            metrics.add("smallest", Min(value))
         return metrics
 
     whole = observe(lengths).reduce()

@@ -116,3 +116,12 @@ def test_services_take_rows_tables_and_alerts_offline(name, tmp_path, monkeypatc
         writer.resume_at(0)
         writer.write(1, {"loss/total": 1.0})
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 1
+
+
+def test_a_block_of_zeros_after_a_power_loss_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + b"\0" * 4096 + b'\n{"step": 3}\n')
+    with pytest.raises(SdpoError, match=r"metrics.jsonl, line 2: .*zero bytes"):
+        JsonLines(path).resume_at(3)
+    with pytest.raises(SdpoError, match=r"metrics.jsonl, line 2: .*zero bytes"):
+        list(read_rows(path))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-import torch
 
 from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.models.prefix_tree import MIN_SAVED, PrefixTree, common_length
-from sdpo.models.structure import check_head
 from sdpo.testing import tiny_model
 
 
@@ -241,15 +239,3 @@ def test_wrong_items_are_refused():
         pack([item([], [2, 3])], budget_tokens=10)
     (batch,) = pack([item([], [2, 3], (False, True))], budget_tokens=10)
     assert batch.row_index.tolist() == [0]
-
-
-def test_heads_that_change_logits_are_refused():
-    from sdpo.errors import ModelError
-
-    check_head(tiny_model("llama"))
-    with pytest.raises(ModelError, match="final_logit_softcapping = 30"):
-        check_head(tiny_model("gemma2"))
-    model = tiny_model("llama")
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(259))
-    with pytest.raises(ModelError, match="no plain linear LM head"):
-        check_head(model)

@@ -64,9 +64,14 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
 
-    def open(self, path, ready="document.body?.dataset.ready === 'true'"):
-        self._call("Page.navigate", url=path.resolve().as_uri())
-        self.wait(ready)
+    def open(self, path, fragment=""):
+        self.goto(path.resolve().as_uri() + fragment)
+
+    def goto(self, url):
+        """Load `url`, anew also where it is the page that is open, until it says it is ready."""
+        self._call("Page.navigate", url="about:blank")
+        self._call("Page.navigate", url=url)
+        self.wait("document.body?.dataset.ready === 'true'")
 
     def wait(self, expression, seconds=30):
         end = time.monotonic() + seconds

@@ -9,7 +9,10 @@ from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.report.data import load_report
 from sdpo.report.outcome import describe_outcome
 
-EVALUATED = {0: {"a": [0, 4], "b": [1, 4], "c": [0, 4]}, 8: {"a": [2, 4], "b": [3, 4], "c": [3, 4]}}
+EVALUATED = {
+    0: {task: [int(task in "beh"), 4] for task in "abcdefghi"},
+    8: {task: [2 if task in "adg" else 3, 4] for task in "abcdefghi"},
+}
 
 
 def evaluation(step, held_out=EVALUATED):
@@ -36,13 +39,13 @@ def test_a_gain_is_said_with_its_paired_interval():
     headline, tone, details = outcome(rows, {"steps": 8}, held_out=EVALUATED)
     assert headline == (
         "Held-out attempts solved rose from 0.08 to 0.67 "
-        "(+0.58, 90% interval +0.50 to +0.67 over 3 tasks)."
+        "(+0.58, 90% interval +0.53 to +0.64 over 9 tasks)."
     )
     assert (tone, details) == ("good", "")
 
 
 def test_a_loss_and_a_better_evaluation_on_the_way_are_said():
-    held_out = {0: EVALUATED[8], 4: {"a": [4, 4], "b": [4, 4], "c": [4, 4]}, 8: EVALUATED[0]}
+    held_out = {0: EVALUATED[8], 4: {task: [4, 4] for task in "abcdefghi"}, 8: EVALUATED[0]}
     rows = [evaluation(step, held_out) for step in held_out]
     headline, tone, details = outcome([*rows[:1], trained(1), *rows[1:]], held_out=held_out)
     assert headline.startswith("Held-out attempts solved fell from 0.67 to 0.08 (-0.58,")
@@ -51,11 +54,25 @@ def test_a_loss_and_a_better_evaluation_on_the_way_are_said():
 
 
 def test_what_may_be_chance_is_called_so():
-    held_out = {0: {"a": [1, 4], "b": [2, 4]}, 8: {"a": [2, 4], "b": [1, 4]}}
+    held_out = {
+        0: {task: [1 + (task in "aceg"), 4] for task in "abcdefgh"},
+        8: {task: [1 + (task in "bdfh"), 4] for task in "abcdefgh"},
+    }
     rows = [evaluation(0, held_out), trained(1), evaluation(8, held_out)]
     headline, tone, _ = outcome(rows, held_out=held_out)
     assert headline.startswith("No change on held-out tasks that can be told from chance")
     assert tone == "neutral"
+
+
+@pytest.mark.parametrize(("tasks", "said"), [("abc", "3 tasks are"), ("a", "One task is")])
+def test_a_handful_of_tasks_is_no_proof(tasks, said):
+    """Three tasks that improve once each have a bootstrap interval above zero."""
+    held_out = {step: {task: [step // 8, 4] for task in tasks} for step in (0, 8)}
+    rows = [evaluation(0, held_out), trained(1), evaluation(8, held_out)]
+    headline, tone, details = outcome(rows, held_out=held_out)
+    assert headline.startswith("Held-out attempts solved went from 0.00 to 0.25 (+0.25,")
+    assert tone == "neutral"
+    assert details == f"{said} too few to tell a change from chance."
 
 
 def test_missing_attempts_give_no_interval():
@@ -121,7 +138,7 @@ def test_feedback_that_srpo_leaves_aside_is_said():
     }  # fmt: skip
     details = outcome([trained(1, teacher__feedback_fraction=0.75)], config)[2]
     assert details == (
-        "About 75% of the attempts there was feedback and no solved sibling; srpo does not distil "
+        "For 75% of the attempts there was feedback and no solved sibling; srpo does not distil "
         "those."
     )
 

@@ -91,7 +91,7 @@ def test_async_judges_run_concurrently():
         ([{"messages": [{"content": "x"}]}], {}, "role and content"),
         ([{"prompt": "x", "messages": []}], {}, "not both"),
         ([{"id": 3, "prompt": "x"}], {}, "id='3'"),
-        (["x"], {"eval_tasks": []}, "leave it out"),
+        (["x"], {"eval_tasks": []}, "omit it"),
         (["x"], {"eval_tasks": [{"id": "q", "prompt": "x"}] * 2}, "occurs twice"),
         (["x"], {"judge": "no"}, "a function"),
     ],

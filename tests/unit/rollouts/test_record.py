@@ -7,8 +7,12 @@ from sdpo.rollouts.credit import TokenCredit, read_credit
 from sdpo.rollouts.record import RolloutRecorder, read_rollouts, rollout_rows
 
 ASK = ({"role": "user", "content": "q"},)
-SHOWN = TeacherContext(messages=({"role": "user", "content": "q + demo"},), demonstration=1)
-TOLD = TeacherContext(messages=({"role": "user", "content": "q + no"},), feedback_used=True)
+SHOWN = TeacherContext(
+    messages=({"role": "user", "content": "q + demo"},), demonstration=1, sources=("sibling",)
+)
+TOLD = TeacherContext(
+    messages=({"role": "user", "content": "q + no"},), feedback_used=True, sources=("feedback",)
+)
 
 
 def attempt(index, turns=()):
@@ -47,7 +51,7 @@ CONTEXTS = (SHOWN, TOLD, SHOWN)
 
 def test_a_line_per_rollout_with_what_the_teacher_read(tmp_path):
     with RolloutRecorder(tmp_path) as recorder:
-        recorder.record(3, [group(CONTEXTS)], teacher_prompt_tokens={("t", 0): 9})
+        recorder.write(rollout_rows(3, [group(CONTEXTS)], teacher_prompt_tokens={("t", 0): 9}))
     lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == [list(ASK), 0, 0]
     assert lines[2]["teacher"] == 0
@@ -55,6 +59,7 @@ def test_a_line_per_rollout_with_what_the_teacher_read(tmp_path):
     assert [row["index"] for row in rows] == [0, 1, 2]
     assert all(row["prompt"] == list(ASK) for row in rows)
     assert [row["teacher"][0]["content"] for row in rows] == ["q + demo", "q + no", "q + demo"]
+    assert [row["sources"] for row in rows] == [["sibling"], ["feedback"], ["sibling"]]
     first = rows[0]
     assert (first["step"], first["split"], first["category"]) == (3, "train", "wrong_answer")
     assert (first["completion_tokens"], first["teacher_prompt_tokens"]) == (3, 9)
@@ -69,7 +74,7 @@ def test_evaluation_has_no_teacher():
 def test_resuming_forgets_later_steps(tmp_path):
     recorder = RolloutRecorder(tmp_path)
     for step in (1, 2):
-        recorder.record(step, [group(CONTEXTS)])
+        recorder.write(rollout_rows(step, [group(CONTEXTS)]))
         recorder.record_credit([credit(step)])
     recorder.resume_at(1)
     assert {row["step"] for row in read_rollouts(tmp_path)} == {1}

@@ -29,6 +29,13 @@ def move(student, amount=1.0):
             parameter.add_(amount)
 
 
+def follow(schedule, student, *, mean_reward=1.0, length_p90=1.0):
+    """One step after which the student's float32 weights are its own."""
+    return schedule.after_step(
+        student, trainable(student), mean_reward=mean_reward, length_p90=length_p90
+    )
+
+
 def test_live_and_trust_region_use_the_students_own_weights():
     student = module()
     assert TeacherSchedule(LiveConfig(), student).weights is None
@@ -45,8 +52,7 @@ def test_frozen_never_moves():
     before = student.weight.detach().clone()
     schedule = TeacherSchedule(FrozenConfig(), student)
     move(student)
-    schedule.after_update(student)
-    schedule.after_step(0, student, mean_reward=1.0, length_p90=1.0)
+    follow(schedule, student)
     assert torch.equal(schedule.weights["weight"], before)
 
 
@@ -55,7 +61,7 @@ def test_ema_follows_by_its_rate():
     before = student.weight.detach().clone()
     schedule = TeacherSchedule(EmaConfig(rate=0.1), student)
     move(student)
-    schedule.after_update(student)
+    follow(schedule, student)
     torch.testing.assert_close(schedule.weights["weight"], before + 0.1)
 
 
@@ -65,17 +71,34 @@ def test_ema_of_bfloat16_weights_does_not_lose_small_steps():
     start = schedule.weights["weight"].float().clone()
     move(student)
     for _ in range(1000):
-        schedule.after_update(student)
+        follow(schedule, student)
     moved = schedule.weights["weight"].float() - start
     torch.testing.assert_close(moved, torch.full_like(moved, 1 - 0.999**1000), atol=0.02, rtol=0)
+
+
+def test_ema_averages_float32_masters_and_not_rounded_weights():
+    student = module(torch.bfloat16)
+    schedule = TeacherSchedule(EmaConfig(rate=1.0), student)
+    masters = {name: w.float() + 1e-4 for name, w in trainable(student).items()}
+    schedule.after_step(student, masters, mean_reward=0, length_p90=1)
+    assert torch.equal(schedule.state()["average"]["weight"], masters["weight"])
+
+
+def test_ema_stays_after_a_step_that_changed_nothing():
+    student = module()
+    schedule = TeacherSchedule(EmaConfig(rate=0.5), student)
+    before = schedule.weights["weight"].clone()
+    move(student)
+    schedule.after_step(student, {}, mean_reward=0, length_p90=1)
+    assert torch.equal(schedule.weights["weight"], before)
 
 
 def test_snapshot_refreshes_every_n_steps():
     student = module()
     schedule = TeacherSchedule(SnapshotConfig(every=2), student)
     move(student)
-    assert not schedule.after_step(0, student, mean_reward=0, length_p90=1)
-    assert schedule.after_step(1, student, mean_reward=0, length_p90=1)
+    assert not follow(schedule, student, mean_reward=0, length_p90=1)
+    assert follow(schedule, student, mean_reward=0, length_p90=1)
     assert torch.equal(schedule.weights["weight"], student.weight)
     move(student)
     assert not torch.equal(schedule.weights["weight"], student.weight)
@@ -93,8 +116,7 @@ def test_gate_needs_reward_up_and_length_tail_safe(windows, expected):
     student = module()
     schedule = TeacherSchedule(GatedConfig(every=1, max_tail_growth=1.2), student)
     opened = [
-        schedule.after_step(step, student, mean_reward=reward, length_p90=tail)
-        for step, (reward, tail) in enumerate(windows)
+        follow(schedule, student, mean_reward=reward, length_p90=tail) for reward, tail in windows
     ]
     assert opened == expected
 
@@ -105,7 +127,7 @@ def test_frozen_by_rollback_stops_following():
     schedule.is_frozen = True
     before = schedule.weights["weight"].clone()
     move(student)
-    schedule.after_update(student)
+    follow(schedule, student)
     assert torch.equal(schedule.weights["weight"], before)
 
 
@@ -124,15 +146,13 @@ def test_state_round_trips_through_a_file(config, tmp_path):
     student = module()
     first = TeacherSchedule(config, student)
     move(student)
-    first.after_update(student)
-    first.after_step(0, student, mean_reward=0.5, length_p90=3)
+    follow(first, student, mean_reward=0.5, length_p90=3)
     torch.save(first.state(), tmp_path / "state.pt")
     second = TeacherSchedule(config, module())
     second.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     for schedule in (first, second):
         move(student, 0.1)
-        schedule.after_update(student)
-        schedule.after_step(1, student, mean_reward=0.6, length_p90=3)
+        follow(schedule, student, mean_reward=0.6, length_p90=3)
         move(student, -0.1)
     if first.weights is None:
         assert second.weights is None

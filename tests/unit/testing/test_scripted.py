@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdpo.engines.base import Completion, GenerationRequest, Sampling, ScoreRequest
+from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.errors import EngineError
 from sdpo.testing.scripted import Script, ScriptedEngine, in_order
 
@@ -29,8 +29,6 @@ def test_scripts_go_out_in_order_with_their_logprobs():
     assert first[0] == Completion(token_ids=(97, 0), logprobs=(-1.0, -1.0), truncated=False)
     assert first[1] == Completion(token_ids=(98, 99, 0), logprobs=(-0.5,) * 3, truncated=False)
     assert second[0].token_ids == (100, 0)
-    said = ScoreRequest(prompt_ids=(1,), completion_ids=(98, 99, 0))
-    assert scripted.score([said], 1.0) == [[-0.5, -0.5, -0.5]]
 
 
 def test_answers_can_depend_on_prompt_and_seed():

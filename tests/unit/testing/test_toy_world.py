@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -13,6 +12,7 @@ from sdpo.config.teacher import ContextConfig
 from sdpo.records import Group, Rollout
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.testing import tiny_model, toy_env, toy_model, toy_policy, toy_tokenizer
+from sdpo.testing.toy_reader import lessons_digest, shipped_lessons
 from sdpo.testing.toy_world import CODE_PLACES, feedback_text, is_well_formed, random_code
 
 
@@ -38,15 +38,11 @@ def test_feedback_reveals_what_it_was_told_to(reveal, text, feedback):
     assert feedback_text(text if is_well_formed(text) else None, "Ka47", reveal) == feedback
 
 
-async def _judged(env, task, text):
-    return await env.judge(task, attempt(task, text))
-
-
 def test_judge_solves_the_code_only():
     env = toy_env(2)
     task = env.load("train")[0]
-    assert asyncio.run(_judged(env, task, task.reference)).solved
-    verdict = asyncio.run(_judged(env, task, f" {task.reference}"))
+    assert env.judge(task, attempt(task, task.reference)).solved
+    verdict = env.judge(task, attempt(task, f" {task.reference}"))
     assert not verdict.solved
     assert verdict.info["category"] == "incorrect_format"
 
@@ -106,7 +102,11 @@ def teacher_conversations(env, reveal, rules, *, solved_sibling=False):
     return conversations
 
 
-@pytest.mark.slow
+def test_the_weights_in_the_package_were_taught_todays_lessons():
+    """Otherwise the demo would teach for half a minute; toy_reader.py says how to write them."""
+    assert shipped_lessons() == lessons_digest(toy_tokenizer())
+
+
 def test_taught_model_knows_no_code_and_reads_every_revealed_one():
     chat, model, num_tasks = Chat(toy_tokenizer()), toy_model(), 40
     env = toy_env(num_tasks, seed=123)
@@ -128,7 +128,6 @@ def test_taught_model_knows_no_code_and_reads_every_revealed_one():
     assert rate(teacher_conversations(silent, "none", ContextConfig())) == 0
 
 
-@pytest.mark.slow
 def test_taught_model_knows_the_digits_after_a_wrong_syllable():
     chat, model = Chat(toy_tokenizer()), toy_model()
     env = toy_env(40, seed=124)

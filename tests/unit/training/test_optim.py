@@ -54,6 +54,36 @@ def test_bfloat16_weights_move_by_less_than_their_resolution():
     assert moved.max() > 1.5e-3, "300 steps of 1e-5 add up in the master weights"
 
 
+def test_a_zero_gradient_changes_nothing_although_there_is_momentum_and_decay():
+    """An all-flat step moved the weights by 6.7e-4 at a rate of 1e-3."""
+    model = module()
+    optimizer = Optimizer(OptimConfig(lr=1e-2, weight_decay=0.1), model)
+    with optimizer.accumulating():
+        backward(model)
+    optimizer.update(Parallel(), where="test")
+    before = model.weight.detach().clone()
+    with optimizer.accumulating():
+        backward(model, scale=0.0)
+    assert optimizer.update(Parallel(), where="test") == 0.0
+    assert torch.equal(model.weight, before)
+    assert optimizer.num_updates == 1
+
+
+def test_warm_up_counts_steps_as_the_papers_scheduler_does():
+    """With four updates a step, ten steps of warm-up were over after two and a half."""
+    model = module()
+    optimizer = Optimizer(OptimConfig(lr=1.0, warmup_steps=10), model)
+    rates = []
+    for _ in range(3):
+        for _ in range(4):
+            rates.append(optimizer.lr)
+            with optimizer.accumulating():
+                backward(model)
+            optimizer.update(Parallel(), where="test")
+        optimizer.num_steps += 1
+    assert rates == pytest.approx([0.1] * 4 + [0.2] * 4 + [0.3] * 4)
+
+
 def test_narrow_gradients_are_summed_in_float32_and_freed_on_the_way():
     model = module(torch.bfloat16)
     optimizer = Optimizer(OptimConfig(), model)
@@ -99,6 +129,7 @@ def test_warmup_is_linear_then_constant():
         with optimizer.accumulating():
             backward(model)
         optimizer.update(Parallel(), where="test")
+        optimizer.num_steps += 1
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 

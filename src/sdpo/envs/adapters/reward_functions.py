@@ -2,8 +2,8 @@
 
 TRL calls `reward(prompts=[...], completions=[...], **columns) -> list[float]`; verl calls
 `compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict`. Both say how
-good an attempt was and not why, so both adapters take `feedback(task, text, reward)`, which writes
-the text the self-teacher reads. Attempts are handed over one at a time: a function that compares
+good an attempt was but not why, so both adapters take `feedback(task, text, reward)`, which writes
+the text that the self-teacher reads. Attempts are passed one at a time: a function that compares
 the attempts of a group with each other cannot be used.
 """
 
@@ -20,7 +20,7 @@ from sdpo.records import Rollout, Task, Verdict
 
 Rows = Iterable[Mapping[str, Any]]
 WriteFeedback = Callable[[Task, str, float], str | None]
-"""(task, attempt's text, its reward) to what is said about it; None for nothing."""
+"""(task, attempt's text, its reward) to feedback, or None."""
 
 
 def from_trl(
@@ -31,11 +31,12 @@ def from_trl(
     solved_at: float = 1.0,
     feedback: WriteFeedback | None = None,
 ) -> FunctionEnv:
-    """An environment of TRL's reward function and dataset (column `prompt`, others as the function
-    wants them). An `async def` works too. An attempt is solved at a reward of at least `solved_at`.
+    """An environment from a TRL reward function, which may be `async`, and its dataset (column
+    `prompt`, and whatever columns the function takes). An attempt with a reward of at least
+    `solved_at` is solved.
 
-    A prompt that is a list of messages makes the completions lists of one message, as in TRL. None
-    (TRL: "this function does not apply") is an error here, since the attempt would have no reward.
+    If a prompt is a list of messages, completions are lists of one message, as in TRL. None (in
+    TRL: "this function does not apply") is an error, because the attempt would have no reward.
 
     Example:
         env = from_trl(accuracy_reward, dataset, feedback=lambda task, text, reward: ...)
@@ -71,11 +72,11 @@ def from_verl(
     solved_at: float = 1.0,
     feedback: WriteFeedback | None = None,
 ) -> FunctionEnv:
-    """An environment of verl's score function and rows (`data_source`, `prompt`,
+    """An environment from a verl score function and rows (`data_source`, `prompt`,
     `reward_model.ground_truth`, `extra_info`).
 
-    A dict needs the key `score`; its `feedback`, if it has one, is the verdict's, and its other
-    numbers become `env/NAME` metrics. An attempt is solved at a score of at least `solved_at`.
+    A dict must have the key `score`; `feedback` becomes the verdict's, and other numbers become
+    `env/NAME` metrics. An attempt with a score of at least `solved_at` is solved.
 
     Example:
         env = from_verl(compute_score, pandas.read_parquet("train.parquet").to_dict("records"))
@@ -109,7 +110,7 @@ def _verl_tasks(rows: Rows) -> list[Task]:
         prompt, judged = row.get("prompt"), row.get("reward_model")
         if not isinstance(judged, Mapping) or "ground_truth" not in judged:
             raise TaskError(f"row {number}: reward_model: expected {{'ground_truth': ...}}")
-        # Parquet readers give arrays where verl wrote lists.
+        # Parquet readers return arrays where verl wrote lists.
         messages = prompt if isinstance(prompt, str) else list(prompt if prompt is not None else [])
         tasks.append(
             Task(
@@ -123,7 +124,7 @@ def _verl_tasks(rows: Rows) -> list[Task]:
 
 
 def _accepted(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Those of `values` that `function` has parameters for; all of them if it takes any."""
+    """The `values` that `function` has parameters for; all of them if it takes `**kwargs`."""
     parameters = inspect.signature(function).parameters.values()
     if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
         return values
@@ -139,7 +140,7 @@ def _verdict(
     solved_at: float,
     feedback: WriteFeedback | None,
 ) -> Verdict:
-    says = details.get("feedback") if feedback is None else feedback(task, text, reward)
+    written = details.get("feedback") if feedback is None else feedback(task, text, reward)
     numbers = {
         key: float(value)
         for key, value in details.items()
@@ -148,6 +149,6 @@ def _verdict(
     return Verdict(
         reward=reward,
         solved=reward >= solved_at,
-        feedback=None if says is None else str(says),
+        feedback=None if written is None else str(written),
         metrics=numbers,
     )

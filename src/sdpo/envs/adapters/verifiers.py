@@ -1,9 +1,9 @@
-"""Single-turn environments of the verifiers library (`verifiers.SingleTurnEnv` and its like).
+"""Single-turn environments of the verifiers library (`verifiers.SingleTurnEnv` and the like).
 
-Needs of them: `get_dataset()` with columns `prompt` or `question`, and `answer`, `info`, `task` as
-far as the rewards want them; `rubric.funcs` and `rubric.weights`, or `rubric.rubrics` for a group
-of rubrics. The reward functions are called here and not by the rubric, because the rubric turns an
-exception into reward 0, and a judge that fails must stop the run.
+They need `get_dataset()` with a column `prompt` or `question` (and `answer`, `info`, `task` if the
+rewards use them), and `rubric.funcs` and `rubric.weights`, or `rubric.rubrics` for a group of
+rubrics. The reward functions are called here, not by the rubric, because the rubric turns an
+exception into reward 0, whereas a judge that fails must stop the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Verdict
 
 Feedback = Callable[[Task, Mapping[str, Any]], str | None]
-"""(task, state after judging) to what is said about the attempt; None for nothing."""
+"""(task, state after judging) to feedback, or None."""
 
 _GROUP_PARAMETERS = {"prompts", "completions", "answers", "states", "tasks", "infos"}
 
@@ -31,9 +31,10 @@ def from_verifiers(
 ) -> FunctionEnv:
     """An environment around a verifiers one; the reward is the weighted sum of its rubric.
 
-    Each reward function's value becomes the metric `env/NAME`. `feedback(task, state)` writes what
-    the self-teacher reads; without it `state["feedback"]` is taken if a reward function put a text
-    there. Raises `ConfigError` for multi-turn environments and for rewards over whole groups.
+    The value of each reward function becomes the metric `env/NAME`. `feedback(task, state)` writes
+    what the self-teacher reads; without it, `state["feedback"]` is used if a reward function put a
+    string there. Raises `ConfigError` for multi-turn environments and for rewards that judge whole
+    groups.
 
     Example:
         env = from_verifiers(verifiers.load_environment("gsm8k"))
@@ -61,11 +62,11 @@ def from_verifiers(
                 value = await value
             metrics[_name(function)] = float(value)
             total += weight * float(value)
-        says = state.get("feedback") if feedback is None else feedback(task, state)
+        written = state.get("feedback") if feedback is None else feedback(task, state)
         return Verdict(
             reward=total,
             solved=total >= solved_at,
-            feedback=says if isinstance(says, str) else None,
+            feedback=written if isinstance(written, str) else None,
             metrics=metrics,
         )
 
@@ -80,7 +81,7 @@ def from_verifiers(
 
 
 def _state(task: Task, rollout: Rollout) -> dict[str, Any]:
-    """What verifiers' reward functions find about one attempt."""
+    """What verifiers' reward functions are given about one attempt."""
     row = task.reference
     message = {"role": "assistant", "content": rollout.text}
     return {
@@ -100,7 +101,7 @@ def _tasks(environment: Any, rows: Iterable[Mapping[str, Any]]) -> list[Task]:
     for number, row in enumerate(rows):
         prompt = row.get("prompt") or row.get("question")
         if prompt is None:
-            raise TaskError(f"row {number}: there is no column prompt or question")
+            raise TaskError(f"row {number}: no column prompt or question")
         messages = as_messages(prompt, system=system, where=f"row {number}: prompt")
         reference = {**row, "prompt": [dict(message) for message in messages]}
         tasks.append(Task(id=str(number), messages=messages, reference=reference))
@@ -108,7 +109,7 @@ def _tasks(environment: Any, rows: Iterable[Mapping[str, Any]]) -> list[Task]:
 
 
 def _rewards(rubric: Any) -> Iterable[tuple[Callable[..., Any], float, Mapping[str, Any]]]:
-    """(function, weight, objects it may ask for by name) of a rubric or a group of them."""
+    """(function, weight, objects it may take by name) of a rubric or a group of rubrics."""
     if hasattr(rubric, "rubrics"):
         for part in rubric.rubrics:
             yield from _rewards(part)

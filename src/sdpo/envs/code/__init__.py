@@ -1,10 +1,16 @@
-"""Python programs judged by tests: task formats, the judge, and the wording of its feedback.
+"""Python programs judged by tests.
 
-`env.py` is the environment; a test is prepared by `assert_forms.py` or `tasks.py`, run by
-`test_run.py` or `assert_runs.py`, decided with `compare.py` and worded by `wording.py`.
+tasks.py (our format), formats.py (MBPP, HumanEval, LiveCodeBench)   files to tasks
+env.py, offline.py      the environment; judging without a run
+extract.py              an answer to a program
+judge.py                a program to a verdict
+test_run.py             runs tests: inputs to outcomes to results
+assert_forms.py         takes an assert apart: what the program computes, what is decided
+assert_runs.py          runs what asserts need besides the program
+compare.py, wording.py  whether an answer is right; what feedback says
 """
 
 from sdpo.envs.code.env import CodeEnv
-from sdpo.envs.code.judging import judge_file, judge_program
+from sdpo.envs.code.offline import judge_file, judge_program
 
 __all__ = ["CodeEnv", "judge_file", "judge_program"]

@@ -1,27 +1,27 @@
-"""Assert lines as calls for the program's process and conditions for elsewhere.
+"""Takes asserts apart: expressions for the program's process, and conditions to decide elsewhere.
 
 Expected values never enter the process of the program under test. `assert f(5) == 8` becomes the
 *probe* `f(5)`, which the program's process evaluates, and the literal 8, which stays with the
-judge. A probe is a call or attribute of the program with whatever surrounds it as long as nothing
-expected is inside: `Pile().push(1).pop()`, `sorted(f(x))`.
+judge. A probe is a call or attribute of the program together with what surrounds it, as long as
+that contains nothing expected: `Pile().push(1).pop()`, `sorted(f(x))`.
 
 Four forms, tried in this order:
 
-    equals   probe == value         compared by `compare.values_match`; a value that is no literal
-                                    (`2.0 / 3.0`) is computed once per task in a *trusted* process:
-                                    jailed, but without the program
-    is       probe is True, probe,  the value is this constant; a bare probe is asked for its truth
+    equals   probe == value         compared by `compare.values_match`; a value that is not a
+                                    literal (`2.0 / 3.0`) is computed once per task in a *trusted*
+                                    process: jailed, but without the program
+    is       probe is True, probe,  the value must be this constant; of a bare probe, its truth
              not probe
-    trusted  abs(probe - 1) < 1e-6  the trusted process decides on the probes' values
-    replay   loops, helpers         the trusted process runs the test against a stand-in that
-                                    records calls, the program's process answers those calls, and
-                                    the test is run again on the answers (`assert_tests.py`)
+    trusted  abs(probe - 1) < 1e-6  the trusted process decides, given the probes' values
+    replay   loops, helpers         the trusted process runs the test with a stand-in that records
+                                    calls, the program's process answers those calls, and the test
+                                    runs again on the answers (`assert_runs.py`)
 
-Several lines that only build an object (`s = Pile()`, `s.push(1)`) before asserts on it run in the
-program's process in front of each probe; lines that the probe does not need stay out of it.
+Lines before an assert that build an object (`s = Pile()`, `s.push(1)`) run in the program's process
+before each probe that needs them; other lines stay out of it.
 
-The trusted process knows the task's reference solution, so that helpers the test uses (HumanEval's
-`poly`) exist there. When a test says `candidate`, that name is the program's function and all other
+The trusted process has the task's reference solution, so helpers that a test uses (HumanEval's
+`poly`) exist there. If a test says `candidate`, that name is the program's function, and all other
 names are the reference's.
 
 Not supported: replayed tests that look at arguments after a call changed them; they fail for every
@@ -49,8 +49,8 @@ _ABSORBED = frozenset(
     "abs bool bytes dict float frozenset int len list max min next".split()  # noqa: SIM905
     + "reversed round set sorted str sum tuple".split()  # noqa: SIM905
 )
-"""Builtins that may stand around a probe in the program's process. Their other arguments are
-constants of the question, and they turn honest iterators into plain data."""
+"""Builtins that may surround a probe in the program's process, where they turn honest iterators
+into plain data. Their other arguments are constants of the question."""
 
 _WARNINGS_LOCK = threading.Lock()
 
@@ -65,9 +65,9 @@ class Compiled:
 
     form: Form
     probes: tuple[str, ...] = ()
-    """Expressions for the program's process; `replay` has none, it learns its calls by running."""
+    """Expressions for the program's process. A `replay` has none; running it reveals its calls."""
     expected: str = ""
-    """`equals`, `is`: source of the right side."""
+    """`equals`, `is`: source of the expected value."""
     condition: str = ""
     """`trusted`: expression over `probe_0`, `probe_1`, ...; `replay`: the test as written."""
     shown: str = ""
@@ -79,20 +79,25 @@ class Compiled:
 
 
 def parse_python(source: str) -> ast.Module:
-    """The syntax tree; raises SyntaxError or ValueError, and keeps the parser's warnings about
-    escapes to itself."""
+    """The syntax tree of `source`, without the parser's warnings about escapes. Raises SyntaxError
+    or ValueError."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return ast.parse(source)
+        try:
+            return ast.parse(source)
+        except (MemoryError, RecursionError) as error:
+            # The parser's own words are "too many nested parentheses" at best.
+            raise ValueError("too deeply nested") from error
 
 
 @lru_cache(maxsize=8192)
 def compile_test(
     source: str, entry_point: str | None, solution: str | None, setup: str
 ) -> tuple[Compiled, ...]:
-    """The asserts of one test, given what is known of the program's names; all of them must hold.
+    """The asserts of one test, all of which must hold; the other arguments tell which names are the
+    program's.
 
-    Raises ValueError when the test calls nothing of the program.
+    Raises ValueError if the test calls nothing of the program.
     """
     tree = parse_python(source.strip())
     names = _program_names(tree, entry_point, solution, setup)
@@ -118,7 +123,7 @@ _PLAIN_LINES = (ast.Assert, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
 def _compile_assert(
     line: ast.Assert, before: Sequence[ast.stmt], names: frozenset[str], entry_point: str | None
 ) -> Compiled | None:
-    """One assert of a straight-line test; None when only a replay can decide it."""
+    """One assert of a test without loops; None if only a replay can decide it."""
     lines = [each for each in before if not isinstance(each, ast.Assert)]
     finder = _Probes(names | _objects(lines, names))
     rest = finder.visit(copy.deepcopy(line.test))
@@ -143,7 +148,7 @@ def _compile_assert(
 
 
 def _objects(lines: Sequence[ast.stmt], names: frozenset[str]) -> frozenset[str]:
-    """Variables that hold what the program made or may have changed."""
+    """Variables whose values the program made or may have changed."""
     bound = {name for line in lines for name in _stored(line)}
     objects: set[str] = set()
     for line in lines:
@@ -157,8 +162,8 @@ def _needed(
 ) -> list[ast.stmt]:
     """The lines that the probes depend on, in order.
 
-    `expected = [1, 2]` is none of them: what it binds must not reach the program's process. An
-    assignment is needed for what it binds, a call by itself for what it may change.
+    `expected = [1, 2]` is not among them: what it binds must not reach the program's process. An
+    assignment is needed for what it binds, a bare call for what it may change.
     """
     bound = {name for line in lines for name in _stored(line)}
     wanted = {name for probe in probes for name in _loaded(probe)} & bound
@@ -192,7 +197,7 @@ def _stored(node: ast.AST) -> set[str]:
 
 
 def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compiled | None:
-    """`equals` or `is`, when the condition is one of them on a single probe."""
+    """`equals` or `is`, if the condition is one of these on a single probe."""
     if len(probes) != 1:
         return None
     match rest:
@@ -216,15 +221,15 @@ def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compile
 
 
 def _truth(probe: str, expected: str, shown: str) -> Compiled:
-    # Truth is asked where the object lives: a match or a node is true but no plain data.
+    # Truth is evaluated where the object is: a regex match or a tree node is not plain data.
     return Compiled(form="is", probes=(f"bool({probe})",), expected=expected, shown=shown)
 
 
 def _program_names(
     tree: ast.Module, entry_point: str | None, solution: str | None, setup: str
 ) -> frozenset[str]:
-    """Names that belong to the program: `candidate`, or what the reference defines, or else
-    whatever nothing else explains."""
+    """Names that belong to the program: `candidate`, or what the reference defines, or else every
+    name that nothing else defines."""
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     if CANDIDATE in used:
         return frozenset({CANDIDATE})
@@ -243,8 +248,7 @@ def _program_names(
 
 @lru_cache(maxsize=2048)
 def defined_names(source: str) -> frozenset[str]:
-    """Functions, classes and variables at the top level of `source`; none when it does not
-    parse."""
+    """Functions, classes and variables at the top level of `source`; empty if it does not parse."""
     try:
         tree = parse_python(source)
     except (SyntaxError, ValueError):
@@ -265,13 +269,13 @@ def defined_names(source: str) -> frozenset[str]:
 
 
 class _Probes(ast.NodeTransformer):
-    """Replaces every outermost probe by a name `probe_N` and collects the probes."""
+    """Collects the outermost probes and replaces each by a name `probe_N`."""
 
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
         self.probes: list[ast.expr] = []
         self.is_bound = False
-        """True when a probe stands where a loop variable may be part of it."""
+        """True if a probe is inside a comprehension or lambda, whose variables it may use."""
         self._scopes = 0
 
     def visit(self, node: ast.AST) -> Any:
@@ -307,7 +311,7 @@ class _Probes(ast.NodeTransformer):
 
 
 class _Rename(ast.NodeTransformer):
-    """`candidate` by the name the program gives its function."""
+    """Replaces `candidate` by the name of the program's function."""
 
     def __init__(self, entry_point: str | None) -> None:
         self.entry_point = entry_point
@@ -319,7 +323,7 @@ class _Rename(ast.NodeTransformer):
 
 
 def literal(source: str) -> tuple[bool, Any]:
-    """(True, value) when `source` is a literal, (False, None) when it must be computed."""
+    """(True, value) if `source` is a literal, (False, None) if it must be computed."""
     try:
         return True, ast.literal_eval(source)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -327,12 +331,13 @@ def literal(source: str) -> tuple[bool, Any]:
 
 
 def as_source(value: Any) -> str:
-    """Python source of plain data, exact for every float and for ints of any length."""
+    """Python source of plain data, exact for every float and for ints of any length. Raises
+    TypeError for other values."""
     match value:
         case bool() | None | str() | bytes():
             return repr(value)
         case int():
-            # Decimal digits are limited to 4,300, and quadratic work.
+            # Python limits decimal conversion to 4,300 digits, and it takes quadratic time.
             return repr(value) if value.bit_length() < 64 else hex(value)
         case float():
             return repr(value) if value - value == 0 else f"float('{value}')"
@@ -348,4 +353,4 @@ def as_source(value: Any) -> str:
             return f"set([{', '.join(map(as_source, value))}])"
         case Mapping():
             return f"{{{', '.join(f'{as_source(k)}: {as_source(v)}' for k, v in value.items())}}}"
-    raise TypeError(f"{type(value).__name__} is no plain data")
+    raise TypeError(f"{type(value).__name__} is not plain data")

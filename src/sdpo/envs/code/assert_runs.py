@@ -1,14 +1,15 @@
 """Decides assert tests: prepares what does not depend on the program, then judges its answers.
 
-Two kinds of process, both jailed, never the same one: the program's, which gets probes and calls;
-and the trusted one, which runs the task's own code (reference solution, setup, tests) and never
-the program. A test that is more than `call == value` is decided in the trusted process on the
-plain values the program gave, so no method of the program's objects runs next to what is expected.
+Two kinds of jailed process, never the same one: the program's, which gets probes and calls, and the
+trusted one, which runs the task's own code (reference solution, setup, tests) and never the
+program. A test that is more than `call == value` is decided in the trusted process, on the plain
+values that the program returned, so no method of the program's objects runs next to what is
+expected.
 
 A loop is *replayed*. The trusted process runs the test with a stand-in for the function; at a call
-whose answer is not known it stops and says the arguments. With a reference solution all calls are
-learnt in one run and asked for together with the other tests; without one, or when an answer
-changes the calls that follow, they are asked for one by one.
+whose answer it does not have, it stops and returns the arguments. With a reference solution, one
+run reveals all calls, and they are made together with those of other tests. Without one, or if an
+answer changes the calls that follow, calls are made one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sdpo.errors import TaskError
 from sdpo.sandbox import Limits, Outcome, Program, Sandbox
 
 MAX_CALLS = 1000
-"""Calls a replayed test may make; HumanEval's longest loop makes 100."""
+"""Most calls of a replayed test; HumanEval's longest loop makes 100."""
 
 _TRUSTED_TIME_S = 10.0
 _TRUSTED_MEMORY_MB = 1024
@@ -40,7 +41,7 @@ Ask = Callable[[str], Outcome]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Whether an assert holds and how a failure reads.
+    """Whether an assert holds, and what feedback says if not.
 
     Example:
         Decision(holds=False, given="f(2)", output="3", expected="4")
@@ -51,12 +52,12 @@ class Decision:
     output: str = ""
     expected: str = ""
     outcome: Outcome | None = None
-    """A call that was asked for late and failed."""
+    """For a call that was made after the others, and failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """One assert with everything known that does not depend on the program.
+    """One assert and all that can be computed without the program.
 
     Example:
         Prepared(compiled=compiled, probes=("f(2)",), value=4)
@@ -64,7 +65,7 @@ class Prepared:
 
     compiled: Compiled
     probes: tuple[str, ...]
-    """Expressions for the program's process; for a replay the calls learnt from the reference."""
+    """Expressions for the program's process; for a replay, the calls that the reference gets."""
     value: Any = None
     """`equals` and `is`: the expected value."""
     calls: tuple[Call, ...] = ()
@@ -72,7 +73,7 @@ class Prepared:
 
 
 class AssertTests:
-    """Prepares and decides assert tests; remembers what tasks evaluate to."""
+    """Prepares and decides assert tests; keeps what it prepared for the next attempt."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -80,7 +81,7 @@ class AssertTests:
         self._lock = threading.Lock()
 
     def prepare(self, source: str, reference: CodeReference) -> tuple[Prepared, ...]:
-        """The asserts of one test. Raises `TaskError` when the test itself cannot run."""
+        """The asserts of one test. Raises `TaskError` if the test itself cannot run."""
         key = (source, reference.entry_point or "", reference.solution or "", reference.setup)
         with self._lock:
             known = self._prepared.get(key)
@@ -117,7 +118,7 @@ class AssertTests:
     def decide_at_once(
         self, prepared: Prepared, values: Sequence[Any], tolerance: float
     ) -> Decision | None:
-        """The decision when it takes no further process, else None."""
+        """The decision, or None if it takes another process."""
         compiled = prepared.compiled
         if compiled.form not in ("equals", "is"):
             return None
@@ -135,7 +136,7 @@ class AssertTests:
     def decide(
         self, prepared: Prepared, values: Sequence[Any], reference: CodeReference, ask: Ask
     ) -> Decision:
-        """The decision of the trusted process on the values of all probes."""
+        """The trusted process's decision, given the values of all probes."""
         compiled = prepared.compiled
         if compiled.form == "replay":
             return self._decide_replay(prepared, list(values), reference, ask)
@@ -147,12 +148,12 @@ class AssertTests:
         )
         try:
             given = ", ".join(map(as_source, values))
-        except TypeError:  # a value that is no plain data satisfies nothing
+        except TypeError:  # a value that is not plain data satisfies nothing
             return decision
         names = ", ".join(f"probe_{index}" for index in range(len(values)))
         attempt = f"_decide(lambda {names}: {compiled.condition}, [{given}])"
         outcome = self._trusted(attempt, _own_code(reference) + _DECIDE, reference)
-        # A value may make the condition endless or huge: then it does not hold.
+        # If the condition runs forever or out of memory on a value, it does not hold.
         return Decision(holds=True) if outcome.value is True else decision
 
     def _decide_replay(
@@ -166,7 +167,7 @@ class AssertTests:
                 return Decision(holds=True)
             if status == "fail" or len(calls) > MAX_CALLS:
                 break
-            # The call after the last good answer differs from what was learnt, or none was learnt.
+            # The call after the last matching one is new, or differs from what the reference got.
             known = known[: len(calls) - 1]
             given = _call_source(compiled, calls[-1])
             outcome = ask(given)
@@ -184,7 +185,7 @@ class AssertTests:
     def _replay(
         self, compiled: Compiled, reference: CodeReference, known: list[list[Any]] | None
     ) -> tuple[str, list[Call], str]:
-        """(pass | fail | need, calls made, message); `known` None lets the reference answer."""
+        """(pass | fail | need, calls made, message); with `known` None, the reference answers."""
         function = compiled.function
         has_reference = reference.solution is not None
         stands_for = CANDIDATE if CANDIDATE in compiled.condition else function
@@ -198,7 +199,7 @@ class AssertTests:
         try:
             answers = as_source(known)
         except TypeError:
-            return "fail", calls, "an answer is no plain data"
+            return "fail", calls, "an answer is not plain data"
         outcome = self._trusted(f"_replay({compiled.condition!r}, {answers})", program, reference)
         if outcome.status != "value":
             return "fail", calls, outcome.status.replace("_", " ")
@@ -207,7 +208,7 @@ class AssertTests:
     def _own_value(
         self, expression: str, reference: CodeReference, source: str | None = None
     ) -> Any:
-        """A value of the task's own code, which must work; raises `TaskError` when it does not."""
+        """The value of an expression in the task's own code. Raises `TaskError` if it fails."""
         outcome = self._trusted(expression, source or _own_code(reference), reference)
         if outcome.status != "value":
             failure = outcome.failure
@@ -219,7 +220,8 @@ class AssertTests:
         return outcome.value
 
     def _trusted(self, expression: str, source: str, reference: CodeReference) -> Outcome:
-        """An expression in a jailed process that runs the task's code and never the program."""
+        """The outcome of an expression in a jailed process with the task's code, without the
+        program."""
         program = Program(source=source, mode="expressions")
         memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
         limits = Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
@@ -235,20 +237,20 @@ def _call_source(compiled: Compiled, call: Call) -> str:
         parts += [f"{name}={as_source(value)}" for name, value in named.items()]
     except TypeError as error:
         raise TaskError(
-            f"a test passes an argument that is no plain data ({error}); build it inside the call\n"
+            f"a test passes an argument that is not plain data ({error}); build it in the call\n"
             f"{compiled.condition}"
         ) from error
     return f"{compiled.function}({', '.join(parts)})"
 
 
 def _own_code(reference: CodeReference) -> str:
-    """What the trusted process knows: reference solution and setup, random numbers fixed."""
-    # Tests that draw random arguments must draw the same ones when they are replayed.
+    """The source of the trusted process: reference solution and setup, with a fixed random seed."""
+    # A test that draws random arguments must draw the same ones when it is replayed.
     lines = [reference.solution or "", "import random as _random", "_random.seed(0)"]
     if reference.setup and reference.solution is not None:
         lines.append(reference.setup)
     elif reference.setup:
-        # Without a reference the setup's use of the program's classes cannot work here.
+        # Without a reference, a setup that uses the program's classes cannot work here.
         lines.append(f"try:\n    exec({reference.setup!r}, globals())\nexcept NameError:\n    pass")
     return "\n".join(lines) + "\n"
 

@@ -1,17 +1,16 @@
 """Whether an answer is right: plain values and printed text compared with what a test expects.
 
 Pure functions of plain data: the program that made the answer is gone, so no method of its objects
-can run here. Rules (`docs/code-tasks.md` repeats them for users):
+can run here. The rules, which `docs/code-tasks.md` repeats for users:
 
-* list and tuple are equal as sequences, at every depth;
-* numbers compare as in Python; where a float (or complex) is expected, an absolute or relative
-  error up to the tolerance
-  is right; an expected int is exact, but 2.0 is 2 and True is 1;
-* NaN equals NaN, infinities go by sign, -0.0 is 0.0;
-* a dict whose expected keys are all strings (JSON) takes keys spelled as JSON would: 1 is "1", True
-  is "true";
-* a set is right only where a set is expected; text is exact and never a number; anything opaque
-  equals nothing.
+* lists and tuples are equal as sequences, at every depth;
+* numbers compare as in Python; if a float or complex is expected, an absolute or relative error up
+  to the tolerance is accepted; an expected int is exact, but 2.0 equals 2 and True equals 1;
+* NaN equals NaN, infinities compare by sign, -0.0 equals 0.0;
+* if all keys of an expected dict are strings (JSON), keys compare as JSON spells them: 1 is "1",
+  True is "true";
+* a set is right only where a set is expected; a string is exact and never equals a number; an
+  opaque value equals nothing.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from decimal import Decimal
 from typing import Any
 
 TOLERANCE = 1e-6
-"""Absolute or relative error allowed where a float is expected (DESIGN 2)."""
+"""Absolute or relative error allowed where a float is expected."""
 
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 _MAX_DECIMAL_CHARS = 400
-"""Longer number-like tokens are compared as text: parsing time grows faster than length."""
+"""Longer number-like tokens are compared as strings: parsing time grows faster than length."""
 
 
 def values_match(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> bool:
-    """Whether plain data `actual` is a right answer where `expected` is the answer on file."""
+    """Whether the value `actual` is a right answer where `expected` is the one on file."""
     if isinstance(expected, (bool, int, float, complex)):
         return isinstance(actual, (bool, int, float, complex)) and _numbers_match(
             actual, expected, tolerance
@@ -55,7 +54,10 @@ def values_match(actual: Any, expected: Any, tolerance: float = TOLERANCE) -> bo
 
 def _numbers_match(actual: complex, expected: complex, tolerance: float) -> bool:
     if isinstance(expected, complex) or isinstance(actual, complex):
-        a, e = complex(actual), complex(expected)
+        try:
+            a, e = complex(actual), complex(expected)
+        except OverflowError:  # an int beyond the floats
+            return False
         return _numbers_match(a.real, e.real, tolerance) and _numbers_match(
             a.imag, e.imag, tolerance
         )
@@ -69,7 +71,7 @@ def _numbers_match(actual: complex, expected: complex, tolerance: float) -> bool
         error = abs(float(actual) - expected)
     except OverflowError:  # an int beyond the floats; equality was tried above
         return False
-    # An infinity on either side makes the error or the bound infinite or NaN; equal ones were
+    # An infinity on either side makes the error or the bound infinite or NaN; equal infinities were
     # accepted above.
     return (
         math.isfinite(error)
@@ -83,8 +85,8 @@ def _sets_match(actual: AbstractSet[Any], expected: AbstractSet[Any], tolerance:
         return False
     if actual == expected:
         return True
-    # Floats in a set differ in their last digit like any other; pair them in order. NaN hashes by
-    # identity, so it comes here.
+    # Floats in a set may differ in their last digits like any others; sorting pairs them. NaN is
+    # hashed by identity, so it ends up here too.
     if not all(isinstance(x, (int, float)) for x in (*actual, *expected)):
         return False
     pairs = zip(sorted(actual, key=_nan_last), sorted(expected, key=_nan_last), strict=True)
@@ -112,8 +114,8 @@ def _mappings_match(
 
 
 def _json_key(key: Any) -> Any:
-    """The key as `json.dumps` would spell it; a key that JSON cannot hold stays and so equals no
-    string."""
+    """The key as `json.dumps` would spell it; a key that JSON cannot represent is unchanged, so it
+    equals no string."""
     if key is None or isinstance(key, (bool, float)):
         return json.dumps(key)
     if isinstance(key, int) and key.bit_length() <= 64:
@@ -122,10 +124,10 @@ def _json_key(key: Any) -> Any:
 
 
 def outputs_match(actual: str, expected: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether printed text `actual` is right where `expected` is on file.
+    """Whether the printed text `actual` is right where `expected` is on file.
 
-    Trailing spaces and blank lines at either end do not count, CRLF is LF. Lines are compared one
-    by one, token by token: equal text, or equal decimals, or decimals within the tolerance where
+    Trailing spaces and blank lines at either end are ignored, and CRLF is LF. Lines are compared
+    one by one, token by token: equal strings, equal decimals, or decimals within the tolerance if
     the expected token has a point or an exponent.
     """
     lines, right = _lines(actual), _lines(expected)

@@ -1,19 +1,17 @@
-"""The code environment: Python programs judged by tests, with feedback like a programming site's.
+"""The code environment: Python programs judged by tests, with feedback like that of a programming
+site.
 
-    answer -> extract.py -> program -> sandbox -> values -> compare.py -> code_judge.py -> verdict
+    answer -> extract.py -> program -> sandbox -> values -> compare.py -> judge.py -> verdict
 
-The program runs in a jailed process that knows inputs only; expected values, the comparison and
-every status stay here. Training tasks are judged on public tests, evaluation tasks on private
-ones, about which feedback says nothing but the kind of failure and how many tests passed.
-
-`judge_program` and `judge_file` are the same judge without training: one program, or a file of
-responses (`sdpo judge`).
+The program runs in a jailed process that gets nothing but inputs; expected values, the comparison
+and every status stay here. Training tasks are judged on public tests, evaluation tasks on private
+ones. About private tests, feedback reveals only the kind of failure and how many passed.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
@@ -23,17 +21,20 @@ from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.judge import CodeJudge
 from sdpo.envs.code.tasks import (
     CodeReference,
+    as_block,
     with_tests,
     with_worked_example,
 )
+from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
+from sdpo.machine import usable_cores
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.sandbox import open_sandbox, require_linux
 
 
 class CodeEnv:
-    """Code tasks of a built-in set or file. Raises `SandboxError` at once where no program can be
-    judged (macOS, Windows).
+    """The code tasks of a built-in set or a file. Raises `SandboxError` at once on systems that
+    cannot judge programs (macOS, Windows).
 
     Example:
         env = CodeEnv(schema.CodeEnvConfig(tasks="python-basics"))
@@ -50,10 +51,10 @@ class CodeEnv:
     def load(self, split: str) -> Sequence[Task]:
         """`train` tasks on public tests or `eval` tasks on private ones, in file order.
 
-        A file without rows for evaluation is evaluated on its training rows, with private tests.
+        If a file has no rows for evaluation, its training rows are evaluated, on private tests.
         """
         if split not in ("train", "eval"):
-            raise ConfigError(f"split {split!r} does not exist; code tasks have train and eval")
+            raise ConfigError(f"split {split!r} does not exist; choose train or eval")
         rows = self._load()
         tasks = [task for row_split, task in rows if row_split == split]
         if split == "train":
@@ -66,21 +67,29 @@ class CodeEnv:
         return [with_tests(task, "private") for task in tasks or [task for _, task in rows]]
 
     def for_discovery(self, task: Task) -> Task:
-        """`task` judged on all its tests, the public ones first: what is found must pass hidden
-        tests too, and feedback shows public ones."""
+        """`task` judged on all its tests, public ones first: a solution must pass the hidden ones
+        too, and feedback may show the public ones."""
         return with_tests(task, "all")
+
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""
-        return self._open().verdict_on_text(task.reference, rollout.text, rollout.truncated)
+        judge = self._open()
+        return guarded(
+            lambda: judge.verdict_on_text(task.reference, rollout.text, rollout.truncated)
+        )
 
     def reference_answer(self, task: Task) -> str | None:
         """The reference solution as a Python block."""
         solution = task.reference.solution
-        return None if solution is None else f"```python\n{solution.rstrip()}\n```"
+        return None if solution is None else as_block(solution)
 
     def check(self) -> CheckReport:
-        """Every reference passes public and private tests, and a program without effect fails."""
+        """Whether every reference passes all tests, and a program without effect does not."""
         tasks = [task for _, task in self._load()]
         judge = self._open()
         with ThreadPoolExecutor(max_workers=judge.sandbox.width) as pool:
@@ -93,8 +102,12 @@ class CodeEnv:
             skipped=sum(task.reference.solution is None for task in tasks),
         )
 
+    def facts(self) -> Mapping[str, str]:
+        """The sandbox's level, which opens it."""
+        return {"sandbox": self._open().sandbox.level}
+
     def close(self) -> None:
-        """Ends the sandbox's processes; a later `judge` opens them again."""
+        """End the sandbox's processes; a later `judge` starts them again."""
         with self._lock:
             judge, self._judge = self._judge, None
         if judge is not None:
@@ -122,7 +135,7 @@ class CodeEnv:
 
 
 def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
-    """What is wrong with a task; None when its reference passes and an empty program fails."""
+    """What is wrong with a task, or None."""
     if reference.solution is None:
         return None
     for split in ("public", "private"):

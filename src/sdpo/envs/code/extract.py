@@ -1,9 +1,9 @@
-"""The program inside a chat answer: the last complete block in its language, found line by line as
-CommonMark does.
+"""The program in a chat answer: the last complete block in its language, found line by line as in
+CommonMark.
 
 A fence is a line; a non-greedy pattern over backticks breaks on docstrings and strings that contain
-them. Hidden reasoning is dropped first, so that a draft in it is never judged. Nothing here looks
-at whether the code parses.
+them. Hidden reasoning is removed first, so that a draft in it is never judged. Whether the code
+parses is not checked here.
 """
 
 from __future__ import annotations
@@ -15,26 +15,23 @@ from dataclasses import dataclass
 from sdpo.chat import strip_thinking
 
 PYTHON_TAGS = frozenset({"py", "python", "python3"})
-"""Language words of a Python block, compared without case.
-
-A block without any word is taken when there is none of these.
-"""
+"""Language tags of a Python block, in any case; untagged blocks count if there is no tagged one."""
 
 _OPEN = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extracted:
-    """What an answer holds.
+    """What was found in an answer.
 
     Example:
         Extracted(program="def f():\\n    return 1\\n", unclosed=False)
     """
 
     program: str | None
-    """Text between the fences, lines ended by LF; None without a complete block."""
+    """Text between the fences, lines ending in LF; None without a complete block."""
     unclosed: bool
-    """True when the block that would have been taken has no closing fence."""
+    """True if the block that would have been taken has no closing fence."""
 
 
 @dataclass(slots=True)
@@ -46,10 +43,10 @@ class _Block:
 
 def extract_program(text: str, tags: Set[str] = PYTHON_TAGS) -> Extracted:
     """The last block tagged with one of `tags`, or else the last untagged one; other languages are
-    passed over.
+    ignored.
 
-    A last block that is never closed gives no program: what follows a cut is unknown. An unclosed
-    fence with nothing after it is a stray line and is ignored.
+    If that block is never closed, there is no program, because nobody knows what would have
+    followed. An unclosed fence with nothing after it is a stray line and is ignored.
     """
     blocks = [
         block
@@ -66,7 +63,7 @@ def extract_program(text: str, tags: Set[str] = PYTHON_TAGS) -> Extracted:
 
 
 def _blocks(text: str, tags: Set[str]) -> list[_Block]:
-    """Fenced blocks in order whose language is one of `tags` or not named."""
+    """The fenced blocks whose language is one of `tags` or not given, in order."""
     blocks: list[_Block] = []
     fence = ""
     indent = 0
@@ -106,6 +103,6 @@ def _closes(match: re.Match[str], fence: str, indent: int) -> bool:
 
 
 def _dedent(line: str, indent: int) -> str:
-    """`line` without up to `indent` leading spaces: a block inside a list item is shifted as a
+    """`line` without up to `indent` leading spaces, because a block in a list item is indented as a
     whole."""
     return line[min(indent, len(line) - len(line.lstrip(" "))) :]

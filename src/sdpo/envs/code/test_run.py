@@ -1,8 +1,8 @@
-"""Runs the tests of one code task on one program and says of each whether it passed.
+"""Runs the tests of one code task on one program and decides which of them pass.
 
-Every status is decided here or in the sandbox, never by the program: the program's process gets
-inputs and gives values, text and errors. How verdict and feedback follow is in `code_judge.py`;
-how an assert line becomes calls and a condition in `asserts.py` and `assert_tests.py`.
+Every status is decided here or in the sandbox, never by the program, whose process gets inputs and
+returns values, printed text and errors. `judge.py` makes a verdict of the results;
+`assert_forms.py` and `assert_runs.py` turn an assert into calls and a condition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared
 from sdpo.envs.code.compare import outputs_match, values_match
 from sdpo.envs.code.tasks import CodeReference, CodeTest
-from sdpo.envs.text import show
+from sdpo.envs.text import safe, show
 from sdpo.sandbox import Limits, Outcome, Program, Sandbox
 
 Status = Literal[
@@ -30,42 +30,48 @@ Status = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestResult:
-    """What one test showed.
+    """The result of one test.
 
     Example:
         TestResult(status="wrong_answer", given="f(2)", output="3", expected="4")
     """
 
-    __test__ = False  # pytest: this is no test class
+    __test__ = False  # This is not a test class, whatever pytest thinks of its name.
 
     status: Status
     given: str = ""
-    """The input as feedback shows it."""
+    """The input, as feedback shows it."""
     stdout: str = ""
-    """What a `function` or `asserts` test printed beside its answer."""
+    """What a `function` or `asserts` test printed besides its answer."""
     output: str = ""
+    """This and the others are cut to what feedback shows; whole, they would be kept until the last
+    test is done."""
     expected: str = ""
     outcome: Outcome | None = None
-    """Of the input on which the program failed; None when no single input is to blame."""
+    """For the input on which the program failed; None if no single input is to blame."""
 
 
 _NAMES = "from typing import *\nfrom sys import exit\nquit = exit\n"
-"""Runs before every program. `List[int]` in a signature is how tasks are written on the web; `exit`
-belongs to every interactive Python but not to one started without `site`."""
+"""Runs before every program. Tasks on the web write `List[int]` in signatures without an import;
+`exit` is missing only because the interpreter starts without `site`."""
 
 MIN_TOTAL_CPU_S = 30.0
 MAX_SLOW_TESTS = 20
-"""An attempt may use its whole time limit in so many tests; after that it counts as too slow."""
+"""In how many tests an attempt may use its whole time limit before it counts as too slow."""
 
 PASSED = TestResult(status="passed")
 NOT_RUN = TestResult(status="not_run")
+_DECIDED = Outcome(status="value")
+"""Stands for the outcomes of decided tests."""
+MAX_HELD_BYTES = 8 << 20
+"""Encoded values of an attempt's undecided tests; in memory they may take 20 times as much."""
 
 
 class TestRun:
-    """One run of a program over tests: which inputs to send, and what came of each test.
+    """One run of a program over tests: the inputs it is given, and the result of each test.
 
-    `should_stop` is asked by the sandbox after each outcome; tests whose condition needs another
-    process are decided in `results`, when the sandbox is free again.
+    The sandbox calls `_should_stop` after each outcome. Tests whose condition needs another process
+    are decided in `results`, once the sandbox is free again.
     """
 
     __test__ = False
@@ -93,7 +99,7 @@ class TestRun:
         self._prepared: list[tuple[Prepared, ...]] = []
         self._inputs: list[Any] = []
         self._ends: list[int] = []
-        """Test k owns the inputs up to `_ends[k]`, from where the test before it ends."""
+        """The inputs of test k end before `_ends[k]`, and begin where those of test k - 1 end."""
         for test in tests:
             self._inputs += self._inputs_of(test)
             self._ends.append(len(self._inputs))
@@ -103,19 +109,23 @@ class TestRun:
             total_cpu_s=max(MIN_TOTAL_CPU_S, reference.time_limit_s * MAX_SLOW_TESTS),
         )
         self._results: list[TestResult | None] = []
-        """Of the tests whose inputs all ran; None where the trusted process has to decide."""
+        """Of the tests whose inputs have all run; None where the trusted process must decide."""
         self._seen: list[Outcome] = []
         self._num_failed = 0
+        self._held_bytes = 0
 
     def results(self) -> list[TestResult]:
-        """What each test showed, in order; tests after a stop are `not_run`."""
-        outcomes = self._sandbox.run(
-            self._program, self._inputs, self._limits, should_stop=self._should_stop
+        """The result of each test, in order; tests after a stop are `not_run`."""
+        self._sandbox.run(
+            self._program,
+            self._inputs,
+            self._limits,
+            should_stop=self._should_stop,
+            keeps_values=False,
         )
-        self._seen = [each for each in outcomes if each.status != "not_run"]
-        self._advance()
+        self._advance()  # Tests without inputs of their own may come last.
         results = [
-            self._decide(index, outcomes) if result is None else result
+            self._decide(index) if result is None else result
             for index, result in enumerate(self._results)
         ]
         if len(results) < len(self._tests) and all(each.status == "passed" for each in results):
@@ -132,7 +142,7 @@ class TestRun:
         return [self._after_setup(probe) for each in prepared for probe in each.probes]
 
     def _after_setup(self, probe: str) -> str:
-        """A probe that finds what the task's setup makes of the program, in its namespace."""
+        """`probe`, evaluated after the task's setup has run in the program's namespace."""
         setup = self._reference.setup
         return f"(exec({setup!r}, globals()), {probe})[1]" if setup else probe
 
@@ -140,12 +150,12 @@ class TestRun:
         if index < len(self._seen):  # the sandbox lost a worker and starts over
             del self._seen[index:]
             self._results.clear()
-            self._num_failed = 0
+            self._num_failed = self._held_bytes = 0
         self._seen.append(outcome)
         return self._advance()
 
     def _advance(self) -> bool:
-        """Add the result of every test whose inputs all ran; whether enough tests failed."""
+        """Add the results of tests whose inputs have all run; whether enough tests failed."""
         while not self._has_enough() and len(self._results) < len(self._tests):
             test = len(self._results)
             own = self._seen[self._start(test) : self._ends[test]]
@@ -156,10 +166,20 @@ class TestRun:
             elif len(own) < self._ends[test] - self._start(test):
                 break
             else:
-                result = self._decide_at_once(test, own)
+                result = self._decide_at_once(test, own) or self._hold(test, own)
+            if result is not None:
+                # Values go as soon as they are decided: an attempt's could fill the memory.
+                self._seen[self._start(test) : self._ends[test]] = [_DECIDED] * len(own)
             self._results.append(result)
             self._num_failed += result is not None and result is not PASSED
         return self._has_enough()
+
+    def _hold(self, test: int, outcomes: Sequence[Outcome]) -> TestResult | None:
+        """None, to keep the values of an undecided test; `output_limit` if they are too many."""
+        self._held_bytes += sum(outcome.num_bytes for outcome in outcomes)
+        if self._held_bytes <= MAX_HELD_BYTES:
+            return None
+        return TestResult(status="output_limit", given=self._given(test, self._start(test)))
 
     def _has_enough(self) -> bool:
         return (
@@ -170,7 +190,7 @@ class TestRun:
         return self._ends[test - 1] if test else 0
 
     def _given(self, index: int, position: int) -> str:
-        """The input at a place in the list of all inputs, as feedback shows it."""
+        """The input at `position` among all inputs, as feedback shows it."""
         test = self._tests[index]
         if self._reference.kind == "stdio":
             return test.input
@@ -197,13 +217,13 @@ class TestRun:
         return TestResult(
             status="wrong_answer",
             given=self._given(index, self._ends[index] - 1),
-            stdout="" if is_text else outcome.stdout,
-            output=answer if is_text else show(answer),
-            expected=test.output if is_text else show(test.output),
+            stdout="" if is_text else safe(outcome.stdout),
+            output=safe(answer if is_text else show(answer)),
+            expected=safe(test.output if is_text else show(test.output)),
         )
 
     def _decide_asserts(self, index: int, outcomes: Sequence[Outcome]) -> TestResult | None:
-        """The test's result when a cheap assert decides it; None when the trusted process must."""
+        """The test's result if comparing values decides it; None if the trusted process must."""
         is_open = False
         start = 0
         for prepared in self._prepared[index]:
@@ -218,8 +238,9 @@ class TestRun:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
         return None if is_open else PASSED
 
-    def _decide(self, index: int, outcomes: Sequence[Outcome]) -> TestResult:
+    def _decide(self, index: int) -> TestResult:
         """The result of a test that `_decide_asserts` left open."""
+        outcomes = self._seen
         start = self._start(index)
         for prepared in self._prepared[index]:
             own = outcomes[start : start + len(prepared.probes)]
@@ -239,20 +260,20 @@ class TestRun:
 
 
 def decision_result(decision: Decision, stdout: str) -> TestResult:
-    """The result of an assert that does not hold."""
+    """The result of a test with an assert that does not hold."""
     if decision.outcome is not None:
         return failure_result(decision.outcome, decision.given)
     return TestResult(
         status="wrong_answer",
         given=decision.given,
-        stdout=stdout,
-        output=decision.output,
+        stdout=safe(stdout),
+        output=safe(decision.output),
         expected=decision.expected,
     )
 
 
 def failure_result(outcome: Outcome, given: str) -> TestResult:
-    """The result of a test on which the program failed; a program that broke the rules too."""
+    """The result of a test on which the program failed or broke the rules."""
     return TestResult(status=_STATUS[outcome.status], given=given, outcome=outcome)
 
 
@@ -265,4 +286,4 @@ _STATUS: dict[str, Status] = {
     "memory_limit": "memory_limit",
     "output_limit": "output_limit",
 }
-"""What the sandbox says of an input that gave no value to what the test's record says."""
+"""The sandbox's status of an input without a value, to the status of its test."""

@@ -1,9 +1,8 @@
-"""The wording of code feedback: one text per failure, in the manner of a competitive-programming
-site.
+"""The wording of code feedback, in the manner of a competitive-programming site.
 
-Program text is data: it ends up in the teacher's prompt, so control characters, chat-template
+Program text is data, and it ends up in the teacher's prompt: control characters, chat-template
 tokens and lines that look like a header are made harmless here. Long values are cut in the middle
-and say so. Which failure is reported, and on which tests, is decided by `code_judge.py`.
+and say so. `judge.py` decides which failure is reported, and on which tests.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ HEADERS = {
 EXIT = "The program ended without an answer (exit code {code})."
 TAMPERING = "The program broke the judge's protocol."
 FORBIDDEN = " (processes, network and files are not available in this judge)"
-"""Follows the message of a PermissionError that the sandbox caused."""
+"""Appended to the message of a PermissionError, which only the sandbox causes."""
 
 SIGNALS = {
     signal.SIGSEGV: "Segmentation fault (usually unbounded recursion)",
@@ -46,22 +45,22 @@ MAX_WRONG_ANSWERS = 2
 
 
 def exception_line(kind: str, message: str) -> str:
-    """`KIND: message` of an exception, as its process described it."""
+    """`KIND: message` of an exception, as the program's process described it."""
     if kind == "PermissionError":
         message += FORBIDDEN
     return safe(f"{kind}: {message}" if message else kind)
 
 
 def signal_name(number: int | None) -> str:
-    """What ended a program that a signal ended."""
+    """The line about a program that a signal ended."""
     return SIGNALS.get(number, f"Killed by signal {number}")
 
 
 def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> list[str]:
-    """Source line and place of the last `MAX_FRAMES` frames, outermost first.
+    """Source line and location of the last `MAX_FRAMES` frames, outermost first.
 
-    Only the line *number* comes from the program's process; the text is the judge's copy, so a
-    program cannot write here.
+    Only the line *number* comes from the program's process; the source is the judge's copy, so a
+    program cannot put text here.
     """
     lines = []
     for number, function in frames[-MAX_FRAMES:]:
@@ -72,12 +71,13 @@ def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> lis
 
 
 def last_input(text: str | None) -> list[str]:
-    """The closing section with the input that was running; nothing when no test had started."""
+    """The closing section with the input that was running; empty if no test had started."""
     return [] if text is None else ["", LAST_INPUT, _or_nothing(text)]
 
 
 def wrong_answer(number: int, given: str, stdout: str, output: str, expected: str) -> str:
-    """`Test Case K: Wrong Answer` with input, printed text if any, output and what was expected."""
+    """`Test Case K: Wrong Answer` with the input, printed text if any, the output and the expected
+    output."""
     sections = [f"Test Case {number}: {WRONG_ANSWER}", "Input", _or_nothing(given)]
     if stdout.strip():
         sections += ["Stdout", _or_nothing(stdout)]
@@ -86,13 +86,13 @@ def wrong_answer(number: int, given: str, stdout: str, output: str, expected: st
 
 
 def _or_nothing(text: str) -> str:
-    """A value to show; an empty one would leave its header alone."""
+    """A value to show; a blank one would leave its header without content."""
     return safe(text.rstrip("\n")) or "(nothing)"
 
 
 def fit(parts: Sequence[str], limit: int) -> str:
-    """The parts one after the other in at most `limit` characters: later parts go first, then the
-    middle of the first."""
+    """The parts joined within `limit` characters: later parts are dropped first, then the first is
+    cut in its middle."""
     kept = list(parts)
     while len(kept) > 1 and len("\n\n".join(kept)) > limit:
         kept.pop()
@@ -100,5 +100,5 @@ def fit(parts: Sequence[str], limit: int) -> str:
 
 
 def counts(header: str, passed: int, total: int) -> str:
-    """What judging on private tests may say: the kind of failure and how many tests passed."""
+    """All that feedback reveals about private tests: the kind of failure and how many passed."""
     return f"{header}\n{passed} of {total} tests passed."

@@ -10,7 +10,7 @@ database show whether that was learnt. The right query and its rows are never sh
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sdpo.config import schema
@@ -19,12 +19,14 @@ from sdpo.envs.sql import wording
 from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
 from sdpo.envs.table import Line, RowsEnv
+from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
-from sdpo.sandbox import open_sandbox
+from sdpo.sandbox import open_sandbox, require_linux
 
 
 class SqlEnv(RowsEnv):
-    """Questions of a built-in set, a file, or a Spider or BIRD folder.
+    """Questions of a built-in set, a file, or a Spider or BIRD folder. Raises `SandboxError` at
+    once on systems that cannot judge programs (macOS, Windows).
 
     Example:
         env = SqlEnv(schema.SqlEnvConfig(tasks="company"))
@@ -32,6 +34,7 @@ class SqlEnv(RowsEnv):
     """
 
     def __init__(self, config: schema.SqlEnvConfig) -> None:
+        require_linux()
         super().__init__(config.tasks, config.eval_fraction)
         self.config = config
         self._judge: SqlJudge | None = None
@@ -43,6 +46,11 @@ class SqlEnv(RowsEnv):
         if self.config.tables == "hidden":
             return tasks
         return [self._with_tables(task) for task in tasks]
+
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
 
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer; thread-safe."""
@@ -59,6 +67,10 @@ class SqlEnv(RowsEnv):
             failures={name: problem for name, problem in problems.items() if problem},
             skipped=0,
         )
+
+    def facts(self) -> Mapping[str, str]:
+        """The sandbox's level, which opens it."""
+        return {"sandbox": self._open().sandbox.level}
 
     def close(self) -> None:
         """Ends the sandbox's processes; a later `judge` opens them again."""

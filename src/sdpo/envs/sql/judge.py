@@ -20,7 +20,7 @@ from sdpo.envs.code.compare import values_match
 from sdpo.envs.code.extract import extract_program, strip_thinking
 from sdpo.envs.sql import wording
 from sdpo.envs.sql.formats import SCRIPT, SqlReference
-from sdpo.envs.table import accepted, failed
+from sdpo.envs.verdicts import accepted, failed
 from sdpo.errors import TaskError
 from sdpo.records import Verdict
 from sdpo.sandbox import Limits, Outcome, Program

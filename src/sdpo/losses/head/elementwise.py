@@ -1,12 +1,11 @@
-"""Elementwise half of the walk on one block of rows: from logits to outputs, and to the logit
-gradient.
+"""The elementwise half of the pass, on one tile: from logits to outputs, and to the logit gradient.
 
 Two ways with one arithmetic. Eager (CPU, and small problems): buffers are given, every step is in
 place, exp is taken once. Compiled (large problems on CUDA, where memory traffic decides): the same
 functions traced by torch.compile into a few kernels; logits stay raw, probabilities are recomputed
 from the log-normaliser instead of being stored.
 
-Legend: R rows of a block, V vocabulary, K support.
+Legend: R tokens of a tile, V vocabulary, K tokens of the support.
 """
 
 from __future__ import annotations
@@ -18,16 +17,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.losses.head.support import Block, LogitTerms, OldSupport, distill_block
+from sdpo.losses.head.support import DivergenceGradient, Tile, divergence_of_tile
 from sdpo.losses.specs import DistillSpec
+from sdpo.losses.token_batch import OldSupport
 
 _COMPILE_ELEMENTS = 1 << 27
-"""Logits of a walk from which compiling pays: below, a walk takes milliseconds either way, and
+"""Logits of a pass from which compiling pays: below, a pass takes milliseconds either way, and
 tests and probes should not wait for a compiler."""
 
 
 class Factors(NamedTuple):
-    """Weights of a block's terms, divided by global counts and by the temperature."""
+    """Weights of a tile's terms, divided by global counts and by the temperature."""
 
     distill_R1: Tensor | None
     slope_R1: Tensor | None
@@ -35,14 +35,14 @@ class Factors(NamedTuple):
     """Scalar; a tensor, because a number would be compiled in and changes every step."""
 
 
-class Finished(NamedTuple):
+class TileResult(NamedTuple):
     """Divergence [R] (None: not measured) and KL to the initial model [R] (None: not asked for)."""
 
     divergence_R: Tensor | None
     initial_kl_R: Tensor | None
 
 
-def softmax_rows(log_p_RV: Tensor, p_RV: Tensor, scratch_RV: Tensor, entropy_R: Tensor) -> None:
+def softmax_tile(log_p_RV: Tensor, p_RV: Tensor, scratch_RV: Tensor, entropy_R: Tensor) -> None:
     """Logits become log-probabilities in place; `p` and the entropy are filled in."""
     torch.exp(log_softmax_(log_p_RV), out=p_RV)
     torch.sum(torch.mul(p_RV, log_p_RV, out=scratch_RV), -1, out=entropy_R).neg_()
@@ -53,7 +53,7 @@ def log_softmax_(logits_RV: Tensor) -> Tensor:
     return torch.log_softmax(logits_RV, -1, out=logits_RV)
 
 
-def finish_rows(
+def finish_tile(
     spec: DistillSpec | None,
     needs_gradient: bool,
     log_p_RV: Tensor,
@@ -63,7 +63,7 @@ def finish_rows(
     targets_R1: Tensor,
     factors: Factors,
     old: OldSupport | None,
-) -> tuple[Finished, Tensor | None]:
+) -> tuple[TileResult, Tensor | None]:
     """Divergence, KL and, when needed, the logit gradient written over `log_p` (the formula of
     `fused.py`).
 
@@ -75,12 +75,12 @@ def finish_rows(
         initial_kl_R = log_r_RV.sum(-1)
     if teacher is not None and spec is not None:
         log_q_RV, q_RV, scratch_RV = teacher
-        block = Block(log_p=log_p_RV, p=p_RV, log_q=log_q_RV, q=q_RV, scratch=scratch_RV)
-        value_R, pull = distill_block(spec, block, old)
+        tile = Tile(log_p=log_p_RV, p=p_RV, log_q=log_q_RV, q=q_RV, scratch=scratch_RV)
+        value_R, pull = divergence_of_tile(spec, tile, old)
     if needs_gradient:
         kl = None if log_r_RV is None or initial_kl_R is None else (log_r_RV, initial_kl_R)
         write_gradient(log_p_RV, p_RV, targets_R1, factors, pull, kl)
-    return Finished(value_R, initial_kl_R), log_p_RV if needs_gradient else None
+    return TileResult(value_R, initial_kl_R), log_p_RV if needs_gradient else None
 
 
 def write_gradient(
@@ -88,10 +88,14 @@ def write_gradient(
     p_RV: Tensor,
     targets_R1: Tensor,
     factors: Factors,
-    pull: LogitTerms | None,
+    pull: DivergenceGradient | None,
     kl: tuple[Tensor, Tensor] | None,
 ) -> None:
-    """Sum the gradients of all components into `out`. `kl` is p log(p/r) [R, V] and its sum [R]."""
+    """Sum the gradients of all components into `out`. `kl` is p log(p/r) [R, V] and its sum [R].
+
+    Everything that multiplies p_j by a number of its row is gathered in that number first, so that
+    the whole gradient is one pass over [R, V], plus one for each [R, V] term, plus scatters of K.
+    """
     rest_R1 = torch.zeros_like(p_RV[:, :1])
     if factors.slope_R1 is not None:
         rest_R1 = rest_R1 - factors.slope_R1
@@ -103,7 +107,7 @@ def write_gradient(
         if pull is not None and pull.ids is not None:
             # The divergence was only measured: undo the zeroing that measured its tail.
             assert pull.p_support is not None
-            p_RV.scatter_(1, pull.ids, pull.p_support)
+            pull.put(p_RV, pull.p_support)
         torch.mul(p_RV, rest_R1, out=out_RV)
     else:
         torch.mul(p_RV, weight_R1 * pull.base[:, None] + rest_R1, out=out_RV)
@@ -113,8 +117,7 @@ def write_gradient(
         else:
             assert pull.support is not None
             assert pull.p_support is not None
-            support_RK = weight_R1 * pull.support + rest_R1 * pull.p_support
-            out_RV.scatter_(1, pull.ids, support_RK)
+            pull.put(out_RV, weight_R1 * pull.support + rest_R1 * pull.p_support)
     if kl is not None:
         assert factors.kl is not None
         out_RV.addcmul_(kl[0], factors.kl)
@@ -122,37 +125,37 @@ def write_gradient(
         out_RV.scatter_add_(1, targets_R1, factors.slope_R1)
 
 
-class Compiled(NamedTuple):
-    """The two compiled functions of a walk.
+class CompiledTile(NamedTuple):
+    """The two compiled functions of a pass.
 
     `measure(logits, targets)` -> log-normaliser [R, 1], entropy [R], log-probability [R, 1].
     `finish(logits p, normaliser p, logits q, normaliser q, logits r, targets, factors, old)` ->
-    `Finished`; the gradient overwrites the student's logits.
+    `TileResult`; the gradient overwrites the student's logits.
     """
 
     measure: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    finish: Callable[..., Finished]
+    finish: Callable[..., TileResult]
 
 
-def compiled_rows(
+def compiled_tile(
     spec: DistillSpec | None, needs_gradient: bool, device: torch.device, elements: int
-) -> Compiled | None:
+) -> CompiledTile | None:
     """Compiled functions where they pay and can be had; None means eager."""
     if device.type != "cuda" or elements < _COMPILE_ELEMENTS or not _has_triton():
         return None
-    return compile_rows(spec, needs_gradient)
+    return compile_tile(spec, needs_gradient)
 
 
 @cache
-def compile_rows(
+def compile_tile(
     spec: DistillSpec | None, needs_gradient: bool, backend: str = "inductor"
-) -> Compiled:
+) -> CompiledTile:
     """Compiled functions for one spec; kept, since a training run uses one or two."""
 
-    def finish(*arguments: Any) -> Finished:
+    def finish(*arguments: Any) -> TileResult:
         return _finish_logits(spec, needs_gradient, *arguments)
 
-    return Compiled(
+    return CompiledTile(
         measure=torch.compile(_measure, backend=backend),
         finish=torch.compile(finish, backend=backend),
     )
@@ -183,8 +186,8 @@ def _finish_logits(
     targets_R1: Tensor,
     factors: Factors,
     old: OldSupport | None,
-) -> Finished:
-    """`finish_rows` on raw logits; in-place steps act on temporaries, which the compiler
+) -> TileResult:
+    """`finish_tile` on raw logits; in-place steps act on temporaries, which the compiler
     removes."""
     log_p_RV = logits_p_RV - normaliser_p_R1
     teacher = log_r_RV = None
@@ -193,7 +196,7 @@ def _finish_logits(
         teacher = (log_q_RV, log_q_RV.exp(), torch.empty_like(log_q_RV))
     if logits_r_RV is not None:
         log_r_RV = logits_r_RV.log_softmax(-1)
-    finished, gradient_RV = finish_rows(
+    finished, gradient_RV = finish_tile(
         spec,
         needs_gradient,
         log_p_RV,

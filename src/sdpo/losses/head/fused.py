@@ -1,4 +1,4 @@
-"""The fused head: loss and closed-form gradient of every component in one walk over chunks of
+"""The fused head: loss and closed-form gradient of every component in one pass over chunks of
 tokens.
 
 A chunk's hidden states are multiplied by the heads of student and teacher (and initial model);
@@ -10,41 +10,29 @@ this project optimises has the form
     [ w (p_j g_j - p_j sum p g) + k (p_j log(p_j/r_j) - p_j KL) + s (1[j = y] - p_j) ] / temperature
 
 distillation with weight w, KL to the initial model r with weight k, and any loss that depends on
-log p(y) alone with derivative s (policy gradient). What w, k and s are is `objective.py`.
+log p(y) alone with derivative s (policy gradient). What w, k and s are is `terms.py`.
 
-Memory: at most one chunk of [C, V] logits per model (`heads.py` says how large), three blocks [R,
+Memory: at most one chunk of [C, V] logits per model (`logits.py` says how large), three tiles [R,
 V], the gradient [T, D], and, only if the head trains, its gradient [V, D] in float32. Legend: T
-rows, C rows of a chunk, R rows of a block, D hidden size, V vocabulary, K support, N alternatives.
+tokens, C tokens of a chunk, R tokens of a tile, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdpo.losses.divergence import DivergenceKind
-from sdpo.losses.head.alternatives import Alternatives
-from sdpo.losses.head.logits import Side, token_statistics, token_support
-from sdpo.losses.head.walk import HeadInputs, RowTerms, TokenOutputs, Walk, Weigh
+from sdpo.losses.head.chunks import ChunkedPass, HeadInputs, TermsOf
+from sdpo.losses.head.logits import Side
+from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.specs import DistillSpec
-
-__all__ = [
-    "Alternatives",
-    "DistillationResult",
-    "HeadInputs",
-    "HeadPass",
-    "RowTerms",
-    "TokenOutputs",
-    "distillation_loss",
-    "head_pass",
-    "token_statistics",
-    "token_support",
-]
+from sdpo.losses.terms import Terms
 
 
 class HeadPass(NamedTuple):
@@ -57,50 +45,48 @@ class HeadPass(NamedTuple):
     tokens: TokenOutputs
 
 
-def head_pass(inputs: HeadInputs, distill: DistillSpec | None, weigh: Weigh) -> HeadPass:
+def head_pass(inputs: HeadInputs, distill: DistillSpec | None, terms_of: TermsOf) -> HeadPass:
     """Loss, component sums and token outputs of one micro-batch.
 
-    `distill` says which divergence is measured (and optimised where `weigh` gives it a weight);
+    `distill` says which divergence is measured (and optimised where `terms_of` gives it a weight);
     None measures none. No gradient reaches teacher, reference or initial tensors. The graph holds
     d/d(hidden) and d/d(head) only and can be walked once.
     """
-    walks: list[Walk] = []
+    passes: list[ChunkedPass] = []
 
-    def compute(hidden_TD: Tensor, head_VD: Tensor, needs: tuple[bool, bool]) -> Walk:
-        walk = Walk(inputs, Side(hidden_TD, head_VD), distill, weigh, needs)
-        walks.append(walk)
-        walk.run()
-        return walk
+    def compute(hidden_TD: Tensor, head_VD: Tensor, needs: tuple[bool, bool]) -> ChunkedPass:
+        # An autograd function returns tensors only: the rest of the pass leaves through the list.
+        passes.append(ChunkedPass(inputs, Side(hidden_TD, head_VD), distill, terms_of, needs))
+        passes[0].run()
+        return passes[0]
 
     student = inputs.student if torch.is_grad_enabled() else inputs.student.detached()
     loss = _FusedHead.apply(*student, compute)
-    walk = walks[0]
-    distill_sum, pg_sum, kl_sum = walk.component_sums.unbind()
-    return HeadPass(loss, distill_sum, pg_sum, kl_sum, walk.tokens)
+    distill_sum, pg_sum, kl_sum = passes[0].component_sums.unbind()
+    return HeadPass(loss, distill_sum, pg_sum, kl_sum, passes[0].tokens)
 
 
 class _FusedHead(torch.autograd.Function):
-    """Hands the gradients that the walk computed to autograd, scaled by the gradient that
-    arrives."""
+    """Hands the gradients that the pass computed to autograd, scaled by the one that arrives."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden_TD: Tensor,
         head_VD: Tensor,
-        compute: Callable[[Tensor, Tensor, tuple[bool, bool]], Walk],
+        compute: Callable[[Tensor, Tensor, tuple[bool, bool]], ChunkedPass],
     ) -> Tensor:
-        walk = compute(hidden_TD, head_VD, tuple(ctx.needs_input_grad[:2]))
-        ctx.gradients = (walk.grad_hidden_TD, walk.grad_head_VD)
-        return walk.component_sums.sum()
+        done = compute(hidden_TD, head_VD, tuple(ctx.needs_input_grad[:2]))
+        ctx.gradients = (done.grad_hidden_TD, done.grad_head_VD)
+        return done.component_sums.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         if ctx.gradients is None:
             raise RuntimeError(
-                "the fused loss was already walked backward; its gradients are handed over, not "
-                "copied: compute the loss again"
+                "backward() was called twice on a fused loss; its gradients are handed over, not "
+                "kept: compute the loss again"
             )
         gradients, ctx.gradients = ctx.gradients, None
         for gradient in gradients:
@@ -136,10 +122,12 @@ def distillation_loss(
     *,
     divergence: DivergenceKind = "jsd",
     beta: float = 0.5,
+    support: Literal["student", "teacher", "union"] = "student",
     top_k: int | None = 100,
     tail: bool = True,
     weights: Tensor | None = None,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
     reference_head: Tensor | None = None,
     trust: float | None = None,
@@ -150,35 +138,47 @@ def distillation_loss(
 
     `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and
     `teacher_head` [V, D'] may have another width. `weights` [T] carry 1/(global count); None means
-    the mean over the T tokens. `top_k` None is the whole vocabulary; `tail` False renormalises the
-    top-K. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q; `reverse_kl` is
-    KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With `trust`, the target is
-    ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). `chunk_tokens` bounds the logits
-    held at once.
+    the mean over the T tokens. The divergence is over the `top_k` likeliest tokens of `support`
+    (the student, the teacher, or the union of both) and the `tail`; `tail` False renormalises,
+    `top_k` None is the whole vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p
+    + beta q; `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With
+    `trust`, the target is ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). Rows of
+    the heads from `vocabulary` on are not tokens. `chunk_tokens` bounds the logits held at once.
     """
     count = len(targets)
     if weights is None:
         weights = student_hidden.new_full((count,), 1.0 / max(count, 1), dtype=torch.float64)
     if (trust is None) != (reference_hidden is None) or (trust is None) != (reference_head is None):
         raise ValueError("trust, reference_hidden and reference_head go together")
-    reference = None
-    if reference_hidden is not None and reference_head is not None:
-        reference = Side(reference_hidden, reference_head)
+    has_reference = reference_hidden is not None and reference_head is not None
     inputs = HeadInputs(
         student=Side(student_hidden, student_head),
         targets=targets,
         teacher=Side(teacher_hidden, teacher_head),
-        trust_reference=reference,
+        trust_reference=Side(reference_hidden, reference_head) if has_reference else None,
         trust=trust,
         temperature=temperature,
+        vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
     )
-    spec = DistillSpec(divergence=divergence, beta=beta, top_k=top_k, tail=tail, ratio_cap=None)
+    spec = DistillSpec(
+        divergence=divergence,
+        beta=beta if divergence == "jsd" else None,
+        support=support,
+        top_k=top_k,
+        tail=tail,
+        granularity="logit",
+        importance="token",
+        ratio_cap=None,
+    )
+    return _distillation(inputs, spec, weights)
 
-    def weigh(rows: slice, student_logprob_R: Tensor, teacher_logprob_R: Tensor | None) -> RowTerms:
-        return RowTerms(distill_weight_R=weights[rows].to(student_logprob_R.dtype))
 
-    result = head_pass(inputs, spec, weigh)
+def _distillation(inputs: HeadInputs, spec: DistillSpec, weights: Tensor) -> DistillationResult:
+    def terms_of(chosen: slice, logprob_R: Tensor, teacher_logprob_R: Tensor | None) -> Terms:
+        return Terms(distill_weight_R=weights[chosen].to(logprob_R.dtype))
+
+    result = head_pass(inputs, spec, terms_of)
     return DistillationResult(
         loss=result.loss,
         divergence=result.tokens.divergence,

@@ -1,11 +1,11 @@
-"""LM heads applied in chunks of rows: logits, their softmax statistics, and nothing kept.
+"""LM heads applied in chunks of tokens: logits, their softmax statistics, and nothing kept.
 
 Memory: a whole [T, V] matrix of logits is never made. With the default chunk, one buffer is 64 MiB
 on a CPU (128 in bfloat16) and 512 MiB on an accelerator, whatever T is. Matrix products run in the
 dtype of the hidden states; everything after them runs in float32 (float64 for float64 inputs).
 
-Legend: T rows (completion tokens), C rows of a chunk, R rows of a block, D hidden size, V
-vocabulary, K support.
+Legend: T completion tokens, C tokens of a chunk, R tokens of a tile, D hidden size, V vocabulary, K
+tokens of a support.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.elementwise import log_softmax_
+from sdpo.losses.head.support import LOG_NOTHING
+from sdpo.losses.token_batch import OldSupport
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 24}
 """Elements of one chunk's logits. Large enough that adding to the head's gradient (V x D read and
@@ -26,10 +28,10 @@ _CHUNK_ELEMENTS_NARROW = 1 << 26
 """The same where a CPU keeps them in bfloat16: faster than a quarter of it or half, and than twice
 as many for most sizes."""
 _CHUNK_ELEMENTS_ACCELERATOR = 1 << 27
-_BLOCK_ELEMENTS = {"cpu": 1 << 20}
-"""Elements of a block: softmax and divergence go over a chunk in blocks of rows whose temporaries
-stay in cache (CPU) or keep every kernel full (accelerator)."""
-_BLOCK_ELEMENTS_ACCELERATOR = 1 << 25
+_TILE_ELEMENTS = {"cpu": 1 << 20}
+"""Elements of a tile: softmax and divergence go over a chunk in tiles whose temporaries stay in
+cache (CPU) or keep every kernel full (accelerator)."""
+_TILE_ELEMENTS_ACCELERATOR = 1 << 25
 _STRIP_ELEMENTS = 1 << 22
 """Elements of a product that is widened on a CPU: 8 MiB in bfloat16."""
 
@@ -44,23 +46,23 @@ class Side(NamedTuple):
         return Side(self.hidden_TD.detach(), self.head_VD.detach())
 
 
-def chunk_rows(
-    rows: int, vocabulary: int, device: torch.device, wanted: int | None, *, is_narrow: bool
+def chunk_size(
+    tokens: int, vocabulary: int, device: torch.device, wanted: int | None, *, is_narrow: bool
 ) -> int:
-    """Rows per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly equal,
-    and hold no more than there are rows."""
+    """Tokens per chunk: `wanted`, or chosen from the vocabulary size; chunks come out nearly equal,
+    and hold no more than there are tokens."""
     if wanted is not None:
         if wanted < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {wanted}")
-        return min(wanted, max(rows, 1))
+        return min(wanted, max(tokens, 1))
     elements = _CHUNK_ELEMENTS.get(device.type, _CHUNK_ELEMENTS_ACCELERATOR)
     most = max(1, (_CHUNK_ELEMENTS_NARROW if is_narrow else elements) // vocabulary)
-    return max(1, -(-rows // max(1, -(-rows // most))))
+    return max(1, -(-tokens // max(1, -(-tokens // most))))
 
 
-def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows per block."""
-    elements = _BLOCK_ELEMENTS.get(device.type, _BLOCK_ELEMENTS_ACCELERATOR)
+def tile_size(vocabulary: int, device: torch.device) -> int:
+    """Tokens per tile."""
+    elements = _TILE_ELEMENTS.get(device.type, _TILE_ELEMENTS_ACCELERATOR)
     return max(1, elements // vocabulary)
 
 
@@ -71,45 +73,49 @@ def spans(start: int, stop: int, size: int) -> Iterator[slice]:
 
 
 class Logits:
-    """One model's logits: filled by chunks, read by blocks.
+    """One model's logits: filled by chunks, read by tiles.
 
-    A CPU rounds a narrow product to its factors' type. There a chunk stays in it, which takes half
-    the memory a row, and blocks are widened where they stay in cache: two AMX threads got the
-    logits of 1,632 rows twice as fast. Elsewhere, and for mixtures, a chunk has the math dtype and
-    blocks are views of it.
+    A CPU rounds a narrow product to its factors' type. There a chunk keeps that type, in half the
+    memory, and each tile is widened while it is in cache: on two AMX threads, logits for 1,632
+    tokens took half the time. Elsewhere, and for mixtures, a chunk has the math dtype and tiles are
+    views of it.
     """
 
     def __init__(
         self,
         side: Side,
-        num_rows: int,
-        num_block_rows: int,
+        num_tokens: int,
+        num_tile_tokens: int,
         *,
         temperature: float,
         is_narrow: bool,
+        vocabulary: int | None,
         reference: Side | None = None,
         trust: float | None = None,
     ) -> None:
-        """Room for chunks of `num_rows` and blocks of `num_block_rows`. With `trust`, of the
+        """Room for chunks of `num_tokens` and tiles of `num_tile_tokens`. With `trust`, of the
         trust-region mixture with `reference`: a geometric mean of distributions is an arithmetic
-        mean of logits, since normalisers are constant per row (Eq. 10, 16)."""
+        mean of logits, since normalisers are constant per token (Eq. 10, 16)."""
         assert (trust is None) == (reference is None), "trust and its reference go together"
         assert not (is_narrow and trust is not None), "a sum of two products is wide"
         self._side, self._reference, self._trust = side, reference, trust
         self._scale = 1.0 / temperature
-        vocabulary, narrow = len(side.head_VD), side.hidden_TD.dtype
+        num_rows, narrow = len(side.head_VD), side.hidden_TD.dtype
         wide = math_dtype(narrow)
+        # Rows of the head without a token are multiplied and then ruled out: without them V would
+        # no longer be a multiple of what matrix units like, which is why models have them.
+        self._beyond = slice(num_rows if vocabulary is None else vocabulary, num_rows)
         self._chunk_CV = side.hidden_TD.new_empty(
-            (num_rows, vocabulary), dtype=narrow if is_narrow else wide
+            (num_tokens, num_rows), dtype=narrow if is_narrow else wide
         )
-        self._block_RV = None
+        self._tile_RV = None
         if is_narrow:
-            self._block_RV = self._chunk_CV.new_empty((num_block_rows, vocabulary), dtype=wide)
+            self._tile_RV = self._chunk_CV.new_empty((num_tile_tokens, num_rows), dtype=wide)
 
     def fill(self, chunk: slice) -> None:
-        """Compute the logits of these rows."""
+        """Compute the logits of these tokens."""
         chunk_CV = self._chunk_CV[: chunk.stop - chunk.start]
-        if self._block_RV is not None:
+        if self._tile_RV is not None:
             hidden_TD, head_VD = self._side
             torch.mm(hidden_TD[chunk], head_VD.to(hidden_TD.dtype).t(), out=chunk_CV)
         elif self._reference is None or self._trust is None:
@@ -119,22 +125,24 @@ class Logits:
             rest = self._scale * (1.0 - self._trust)
             _product_into(chunk_CV, self._reference, chunk, rest, add=True)
 
-    def block(self, local: slice) -> Tensor:
-        """Logits [R, V] of some rows of the chunk, divided by the temperature, in the math dtype.
-        They may be overwritten."""
-        chunk_RV = self._chunk_CV[local]
-        if self._block_RV is None:
-            return chunk_RV
-        block_RV = self._block_RV[: len(chunk_RV)].copy_(chunk_RV)
-        return block_RV if self._scale == 1.0 else block_RV.mul_(self._scale)
+    def tile(self, local: slice) -> Tensor:
+        """Logits [R, V] of some tokens of the chunk, divided by the temperature, in the math dtype;
+        rows of the head without a token have no mass. They may be overwritten."""
+        tile_RV = self._chunk_CV[local]
+        if self._tile_RV is not None:
+            tile_RV = self._tile_RV[: len(tile_RV)].copy_(tile_RV)
+            if self._scale != 1.0:
+                tile_RV.mul_(self._scale)
+        tile_RV[:, self._beyond] = LOG_NOTHING
+        return tile_RV
 
     def put(self, local: slice, values_RV: Tensor) -> None:
-        """Write what `block` gave, and was overwritten, into the chunk."""
-        if self._block_RV is not None:
+        """Write what `tile` gave, and was overwritten, into the chunk."""
+        if self._tile_RV is not None:
             self._chunk_CV[local].copy_(values_RV)
 
     def chunk(self, count: int) -> Tensor:
-        """The chunk's first rows as they now are, in the type of the hidden states."""
+        """The chunk's first tokens as they now are, in the type of the hidden states."""
         return self._chunk_CV[:count].to(self._side.hidden_TD.dtype)
 
 
@@ -178,8 +186,8 @@ def accumulate_product(out: Tensor, a: Tensor, b: Tensor, *, add: bool, scale: f
 def _strips(out: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """`out` along its longer side, with the factors of each strip.
 
-    A CPU rounds a narrow product to the factors' type before it can be widened. Strips stay in
-    cache from one to the other: measured 2.8 times as fast for logits, 1.7 for d/d(head).
+    A CPU rounds a narrow product to the factors' type before it can be widened. A strip is still in
+    cache when that happens: measured 2.8 times as fast for logits, 1.7 for d/d(head).
     """
     rows, columns = out.shape
     if rows > columns:
@@ -197,6 +205,7 @@ def token_statistics(
     targets: Tensor,
     *,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
     reference_head: Tensor | None = None,
     trust: float | None = None,
@@ -204,9 +213,9 @@ def token_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of the targets [T] and entropy [T] over the whole vocabulary; no graph.
 
-    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the
-    trust-region target ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's.
-    Memory: one chunk of logits.
+    For old log-probs and for the teacher's entropies before the first forward. Rows of the head
+    from `vocabulary` on are not tokens. With `trust`, of the trust-region target ref^(1-trust)
+    teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
     """
     side = Side(hidden, head)
     reference = None
@@ -214,7 +223,7 @@ def token_statistics(
         reference = Side(reference_hidden, reference_head)
     logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
     entropy_T = torch.empty_like(logprob_T)
-    for rows, log_p_RV in _log_probs(side, temperature, chunk_tokens, reference, trust):
+    for rows, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, reference, trust):
         logprob_T[rows] = log_p_RV.gather(1, targets[rows, None])[:, 0]
         entropy_T[rows] = log_p_RV.exp().mul_(log_p_RV).sum(-1).neg_()
     return logprob_T, entropy_T
@@ -227,45 +236,50 @@ def token_support(
     top_k: int,
     *,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     chunk_tokens: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Ids [T, K] and log-probs [T, K] of the most likely tokens: what Eq. 13 remembers of the old
+) -> OldSupport:
+    """The most likely tokens and their log-probs, likeliest first: what Eq. 13 remembers of the old
     policy."""
     ids, logprobs = [], []
-    for _, log_p_RV in _log_probs(Side(hidden, head), temperature, chunk_tokens, None, None):
+    side = Side(hidden, head)
+    for _, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, None, None):
         top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
         ids.append(top.indices)
         logprobs.append(top.values)
     if not ids:
         shape = (0, min(top_k, len(head)))
-        return hidden.new_empty(shape, dtype=torch.long), hidden.new_empty(shape)
-    return torch.cat(ids), torch.cat(logprobs)
+        nothing = hidden.new_empty(shape)
+        return OldSupport(ids=nothing.long(), logprobs=nothing.to(math_dtype(hidden.dtype)))
+    return OldSupport(ids=torch.cat(ids), logprobs=torch.cat(logprobs))
 
 
 def _log_probs(
     side: Side,
     temperature: float,
+    vocabulary: int | None,
     chunk_tokens: int | None,
     reference: Side | None,
     trust: float | None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their log-probabilities [R, V] in a buffer that the next pair overwrites."""
-    count, vocabulary = len(side.hidden_TD), len(side.head_VD)
+    """Tokens and their log-probabilities [R, V] in a buffer that the next pair overwrites."""
+    count, num_rows = len(side.hidden_TD), len(side.head_VD)
     device = side.hidden_TD.device
     is_narrow = trust is None and are_narrow([side])
-    size = chunk_rows(count, vocabulary, device, chunk_tokens, is_narrow=is_narrow)
-    num_block_rows = min(size, block_rows(vocabulary, device))
+    size = chunk_size(count, num_rows, device, chunk_tokens, is_narrow=is_narrow)
+    num_tile_tokens = min(size, tile_size(num_rows, device))
     logits = Logits(
         side,
         size,
-        num_block_rows,
+        num_tile_tokens,
         temperature=temperature,
         is_narrow=is_narrow,
+        vocabulary=vocabulary,
         reference=reference,
         trust=trust,
     )
     for chunk in spans(0, count, size):
         logits.fill(chunk)
-        for block in spans(chunk.start, chunk.stop, num_block_rows):
-            local = slice(block.start - chunk.start, block.stop - chunk.start)
-            yield block, log_softmax_(logits.block(local))
+        for tile in spans(chunk.start, chunk.stop, num_tile_tokens):
+            local = slice(tile.start - chunk.start, tile.stop - chunk.start)
+            yield tile, log_softmax_(logits.tile(local))

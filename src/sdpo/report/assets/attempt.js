@@ -43,34 +43,35 @@ function teacherMessages(group, rollout) {
   return source ? source.teacher : null;
 }
 
-const hasDemonstration = (rollout) => rollout.demonstration !== null && rollout.demonstration !== undefined;
+/* What the teacher read besides the task; the names are those of `TeacherContext.sources`. */
+const SOURCES = {
+  sibling: ({ demonstration }) => `attempt ${demonstration}'s solution`,
+  own: () => "this very attempt as a solution",
+  reference: () => "the task's own reference solution",
+  other_task: () => "another task's solution (a control)",
+  feedback: () => "the feedback on this attempt",
+  experience: () => "what was said about failed attempts at such tasks",
+  attempt: () => "the attempt itself",
+  plain: () => "nothing but the task (a control)",
+};
 
-/* What the teacher read besides the task, in words. */
 function readingText(group, rollout) {
   if (!teacherMessages(group, rollout))
     return `The teacher read nothing about this attempt${rollout.reason ? `: ${rollout.reason.replaceAll("_", " ")}` : ""}.`;
-  const own = rollout.demonstration === rollout.index;
-  const parts = [
-    hasDemonstration(rollout)
-      ? own
-        ? "this very attempt as a solution"
-        : `attempt ${rollout.demonstration}'s solution`
-      : null,
-    rollout.feedback_used ? "the feedback on this attempt" : null,
-  ].filter(Boolean);
-  if (parts.length) return `The teacher read ${parts.join(" and ")}.`;
-  return rollout.reason === "plain"
-    ? "The teacher read the bare task (a control)."
-    : "The teacher read another task's solution (a control).";
+  const parts = rollout.sources.map((name) => (SOURCES[name] ? SOURCES[name](rollout) : name));
+  const last = parts.pop();
+  return `The teacher read ${parts.length ? `${parts.join(", ")} and ${last}` : last}.`;
 }
 
-/* The texts the teacher read, and the whole context folded away. `open` shows another attempt of the group. */
+/* The texts the teacher read, as far as they are attempts and feedback of this group, and the whole context folded away.
+   `open` shows another attempt of the group. */
 function teacherReading(group, rollout, open) {
-  const source = hasDemonstration(rollout)
-    ? group.rollouts.find((other) => other.index === rollout.demonstration)
-    : null;
+  const source =
+    rollout.demonstration === null
+      ? null
+      : group.rollouts.find((other) => other.index === rollout.demonstration);
+  const isFed = rollout.sources.includes("feedback") && rollout.feedback;
   const messages = teacherMessages(group, rollout);
-  const pre = (textContent) => el("pre", { className: "text", textContent });
   return el(
     "div",
     { className: "reading" },
@@ -91,16 +92,21 @@ function teacherReading(group, rollout, open) {
               onclick: () => open(source),
             }),
           ),
-          pre(source.text),
+          ...attemptText(source),
         )
       : null,
-    rollout.feedback_used && rollout.feedback
-      ? el("div", {}, el("h3", { textContent: "Feedback" }), pre(rollout.feedback))
+    isFed
+      ? el(
+          "div",
+          {},
+          el("h3", { textContent: "Feedback" }),
+          el("pre", { className: "text", textContent: rollout.feedback }),
+        )
       : null,
     messages
       ? el(
           "details",
-          {},
+          { open: !source && !isFed },
           el("summary", { textContent: "All it read instead of the prompt" }),
           ...messagesView(messages, group.prompt),
         )

@@ -46,6 +46,7 @@ class CostSection {
       this.runs.map((run, i) => [i, run.name]),
     );
     this.picker.hidden = this.runs.length === 1;
+    this.chart.node.hidden = !this.runs.some((run) => total(run, this.time.whole));
     this.costs.replaceChildren(costTable(this.runs, this.time));
     this.redraw();
   }

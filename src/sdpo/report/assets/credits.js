@@ -101,7 +101,7 @@ class CreditSection {
 
   /* The judge's verdict beside what the teacher read. */
   context(item, group, rollout) {
-    const isRead = rollout.feedback_used && rollout.feedback;
+    const isRead = rollout.sources.includes("feedback");
     return el(
       "div",
       { className: "sides2" },

@@ -35,12 +35,12 @@ class Page {
       data.discoveries.map(({ name, summary }) => [name, summary.tasks.length]),
     ]);
     if (shape === this.shape) return this.parts.forEach((part) => part.update(data));
+    const top = this.shape === null ? null : window.scrollY;
     this.shape = shape;
-    const top = window.scrollY;
     document.querySelectorAll("main > section, #loading").forEach((node) => node.remove());
     this.parts = data.waiting ? [new Waiting()] : this.build(data);
     for (const link of this.links) link.hidden = !document.querySelector(link.getAttribute("href"));
-    window.scrollTo(0, top);
+    if (top !== null) window.scrollTo(0, top);
   }
 
   build(data) {

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sdpo.kernels.blocks import BlockAttention
-from sdpo.kernels.packed import PackedPlan
-from sdpo.models import hidden as backbone
-from sdpo.models.structure import float32_weights, probe
+from sdpo.kernels.plan import Segment
+from sdpo.models.qualify import FastPath, Refusal, fast_path_of, tree_kind_of
+from sdpo.models.structure import float32_weights
 from sdpo.testing import tiny_model
 
 FAMILIES = ["llama", "qwen3", "gemma3_text"]
@@ -41,11 +41,10 @@ def test_the_model_of_these_tests_rounds_badly():
 def test_rounding_does_not_slow_a_model_down(family, dtype):
     model = rounding_model(family, dtype)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    with torch.no_grad():
-        fast = probe(model)
-    assert fast is not None
+    fast = fast_path_of(model)
+    assert isinstance(fast, FastPath)
     assert fast.cache.dtype == dtype
-    assert backbone.attention_kind(model) == "blocks"
+    assert tree_kind_of(model) == "blocks"
     for name, parameter in model.named_parameters():
         assert parameter.dtype == dtype
         assert torch.equal(parameter, before[name])
@@ -53,11 +52,11 @@ def test_rounding_does_not_slow_a_model_down(family, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_thousandth_of_difference_is_found_in_any_precision(monkeypatch, caplog, dtype):
-    attend = PackedPlan.attend
+    attend = BlockAttention.attend
     slope = torch.linspace(0.999, 1.001, 16)
-    monkeypatch.setattr(PackedPlan, "attend", lambda *a: attend(*a).mul_(slope))
-    with torch.no_grad(), caplog.at_level(logging.WARNING):
-        assert probe(rounding_model(dtype=dtype)) is None
+    monkeypatch.setattr(BlockAttention, "attend", lambda *a: attend(*a).mul_(slope))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(fast_path_of(rounding_model(dtype=dtype)), Refusal)
     assert "packed sequences give other logits than each alone" in caplog.text
 
 
@@ -65,26 +64,26 @@ def test_a_thousandth_of_difference_is_found_in_any_precision(monkeypatch, caplo
 def test_a_layer_that_sees_a_sibling_branch_is_found(monkeypatch, layer):
     """One token too many in one of twelve layers, in bfloat16."""
     attend = BlockAttention.attend
-    root, first, second = slice(0, 6), slice(6, 11), slice(14, 17)
-    paths = [(root,), (root, first), (root, first, slice(11, 14)), (root, first, second)]
-    wrong = BlockAttention([*paths, (slice(17, 20),)])
+    tree = [(0, 6, None), (6, 11, 0), (11, 14, 1), (14, 17, 1), (17, 20, None)]
+    wrong = BlockAttention(
+        [Segment(start=start, stop=stop, parent=parent, position=0) for start, stop, parent in tree]
+    )
 
     def leak(self, number, *rest):
         is_small_tree = rest[0].shape[2] == 20
         return attend(wrong if number == layer and is_small_tree else self, number, *rest)
 
     monkeypatch.setattr(BlockAttention, "attend", leak)
-    assert backbone.attention_kind(rounding_model()) == "separate"
+    assert isinstance(tree_kind_of(rounding_model()), Refusal)
 
 
 def test_a_model_is_looked_at_once_in_each_format(monkeypatch):
     model = tiny_model("llama", dtype=torch.bfloat16)
-    with torch.no_grad():
-        assert probe(model).cache.dtype == torch.bfloat16
-        with monkeypatch.context() as patch:
-            patch.setattr(model, "forward", None)
-            assert probe(model).cache.dtype == torch.bfloat16
-        assert probe(model.float()).cache.dtype == torch.float32
+    assert fast_path_of(model).cache.dtype == torch.bfloat16
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", None)
+        assert fast_path_of(model).cache.dtype == torch.bfloat16
+    assert fast_path_of(model.float()).cache.dtype == torch.float32
 
 
 def test_weights_come_back_when_the_model_fails():

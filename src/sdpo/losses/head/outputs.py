@@ -1,35 +1,64 @@
-"""The most likely tokens of student and teacher at each position, kept for people to read.
+"""What the pass over the head keeps of every token, and the most likely tokens of student and
+teacher for people to read.
 
-Legend: T rows of a micro-batch, R rows of a block, V vocabulary, N kept tokens.
+Legend: T tokens of a micro-batch, R tokens of a tile, V vocabulary, N kept alternatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Scores = tuple[Tensor | None, Tensor | float | None]
-"""Logits [R, V] of one side and what to subtract from them to get log-probabilities."""
 
-
-class Alternatives(NamedTuple):
+class TopTokens(NamedTuple):
     """The most likely tokens of one side at each position, with both sides' log-probabilities; [T,
     N] each."""
 
     ids: Tensor
     student_logprobs: Tensor
     teacher_logprobs: Tensor
-    """NaN for rows without a teacher."""
+    """NaN for tokens without a teacher."""
 
 
-def fill_alternatives(
-    tops: Sequence[Alternatives | None],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutputs:
+    """What the pass knows about every token, detached [T], in the math dtype; NaN where there is no
+    teacher (or initial model).
+
+    Example:
+        outputs.divergence[outputs.has_teacher].mean()
+    """
+
+    divergence: Tensor
+    """Undivided and unweighted."""
+    student_logprob: Tensor
+    teacher_logprob: Tensor
+    student_entropy: Tensor
+    teacher_entropy: Tensor
+    initial_kl: Tensor
+    """KL(student | initial model); NaN without the KL component."""
+    student_top: TopTokens | None = None
+    teacher_top: TopTokens | None = None
+
+    @property
+    def has_teacher(self) -> Tensor:
+        """[T] bool."""
+        return ~self.teacher_logprob.isnan()
+
+
+NormalisedLogits = tuple[Tensor | None, Tensor | float | None]
+"""Logits [R, V] of one side and what to subtract from them to get log-probabilities."""
+
+
+def fill_top_tokens(
+    tops: Sequence[TopTokens | None],
     rows: slice,
-    student: Scores,
-    teacher: Scores,
+    student: NormalisedLogits,
+    teacher: NormalisedLogits,
     wanted_T: Tensor | None,
 ) -> None:
     """Write the likeliest tokens of student and teacher at `rows` into `tops` (student's,
@@ -55,7 +84,7 @@ def fill_alternatives(
                 logprobs[places] = logits_RV.gather(1, ids_RN) - normaliser
 
 
-def _chosen(side: Scores, rows_R: Tensor) -> Scores:
+def _chosen(side: NormalisedLogits, rows_R: Tensor) -> NormalisedLogits:
     """`side` at some rows; itself, without a copy, at all of them."""
     logits_RV, normaliser = side
     if logits_RV is None or len(rows_R) == len(logits_RV):

@@ -1,4 +1,4 @@
-"""Judging programs without a run: one program, or files of tasks and responses (`sdpo judge`)."""
+"""Judging outside of a run: one program, or files of tasks and responses (`sdpo judge`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from sdpo.envs.code.tasks import (
     with_tests,
 )
 from sdpo.envs.table import Line, read_lines
+from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, SdpoError
+from sdpo.printable import printable_json
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
 
@@ -29,7 +31,7 @@ _shared_lock = threading.Lock()
 
 
 def _shared_judge() -> CodeJudge:
-    """One judge for every `judge_program` of this process that names no sandbox."""
+    """The judge of every `judge_program` call that names no sandbox."""
     with _shared_lock:
         if not _shared:
             sandbox = open_sandbox("auto")
@@ -45,10 +47,10 @@ def judge_program(
     sandbox: Sandbox | None = None,
     split: TestSplit = "private",
 ) -> Verdict:
-    """The verdict on `program` (source code, no fences) at a code task or a line of a task file.
+    """The verdict on `program` (source without fences) for a code task or a row of a task file.
 
-    Tests of `split` are run; only `public` ones are shown in the feedback. Without a `sandbox` one
-    is opened on the first call and kept until the process ends.
+    Tests of `split` are run; feedback shows only public ones. Without a `sandbox`, the first call
+    opens one, which is kept until the process ends.
 
     Example:
         judge_program({"id": "two", "prompt": "...", "kind": "function", "entry_point": "two",
@@ -70,11 +72,12 @@ def judge_file(
     out: str | Path | None = None,
     sandbox: Literal["auto", "none"] = "auto",
 ) -> list[Verdict]:
-    """Verdicts on a file of responses, in their order, each written as a line when it is known.
+    """The verdicts on a file of responses, in order, each written as one line once it is known.
 
-    `responses` holds lines `{"id": task id, "response": text, "truncated": false}`; a task may
-    have several. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics"}` go
-    to the file `out` or to standard output.
+    `responses` has lines `{"id": task id, "response": text, "truncated": false}`, any number per
+    task. Verdict lines `{"id", "reward", "solved", "category", "feedback", "metrics", "sandbox"}`
+    go to the file `out` or to standard output; one of category `error` has the traceback of the
+    judge under `error`.
     """
     if split not in ("public", "private"):
         raise ConfigError(f"split = {split!r}: choose public or private")
@@ -87,7 +90,7 @@ def judge_file(
         for (task, _, _), verdict in zip(
             attempts, _verdicts(judge, attempts, split, stack), strict=True
         ):
-            write(_verdict_line(task, verdict))
+            write(_verdict_line(task, verdict, judge.sandbox.level))
             verdicts.append(verdict)
     return verdicts
 
@@ -99,14 +102,15 @@ def _verdicts(
     stack: ExitStack,
 ) -> Iterator[Verdict]:
     pool = stack.enter_context(ThreadPoolExecutor(max_workers=judge.sandbox.width))
-    # A failure of one leaves at once instead of after everything queued behind it.
+    # If one fails, do not wait for everything that is queued behind it.
     stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-    return pool.map(
-        lambda attempt: judge.verdict_on_text(
-            with_tests(attempt[0], split).reference, attempt[1], attempt[2]
-        ),
-        attempts,
-    )
+
+    def verdict(attempt: tuple[Task, str, bool]) -> Verdict:
+        task, text, is_truncated = attempt
+        reference = with_tests(task, split).reference
+        return guarded(lambda: judge.verdict_on_text(reference, text, is_truncated))
+
+    return pool.map(verdict, attempts)
 
 
 def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
@@ -119,13 +123,13 @@ def _response(line: Line, known: Mapping[str, Task]) -> tuple[Task, str, bool]:
     if not isinstance(task_id, str) or task_id not in known:
         raise line.error("id", f"{json.dumps(task_id)} is not the id of a task")
     if not isinstance(text, str):
-        raise line.error("response", "missing or no string; give the text of the answer")
+        raise line.error("response", "missing, or not a string; give the text of the answer")
     if not isinstance(is_truncated, bool):
         raise line.error("truncated", "expected true or false")
     return known[task_id], text, is_truncated
 
 
-def _verdict_line(task: Task, verdict: Verdict) -> str:
+def _verdict_line(task: Task, verdict: Verdict, level: str) -> str:
     row = {
         "id": task.id,
         "reward": verdict.reward,
@@ -133,14 +137,24 @@ def _verdict_line(task: Task, verdict: Verdict) -> str:
         "category": verdict.info["category"],
         "feedback": verdict.feedback,
         "metrics": dict(verdict.metrics),
+        "sandbox": level,
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    if "error" in verdict.info:
+        row["error"] = verdict.info["error"]
+    return printable_json(row) + "\n"
 
 
-def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], object]:
-    if out is None:
-        return sys.stdout.write
-    try:
-        return stack.enter_context(Path(out).open("w", encoding="utf-8")).write
-    except OSError as error:
-        raise SdpoError(f"cannot write {out}: {error.strerror}") from error
+def _writer(out: str | Path | None, stack: ExitStack) -> Callable[[str], None]:
+    """Writes a line and flushes it: whoever is killed leaves what is known."""
+    file = sys.stdout
+    if out is not None:
+        try:
+            file = stack.enter_context(Path(out).open("w", encoding="utf-8"))  # noqa: SIM115
+        except OSError as error:
+            raise SdpoError(f"cannot write {out}: {error.strerror}") from error
+
+    def write(line: str) -> None:
+        file.write(line)
+        file.flush()
+
+    return write

@@ -1,11 +1,11 @@
 """Preallocated key-value memory of the fast path: one copy of each prompt, one suffix per
 completion.
 
-Memory: `token_bytes` x (prompts x longest prompt + completions x max_new_tokens). For SmolLM2-135M
-in float32 `token_bytes` is 46 KB (30 layers x 2 x 3 heads x 64 x 4), so 8 prompts of 56 tokens with
-64 completions of 96 tokens take 0.3 GB. Slots have a fixed size; there are no pages, so completions
-much shorter than max_new_tokens leave reserved memory unused (on a CPU the operating system only
-backs what was written).
+Memory: bytes per token x (prompts x longest prompt + completions x max_new_tokens). A token of
+SmolLM2-135M in float32 takes 46 KB (30 layers x 2 x 3 heads x 64 x 4), so 8 prompts of 56 tokens
+with 64 completions of 96 tokens take 0.3 GB. Slots have a fixed size; there are no pages, so
+completions much shorter than max_new_tokens leave reserved memory unused (on a CPU the operating
+system only backs what was written).
 
 Shapes: K key-value heads, D head size, T tokens, P prompt columns, C suffix columns, G prompt
 slots, R rows.
@@ -14,10 +14,23 @@ slots, R rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from sdpo.models.structure import CacheShape
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheShape:
+    """What every layer stores per token.
+
+    Example:
+        CacheShape(layers=((3, 64, 64),) * 30, dtype=torch.float32, device=torch.device("cpu"))
+    """
+
+    layers: tuple[tuple[int, int, int], ...]
+    """Per layer: key-value heads, size of a key, size of a value."""
+    dtype: torch.dtype
+    device: torch.device
 
 
 class KvCache:
@@ -51,12 +64,20 @@ class KvCache:
         )
 
     def store_prompt(
-        self, layer: int, slot: int, keys_KTD: torch.Tensor, values_KTD: torch.Tensor
+        self,
+        layer: int,
+        slot: int,
+        keys_KTD: torch.Tensor,
+        values_KTD: torch.Tensor,
+        path: Sequence[slice],
     ) -> None:
-        """Fills the first T columns of a prompt slot."""
-        num_tokens = keys_KTD.shape[1]
-        self.prompt_keys[layer][slot, :, :num_tokens] = keys_KTD
-        self.prompt_values[layer][slot, :, :num_tokens] = values_KTD
+        """Fills a prompt slot with the tokens that stand at `path` in the row, in that order."""
+        start = 0
+        for run in path:
+            stop = start + run.stop - run.start
+            self.prompt_keys[layer][slot, :, start:stop] = keys_KTD[:, run]
+            self.prompt_values[layer][slot, :, start:stop] = values_KTD[:, run]
+            start = stop
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int], num_columns: int) -> None:
         """Copies the first `num_columns` of rows; sources and targets are disjoint."""

@@ -1,0 +1,66 @@
+"""What every command needs of the terminal: errors as one message, text in any locale, the version.
+
+No command is here, and nothing that a command shows of its own; see `cli.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+import click
+from rich.console import Console
+
+from sdpo._version import __version__
+from sdpo.errors import SandboxError, SdpoError
+from sdpo.printable import printable
+
+
+class Errors(click.Group):
+    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SdpoError as error:
+            text = _escape(printable(str(error)))
+            Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
+            ctx.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def show_version(ctx: click.Context, _: click.Parameter, is_asked: bool) -> None:
+    """The version, and what a report of a bug needs to say of the machine; loads no torch."""
+    if not is_asked:
+        return
+    from sdpo.machine import describe_machine
+
+    click.echo(f"sdpo {__version__}")
+    for name, value in (describe_machine() | {"sandbox": _sandbox_level()}).items():
+        click.echo(f"{name:<13} {value}")
+    ctx.exit()
+
+
+def _sandbox_level() -> str:
+    """What programs under judgement would be isolated by, found out by isolating one."""
+    from sdpo.sandbox import open_sandbox
+
+    try:
+        with open_sandbox(width=1) as sandbox:
+            return sandbox.level
+    except SandboxError as error:
+        return f"unavailable: {error}"
+
+
+def write_any_text() -> None:
+    """Output to a file or pipe is UTF-8 in every locale (a redirected `sdpo judge` is a file of
+    JSON), and what a terminal has no character for is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
+                stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,347 @@
+"""A whole optimizer update against a naive loop: every objective, schedule and mask, on policy and
+off.
+
+The naive side runs one dense forward pass a rollout, in float64, and hands plain logits to
+`losses/reference.py`. It shares the records with the updater, and nothing of packing, targets,
+columns, weighting or the fused head.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from sdpo.chat import Chat
+from sdpo.config.load import load_config
+from sdpo.config.objective import EntropyWeightingConfig, PositionWeightingConfig
+from sdpo.losses.reference import reference_counts, reference_objective
+from sdpo.losses.token_batch import OldSupport, TokenBatch
+from sdpo.models.weights import trainable
+from sdpo.parallel import Parallel
+from sdpo.records import Group, Rollout, Task, Turn, Verdict
+from sdpo.teacher.schedule import TeacherSchedule
+from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.optim import Optimizer
+from sdpo.training.samples import SampleBuilder
+from sdpo.training.step import Updater
+
+TEMPERATURE = 0.7
+TOLERANCE = 2e-5
+"""Relative to the gradient's norm: the sums of gradients are float32."""
+TOKENIZER = byte_tokenizer()
+CHAT = Chat(TOKENIZER)
+
+OBJECTIVES = {
+    "sdpo": ("objective.type=sdpo",),
+    "sdpo reverse_kl 5": ("objective.divergence={type='reverse_kl', top_k=5}",),
+    "sdpo forward_kl all": ("objective.divergence={type='forward_kl', top_k='all'}",),
+    "sdpo ce no tail": ("objective.divergence={type='forward_ce', top_k=7, tail=false}",),
+    "sdpo union": ("objective.divergence={type='jsd', beta=0.3, top_k=4, support='union'}",),
+    "sdpo teacher": ("objective.divergence={type='forward_kl', top_k=4, support='teacher'}",),
+    "sdpo entropy": ("objective.weighting={type='entropy', beta=1.5}",),
+    "sdpo position": ("objective.weighting={type='position'}",),
+    "sdpo token": ("objective.granularity=token", "objective.advantage_clip=0.5"),
+    "sdpo sequence": ("objective.granularity=sequence",),
+    "sdpo eq8": ("objective.sequence_estimator=0.4",),
+    "sdpo eq13": (
+        "objective.importance=logit",
+        "objective.divergence={type='reverse_kl', top_k=6}",
+    ),
+    "sdpo kl": ("objective.kl_coefficient=0.2",),
+    "sc_sdpo": ("objective.type=sc_sdpo",),
+    "grpo": ("objective.type=grpo",),
+    "grpo std": ("objective.type=grpo", "objective.policy_gradient.std=true"),
+    "grpo fixed": ("objective.type=grpo", "objective.policy_gradient.normalization=fixed"),
+    "grpo kl": ("objective.type=grpo", "objective.kl_coefficient=0.2"),
+    "gspo": ("objective.type=grpo", "objective.policy_gradient.type=gspo"),
+    "cispo": ("objective.type=grpo", "objective.policy_gradient.type=cispo"),
+    "hybrid gspo": ("objective.type=hybrid", "objective.policy_gradient.type=gspo"),
+    "hybrid": ("objective.type=hybrid", "objective.mix=0.3"),
+    "srpo": ("objective.type=srpo",),
+    "rlsd": ("objective.type=rlsd",),
+    "rlcsd": ("objective.type=rlcsd", "objective.tau=0.5"),
+    "sdpg": ("objective.type=sdpg", "objective.coefficient=0.3"),
+    "sft": ("objective.type=sft",),
+}
+SCHEDULES = ("ema", "live", "frozen", "trust_region")
+
+
+def settings(objective: str, schedule: str):
+    trust = ("teacher.schedule.mix=0.3",) if schedule == "trust_region" else ()
+    return load_config(
+        [
+            "optim.lr=3e-3", "optim.micro_batch_tokens=120", "optim.updates_per_step=2",
+            "rollout.max_completion_tokens=12", "teacher.context.feedback=always",
+            f"teacher.schedule.type={schedule}", *trust,
+            *(("objective.type=sdpo",) if objective.startswith("sdpo ") else ()),
+            *OBJECTIVES[objective],
+        ]
+    )  # fmt: skip
+
+
+def noisy(model, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(noise, alpha=scale)
+
+
+def a_rollout(rng, task_id, index, prompt):
+    """One or two turns of random letters; sampler log-probs that are not the policy's."""
+
+    def turn(prompt_ids, reply):
+        ids = tuple(rng.randrange(97, 123) for _ in range(rng.randrange(1, 6)))
+        return Turn(
+            prompt_ids=prompt_ids, completion_ids=ids, text=TOKENIZER.decode(ids), truncated=False,
+            sampler_logprobs=tuple(rng.uniform(-7, -3) for _ in ids), reply=reply,
+        )  # fmt: skip
+
+    first = turn(prompt, None)
+    turns = ()
+    last = first
+    if rng.random() < 0.4:
+        reply = {"role": "user", "content": "go on"}
+        first = turn(prompt, reply)
+        between = CHAT.reply_ids(reply, ended=False)
+        last = turn((*prompt, *first.completion_ids, *between), None)
+        turns = (first, last)
+    return Rollout(
+        task_id=task_id, index=index, prompt_ids=last.prompt_ids,
+        completion_ids=last.completion_ids, sampler_logprobs=last.sampler_logprobs, text=last.text,
+        truncated=False, policy_version=0, turns=turns,
+    )  # fmt: skip
+
+
+def judged_groups(seed):
+    """Partly solved, all failed, all solved, one of them without feedback."""
+    rng = random.Random(seed)
+    groups = []
+    for number, outcomes in enumerate(("SFFS", "FFF", "SS", "F.S", "FSFF")):
+        task = Task(
+            id=f"t{number}", messages=({"role": "user", "content": f"say {number}"},),
+            reference="gold",
+        )  # fmt: skip
+        prompt = CHAT.prompt_ids(task.messages)
+        rollouts = [a_rollout(rng, task.id, i, prompt) for i in range(len(outcomes))]
+        verdicts = [
+            Verdict(reward=float(o == "S"), solved=o == "S", feedback="bad" if o == "F" else None)
+            for o in outcomes
+        ]
+        groups.append(Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts)))
+    return groups
+
+
+@dataclass
+class Naive:
+    """What a textbook would compute from samples and weights."""
+
+    model: torch.nn.Module
+    schedule: TeacherSchedule
+    config: object
+    spec: object
+    old: dict
+
+    def logits(self, prompt_ids, sample, weights=None):
+        """[R, V] logits at the places that predict trained tokens, under `weights`."""
+        kept = {n: p.data for n, p in trainable(self.model).items()}
+        if weights is not None:
+            for name, parameter in trainable(self.model).items():
+                parameter.data = weights[name]
+        try:
+            ids = torch.tensor([[*prompt_ids, *sample.completion_ids]])
+            with torch.set_grad_enabled(weights is None and torch.is_grad_enabled()):
+                rows = self.model(ids).logits[0]
+        finally:
+            for name, parameter in trainable(self.model).items():
+                parameter.data = kept[name]
+        start = len(prompt_ids) - 1
+        return rows[[start + t for t, trains in enumerate(sample.loss_mask) if trains]]
+
+    @torch.no_grad()
+    def remember(self, samples):
+        """Log-probs of the policy before the step, at the sampling temperature."""
+        for sample in samples:
+            log_p = (self.logits(sample.prompt_ids, sample) / TEMPERATURE).log_softmax(-1)
+            ids = torch.tensor([sample.trained_ids]).T
+            top = None
+            if self.spec.distill is not None and self.spec.distill.importance == "logit":
+                chosen = log_p.topk(self.spec.distill.top_k).indices
+                top = OldSupport(ids=chosen, logprobs=log_p.gather(1, chosen))
+            self.old[sample.key] = (log_p.gather(1, ids)[:, 0], top)
+
+    def target(self, sample):
+        """Teacher's logits and, in a trust region, the initial model's, in the teacher's prompt."""
+        with torch.no_grad():
+            prompt = sample.teacher_prompt_ids
+            teacher = self.logits(prompt, sample, self.schedule.weights)
+            initial = None
+            if self.schedule.trust is not None:
+                initial = self.logits(prompt, sample, self.schedule.initial)
+        return teacher, initial
+
+    def teacher_log_q(self, sample):
+        teacher, initial = self.target(sample)
+        log_q = (teacher / TEMPERATURE).log_softmax(-1)
+        if initial is not None:
+            share = self.schedule.trust
+            first = (initial / TEMPERATURE).log_softmax(-1)
+            log_q = ((1 - share) * first + share * log_q).log_softmax(-1)
+        return log_q
+
+    def factors(self, samples):
+        """Weight of every token of every distilled sample."""
+        objective = self.config.objective
+        weighting = getattr(objective, "weighting", None)
+        fed = [s for s in samples if s.teacher_prompt_ids and s.component_weights.get("distill", 0)]
+        raw = {}
+        for s in fed:
+            length = s.num_trained
+            if isinstance(weighting, EntropyWeightingConfig):
+                log_q = self.teacher_log_q(s)
+                entropy = -(log_q.exp() * log_q).sum(-1)
+                raw[s.key] = [math.exp(-weighting.beta * h) for h in entropy.tolist()]
+            elif isinstance(weighting, PositionWeightingConfig):
+                w = weighting
+                raw[s.key] = [
+                    w.w_min + (1 - w.w_min) / (1 + math.exp(-(t / length - w.tau) / w.s))
+                    for t in range(length)
+                ]
+            else:
+                raw[s.key] = [1.0] * length
+        if isinstance(weighting, EntropyWeightingConfig) and raw:
+            flat = [w for part in raw.values() for w in part]
+            mean = sum(flat) / len(flat)
+            raw = {key: [w / mean for w in part] for key, part in raw.items()}
+        rates = {s.key: 1.0 for s in fed}
+        if objective.type == "sc_sdpo" and fed:
+            rates = {s.key: math.sqrt(s.solved_rate * (1 - s.solved_rate)) for s in fed}
+            tokens = sum(s.num_trained for s in fed)
+            mean = sum(rates[s.key] * s.num_trained for s in fed) / tokens
+            rates = {key: rate / mean if mean else 0.0 for key, rate in rates.items()}
+        return {
+            s.key: [w * s.component_weights["distill"] * rates[s.key] for w in raw[s.key]]
+            for s in fed
+        }
+
+    def loss(self, samples):
+        """The update's loss, divided by the counts of all its samples."""
+        factors = self.factors(samples)
+        counts = reference_counts(samples, self.spec)
+        wants_credit = self.spec.credit is not None
+        total = torch.zeros((), dtype=torch.float64)
+        # One rollout at a time: they meet in the counts and in the factors only.
+        for s in samples:
+            is_taught = s.teacher_prompt_ids is not None and (s.key in factors or wants_credit)
+            length = s.num_trained
+            teacher = trust = initial = negatives = None
+            if is_taught:
+                teacher, trust = self.target(s)
+            if self.spec.kl is not None:
+                with torch.no_grad():
+                    initial = self.logits(s.prompt_ids, s, self.schedule.initial)
+            if s.negative_prompt_ids:
+                ids = torch.tensor([s.trained_ids]).T
+                with torch.no_grad():
+                    columns = [
+                        (self.logits(p, s, self.schedule.weights) / TEMPERATURE)
+                        .log_softmax(-1)
+                        .gather(1, ids)[:, 0]
+                        for p in s.negative_prompt_ids
+                    ]
+                negatives = torch.stack(columns, dim=1)
+            old, support = self.old.get(s.key, (None, None))
+            batch = TokenBatch(
+                num_taught=length if is_taught else 0,
+                targets=torch.tensor(s.trained_ids),
+                sampler_logprobs=torch.tensor(
+                    [p for p, m in zip(s.sampler_logprobs, s.loss_mask, strict=True) if m],
+                    dtype=torch.float64,
+                ),
+                advantages=torch.full((length,), s.advantage, dtype=torch.float64),
+                distill_weights=torch.tensor(
+                    factors.get(s.key, [0.0] * length), dtype=torch.float64
+                ),
+                pg_weights=torch.full(
+                    (length,), s.component_weights.get("pg", 0.0), dtype=torch.float64
+                ),
+                sequence_ids=torch.zeros(length, dtype=torch.long),
+                sequence_lengths=torch.full((length,), length),
+                old_logprobs=old,
+                negative_teacher_logprobs=negatives,
+                old_support=support,
+            )
+            parts, _ = reference_objective(
+                self.logits(s.prompt_ids, s), teacher, batch, self.spec, counts,
+                initial_logits=initial, trust_logits=trust,
+            )  # fmt: skip
+            total = total + sum(parts.values())
+        return total
+
+
+class Compared(Parallel):
+    """One process that compares the gradient of every update with the naive one, before the weights
+    move."""
+
+    def sum_gradients(self, gradients):
+        naive, updates = STATE["naive"], STATE["updates"]
+        samples = updates[STATE["number"]]
+        STATE["number"] += 1
+        parameters = trainable(naive.model)
+        with torch.enable_grad():
+            loss = naive.loss(samples)
+        expected = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        norm = math.sqrt(sum(float(e.square().sum()) for e in expected if e is not None))
+        STATE["norms"].append(norm)
+        for name, found, wanted in zip(parameters, gradients, expected, strict=True):
+            wanted = torch.zeros_like(found) if wanted is None else wanted
+            gap = float((found.double() - wanted).norm())
+            assert gap <= TOLERANCE * norm + 1e-9, (name, gap, norm)
+
+
+STATE: dict = {}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_an_update_has_the_gradient_of_a_naive_loop(objective, schedule):
+    config = settings(objective, schedule)
+    model = tiny_model().double()
+    noisy(model, 0.05, seed=1)
+    watched = TeacherSchedule(
+        config.teacher.schedule, model, keep_initial=config.objective.kl_coefficient > 0
+    )
+    noisy(model, 0.03, seed=2)  # the student has moved since
+    if schedule == "ema":
+        assert watched.weights is not None
+        noise = torch.Generator().manual_seed(3)
+        for weight in watched.weights.values():  # and the average is neither of the two
+            weight.add_(torch.randn(weight.shape, generator=noise, dtype=weight.dtype), alpha=0.02)
+    builder = SampleBuilder(
+        chat=CHAT, rules=config.teacher.context, objective=config.objective,
+        rule=routing_rule(config.objective), reference_answer=lambda task: None,
+    )  # fmt: skip
+    groups = builder.with_contexts(judged_groups(5), seed=0)
+    per_group = [builder.samples(group, seed=0) for group in groups]
+    updates = [[s for part in per_group[n::2] for s in part] for n in (0, 1)]
+    spec = objective_spec(
+        config.objective, step=0, temperature=TEMPERATURE, max_completion_tokens=12,
+        trust=watched.trust,
+    )  # fmt: skip
+    naive = Naive(model, watched, config, spec, {})
+    reads_old = spec.pg is not None and spec.pg.kind != "sft"
+    if reads_old or (spec.distill is not None and spec.distill.importance == "logit"):
+        naive.remember([s for part in updates for s in part])
+    STATE.update(naive=naive, updates=updates, number=0, norms=[])
+    updater = Updater(
+        model, TOKENIZER, Optimizer(config.optim, model), watched,
+        config=config.optim, objective=config.objective, parallel=Compared(),
+    )  # fmt: skip
+    updater.step(updates, spec, where="test")
+    assert STATE["number"] == 2
+    assert max(STATE["norms"]) > 1e-6, "nothing was compared"

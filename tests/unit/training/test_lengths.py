@@ -1,0 +1,71 @@
+"""A task that is too long is refused before anything is sampled, by `check` and `train` alike."""
+
+from __future__ import annotations
+
+import pytest
+
+import sdpo
+from sdpo.errors import PromptTooLongError
+from sdpo.testing import byte_tokenizer, tiny_model
+
+LONG = "x" * 300
+
+
+def judge(task, rollout):
+    return sdpo.Verdict(reward=0.0, solved=False, feedback="no")
+
+
+def env_of(*prompts):
+    tasks = [{"id": f"t{i}", "prompt": prompt} for i, prompt in enumerate(prompts)]
+    return sdpo.env(tasks, judge, eval_tasks=[{"id": "e", "prompt": "short"}])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_model().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("call", [sdpo.check, sdpo.train], ids=["check", "train"])
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (
+            ["rollout.max_prompt_tokens=200"],
+            ["2 of 4 train tasks", "max_prompt_tokens = 200", "'t1' (3"],
+        ),
+        (
+            ["rollout.max_prompt_tokens=600", "teacher.context.max_tokens=300"],
+            ["2 of 4 train tasks", "teacher.context.max_tokens = 300", "'t1'", "raise it"],
+        ),
+        (
+            ["rollout.max_prompt_tokens=600", "rollout.max_completion_tokens=1900"],
+            ["2 of 4 train tasks", "2048 positions", "max_completion_tokens = 1900"],
+        ),
+        (
+            ["rollout.max_prompt_tokens=600", "teacher.context.max_tokens=2041"],
+            ["2048 positions", "lower teacher.context.max_tokens to 2040 or less"],
+        ),
+    ],
+)
+def test_all_long_tasks_are_named_at_once(model, tmp_path, call, settings, parts):
+    arguments = [
+        f"run={tmp_path / 'run'}", f"model.name={model}", "model.dtype=float32",
+        "objective.type=sdpo", "steps=1", "rollout.max_completion_tokens=8",
+        "rollout.group_size=2", "eval.samples=1", *settings,
+    ]  # fmt: skip
+    with pytest.raises(PromptTooLongError) as error:
+        call(*arguments, env=env_of("a", LONG, LONG[:-1], "b"))
+    for part in parts:
+        assert part in str(error.value)
+    assert not (tmp_path / "run" / "rollouts.jsonl").exists(), "nothing was sampled"
+
+
+def test_without_a_teacher_its_frame_is_not_asked_for(model, tmp_path):
+    report = sdpo.check(
+        f"model.name={model}", "objective.type=grpo", "rollout.max_prompt_tokens=600",
+        "teacher.context.max_tokens=50", env=env_of("a", LONG),
+    )  # fmt: skip
+    assert report.failures == {}
