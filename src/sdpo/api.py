@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sdpo.config.load import load_config
@@ -13,8 +14,8 @@ from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
+from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
-from sdpo.models.head import check_head
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.training.lengths import check_lengths
@@ -61,7 +62,7 @@ def evaluate(
             ),
             seed=config.seed,
         )
-        return summarise(groups)
+        return summarise(groups, samples=config.eval.samples)
 
 
 def discover(
@@ -81,12 +82,12 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
 
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
     and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
-    has a chat template whose completions round-trip; and the LM head is one the fused loss can
-    train. Raises `SdpoError` for what no run could survive.
+    has a chat template whose completions round-trip; the model can be trained, and the engine
+    samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
     """
     config = as_config(*arguments)
     with open_sampler(config, env) as sampler:
-        check_head(sampler.policy.model)
+        notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         check_lengths(sampler, config, splits=("train", "eval"))
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
@@ -101,9 +102,9 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
         if isinstance(sampler.env, Checking):
-            return sampler.env.check()
+            return replace(sampler.env.check(), notes=notes)
         tasks = len(sampler.env.load("train"))
-        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks)
+        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
 
 
 def probe(

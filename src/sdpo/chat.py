@@ -50,7 +50,8 @@ class Chat:
             )
         self.tokenizer = tokenizer
         self._kwargs = dict(template_kwargs or {})
-        self.stop_ids = _stop_ids(tokenizer, model_stop_ids, self._probe_end_of_turn())
+        self._special = special_tokens(tokenizer)
+        self.stop_ids = self._find_stop_ids(model_stop_ids)
         self.end_of_turn_id = self.stop_ids[0]
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -84,14 +85,14 @@ class Chat:
 
     def reply_ids(self, reply: Message, *, ended: bool) -> tuple[int, ...]:
         """Tokens between a completion and the next one: end of turn (unless `ended` with it),
-        `reply`, generation prompt.
+        `reply` with its special tokens broken up, generation prompt.
 
         Sampled tokens are kept as they were; only what the template puts around the reply is added.
         """
         turns = [
             {"role": "user", "content": "q"},
             {"role": "assistant", "content": _MARK},
-            dict(reply),
+            dict(reply) | {"content": self.inert(str(reply["content"]))},
         ]
         ids = self.text_ids(self.render(turns).rpartition(_MARK)[2])
         return ids[1:] if ended and ids[0] in self.stop_ids else ids
@@ -121,9 +122,26 @@ class Chat:
     def inert(self, text: str) -> str:
         """`text` with its special tokens broken up: what an environment quotes cannot end a turn
         either."""
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
+        # The longest first: one token may contain another.
+        for token in sorted(self._special, key=len, reverse=True):
+            text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else "")
         return text
+
+    def _find_stop_ids(self, model_stop_ids: Sequence[int]) -> tuple[int, ...]:
+        """End-of-turn ids, the template's own first. Raises `ModelError` when there is none."""
+        found: list[int] = []
+        after = self.text_ids(after_answer) if (after_answer := self._probe_end_of_turn()) else ()
+        if after and after[0] in self._special.values():
+            found.append(after[0])
+        if self.tokenizer.eos_token_id is not None:
+            found.append(int(self.tokenizer.eos_token_id))
+        found.extend(int(token) for token in model_stop_ids)
+        if not found:
+            raise ModelError(
+                f"tokenizer {self.tokenizer.name_or_path!r} names no end-of-turn token; "
+                "set eos_token in its config"
+            )
+        return tuple(dict.fromkeys(found))
 
     def _probe_end_of_turn(self) -> str:
         """Text the template puts right after an assistant's message, found by rendering one."""
@@ -139,24 +157,21 @@ class Chat:
         return rendered.rpartition(_MARK)[2]
 
 
-def _stop_ids(
-    tokenizer: PreTrainedTokenizerBase, model_stop_ids: Sequence[int], after_answer: str
-) -> tuple[int, ...]:
-    """End-of-turn ids, the template's own first. Raises `ModelError` when there is none."""
-    found: list[int] = []
-    after = tokenizer.encode(after_answer, add_special_tokens=False) if after_answer else []
-    special = set(tokenizer.all_special_ids)
-    if after and after[0] in special:
-        found.append(after[0])
-    if tokenizer.eos_token_id is not None:
-        found.append(int(tokenizer.eos_token_id))
-    found.extend(int(token) for token in model_stop_ids)
-    if not found:
-        raise ModelError(
-            f"tokenizer {tokenizer.name_or_path!r} names no end-of-turn token; "
-            "set eos_token in its config"
-        )
-    return tuple(dict.fromkeys(found))
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Texts that a tokenizer reads as one special token, with its id.
+
+    Those it names, such as `eos_token`, and those that are only marked: the headers of Llama 3, the
+    turns of Gemma and `[INST]` of Mistral have no name.
+    """
+    named = dict(
+        zip(tokenizer.all_special_tokens, map(int, tokenizer.all_special_ids), strict=True)
+    )
+    marked = {
+        token.content: index
+        for index, token in tokenizer.added_tokens_decoder.items()
+        if token.special
+    }
+    return named | marked
 
 
 def strip_thinking(text: str, markers: Sequence[tuple[str, str]] = THINKING_MARKERS) -> str:

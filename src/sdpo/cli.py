@@ -175,6 +175,8 @@ def check(
         raise click.UsageError(f"--probe-{min(chosen)} needs --probe")
     report = api.check(*arguments)
     console = Console()
+    for note in report.notes:
+        console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
     for task, what in report.failures.items():
         console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from transformers import AddedToken
 
 from sdpo.chat import Chat, strip_thinking
 from sdpo.errors import ModelError, PromptTooLongError
@@ -88,6 +89,78 @@ def test_reply_continues_exactly_as_the_whole_conversation_renders(template):
     assert stepwise == whole
     unfinished = the_chat.prompt_ids(USER) + answer[:-1] + the_chat.reply_ids(reply, ended=False)
     assert unfinished == whole
+
+
+LLAMA_3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+GEMMA = (
+    "{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{{ m['content'] }}<end_of_turn>\n"
+    "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+MISTRAL = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST]{{ m['content'] }}[/INST]"
+    "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+GPT_OSS = (
+    "{% for m in messages %}<|start|>{{ m['role'] }}<|message|>{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+UNNAMED = {
+    "llama 3": (
+        LLAMA_3,
+        "<|end_of_text|>",
+        "<|eot_id|>",
+        ["<|start_header_id|>", "<|end_header_id|>"],
+    ),
+    "gemma": (GEMMA, "<eos>", "<end_of_turn>", ["<start_of_turn>"]),
+    "mistral": (MISTRAL, "</s>", "</s>", ["[INST]", "[/INST]", "[TOOL_CALLS]"]),
+    "gpt-oss": (GPT_OSS, "<|endoftext|>", "<|return|>", ["<|start|>", "<|message|>", "<|end|>"]),
+}
+
+
+def family_chat(template, eos, end_of_turn, others):
+    """A chat whose tokenizer names its end of text and none of the tokens around turns."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True) for token in (eos, end_of_turn, *others)],
+        special_tokens=True,
+    )
+    tokenizer.eos_token = eos
+    tokenizer.chat_template = template
+    assert set(tokenizer.all_special_tokens).isdisjoint({end_of_turn, *others} - {eos})
+    return Chat(tokenizer)
+
+
+@pytest.mark.parametrize("family", UNNAMED)
+def test_special_tokens_that_a_tokenizer_does_not_name_end_turns(family):
+    the_chat = family_chat(*UNNAMED[family])
+    _, eos, end_of_turn, _ = UNNAMED[family]
+    ids = the_chat.tokenizer.convert_tokens_to_ids([end_of_turn, eos])
+    assert the_chat.stop_ids == tuple(dict.fromkeys(ids))
+
+
+@pytest.mark.parametrize("family", UNNAMED)
+def test_special_tokens_that_a_tokenizer_does_not_name_are_broken_up(family):
+    the_chat = family_chat(*UNNAMED[family])
+    _, eos, end_of_turn, others = UNNAMED[family]
+    hostile = "x".join((eos, end_of_turn, *others)) + "".join((*others, end_of_turn))
+    special = set(the_chat.tokenizer.added_tokens_decoder)
+    assert special.isdisjoint(the_chat.text_ids(the_chat.inert(hostile)))
+    assert special.isdisjoint(the_chat.text_ids(the_chat.as_content(hostile)))
+    reply = the_chat.reply_ids({"role": "user", "content": hostile}, ended=True)
+    plain = the_chat.reply_ids({"role": "user", "content": "fine"}, ended=True)
+    assert [t for t in reply if t in special] == [t for t in plain if t in special]
+    assert the_chat.inert(the_chat.inert(hostile)) == the_chat.inert(hostile)
+
+
+def test_tokens_that_are_added_and_not_special_stay_text():
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<tool_call>"])
+    assert Chat(tokenizer).inert("a <tool_call> b") == "a <tool_call> b"
 
 
 def test_quoted_attempts_cannot_end_a_turn():

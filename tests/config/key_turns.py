@@ -12,6 +12,7 @@ from typing import Any
 from key_observers import (
     discovered,
     isolated,
+    judge_calls,
     judged,
     learned,
     loaded,
@@ -39,6 +40,12 @@ BASE = (
 
 LEARNING = ("rollout.tasks_per_step=4",)
 OFF_POLICY = (*LEARNING, "optim.updates_per_step=2", "optim.lr=3e-2")
+PER_LOGIT = (
+    *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9",
+    "objective.importance=logit",
+)  # fmt: skip
+TOGGLE = "the other"
+"""For a flag whose default differs between variants: what it is not."""
 
 NEEDS = {
     "CodeEnvConfig": ("env.tasks={folder}/code.jsonl", "env.sandbox=none"),
@@ -88,6 +95,10 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
+    "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
@@ -183,12 +194,18 @@ TURNS = {
     "PositionWeightingConfig.tau": turn("0.8"),
     "PositionWeightingConfig.s": turn("0.5"),
     "EntropyWeightingConfig.beta": turn("3"),
-    "PolicyGradientConfig.kind": turn("cispo", *OFF_POLICY),
-    "PolicyGradientConfig.eps_low": turn("0.9", *OFF_POLICY),
-    "PolicyGradientConfig.eps_high": turn("5", *OFF_POLICY),
-    "PolicyGradientConfig.ratio_cap": turn("0.5"),
-    "PolicyGradientConfig.normalization": turn("sequence"),
-    "PolicyGradientConfig.std": turn("true"),
+    "GrpoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
+    "GrpoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    # Ratios of whole rollouts hardly leave 1: a step that is far too long moves them below it.
+    "GspoSurrogateConfig.eps_low": turn(
+        "0.9", *LEARNING, "optim.updates_per_step=2", "optim.lr=0.3", "optim.grad_clip=100"
+    ),
+    "GspoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    "CispoSurrogateConfig.eps_low": turn("0.0", *OFF_POLICY),
+    "CispoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
+    "_SurrogateConfig.ratio_cap": turn("0.5"),
+    "_SurrogateConfig.normalization": turn("fixed"),
+    "_SurrogateConfig.std": turn(TOGGLE),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
     "DistillingConfig.granularity": turn("token"),
     "DistillingConfig.advantage_clip": turn("1e-3"),
@@ -196,6 +213,8 @@ TURNS = {
     "DistillingConfig.importance": turn(
         "logit", *OFF_POLICY, "objective.divergence.type=reverse_kl", "objective.divergence.top_k=9"
     ),
+    "DistillingConfig.importance_eps_low": turn("0.9", *PER_LOGIT),
+    "DistillingConfig.importance_eps_high": turn("0.0", *PER_LOGIT),
     "DistillingConfig.sequence_estimator": turn("0.5"),
     "HybridConfig.mix": turn("0.2"),
     "RlsdConfig.mix": turn("0.9"),
@@ -215,6 +234,7 @@ TYPES: dict[str, Turn] = {
     "teacher.schedule": turn("", "steps=5"),
     "objective": turn(""),
     "objective.divergence": turn(""),
+    "objective.policy_gradient": turn(""),
     "objective.weighting": turn(""),
 }
 """How the choice of a variant is seen, by section."""

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import pytest
 from key_observers import make_world
-from key_turns import BASE, NEEDS, TURNS, TYPES, Turn
+from key_turns import BASE, NEEDS, TOGGLE, TURNS, TYPES, Turn
 
 from sdpo.config.base import Config
 from sdpo.config.load import dump, load_config
@@ -123,11 +123,12 @@ def test_number_of_keys_stays_small():
 
 
 @pytest.mark.parametrize("key", LEAVES, ids=lambda key: key.name)
-def test_turning_the_key_has_an_effect(key, seen):
+def test_turning_the_key_has_an_effect(key, seen, world):
     turn = turn_of(key)
     assert turn is not None
     before = (*key.base, *turn.needs)
-    after = (*before, f"{key.path}={turn.value}")
+    value = turn.value if turn.value != TOGGLE else _other(key.path, before, world)
+    after = (*before, f"{key.path}={value}")
     assert seen(turn.observe, before) != seen(turn.observe, after)
 
 
@@ -144,6 +145,14 @@ def test_each_variant_differs_from_all_others(key, seen):
     for choice, base in needs.items():
         if base and choice != _choice(key):
             assert seen(turn.observe, (*base, *turn.needs)) != own, choice
+
+
+def _other(path: str, overrides: tuple[str, ...], folder: object) -> str:
+    """The opposite of the flag at `path`."""
+    found: Any = load_config([o.format(folder=folder) for o in (*BASE, *overrides)])
+    for name in path.split("."):
+        found = getattr(found, name)
+    return str(not found).lower()
 
 
 def _choice(key: Key) -> str:

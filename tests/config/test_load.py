@@ -48,8 +48,8 @@ def test_precedence_is_default_then_files_then_overrides(tmp_path):
             ["objective: importance", "divergence.type = 'reverse_kl"],
         ),
         (
-            ["objective.type=srpo", "objective.policy_gradient.normalization=fixed"],
-            ["objective: srpo", "normalization at 'token'"],
+            ["objective.importance_eps_high=0.4"],
+            ["objective: importance_eps_high = 0.4", "set objective.importance = 'logit'"],
         ),
         (
             ["objective.divergence.top_k=all", "objective.divergence.tail=false"],

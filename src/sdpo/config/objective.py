@@ -109,22 +109,54 @@ WeightingConfig = Annotated[
 ]
 
 
-class PolicyGradientConfig(Config):
-    """The reward component, Eq. 12."""
+class _SurrogateConfig(Config):
+    ratio_cap: PositiveFloat = 2.0
+    """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
+    normalization: Literal["token", "sequence", "fixed"] = "token"
+    """Denominator, of a distillation component too: trained tokens of the whole batch, mean per
+    rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
+    std: bool = False
+    """Whether advantages are divided by the group's standard deviation. Paper: false."""
 
-    kind: Literal["grpo", "gspo", "cispo"] = "grpo"
-    """Surrogate: clipped token ratios, clipped sequence ratios, or clipped stop-gradient ratios."""
+
+class GrpoSurrogateConfig(_SurrogateConfig):
+    type: Literal["grpo"] = "grpo"
+    """A clipped ratio per token (Eq. 12)."""
     eps_low: NonNegative = 0.2
     """Ratios below 1 - eps_low are clipped."""
     eps_high: NonNegative = 0.28
     """Ratios above 1 + eps_high are clipped. Paper: 0.28."""
-    ratio_cap: PositiveFloat = 2.0
-    """Cap rho of the truncated importance weight old / sampler. Paper: 2."""
-    normalization: Literal["token", "sequence", "fixed"] = "token"
-    """Denominator: trained tokens of the whole batch, mean per rollout, or rollouts x
-    max_completion_tokens (Dr.GRPO)."""
-    std: bool = False
-    """Whether advantages are divided by the group's standard deviation. Paper: false."""
+
+
+class GspoSurrogateConfig(_SurrogateConfig):
+    type: Literal["gspo"] = "gspo"
+    """A clipped ratio per rollout, the geometric mean of its tokens' (2507.18071)."""
+    eps_low: NonNegative = 3e-4
+    """Ratios below 1 - eps_low are clipped. A mean over a rollout hardly leaves 1, so the range is
+    a thousandth of GRPO's. GSPO: 3e-4."""
+    eps_high: NonNegative = 4e-4
+    """Ratios above 1 + eps_high are clipped. GSPO: 4e-4."""
+    normalization: Literal["token", "sequence", "fixed"] = "sequence"
+    """As in `grpo`. GSPO: sequence, every rollout weighs the same."""
+    std: bool = True
+    """As in `grpo`. GSPO: true."""
+
+
+class CispoSurrogateConfig(_SurrogateConfig):
+    type: Literal["cispo"] = "cispo"
+    """log p with a clipped ratio as a constant factor: no token loses its gradient (2506.13585)."""
+    eps_low: NonNegative | Literal["off"] = "off"
+    """Ratios below 1 - eps_low are raised to it. CISPO: off, no lower bound."""
+    eps_high: NonNegative = 0.28
+    """Ratios above 1 + eps_high are lowered to it. CISPO tunes it and names no value; this is
+    GRPO's."""
+    std: bool = True
+    """As in `grpo`. CISPO: true."""
+
+
+SurrogateConfig = Annotated[
+    GrpoSurrogateConfig | GspoSurrogateConfig | CispoSurrogateConfig, Field(discriminator="type")
+]
 
 
 class _ObjectiveConfig(Config):
@@ -134,8 +166,8 @@ class _ObjectiveConfig(Config):
 
 
 class RewardedConfig(_ObjectiveConfig):
-    policy_gradient: PolicyGradientConfig = PolicyGradientConfig()
-    """The surrogate and its clipping."""
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig()
+    """The reward component (Eq. 12): surrogate, clipping, denominator."""
 
 
 class DistillingConfig(_ObjectiveConfig):
@@ -145,11 +177,16 @@ class DistillingConfig(_ObjectiveConfig):
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
     advantage_clip: PositiveFloat | Literal["off"] = "off"
     """Bound on |log teacher - log student| before it becomes credit. Paper: 5 at test time."""
-    ratio_cap: PositiveFloat = 2.0
-    """Cap of the importance weight of a token sampled by older weights. Paper: 2."""
     importance: Literal["token", "logit"] = "token"
     """Off-policy correction per sampled token, or per logit with a clipped surrogate (Eq. 13).
     Paper: token."""
+    ratio_cap: PositiveFloat = 2.0
+    """With importance = 'token', cap of the weight student / sampler of a token. Paper: 2."""
+    importance_eps_low: NonNegative = 0.2
+    """With importance = 'logit', ratios to the old policy below 1 - importance_eps_low are
+    clipped."""
+    importance_eps_high: NonNegative = 0.28
+    """With importance = 'logit', ratios above 1 + importance_eps_high are clipped."""
     sequence_estimator: NonNegative = 0.0
     """Weight of the sequence-level term of Eq. 8. Paper: 0, no gain measured."""
     weighting: WeightingConfig = NoWeightingConfig()
@@ -168,6 +205,24 @@ class DistillingConfig(_ObjectiveConfig):
                 "divergence.type = 'reverse_kl' and a number for divergence.top_k; "
                 "set these, or importance = 'token'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_other_correction_is_untouched(self) -> Self:
+        unread = {
+            "token": ("importance_eps_low", "importance_eps_high"),
+            # Samplers report the drawn token only: there is no old / sampler of a logit to cap.
+            "logit": ("ratio_cap",),
+        }[self.importance]
+        other = "logit" if self.importance == "token" else "token"
+        for name in unread:
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} has no effect with importance = "
+                    f"{self.importance!r}: leave it at {default:g}, or set objective.importance = "
+                    f"{other!r}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -202,7 +257,7 @@ class GrpoConfig(RewardedConfig):
 
 class HybridConfig(DistillingConfig, RewardedConfig):
     type: Literal["hybrid"] = "hybrid"
-    """mix x GRPO + (1 - mix) x SDPO (Eq. 3)."""
+    """mix x GRPO + (1 - mix) x SDPO per token, under one count of tokens (Eq. 3)."""
     mix: Fraction = 0.9
     """Weight of the reward component. Paper: 0.9 in Fig. 11."""
 
@@ -212,15 +267,6 @@ class SrpoConfig(DistillingConfig, RewardedConfig):
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
     (2604.02288)."""
     weighting: WeightingConfig = EntropyWeightingConfig()
-
-    @model_validator(mode="after")
-    def _counts_tokens(self) -> Self:
-        if self.policy_gradient.normalization != "token":
-            raise ValueError(
-                "srpo divides both components by one count of tokens: "
-                "leave policy_gradient.normalization at 'token', or take objective.type = 'hybrid'"
-            )
-        return self
 
 
 class ScSdpoConfig(DistillingConfig):
@@ -257,8 +303,9 @@ class SdpgConfig(DistillingConfig, RewardedConfig):
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036)."""
     divergence: DivergenceConfig = ReverseKLConfig(top_k="all")
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(std=True)
     coefficient: NonNegative = 1e-3
-    """Weight of the distillation component."""
+    """Weight of the distillation component, per token that is routed to either component."""
     kl_coefficient: NonNegative = 1e-3
 
 

@@ -23,12 +23,21 @@ from sdpo.engines.base import Sampling
 from sdpo.engines.completions import OpenCompletion
 from sdpo.engines.sampling import sample_tokens, uniforms
 from sdpo.errors import EngineError, first_line
-from sdpo.models.qualify import name_of, once
-from sdpo.models.structure import evaluating, float32_weights, probe_ids
+from sdpo.models.structure import (
+    changing_rotation,
+    evaluating,
+    float32_weights,
+    max_positions,
+    name_of,
+    once,
+    probe_ids,
+)
 from sdpo.models.trials import agree, plain_logits
 
 _logger = logging.getLogger(__name__)
 
+_CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""What models call the cache that they return and take: most, Mamba, RWKV."""
 _TRIAL_PROMPT = 9
 _TRIAL_STEPS = 2
 
@@ -68,9 +77,10 @@ class _CachedRows:
 
     def _read(self, ids_RT: torch.Tensor, cache: Any) -> torch.Tensor:
         """Logits [R, V] after the last token; the first time the model makes a cache itself."""
-        given = {} if cache is None else {"past_key_values": cache}
+        given = {} if cache is None else {self._cache_name: cache}
         output = self._model(input_ids=ids_RT, use_cache=True, **given, **self._options)
-        self._cache: Any = output.past_key_values
+        self._cache_name = next(name for name in _CACHE_NAMES if getattr(output, name, None))
+        self._cache: Any = getattr(output, self._cache_name)
         return output.logits[:, -1]
 
 
@@ -118,6 +128,13 @@ def sample_prompt(
     sampling: Sampling,
 ) -> None:
     """Fills `completions`, all of one prompt, computed together."""
+    longest = len(prompt_ids) + sampling.max_new_tokens
+    if (kind := changing_rotation(model)) and longest > max_positions(model):
+        raise EngineError(
+            f"{name_of(model)}: its {kind} rotary scaling changes after {max_positions(model)} "
+            f"tokens, and a prompt with its completion may have {longest}; lower "
+            "rollout.max_completion_tokens, or take another model"
+        )
     if can_cache(model):
         _sample_with_cache(model, prompt_ids, completions, sampling)
     else:

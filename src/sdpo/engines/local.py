@@ -24,8 +24,8 @@ from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError, SdpoError, first_line
 from sdpo.kernels.linears import packed_linears
 from sdpo.kernels.plan import fast_layers
-from sdpo.models.qualify import FastPath, Refusal, fast_path_of, name_of
-from sdpo.models.structure import causal_lm, evaluating
+from sdpo.models.qualify import FastPath, Refusal, fast_path_of
+from sdpo.models.structure import causal_lm, evaluating, name_of
 
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of

@@ -9,6 +9,7 @@ this is tested is said at `VllmEngine`.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -143,14 +144,19 @@ def _prompt(token_ids: tuple[int, ...]) -> Any:
 
 
 def _completion(output: Any, is_greedy: bool) -> Completion:
-    said = output.outputs[0]
-    token_ids = tuple(said.token_ids)
+    sampled = output.outputs[0]
+    token_ids = tuple(sampled.token_ids)
+    logprobs = tuple(
+        at[token].logprob for at, token in zip(sampled.logprobs, token_ids, strict=True)
+    )
+    if not all(map(math.isfinite, logprobs)):
+        raise EngineError(
+            "vLLM's logits are not finite: it does not compute this model as the trainer does, or "
+            "the weights have diverged; take rollout.engine.type = 'local'"
+        )
     return Completion(
         token_ids=token_ids,
         # A greedy choice is certain; vLLM reports its probability at temperature 1 instead.
-        logprobs=tuple(
-            0.0 if is_greedy else at[token].logprob
-            for at, token in zip(said.logprobs, token_ids, strict=True)
-        ),
-        truncated=said.finish_reason == "length",
+        logprobs=(0.0,) * len(token_ids) if is_greedy else logprobs,
+        truncated=sampled.finish_reason == "length",
     )

@@ -18,8 +18,14 @@ from transformers import PreTrainedModel
 
 from sdpo.errors import ModelError, first_line
 from sdpo.models.hidden import plain_hidden
-from sdpo.models.qualify import name_of, once
-from sdpo.models.structure import causal_lm, evaluating, float32_weights, probe_ids
+from sdpo.models.structure import (
+    causal_lm,
+    evaluating,
+    float32_weights,
+    name_of,
+    once,
+    probe_ids,
+)
 from sdpo.models.trials import plain_logits
 
 _NUM_TOKENS = 8

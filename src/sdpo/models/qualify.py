@@ -13,12 +13,8 @@ runs in the weights' own format is compared layer by layer (`kernels/definition.
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
@@ -28,12 +24,19 @@ from sdpo.kernels.cache import CacheShape
 from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import TreeKind
 from sdpo.models import trials
-from sdpo.models.structure import backbone_of, causal_lm, evaluating, float32_weights, probe_ids
+from sdpo.models.head import check_head
+from sdpo.models.structure import (
+    backbone_of,
+    causal_lm,
+    changing_rotation,
+    evaluating,
+    float32_weights,
+    name_of,
+    once,
+    probe_ids,
+)
 
 _logger = logging.getLogger(__name__)
-
-_Format = tuple[torch.device, torch.dtype]
-_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,20 +64,6 @@ class FastPath:
     cache: CacheShape
 
 
-def once(find: Callable[[PreTrainedModel], _Found]) -> Callable[[PreTrainedModel], _Found]:
-    """`find`, called once for a model and its device and number format."""
-    known: WeakKeyDictionary[PreTrainedModel, tuple[_Format, _Found]] = WeakKeyDictionary()
-
-    @functools.wraps(find)
-    def look_up(model: PreTrainedModel) -> _Found:
-        wanted = model.device, model.dtype
-        if model not in known or known[model][0] != wanted:
-            known[model] = wanted, find(model)
-        return known[model][1]
-
-    return look_up
-
-
 def fast_path_of(model: PreTrainedModel) -> FastPath | Refusal:
     """The fast path of `model`, or why it is sampled the slow way, which the log then says. Raises
     `ModelError` for a model whose logits are not finite."""
@@ -90,20 +79,24 @@ def tree_kind_of(model: PreTrainedModel) -> TreeKind | Refusal:
     return _kind_of(model)
 
 
+def check_trainable(model: torch.nn.Module) -> None:
+    """Raises `ModelError` for a model that the loss cannot train: another head than one matrix, or
+    logits or gradients that are not finite. Finds out on the way how packed sequences run."""
+    inner = causal_lm(model)
+    check_head(inner)
+    tree_kind_of(inner)
+    with evaluating(inner), torch.enable_grad():
+        is_finite = trials.has_finite_gradients(inner)
+    if not is_finite:
+        raise ModelError(
+            f"{name_of(inner)}: its gradients are not finite in {inner.dtype}; the weights are "
+            "damaged or have diverged, or need model.dtype = 'float32'"
+        )
+
+
 def shares_prefixes(model: PreTrainedModel) -> bool:
     """Whether a packed tree saves anything for `model`; else `pack` with `share_prefixes=False`."""
     return not isinstance(tree_kind_of(causal_lm(model)), Refusal)
-
-
-def name_of(model: PreTrainedModel) -> str:
-    """The model's class and what it was loaded from."""
-    return f"{type(model).__name__} ({model.name_or_path or 'no name'})"
-
-
-def rope_type(model: PreTrainedModel) -> str | None:
-    """How `model` scales its rotary positions, as transformers names it."""
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    return parameters.get("rope_type")
 
 
 @once
@@ -178,7 +171,7 @@ def _beyond_trial(model: PreTrainedModel) -> str:
         return "its attention does not go through transformers' registry"
     if others := layer_types - {"full_attention", "sliding_attention"}:
         return f"it has layers of type {', '.join(sorted(others))}"
-    if (kind := rope_type(model)) in ("dynamic", "longrope"):
+    if kind := changing_rotation(model):
         return f"{kind} rotary scaling ties completions of a batch to the longest one"
     return ""
 

@@ -3,15 +3,40 @@ passes of it in eval mode or in float32."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import functools
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 _HALVES = (torch.float16, torch.bfloat16)
+_CHANGING_ROTATIONS = ("dynamic", "longrope")
+
+_Format = tuple[torch.device, torch.dtype]
+_Found = TypeVar("_Found")
+
+
+def once(find: Callable[[PreTrainedModel], _Found]) -> Callable[[PreTrainedModel], _Found]:
+    """`find`, called once for a model and its device and number format."""
+    known: WeakKeyDictionary[PreTrainedModel, tuple[_Format, _Found]] = WeakKeyDictionary()
+
+    @functools.wraps(find)
+    def look_up(model: PreTrainedModel) -> _Found:
+        wanted = model.device, model.dtype
+        if model not in known or known[model][0] != wanted:
+            known[model] = wanted, find(model)
+        return known[model][1]
+
+    return look_up
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """The model's class and what it was loaded from."""
+    return f"{type(model).__name__} ({model.name_or_path or 'no name'})"
 
 
 @contextmanager
@@ -37,9 +62,37 @@ def causal_lm(model: torch.nn.Module) -> PreTrainedModel:
 
 def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
     """The model without its LM head: token ids to last hidden states."""
-    # Some models name their prefix wrongly (Llama 4), and transformers then gives the whole back.
     inner: Any = model.base_model
-    return model.get_decoder() if inner is model else inner
+    if inner is not model:
+        return inner
+    # Llama 4 names a prefix that it has not, and transformers then gives the whole back.
+    return next(child for child in model.children() if isinstance(child, PreTrainedModel))
+
+
+def changing_rotation(model: PreTrainedModel) -> str:
+    """The kind of rotary scaling whose factors change once a sequence is long; empty if none."""
+    return next((kind for kind, _ in _rotations(model) if kind in _CHANGING_ROTATIONS), "")
+
+
+def max_positions(model: PreTrainedModel) -> int:
+    """Tokens that a sequence may have; without a limit of the model's own, more than any has.
+
+    Where rotary factors change with the length, it is the length up to which they do not: past it,
+    a token sampled early has other probabilities by the time its sequence is trained on.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 62
+    unchanged = [length for kind, length in _rotations(model) if kind in _CHANGING_ROTATIONS]
+    return min([limit, *filter(None, unchanged)])
+
+
+def _rotations(model: PreTrainedModel) -> list[tuple[str, int | None]]:
+    """Rotary scalings, one for the model or one a kind of layer, and what they were trained at."""
+    settings: Any = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    parts = [part for part in settings.values() if isinstance(part, dict)] or [settings]
+    return [
+        (part.get("rope_type") or "", part.get("original_max_position_embeddings"))
+        for part in parts
+    ]
 
 
 def probe_ids(model: PreTrainedModel, length: int, *, start: int = 1) -> torch.Tensor:

@@ -156,6 +156,13 @@ def _prefill(
         )
 
 
+def has_finite_gradients(model: PreTrainedModel) -> bool:
+    """Whether every gradient of plain rows is finite. Gradients must be on."""
+    ids_N, _ = _tree_tokens(model)
+    gradients = _gradients(model, lambda: plain_hidden(model, ids_N[None]))
+    return all(bool(gradient.isfinite().all()) for gradient in gradients.values())
+
+
 def gradient_difference(model: PreTrainedModel, kind: TreeKind) -> str:
     """The first parameter whose gradient on the tree is not that of plain rows, and how it differs;
     empty if there is none. Gradients must be on.

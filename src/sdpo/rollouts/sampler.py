@@ -20,11 +20,13 @@ from sdpo.config.schema import (
     VllmEngineConfig,
 )
 from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy
+from sdpo.models.structure import causal_lm
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
 
@@ -42,6 +44,11 @@ class Sampler:
     env: Env
     collector: Collector
 
+    @property
+    def vocabulary(self) -> int:
+        """Ids below it can be sampled, and every id that ends a completion is one of them."""
+        return max(self.policy.vocabulary, 1 + max(self.chat.stop_ids))
+
     def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
         """How this run draws completions at `temperature`."""
         return Sampling(
@@ -49,6 +56,7 @@ class Sampler:
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -69,6 +77,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             max_turns=config.rollout.max_turns,
+            judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
     finally:
@@ -121,4 +130,7 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
         case VllmEngineConfig(memory_fraction=memory_fraction):
             from sdpo.engines.vllm import VllmEngine
 
-            return VllmEngine(policy.model, memory_fraction=memory_fraction)
+            engine = VllmEngine(policy.model, memory_fraction=memory_fraction)
+            # A library of its own reads the weights its own way; the local engine tries itself.
+            check_sampler(engine, causal_lm(policy.model))
+            return engine

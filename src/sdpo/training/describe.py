@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 from sdpo.config.objective import (
     EntropyWeightingConfig,
-    PolicyGradientConfig,
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
@@ -24,7 +23,7 @@ from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import objective_spec, reads_contexts, routing_rule
+from sdpo.training.objectives import divides_by_std, objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",
@@ -197,7 +196,7 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
     if pg.kind == "sft":
         likelihood = "likelihood of the self-teacher's attempts after the task's own prompt"
         return [f"pg        {likelihood}", over]
-    std = getattr(config.objective, "policy_gradient", PolicyGradientConfig()).std
+    std = divides_by_std(config.objective)
     cap = f"; old / sampler at most {pg.ratio_cap:g}"
     lines = [
         f"pg        {pg.kind}, ratios {_range(pg)}{cap}",

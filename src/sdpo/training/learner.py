@@ -24,8 +24,8 @@ from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
-from sdpo.models.head import check_head
 from sdpo.models.hidden import enable_checkpointing
+from sdpo.models.qualify import check_trainable
 from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
@@ -252,6 +252,7 @@ class Learner:
             temperature=rollout.temperature,
             max_completion_tokens=rollout.max_completion_tokens,
             trust=self.schedule.trust,
+            vocabulary=self._sampler.vocabulary,
         )
 
     def _derived(self, purpose: str) -> int:
@@ -263,8 +264,7 @@ class Learner:
 
 def make_trainable(model: PreTrainedModel, optim: OptimConfig) -> None:
     """Prepare `model` for updates, once: activations are recomputed where `optim` asks for it.
-    Raises `ModelError` when the fused loss cannot train its LM head or nothing can be
-    recomputed."""
-    check_head(model)
+    Raises `ModelError` for a model that cannot be trained, or where nothing can be recomputed."""
+    check_trainable(model)
     if optim.gradient_checkpointing:
         enable_checkpointing(model)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from sdpo.config.schema import RunConfig
 from sdpo.errors import PromptTooLongError
+from sdpo.models.structure import causal_lm, max_positions
 from sdpo.records import Message, Task
 from sdpo.rollouts.sampler import Sampler
 from sdpo.teacher.context import frames
@@ -92,6 +93,4 @@ def _counter(sampler: Sampler) -> Callable[[Sequence[Message]], int]:
 
 
 def _positions(sampler: Sampler) -> int:
-    """Positions the model was made for; without a limit of its own, more than any prompt has."""
-    config = sampler.policy.model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 1 << 62
+    return max_positions(causal_lm(sampler.policy.model))

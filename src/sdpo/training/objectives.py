@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from sdpo.config.objective import (
     DistillingConfig,
     GrpoConfig,
     HybridConfig,
     JSDConfig,
     ObjectiveConfig,
-    PolicyGradientConfig,
+    RewardedConfig,
     RlcsdConfig,
     RlsdConfig,
     ScSdpoConfig,
@@ -27,6 +29,11 @@ def reads_contexts(objective: ObjectiveConfig) -> bool:
     """Whether a teacher reads anything: the loss compares with it (distillation, token credit), or
     its own attempts are learnt (`sft`)."""
     return not isinstance(objective, GrpoConfig)
+
+
+def divides_by_std(objective: ObjectiveConfig) -> bool:
+    """Whether advantages are divided by the group's standard deviation."""
+    return isinstance(objective, RewardedConfig) and objective.policy_gradient.std
 
 
 def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
@@ -50,6 +57,8 @@ def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
             return routing.sdpg(coefficient)
         case SftConfig():
             return routing.sft
+        case _:
+            assert_never(objective)
 
 
 def objective_spec(
@@ -59,9 +68,10 @@ def objective_spec(
     temperature: float,
     max_completion_tokens: int,
     trust: float | None,
+    vocabulary: int | None = None,
 ) -> ObjectiveSpec:
     """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the
-    teacher's schedule."""
+    teacher's schedule; ids from `vocabulary` on are not tokens."""
     credit = None
     match objective:
         case RlsdConfig(mix=mix, decay_steps=decay_steps, clip=clip):
@@ -75,6 +85,7 @@ def objective_spec(
         kl=KlSpec(coefficient=kl) if kl else None,
         credit=credit,
         temperature=temperature,
+        vocabulary=vocabulary,
         credit_trust=trust if credit is not None else None,
     )
 
@@ -92,10 +103,9 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
         advantage_clip=None if clip == "off" else clip,
         trust=trust,
         importance=objective.importance,
-        # Samplers report the drawn token only: per logit there is no old / sampler to cap.
         ratio_cap=objective.ratio_cap if objective.importance == "token" else None,
-        eps_low=0.2 if objective.importance == "logit" else None,
-        eps_high=0.28 if objective.importance == "logit" else None,
+        eps_low=objective.importance_eps_low if objective.importance == "logit" else None,
+        eps_high=objective.importance_eps_high if objective.importance == "logit" else None,
         sequence_estimator=objective.sequence_estimator,
     )
 
@@ -103,15 +113,14 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
 def _policy_gradient(
     objective: ObjectiveConfig, max_completion_tokens: int
 ) -> PolicyGradientSpec | None:
-    match objective:
-        case SftConfig():
-            return PolicyGradientSpec(kind="sft", normalization="token")
-        case SdpoConfig() | ScSdpoConfig():
-            return None
-    config: PolicyGradientConfig = objective.policy_gradient
+    if isinstance(objective, SftConfig):
+        return PolicyGradientSpec(kind="sft", normalization="token")
+    if not isinstance(objective, RewardedConfig):
+        return None
+    config = objective.policy_gradient
     return PolicyGradientSpec(
-        kind=config.kind,
-        eps_low=config.eps_low,
+        kind=config.type,
+        eps_low=None if config.eps_low == "off" else config.eps_low,
         eps_high=config.eps_high,
         ratio_cap=config.ratio_cap,
         normalization=config.normalization,

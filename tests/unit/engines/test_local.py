@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.local import LocalEngine
@@ -80,6 +81,33 @@ def test_weights_that_diverge_while_training_are_an_error_and_not_a_rollout():
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     with pytest.raises(EngineError, match="not finite"):
         engine.generate([request(5, 6)], sampling())
+
+
+def test_what_a_models_code_raises_becomes_one_sentence():
+    model = tiny_model()
+
+    def broken(*args, **options):
+        raise KeyError("conv_state")
+
+    model.forward = broken
+    with pytest.raises(
+        EngineError, match=r"^LlamaForCausalLM \(no name\) cannot be sampled here: 'conv_state'; "
+    ):
+        LocalEngine(model).generate([request(5, 6)], sampling())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_scaling_that_changes_on_the_way_is_refused(kind):
+    """Phi-3's factors change after 4,096 tokens, and with them the log-probs of earlier tokens."""
+    scaling = {"rope_type": kind, "factor": 4.0, "rope_theta": 10_000.0}
+    scaling |= {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    config = tiny_model().config
+    config.max_position_embeddings = 16 if kind == "dynamic" else 64
+    config.rope_parameters = {**scaling, "original_max_position_embeddings": 16}
+    engine = LocalEngine(AutoModelForCausalLM.from_config(config).eval())
+    assert len(engine.generate([request(*range(10))], sampling())[0]) == 2
+    with pytest.raises(EngineError, match=rf"its {kind} rotary scaling changes after 16 tokens"):
+        engine.generate([request(*range(10))], sampling(max_new_tokens=7))
 
 
 def test_the_module_is_left_as_it_was_found():

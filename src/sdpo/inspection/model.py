@@ -1,0 +1,43 @@
+"""How a model is sampled and trained here, in sentences for `sdpo check`.
+
+The trials behind them are those of `sdpo.models.qualify` and `sdpo.engines.trial`.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from sdpo.engines.base import Engine
+from sdpo.engines.fallback import can_cache
+from sdpo.engines.trial import check_sampler
+from sdpo.models.head import head_form_of
+from sdpo.models.qualify import Refusal, check_trainable, fast_path_of, tree_kind_of
+from sdpo.models.structure import causal_lm, name_of
+
+
+def model_findings(model: torch.nn.Module, engine: Engine) -> list[str]:
+    """How `model` is sampled and trained. Raises `SdpoError` for one that cannot be."""
+    inner = causal_lm(model)
+    check_trainable(inner)
+    gap = check_sampler(engine, inner)
+    return [
+        f"model: {name_of(inner)}, {inner.dtype} on {inner.device}".replace("torch.", ""),
+        f"sampling: {_sampling(inner)}; {gap:.1g} nats from a plain pass",
+        f"training: {_training(inner)}; the LM head is {head_form_of(inner)}",
+    ]
+
+
+def _sampling(model: PreTrainedModel) -> str:
+    path = fast_path_of(model)
+    if not isinstance(path, Refusal):
+        return "prompts are computed once for all their attempts"
+    how = "its own cache" if can_cache(model) else "no cache, in time quadratic in the length"
+    return f"one prompt at a time with {how}, because {path.reason}"
+
+
+def _training(model: PreTrainedModel) -> str:
+    kind = tree_kind_of(model)
+    if isinstance(kind, Refusal):
+        return f"one sequence at a time, because {kind.reason}"
+    return f"what sequences begin with is computed once ({kind})"
