@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdpo._version import __version__ as __version__
 from sdpo.envs.base import env
-from sdpo.errors import SdpoError
+from sdpo.errors import SdpoError, Unjudged
 from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "Task",
     "TeacherContext",
     "Turn",
+    "Unjudged",
     "Verdict",
     "check",
     "credit",

@@ -62,7 +62,7 @@ def evaluate(
             ),
             seed=config.seed,
         )
-        return summarise(groups)
+        return summarise(groups, samples=config.eval.samples)
 
 
 def discover(

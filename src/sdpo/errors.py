@@ -53,7 +53,13 @@ class SandboxError(SdpoError):
 
 
 class JudgeError(SdpoError):
-    """An environment's `judge` raised; carries the task's id and the original traceback."""
+    """An environment's `judge` raised, returned what is not a verdict, or left too many attempts
+    without one; carries task, attempt and the judge's own frames."""
+
+
+class Unjudged(Exception):
+    """Raised by a judge that cannot say anything *now* (its service is down or busy). The call is
+    repeated `env.retries` times; then the attempt is left out of its group and counted."""
 
 
 class EngineError(SdpoError):

@@ -43,27 +43,39 @@ class Evaluation:
     """Attempts at every task of a split, reduced.
 
     Example:
-        Evaluation(samples=4, num_solved={"clamp": 3}, completion_tokens=41.5, groups=())
+        Evaluation(samples=4, num_solved={"clamp": 3}, num_judged={"clamp": 4},
+        completion_tokens=41.5, groups=())
     """
 
     samples: int
     """Attempts per task."""
     num_solved: Mapping[str, int]
     """Solved attempts per task id."""
+    num_judged: Mapping[str, int]
+    """Attempts with a verdict per task id: `samples`, fewer where the judge failed."""
     completion_tokens: float
     """Mean length of a completion."""
     groups: tuple[Group, ...]
+    unjudged: float = 0.0
+    """Share of all attempts that could not be judged; they and tasks without any other are left
+    out of every mean."""
 
     def mean_at_k(self, level: float = 0.9) -> Interval:
         """Mean solved rate over attempts and tasks; the interval resamples tasks."""
         return bootstrap(
-            [solved / self.samples for solved in self.num_solved.values()], level=level
+            [solved / self.num_judged[task] for task, solved in self.num_solved.items()],
+            level=level,
         )
 
     def pass_at_k(self, k: int, level: float = 0.9) -> Interval:
         """Probability that at least one of k attempts solves a task, unbiased; the interval
-        resamples tasks."""
-        values = [pass_at_k(self.samples, solved, k) for solved in self.num_solved.values()]
+        resamples tasks. Of a task with fewer than k verdicts as many count as there are."""
+        if k > self.samples:
+            raise ValueError(f"pass@{k} needs at least {k} attempts, there are {self.samples}")
+        values = [
+            pass_at_k(self.num_judged[task], solved, min(k, self.num_judged[task]))
+            for task, solved in self.num_solved.items()
+        ]
         return bootstrap(values, level=level)
 
     def metrics(self) -> dict[str, float]:
@@ -75,13 +87,14 @@ class Evaluation:
             "eval/solved_high": solved.high,
             f"eval/pass@{self.samples}": self.pass_at_k(self.samples).mean,
             "eval/completion_tokens": self.completion_tokens,
+            "eval/unjudged": self.unjudged,
         }
 
 
 def attempt_tasks(
     collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
 ) -> list[Group]:
-    """`samples` judged attempts at each of `tasks`.
+    """`samples` attempts at each of `tasks`, without those that could not be judged.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
@@ -91,12 +104,17 @@ def attempt_tasks(
     ).groups
 
 
-def summarise(groups: Sequence[Group]) -> Evaluation:
-    """The `Evaluation` of already judged groups of equal size."""
+def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:
+    """The `Evaluation` of groups of `samples` attempts each, of which some may have no verdict and
+    be missing."""
+    asked = samples * len(groups)
+    groups = [group for group in groups if group.rollouts]
     lengths = [len(r.completion_ids) for group in groups for r in group.rollouts]
     return Evaluation(
-        samples=len(groups[0].rollouts),
+        samples=samples,
         num_solved={g.task.id: sum(v.solved for v in g.verdicts) for g in groups},
+        num_judged={g.task.id: len(g.verdicts) for g in groups},
+        unjudged=1 - len(lengths) / asked,
         completion_tokens=sum(lengths) / len(lengths),
         groups=tuple(groups),
     )

@@ -79,8 +79,8 @@ class Rollout:
 
     task_id: str
     index: int
-    """Place within its group, 0-based; with seed, step and task it fixes the random numbers of the
-    attempt."""
+    """Number of the attempt at its task, 0-based; with seed, step and task it fixes the random
+    numbers of the attempt. Attempts that could not be judged are missing from a group."""
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     sampler_logprobs: tuple[float, ...]
@@ -126,7 +126,8 @@ class TeacherContext:
     """The conversation up to where the assistant's turn begins; None when this rollout has no
     teacher."""
     demonstration: int | None = None
-    """Index within the group of the rollout shown as the demonstration."""
+    """Place among the group's rollouts of the one shown as the demonstration. Not its `index`: an
+    attempt that could not be judged leaves a gap there."""
     feedback_used: bool = False
     sources: tuple[str, ...] = ()
     """What it shows besides the task: `sibling`, `own`, `reference` or `other_task` (the

@@ -35,7 +35,7 @@ def test_public_names():
     import sdpo
 
     assert set(sdpo.__all__) == {
-        "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Verdict",
+        "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Unjudged", "Verdict",
         "check", "credit", "discover", "env", "evaluate", "probe", "train",
     }  # fmt: skip
     for name in sdpo.__all__:

@@ -5,6 +5,7 @@ An error is a fact too. The only fakes stand at the engine (vLLM) and at service
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import contextlib
 import json
@@ -323,6 +324,36 @@ def judged(config: RunConfig) -> Any:
     finally:
         if hasattr(env, "close"):
             env.close()
+
+
+def judge_calls(config: RunConfig) -> Any:
+    """Calls, the most at once, and the verdicts of a judge of which one attempt is slow and another
+    finds its service down."""
+    calls: list[int] = []
+    running, peak = 0, 0
+
+    async def slow_or_down(task: sdpo.Task, rollout: Rollout) -> float:
+        nonlocal running, peak
+        calls.append(rollout.index)
+        running += 1
+        peak = max(peak, running)
+        try:
+            await asyncio.sleep(0.2 if rollout.index == 1 else 0.01)
+        finally:
+            running -= 1
+        if rollout.index == 0:
+            raise sdpo.Unjudged("down")
+        return 1.0
+
+    with open_sampler(config, sdpo.env(TASKS[:1], slow_or_down)) as sampler:
+        sampling = sampler.sampling(config, temperature=1.0)
+        try:
+            (group,) = sampler.collector.collect(
+                sampler.env.load("train"), group_size=9, sampling=sampling, seed=0
+            ).groups
+        except SdpoError as error:
+            return type(error).__name__, sorted(calls), peak
+    return [rollout.index for rollout in group.rollouts], sorted(calls), peak
 
 
 def isolated(config: RunConfig) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from key_observers import (
     discovered,
     isolated,
+    judge_calls,
     judged,
     learned,
     loaded,
@@ -94,6 +95,10 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
+    "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
+    "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
@@ -191,7 +196,10 @@ TURNS = {
     "EntropyWeightingConfig.beta": turn("3"),
     "GrpoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
     "GrpoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
-    "GspoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
+    # Ratios of whole rollouts hardly leave 1: a step that is far too long moves them below it.
+    "GspoSurrogateConfig.eps_low": turn(
+        "0.9", *LEARNING, "optim.updates_per_step=2", "optim.lr=0.3", "optim.grad_clip=100"
+    ),
     "GspoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
     "CispoSurrogateConfig.eps_low": turn("0.0", *OFF_POLICY),
     "CispoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,7 @@ from sdpo.envs.adapters.verifiers import from_verifiers
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError, JudgeError, TaskError
 from sdpo.records import Rollout
-from sdpo.rollouts.collect import judge_all
+from sdpo.rollouts.judging import judge_all
 
 
 def attempt(text, truncated=False):
@@ -25,7 +24,8 @@ def attempt(text, truncated=False):
 
 
 def judged(env, text, number=0):
-    return asyncio.run(env.judge(env.load("train")[number], attempt(text)))
+    (verdict,) = judge_all(env, [(env.load("train")[number], attempt(text))])
+    return verdict
 
 
 class FakeDataset:
@@ -196,7 +196,7 @@ def test_verl_rows_and_scores_that_are_wrong_are_told():
     with pytest.raises(TaskError, match="row 0: prompt"):
         from_verl(lambda **kwargs: 1.0, [{"reward_model": {"ground_truth": 1}}])
     env = from_verl(lambda **kwargs: {"reward": 1.0}, VERL_ROWS)
-    with pytest.raises(TypeError, match="no key 'score'"):
+    with pytest.raises(JudgeError, match="no key 'score'"):
         judged(env, "2")
 
 
@@ -236,6 +236,7 @@ class FakeEnvironment:
         return self.eval_dataset
 
 
+@pytest.mark.filterwarnings("ignore:the judge returns rewards outside")
 def test_verifiers_rubric_is_the_weighted_sum_of_its_functions():
     env = from_verifiers(FakeEnvironment([correct, short], [1.0, 0.5], max_turns=1))
     verdict = judged(env, "answer: 2")
@@ -258,7 +259,7 @@ def test_verifiers_questions_get_the_system_prompt_and_groups_of_rubrics_add_up(
     )  # fmt: skip
     env = from_verifiers(environment, feedback=lambda task, state: state["answer"] + "!")
     assert env.load("eval")[0].messages[0] == {"role": "system", "content": "Be brief."}
-    verdict = asyncio.run(env.judge(env.load("eval")[0], attempt("answer: 4")))
+    (verdict,) = judge_all(env, [(env.load("eval")[0], attempt("answer: 4"))])
     assert (verdict.reward, verdict.feedback) == (1.0, "4!")
 
 

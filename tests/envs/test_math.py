@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from sdpo.config import schema
 from sdpo.envs.math import INSTRUCTION, Math, last_box
+from sdpo.envs.math_process import Comparer
 from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError, TaskError
 
 pytest.importorskip("math_verify")
+
+ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the jail is Linux's")
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +146,67 @@ def test_missing_math_verify_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'sdpo\[math\]'"):
         open_env(schema.MathEnvConfig(tasks="x.jsonl"))
+
+
+@ON_LINUX
+def test_workers_are_jailed_like_programs(env, monkeypatch):
+    """Before: model text went through sympy with the trainer's environment and privileges."""
+    monkeypatch.setenv("SECRET_TOKEN", "s3cr3t")
+    with closing(Comparer()) as comparer:
+        assert comparer.compare("\\frac{1}{2}", "0.5", 30.0) == "right"
+        proc = Path(f"/proc/{comparer.pid}")
+        status = dict(
+            line.split(":\t", 1)
+            for line in (proc / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert status["Seccomp"] == "2"
+        assert status["NoNewPrivs"] == "1"
+        assert int(status["CapEff"], 16) == 0
+        assert b"s3cr3t" not in (proc / "environ").read_bytes()
+        assert "seccomp" in comparer.level
+
+
+CONFINED = """
+import json, os, socket, sys
+from sdpo.sandbox.confine import confine
+outside = sys.argv[1]
+level = confine([])
+done = {}
+def attempt(name, action):
+    try:
+        action()
+        done[name] = "done"
+    except OSError as error:
+        done[name] = "refused"
+attempt("fork", lambda: os.fork() or os._exit(0))
+attempt("exec", lambda: os.execv("/bin/true", ["true"]))
+attempt("socket", lambda: socket.socket())
+attempt("write", lambda: open(outside + ".new", "w"))
+attempt("append", lambda: open(outside, "a"))
+attempt("unlink", lambda: os.unlink(outside))
+attempt("rename", lambda: os.rename(outside, outside + ".x"))
+attempt("kill", lambda: os.kill(os.getppid(), 0))
+attempt("read", lambda: open(outside).read())
+attempt("library", lambda: open(os.__file__).read())
+print(json.dumps([level, done]))
+"""
+
+
+@ON_LINUX
+@pytest.mark.parametrize("has_landlock", [True, False])
+def test_a_confined_process_reads_and_nothing_else(tmp_path, has_landlock):
+    outside = tmp_path / "outside"
+    outside.write_text("x")
+    without = "from sdpo.sandbox import landlock\nlandlock.abi = lambda: 0\n"
+    result = subprocess.run(
+        [sys.executable, "-c", ("" if has_landlock else without) + CONFINED, str(outside)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    level, done = json.loads(result.stdout)
+    uses_landlock = "landlock" in level
+    assert uses_landlock <= has_landlock
+    assert done.pop("library") == "done"
+    assert done.pop("read") == ("refused" if uses_landlock else "done")
+    assert set(done.values()) == {"refused"}, done
+    assert outside.read_text() == "x"

@@ -288,6 +288,30 @@ def test_which_pairs_raise_a_token_the_student_does_not_propose(options, pull):
     assert float(-gradient[0, -1]) == pytest.approx(pull, rel=0.15, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("support", SUPPORTS, ids=str)
+def test_rows_of_the_head_without_a_token_have_no_mass_and_no_gradient(support, kind, dtype):
+    """As if the heads ended before them, which with K between the two is the whole vocabulary."""
+    x = problem(5, dtype=dtype)
+    tokens = 10
+    x["targets"] %= tokens
+    for trust in (None, 0.4):
+        options = {"divergence": kind, "temperature": 0.8, "trust": trust, **support}
+        padded = fused(x, vocabulary=tokens, chunk_tokens=3, **options)
+        hidden, head = gradients(padded.loss, x)
+        short = {k: v[:tokens] if k.endswith("_head") else v for k, v in x.items()}
+        short["student_head"] = short["student_head"].detach().requires_grad_()
+        exact = fused(short, chunk_tokens=3, **options)
+        tolerance = TIGHT if dtype == torch.float64 else {"rtol": 0.02, "atol": 1e-3}
+        for name in ("loss", "divergence", "student_entropy", "teacher_logprob"):
+            torch.testing.assert_close(getattr(padded, name), getattr(exact, name), **tolerance)
+        expected = gradients(exact.loss, short)
+        torch.testing.assert_close(hidden, expected[0], **tolerance)
+        torch.testing.assert_close(head[:tokens], expected[1], **tolerance)
+        assert not head[tokens:].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_support_of_the_whole_vocabulary_is_the_whole_vocabulary(kind):
     x = problem()
@@ -524,6 +548,7 @@ def test_the_traced_arithmetic_equals_the_eager_one(kind, support, monkeypatch):
         chunks, "compiled_tile", lambda spec, needs, *_: compile_tile(spec, needs, "aot_eager")
     )
     check(problem(), divergence=kind, trust=0.3, **support)
+    test_rows_of_the_head_without_a_token_have_no_mass_and_no_gradient(support, kind, torch.float64)
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
@@ -539,6 +564,10 @@ def test_token_statistics_and_support_equal_dense():
     torch.testing.assert_close(support.logprobs, log_p.topk(3).values)
     assert torch.equal(support.ids, log_p.topk(3).indices)
     assert token_support(hidden[:0], head, 3).ids.shape == (0, 3)
+    logprob, entropy = token_statistics(hidden, head, x["targets"] % 9, vocabulary=9)
+    shorter = token_statistics(hidden, head[:9], x["targets"] % 9)
+    torch.testing.assert_close((logprob, entropy), shorter)
+    assert int(token_support(hidden, head, 9, vocabulary=9).ids.max()) < 9
     trusted, _ = token_statistics(
         x["teacher_hidden"],
         x["teacher_head"],

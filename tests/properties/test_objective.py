@@ -29,6 +29,8 @@ from sdpo.training.objectives import objective_spec, routing_rule
 
 HYBRID = hybrid(0.3)
 WIDTH, VOCABULARY, SUPPORT, NEGATIVES = 5, 11, 3, 2
+TOKENS = 9
+"""Ids that are sampled: with `vocabulary=TOKENS`, the head has rows beyond."""
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 
 
@@ -79,7 +81,7 @@ class World:
 
     def attempt(self, task_id, index, advantage, weights, has_teacher) -> Attempt:
         length = int(torch.randint(1, 5, (), generator=self.rng))
-        ids = torch.randint(VOCABULARY, (length,), generator=self.rng)
+        ids = torch.randint(TOKENS, (length,), generator=self.rng)
         student = self.normal(length, WIDTH)
         logprobs = (student @ self.head.T).log_softmax(-1)[range(length), ids]
         sampler = logprobs + 0.5 * self.normal(length)
@@ -359,6 +361,13 @@ OBJECTIVES = {
         distill=distill(top_k=SUPPORT, sequence_estimator=0.1),
         pg=pg(kind="gspo"),
         kl=KlSpec(coefficient=0.1),
+    ),
+    "padded_head": ObjectiveSpec(
+        distill=distill(support="union", top_k=SUPPORT, trust=0.3),
+        pg=pg(),
+        kl=KlSpec(coefficient=0.1),
+        temperature=0.7,
+        vocabulary=TOKENS,
     ),
     "hybrid_per_rollout": ObjectiveSpec(
         distill=distill(sequence_estimator=0.2), pg=pg(normalization="sequence")

@@ -49,7 +49,29 @@ class ModelConfig(Config):
     off."""
 
 
-class CodeEnvConfig(Config):
+class JudgingConfig(Config):
+    """How any environment's judge is called; inherited by every variant of `env`, and valid for an
+    environment given in Python too."""
+
+    retries: NonNegativeInt = 2
+    """Further calls for an attempt whose judge says "not now": `sdpo.Unjudged`, a timeout, HTTP 429
+    or 503. The pauses before them double, from one second on."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds a judge call may take; a longer one is given up and counts as "not now". A plain
+    function given up runs on in its thread."""
+    concurrency: PositiveInt = 128
+    """Judge calls at once. Environments that compute their verdicts here (code, sql, math) make no
+    more than there are cores."""
+    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of a step's attempts that may stay without a verdict; they are left out and counted in
+    `env/unjudged`. With more, the run saves its last complete step and stops."""
+
+
+JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
+"""The settings of `JudgingConfig` by their full names."""
+
+
+class CodeEnvConfig(JudgingConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
@@ -69,7 +91,7 @@ class CodeEnvConfig(Config):
     """Upper bound of one feedback text."""
 
 
-class ChoiceEnvConfig(Config):
+class ChoiceEnvConfig(JudgingConfig):
     type: Literal["choice"] = "choice"
     """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
     tasks: str
@@ -79,7 +101,7 @@ class ChoiceEnvConfig(Config):
     row's id."""
 
 
-class ToolsEnvConfig(Config):
+class ToolsEnvConfig(JudgingConfig):
     type: Literal["tools"] = "tools"
     """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
     tasks: str
@@ -88,7 +110,7 @@ class ToolsEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class MathEnvConfig(Config):
+class MathEnvConfig(JudgingConfig):
     type: Literal["math"] = "math"
     """Final answers in \\boxed{} compared symbolically (math-verify)."""
     tasks: str
@@ -97,7 +119,7 @@ class MathEnvConfig(Config):
     """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class SqlEnvConfig(Config):
+class SqlEnvConfig(JudgingConfig):
     type: Literal["sql"] = "sql"
     """Questions answered with an SQL query on a SQLite database; right means the same rows."""
     tasks: str = "company"
@@ -127,7 +149,7 @@ class SqlEnvConfig(Config):
     """Upper bound of one feedback text."""
 
 
-class CustomEnvConfig(Config):
+class CustomEnvConfig(JudgingConfig):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
     path: str

@@ -33,13 +33,15 @@ def best_of_k(
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     start = time.perf_counter()
     while tally.left:
+        count = min(BATCH, tally.left)
         collected = sampler.collector.collect(
             [task],
-            group_size=min(BATCH, tally.left),
+            group_size=count,
             sampling=sampling,
-            seed=derive(seed, "batch", len(tally.made)),
+            seed=derive(seed, "batch", tally.num_sampled),
         )
         group, seconds = collected.groups[0], time.perf_counter() - start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             tally.add(rollout.text, verdict, seconds=seconds)
+        tally.num_unjudged += count - len(group.rollouts)
         watch(tally)

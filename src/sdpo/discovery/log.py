@@ -70,11 +70,18 @@ class Tally:
         self.made = list(made)
         self.updates: list[Mapping[str, float]] = []
         """Metrics of the updates between attempts; for methods that train."""
+        self.num_unjudged = 0
+        """Attempts that could not be judged; they use up budget but are not among those made."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Attempts so far, judged or not; random numbers depend on it."""
+        return len(self.made) + self.num_unjudged
 
     @property
     def left(self) -> int:
         """Attempts that remain."""
-        return self.budget - len(self.made)
+        return self.budget - self.num_sampled
 
     @property
     def solved(self) -> tuple[int, ...]:

@@ -10,16 +10,15 @@ sequence alone leaves a device idle. What a search samples does not depend on th
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TemplatesConfig
 from sdpo.discovery.log import Attempt, Tally
-from sdpo.envs.base import Env, Replying
+from sdpo.envs.base import Computing, Env, Replying
 from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
@@ -116,6 +115,8 @@ def multi_turn(
         ).groups
         share = (time.perf_counter() - start) / len(playing)
         for conversation, group in zip(playing, groups, strict=True):
+            if not group.rollouts:
+                continue  # Not judged: the next round makes the same attempt and asks again.
             rollout, verdict = group.rollouts[0], group.verdicts[0]
             tally = conversation.tally
             attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
@@ -130,6 +131,8 @@ class JudgedAs:
     def __init__(self, env: Env, originals: Mapping[str, Task]) -> None:
         self._env = env
         self._originals = originals
+        if isinstance(env, Computing):
+            self.judges_at_once = env.judges_at_once
         if isinstance(env, Replying):
             self.reply = lambda shown, turns: env.reply(originals[shown.id], turns)
 
@@ -137,13 +140,10 @@ class JudgedAs:
         """Tasks of the environment."""
         return self._env.load(split)
 
-    async def judge(self, task: Task, rollout: Rollout) -> Verdict:
+    def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The environment's verdict on `rollout`; the task as shown is not used."""
         original = self._originals[task.id]
-        verdict = self._env.judge(original, replace(rollout, task_id=original.id))
-        if inspect.isawaitable(verdict):
-            verdict = await verdict
-        return verdict
+        return self._env.judge(original, replace(rollout, task_id=original.id))
 
 
 def fit(

@@ -237,7 +237,10 @@ def measure(
     file = JsonLines(path)
     file.resume_at(_END)
     rows = list(read_rows(path))
-    rates = {row["task_id"]: pass_at_k(row["attempts"], row["solved"], k) for row in rows}
+    rates = {
+        row["task_id"]: pass_at_k(row["attempts"], row["solved"], min(k, row["attempts"]))
+        for row in rows
+    }
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     try:
         for task in tasks:
@@ -247,9 +250,11 @@ def measure(
             collected = sampler.collector.collect(
                 [task], group_size=attempts, sampling=sampling, seed=derive(config.seed, "select")
             )
-            solved = sum(verdict.solved for verdict in collected.groups[0].verdicts)
-            rates[task.id] = pass_at_k(attempts, solved, k)
-            row = {"step": len(rates), "task_id": task.id, "attempts": attempts, "solved": solved}
+            verdicts = collected.groups[0].verdicts
+            solved = sum(verdict.solved for verdict in verdicts)
+            judged = len(verdicts)
+            rates[task.id] = pass_at_k(judged, solved, min(k, judged))
+            row = {"step": len(rates), "task_id": task.id, "attempts": judged, "solved": solved}
             file.append([row])
     finally:
         file.close()

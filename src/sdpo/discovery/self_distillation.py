@@ -110,15 +110,17 @@ class _Search:
         """The next batch of judged attempts, counted in the tally."""
         config, tally = self._config, self._tally
         batch = config.discover.batch
+        count = min(batch, tally.left)
         collected = self._sampler.collector.collect(
             [self._task],
-            group_size=min(batch, tally.left),
+            group_size=count,
             sampling=self._sampler.sampling(config, temperature=config.rollout.temperature),
-            seed=derive(self._seed, "rollout", len(tally.made) // batch),
+            seed=derive(self._seed, "rollout", tally.num_sampled // batch),
         )
         group, seconds = collected.groups[0], time.perf_counter() - self._start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
             tally.add(rollout.text, verdict, seconds=seconds)
+        tally.num_unjudged += count - len(group.rollouts)
         self._watch(tally)
         return group
 

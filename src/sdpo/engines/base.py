@@ -27,6 +27,9 @@ class Sampling:
     """Tokens that end a completion; the sampled one is kept as its last token."""
     temperature: float = 1.0
     """Divides the logits; 0 means the most likely token (ties: lowest id)."""
+    vocabulary: int | None = None
+    """Ids below it can be drawn; None: every row of the head. Models have rows beyond their
+    tokenizer's last id, to round the vocabulary up, and such a row belongs to no token."""
     top_p: float = 1.0
     """Nucleus mass in (0, 1]; 1 samples the whole distribution. Log-probs are those of the
     truncated distribution.

@@ -63,6 +63,7 @@ def _sample(
     logits_RV: torch.Tensor, uniforms_R: torch.Tensor, sampling: Sampling
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`sample_tokens` of float32 logits, which are overwritten."""
+    logits_RV = logits_RV[:, : sampling.vocabulary]
     if sampling.temperature == 0.0:
         tokens_R = logits_RV.argmax(dim=-1)
         # A NaN row must not look like a certain choice: NaN * 0 stays NaN and is refused at the

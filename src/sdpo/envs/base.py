@@ -1,5 +1,5 @@
 """The environment contract: load tasks, judge rollouts, and optionally more (`Replying`,
-`Checking`, `Discoverable`, `Describing`, `Closing`).
+`Checking`, `Discoverable`, `Describing`, `Computing`, `Closing`).
 
 An environment is plain Python over records; it never sees a model, tokenizer or tensor. `env(tasks,
 judge)` makes one from a list and a function.
@@ -7,14 +7,14 @@ judge)` makes one from a list and a function.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from sdpo.errors import ConfigError, TaskError
+from sdpo.errors import ConfigError, JudgeError, TaskError
 from sdpo.records import Message, Rollout, Task, Turn, Verdict
 
 
@@ -23,9 +23,10 @@ class Env(Protocol):
     """What training, evaluation and discovery need from an environment.
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
-    not depend on call order; what it raises stops the run. What else an environment may offer is
-    one protocol each: `Replying`, `Solving`, `Checking`, `Discoverable`, `Describing`, `Closing`; a
-    method of that name is all it takes, and callers ask `isinstance(env, Replying)`.
+    not depend on call order; what it raises stops the run, except for `Unjudged` and its like. What
+    else an environment may offer is one protocol each: `Replying`, `Solving`, `Checking`,
+    `Discoverable`, `Describing`, `Computing`, `Closing`; an attribute of that name is all it takes,
+    and callers ask `isinstance(env, Replying)`.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -90,6 +91,17 @@ class Describing(Protocol):
 
 
 @runtime_checkable
+class Computing(Protocol):
+    """An environment that computes verdicts on this machine, where more calls at once than it has
+    workers would only wait for one another, and for their time limit."""
+
+    @property
+    def judges_at_once(self) -> int:
+        """Judge calls that make sense at once."""
+        ...
+
+
+@runtime_checkable
 class Closing(Protocol):
     """An environment that holds processes or files."""
 
@@ -115,7 +127,10 @@ class CheckReport:
     """What `sdpo check` found out besides; an environment leaves it empty."""
 
 
-Judge = Callable[[Task, Rollout], "Verdict | float | Awaitable[Verdict | float]"]
+Judgement = Verdict | float | tuple[float, str | None] | Mapping[str, Any]
+"""What a judging function may return: a verdict, a reward, reward and feedback, or a mapping with
+fields of a verdict."""
+Judge = Callable[[Task, Rollout], Judgement | Awaitable[Judgement]]
 Reply = Callable[[Task, Sequence[Turn]], Message | None]
 
 
@@ -129,6 +144,7 @@ class FunctionEnv:
         *,
         eval_tasks: Sequence[Task] | None = None,
         reply: Reply | None = None,
+        solved_at: float = 1.0,
     ) -> None:
         if not tasks:
             raise TaskError("env(tasks=[]): give at least one task")
@@ -136,6 +152,7 @@ class FunctionEnv:
             raise TaskError("env(eval_tasks=[]): omit it to evaluate on the training tasks")
         if not callable(judge):
             raise TaskError(f"env(judge={judge!r}): expected a function judge(task, rollout)")
+        _check_arity(judge)
         for split in (tasks, eval_tasks or ()):
             seen: set[str] = set()
             for task in split:
@@ -144,6 +161,7 @@ class FunctionEnv:
                 seen.add(task.id)
         self._splits = {"train": tuple(tasks), "eval": tuple(eval_tasks or tasks)}
         self._judge = judge
+        self._solved_at = solved_at
         if reply is not None:
             self.reply = reply
 
@@ -157,24 +175,66 @@ class FunctionEnv:
         """The task's reference where it is a string."""
         return task.reference if isinstance(task.reference, str) else None
 
-    async def judge(self, task: Task, rollout: Rollout) -> Verdict:
-        """The function's verdict; a bare number r becomes `Verdict(reward=r, solved=r >= 1)`."""
-        if inspect.iscoroutinefunction(self._judge):
-            verdict = await self._judge(task, rollout)
-        else:
-            # In a thread: a judge that waits for a service must not hold up the others.
-            verdict = await asyncio.to_thread(self._judge, task, rollout)
-            if inspect.isawaitable(verdict):
-                verdict = await verdict
-        if isinstance(verdict, Real):
-            reward = float(verdict)
-            return Verdict(reward=reward, solved=reward >= 1)
-        if not isinstance(verdict, Verdict):
-            raise TypeError(
-                f"judge returned {type(verdict).__name__} for task {task.id!r}; "
-                "return a Verdict or a number"
-            )
-        return verdict
+    def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
+        """The function's verdict as `as_verdict` reads it; awaitable where the function is."""
+        found = self._judge(task, rollout)
+        if inspect.isawaitable(found):
+            return self._awaited(found, task)
+        return as_verdict(found, task, solved_at=self._solved_at)
+
+    async def _awaited(self, found: Awaitable[Any], task: Task) -> Verdict:
+        return as_verdict(await found, task, solved_at=self._solved_at)
+
+
+def _check_arity(judge: Callable[..., object]) -> None:
+    """Raises `TaskError` unless `judge` can be called with a task and a rollout."""
+    try:
+        signature = inspect.signature(judge)
+    except ValueError:
+        return  # A built-in callable without a signature; the call itself will show.
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(judge, "__name__", type(judge).__name__)
+        raise TaskError(
+            f"env(judge={name}): it is called as {name}(task, rollout), but takes {signature}: "
+            f"{error}"
+        ) from error
+
+
+def as_verdict(found: Any, task: Task, *, solved_at: float = 1.0) -> Verdict:
+    """The verdict that a judge's answer stands for: a `Verdict`, a number or bool r (numpy's too;
+    solved from `solved_at` up), `(r, feedback)`, or a mapping with fields of a verdict, of which
+    `solved` may be missing. Raises `JudgeError` for anything else."""
+    if isinstance(found, Verdict):
+        return found
+    fields: dict[str, Any] = {"reward": found}
+    if isinstance(found, Mapping):
+        fields = {str(name): value for name, value in found.items()}
+    elif isinstance(found, tuple | list) and len(found) == 2:
+        fields = {"reward": found[0], "feedback": found[1]}
+    if hasattr(fields.get("reward"), "item"):
+        # An array of several numbers has no item and is refused below.
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            fields["reward"] = fields["reward"].item()
+    unknown = fields.keys() - set(Verdict.__slots__)
+    if unknown or not isinstance(fields.get("reward"), Real):
+        what = f"a mapping with {sorted(map(str, found))}" if isinstance(found, Mapping) else ""
+        raise JudgeError(
+            f"judging task {task.id!r} returned {what or _shown(found)}; return a Verdict, a "
+            "number, (reward, feedback), or a mapping with reward and, if wanted, solved, feedback,"
+            " metrics, info"
+        )
+    fields["reward"] = float(fields["reward"])
+    solved = fields.setdefault("solved", fields["reward"] >= solved_at)
+    if hasattr(solved, "item"):
+        fields["solved"] = bool(solved)
+    return Verdict(**fields)
+
+
+def _shown(found: object) -> str:
+    text = repr(found)
+    return f"{type(found).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def env(
@@ -183,14 +243,19 @@ def env(
     *,
     eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
     reply: Reply | None = None,
+    solved_at: float = 1.0,
 ) -> FunctionEnv:
-    """An environment from tasks and a function `judge(task, rollout) -> Verdict | float`.
+    """An environment from tasks and a function `judge(task, rollout)`, plain or async, that returns
+    a `Verdict`, a number, `(reward, feedback)` or a mapping with fields of a verdict.
+
+    Where it does not say whether the task is solved, a reward from `solved_at` up means so. When it
+    cannot judge now it raises `sdpo.Unjudged`; anything else it raises stops the run.
 
     A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
     bare prompt, whose id is then `task-N`. `eval_tasks` are evaluated on (default: `tasks`).
     `reply(task, turns)` returns the message that continues a conversation, or None to end it; it is
-    called only if `rollout.max_turns` > 1. Raises `TaskError` for an empty list, a repeated id, and
-    an unknown or malformed field.
+    called only if `rollout.max_turns` > 1. Raises `TaskError` for an empty list, a repeated id, an
+    unknown or malformed field, and a judge that does not take two arguments.
     """
     for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
         if isinstance(given, str | Mapping):
@@ -204,6 +269,7 @@ def env(
         if eval_tasks is None
         else [as_task(task, index) for index, task in enumerate(eval_tasks)],
         reply=reply,
+        solved_at=solved_at,
     )
 
 

@@ -71,6 +71,11 @@ class Math(RowsEnv):
             reference=(boxed or answer).strip(),
         )
 
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
+
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer."""
         boxed, problem = last_box(strip_thinking(text))

@@ -1,29 +1,29 @@
 """Compares formulas in a process of its own, which can be killed when it takes too long.
 
-One process makes one comparison at a time; `math.py` keeps several. The process runs this module:
-it reads lines `[reference, answer]` and writes `right`, `wrong` or `unreadable`.
+One process makes one comparison at a time; `math.py` keeps several. `math_worker.py` is what runs
+in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import selectors
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any, TextIO
+from pathlib import Path
 
 from sdpo.errors import SdpoError
 
 START_LIMIT_S = 120.0
 """Importing sympy takes a second, and far longer on a busy machine."""
-MEMORY_BYTES = 4 << 30
-"""Address space of the process: a number of 10^10 digits must not take the machine down."""
-_READY = "ready"
+WORKER = Path(__file__).with_name("math_worker.py")
+NEEDED = ("SYSTEMROOT",)
+"""Environment variables without which Python does not start; Windows has one."""
+_READY = "ready "
 
 
 class Comparer:
@@ -34,19 +34,30 @@ class Comparer:
     """
 
     def __init__(self) -> None:
-        # -P, because the current directory may have a `math.py` or `sympy.py`.
+        # The worker gets our import path and nothing else: not the current directory, which may
+        # have a `math.py` or `sympy.py`, and no environment, which may have secrets.
+        command = [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(_import_path())]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdpo.envs.math_process"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env={"LANG": "C.UTF-8"} | {k: v for k, v in os.environ.items() if k in NEEDED},
         )
-        if self._read(START_LIMIT_S) != _READY:
+        ready = self._read(START_LIMIT_S)
+        if ready is None or not ready.startswith(_READY):
             self.close()
             raise SdpoError(
-                "the process that compares formulas did not start; "
-                f"run `{sys.executable} -m sdpo.envs.math_process` to see why"
+                f"the process that compares formulas did not start; run `{shlex.join(command)}` "
+                "to see why"
             )
+        self.level = ready.removeprefix(_READY)
+        """The layers that confine the process, or `none`."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:
@@ -93,53 +104,7 @@ class Comparer:
         return line.decode().strip()
 
 
-def _serve(requests: Iterable[str], replies: TextIO) -> None:
-    from math_verify import parse, verify
-
-    logging.disable(logging.CRITICAL)
-    # Load grammars and unit tables now, not within some attempt's time limit.
-    verify(_parsed(parse, "7\\text{ cm}"), _parsed(parse, "\\frac{7}{2}"), timeout_seconds=None)
-    _reply(replies, _READY)
-    gold: dict[str, list[Any]] = {}
-    for line in requests:
-        reference, answer = json.loads(line)
-        try:
-            if reference not in gold:
-                gold[reference] = _parsed(parse, reference)
-            read = _parsed(parse, answer)
-            is_right = bool(read) and verify(gold[reference], read, timeout_seconds=None)
-            outcome = "right" if is_right else "wrong" if _is_formula(read) else "unreadable"
-        except Exception:  # noqa: BLE001 - a formula may raise anything in the algebra
-            outcome = "unreadable"
-        _reply(replies, outcome)
-
-
-def _bound_memory() -> None:
-    import resource  # Windows has none
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # macOS refuses a bound of the address space; there the time limit alone ends a comparison.
-    if sys.platform != "darwin":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-
-
-def _reply(replies: TextIO, text: str) -> None:
-    replies.write(text + "\n")
-    replies.flush()
-
-
-def _parsed(parse: Any, text: str) -> list[Any]:
-    return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
-
-
-def _is_formula(parsed: list[Any]) -> bool:
-    """Whether the parser returned anything but the bare string."""
-    return any(not isinstance(part, str) for part in parsed)
-
-
-if __name__ == "__main__":
-    _bound_memory()
-    # What a library prints must not be taken for a reply.
-    own_replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    _serve(sys.stdin, own_replies)
+def _import_path() -> list[str]:
+    """Where this process imports from, without the current directory; `sdpo` itself first."""
+    own = str(Path(__file__).resolve().parents[2])
+    return [own, *(folder for folder in sys.path if folder and Path(folder) != Path.cwd())]

@@ -29,8 +29,8 @@ from sdpo.losses.terms import Terms
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
-from sdpo.rollouts.collect import judge_all
 from sdpo.rollouts.credit import TokenCredit
+from sdpo.rollouts.judging import judge_all
 from sdpo.rollouts.sampler import chat_of
 from sdpo.teacher.context import Reading, teacher_contexts
 
@@ -186,6 +186,7 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         targets=torch.tensor(sample.completion_ids, device=policy.device),
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
+        vocabulary=policy.vocabulary,
         top_n=CREDIT_ALTERNATIVES,
     )
     return head_pass(inputs, None, lambda span, student, teacher: Terms()).tokens

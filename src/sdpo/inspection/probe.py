@@ -139,6 +139,9 @@ def probe_tasks(
         )
         for which in ("student", "student again")
     )
+    # A task counts where both rounds have a judged attempt at it.
+    student = {group.task.id: group.solved_rate for group in again if group.rollouts}
+    groups = [group for group in groups if group.rollouts and group.task.id in student]
     asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
     distinct = list(dict.fromkeys(ask for part in asks.values() for ask in part))
     attempts = {
@@ -156,13 +159,19 @@ def probe_tasks(
             seed=derive(seed, "probe", "teacher"),
         )
     )
-    solved = {ask: verdict.solved for ask, (_, verdict) in zip(distinct, answers, strict=True)}
-    student = {group.task.id: group.solved_rate for group in again}
+    solved = {
+        ask: verdict.solved
+        for ask, (_, verdict) in zip(distinct, answers, strict=True)
+        if verdict is not None
+    }
     return Probe(
         num_tasks=len(groups),
-        num_attempts=len(groups) * samples,
+        num_attempts=sum(len(group.rollouts) for group in groups),
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
-        kinds={kind: _result(part, solved, student) for kind, part in asks.items()},
+        kinds={
+            kind: _result([ask for ask in part if ask in solved], solved, student)
+            for kind, part in asks.items()
+        },
     )
 
 
@@ -229,12 +238,12 @@ def _failed(
             others=groups,
             reference=reference_answer(group.task),
         )
-        for index, (context, verdict) in enumerate(zip(contexts, group.verdicts, strict=True)):
+        for rollout, context, verdict in zip(group.rollouts, contexts, group.verdicts, strict=True):
             if verdict.solved or not _is_of(kind, context):
                 continue
             assert context.messages is not None
             prompt_ids = chat.prompt_ids(context.messages)
-            asks.append(_Ask(task_id=group.task.id, index=index, prompt_ids=prompt_ids))
+            asks.append(_Ask(task_id=group.task.id, index=rollout.index, prompt_ids=prompt_ids))
     return asks
 
 

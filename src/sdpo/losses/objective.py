@@ -157,6 +157,7 @@ def objective_loss(
         initial=_side(reference_hidden, reference_head),
         initial_weight=0.0 if spec.kl is None else spec.kl.coefficient * _inverse(denominators.kl),
         temperature=spec.temperature,
+        vocabulary=spec.vocabulary,
         old_support=batch.old_support,
         chunk_tokens=chunk_tokens,
         top_n=top_n,

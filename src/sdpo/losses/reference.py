@@ -49,15 +49,20 @@ def reference_objective(
     belong to the first R = `batch.num_taught` tokens; `initial_logits` [T, V] is the initial model
     in the student's prompt. `counts` are `reference_counts` of the whole optimizer batch.
     """
-    log_p_TV = log_softmax(student_logits, spec.temperature)
+
+    def log_softmax(logits: Tensor) -> Tensor:
+        # At the sampling temperature, over the tokens: a head may have rows that belong to none.
+        return (logits[:, : spec.vocabulary].double() / spec.temperature).log_softmax(-1)
+
+    log_p_TV = log_softmax(student_logits)
     log_q_RV = None
     if teacher_logits is not None:
-        log_q_RV = log_softmax(teacher_logits, spec.temperature).detach()
+        log_q_RV = log_softmax(teacher_logits).detach()
         if spec.trust is not None:  # q ~ initial^(1-trust) teacher^trust            (Eq. 10, 16)
             assert trust_logits is not None
-            initial_RV = log_softmax(trust_logits, spec.temperature).detach()
-            log_q_RV = log_softmax((1 - spec.trust) * initial_RV + spec.trust * log_q_RV)
-    log_r_TV = None if initial_logits is None else log_softmax(initial_logits, spec.temperature)
+            initial_RV = log_softmax(trust_logits).detach()
+            log_q_RV = ((1 - spec.trust) * initial_RV + spec.trust * log_q_RV).log_softmax(-1)
+    log_r_TV = None if initial_logits is None else log_softmax(initial_logits)
 
     parts = dict.fromkeys(("distill", "pg", "kl"), student_logits.double().sum() * 0)
     tokens = [Token.of(t, log_p_TV, log_q_RV, log_r_TV, batch) for t in range(len(log_p_TV))]
@@ -99,11 +104,6 @@ def reference_counts(samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[str
         if spec.kl is not None:
             kl += length
     return {"routed": routed or 1.0, "kl": kl or 1.0}
-
-
-def log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(z / temperature) over the vocabulary."""
-    return (logits.double() / temperature).log_softmax(-1)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -134,6 +134,9 @@ class ObjectiveSpec:
     """How the teacher modulates the policy gradient's advantage per token; None: not at all."""
     temperature: float = 1.0
     """Sampling temperature; student, teacher and initial model are all compared at it."""
+    vocabulary: int | None = None
+    """Ids below it are tokens. Rows of the head beyond belong to none and have no probability,
+    neither for student nor teacher; None: all rows are tokens."""
     credit_trust: float | None = None
     """Trust-region exponent of a teacher that is used through `credit` only; a distill component
     has its own."""
@@ -143,6 +146,8 @@ class ObjectiveSpec:
             raise ValueError("an objective needs a distill or a pg component")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.vocabulary is not None and self.vocabulary < 1:
+            raise ValueError(f"vocabulary must be at least 1 or None, got {self.vocabulary}")
         if self.credit is not None and self.pg is None:
             raise ValueError("token credit modulates the policy gradient: give pg a spec")
         if self.credit_trust is not None and (self.credit is None or self.distill is not None):

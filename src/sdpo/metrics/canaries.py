@@ -67,6 +67,8 @@ starts at 0."""
 SOLVED_COLLAPSE = 0.4
 """Share of the best windowed solved rate; collapses go to zero within tens of steps (tool use in
 public reproductions)."""
+SMALLEST_GRADIENT = 1e-30
+"""Norms below it are zeros: float32 has nothing smaller that an update could use."""
 SOLVED_BEST = 0.1
 """Best solved rate from which a fall can be told from noise."""
 
@@ -141,6 +143,8 @@ class _Rule:
     absolute: bool = False
     """No baseline: the bound is `offset`."""
     is_eval: bool = False
+    only_warns: bool = False
+    """Says nothing about the weights: never stops a run nor takes it back."""
     meaning: str
     """What it says about the run, for the message."""
 
@@ -210,6 +214,13 @@ RULES = (
         name="solved_collapse", metric="train/solved", below=True, factor=SOLVED_COLLAPSE,
         from_best=True, meaning="what was solved no longer is",
     ),
+    _Rule(
+        name="nothing_learnt", metric="optim/grad_norm", below=True, absolute=True,
+        offset=SMALLEST_GRADIENT, only_warns=True,
+        meaning="nothing is learnt, since rewards are equal within every group and no attempt has "
+        "a teacher that is distilled; take objective.type=sdpo or hybrid with a judge that writes "
+        "feedback, tasks that are solved sometimes, or a larger rollout.group_size",
+    ),
 )  # fmt: skip
 
 
@@ -241,12 +252,13 @@ class Canaries:
 
     def good(self, step: int) -> int:
         """Newest step up to `step` after which no canary has doubts about the weights."""
-        seen = [memory.good for memory in self._memory.values() if memory.good is not None]
-        return min([step, *seen])
+        seen = [self._memory[rule.name].good for rule in RULES if not rule.only_warns]
+        return min([step, *(good for good in seen if good is not None)])
 
     def fired(self) -> list[str]:
-        """Names of the canaries that have fired and whose metric has not been good since."""
-        return [name for name, memory in self._memory.items() if memory.fired]
+        """Names of the canaries that can end a run, have fired, and whose metric has not been good
+        since."""
+        return [r.name for r in RULES if self._memory[r.name].fired and not r.only_warns]
 
     def restart(self, step: int) -> None:
         """Forget streaks after a rollback at `step`; baselines stay, since the restored model is
@@ -295,7 +307,7 @@ class Canaries:
             good=memory.good or 0,
             value=compared,
             baseline=baseline,
-            action=self.action,
+            action="warn" if rule.only_warns else self.action,
             message=_message(rule, compared, baseline, bound),
         )
 

@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,21 @@ class JsonLines:
                 "directory"
             ) from error
 
-    def resume_at(self, step: int) -> None:
+    def resume_at(
+        self, step: int, *, drops: Callable[[Mapping[str, Any]], bool] = lambda row: False
+    ) -> None:
         """Remove every line of a later step than `step`, and a torn last line. Steps never decrease
-        within a file."""
+        within a file. The first row that `drops` names goes too, with all after it."""
         self.close()
         if not self.path.exists():
             return
         keep = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n") or _row(self.path, number, line)["step"] > step:
+                if not line.endswith(b"\n"):
+                    break
+                row = _row(self.path, number, line)
+                if row["step"] > step or drops(row):
                     break
                 keep += len(line)
         if keep < self.path.stat().st_size:

@@ -15,6 +15,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from huggingface_hub import constants as hub_constants
@@ -35,6 +36,8 @@ from sdpo.models.quiet import quiet
 __all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()
+"""Length and vocabulary of tokenizers: to look through all tokens takes a tenth of a second."""
 _HUB_TIMEOUT_S = 5.0
 """The hub client itself retries for a minute before it says that there is no network."""
 
@@ -59,6 +62,14 @@ class Policy:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """One more than the tokenizer's highest id. Embedding and head may have more rows."""
+        size = len(self.tokenizer)
+        if _vocabularies.get(self.tokenizer, (0, 0))[0] != size:  # tokens may have been added
+            _vocabularies[self.tokenizer] = size, 1 + max(self.tokenizer.get_vocab().values())
+        return _vocabularies[self.tokenizer][1]
 
     def replace_model(self, model: PreTrainedModel) -> Policy:
         """The same policy around another module, for instance one with adapters."""

@@ -267,9 +267,9 @@ _OPTIMISATION = (
     ),
     Panel(
         group="Optimisation", title="Gradient norm", axis="norm before clipping", bounds=POSITIVE,
-        keys={"optim/grad_norm": "norm"},
+        keys={"optim/grad_norm": "norm"}, canaries=("nothing_learnt",),
         meaning="Length of the gradient before optim.grad_clip cuts it. Spikes that do not calm "
-        "down come before most collapses.",
+        "down come before most collapses; zero means that the step taught nothing.",
     ),
     Panel(
         group="Optimisation", title="Learning rate", axis="rate", bounds=POSITIVE, exact=True,

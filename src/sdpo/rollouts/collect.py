@@ -7,40 +7,41 @@ It computes no advantages and builds no teacher contexts.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
 import time
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from numbers import Real
 
 from sdpo.chat import Chat
+from sdpo.config.schema import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
-from sdpo.errors import JudgeError
-from sdpo.machine import usable_cores
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
+from sdpo.rollouts.judging import DEFAULTS, judge_all
 from sdpo.seeds import derive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """The groups of one step and how long each part took.
+    """The groups of one step, one per task, and how long each part took.
 
     Example:
-        Collected(groups=[group], generate_s=3.1, judge_s=0.2)
+        Collected(groups=[group], num_sampled=8, generate_s=3.1, judge_s=0.2)
     """
 
     groups: list[Group]
+    num_sampled: int
+    """Attempts made, judged or not."""
     generate_s: float
     judge_s: float
 
-    def seconds(self) -> dict[str, float]:
-        """The times under their metric names."""
-        return {"time/generate_s": self.generate_s, "time/judge_s": self.judge_s}
+    def metrics(self) -> dict[str, float]:
+        """The times, and the share of attempts that could not be judged."""
+        judged = sum(len(group.rollouts) for group in self.groups)
+        return {
+            "time/generate_s": self.generate_s,
+            "time/judge_s": self.judge_s,
+            "env/unjudged": 1 - judged / self.num_sampled,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +53,17 @@ class Collector:
     chat: Chat
     max_prompt_tokens: int
     max_turns: int = 1
+    judging: JudgingConfig = DEFAULTS
 
     def collect(
         self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
     ) -> Collected:
-        """`group_size` judged attempts at each task.
+        """A group of `group_size` attempts at each task, in order, without those that could not be
+        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
-        tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and, when
-        a judge raises, `JudgeError`.
+        tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
+        `JudgeError` (`judge_all` says when).
         """
         start = time.perf_counter()
         rollouts = self._sample(tasks, group_size, sampling, seed)
@@ -70,17 +73,16 @@ class Collector:
             for task, group in zip(tasks, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = judge_all(self.env, attempts)
+        verdicts = judge_all(self.env, attempts, self.judging)
         groups = [
-            Group(
-                task=task,
-                rollouts=tuple(group),
-                verdicts=tuple(verdicts[i * group_size : (i + 1) * group_size]),
-            )
+            _judged(task, group, verdicts[i * group_size : (i + 1) * group_size])
             for i, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
         ]
         return Collected(
-            groups=groups, generate_s=sampled - start, judge_s=time.perf_counter() - sampled
+            groups=groups,
+            num_sampled=len(attempts),
+            generate_s=sampled - start,
+            judge_s=time.perf_counter() - sampled,
         )
 
     def collect_in_contexts(
@@ -97,14 +99,16 @@ class Collector:
             for rollout, context in zip(group.rollouts, group.contexts, strict=True)
             if context.messages is not None
         ]
-        by_task = {group.task.id: [] for group in groups}
+        by_task: dict[str, list[tuple[Rollout, Verdict | None]]] = {
+            group.task.id: [] for group in groups
+        }
         for answer in self.answer(questions, sampling=sampling, seed=seed):
             by_task[answer[0].task_id].append(answer)
         return [
-            Group(
-                task=group.task,
-                rollouts=tuple(rollout for rollout, _ in by_task[group.task.id]),
-                verdicts=tuple(verdict for _, verdict in by_task[group.task.id]),
+            _judged(
+                group.task,
+                [rollout for rollout, _ in by_task[group.task.id]],
+                [verdict for _, verdict in by_task[group.task.id]],
             )
             for group in groups
         ]
@@ -115,9 +119,10 @@ class Collector:
         *,
         sampling: Sampling,
         seed: int,
-    ) -> list[tuple[Rollout, Verdict]]:
+    ) -> list[tuple[Rollout, Verdict | None]]:
         """One judged attempt, of a single turn, after the prompt of each question, sampled with the
-        engine's current weights. A question is (task, rollout to answer anew, prompt ids).
+        engine's current weights; None for a verdict that could not be had. A question is (task,
+        rollout to answer anew, prompt ids).
 
         An attempt takes `index` and `prompt_ids` of that rollout, so that it is judged and can be
         trained on as if it had been made without the other prompt; its `sampler_logprobs` are
@@ -133,7 +138,7 @@ class Collector:
                 questions, self.engine.generate(requests, sampling), strict=True
             )
         ]
-        verdicts = judge_all(self.env, attempts)
+        verdicts = judge_all(self.env, attempts, self.judging)
         return [(rollout, v) for (_, rollout), v in zip(attempts, verdicts, strict=True)]
 
     def _sample(
@@ -236,6 +241,19 @@ class Collector:
         return self.chat.reply_ids(reply, ended=turn.completion_ids[-1] in self.chat.stop_ids)
 
 
+def _judged(task: Task, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict | None]) -> Group:
+    """The group of the rollouts that have a verdict."""
+    pairs = [(r, v) for r, v in zip(rollouts, verdicts, strict=True) if v is not None]
+    return Group(
+        task=task, rollouts=tuple(r for r, _ in pairs), verdicts=tuple(v for _, v in pairs)
+    )
+
+
+def drop_empty(groups: Sequence[Group]) -> list[Group]:
+    """`groups` without those of which no attempt could be judged."""
+    return [group for group in groups if group.rollouts]
+
+
 def _turn_of(rollout: Rollout) -> Turn:
     return Turn(
         prompt_ids=rollout.prompt_ids,
@@ -244,56 +262,3 @@ def _turn_of(rollout: Rollout) -> Turn:
         text=rollout.text,
         truncated=rollout.truncated,
     )
-
-
-def judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdict]:
-    """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event
-    loop for async ones.
-
-    An exception in a judge is a bug of the environment: it becomes a `JudgeError` with the task's
-    id and the traceback.
-    """
-    return asyncio.run(_judge_all(env, attempts))
-
-
-async def _judge_all(env: Env, attempts: Sequence[tuple[Task, Rollout]]) -> list[Verdict]:
-    loop = asyncio.get_running_loop()
-    is_async = inspect.iscoroutinefunction(env.judge)
-
-    async def judge(task: Task, rollout: Rollout) -> Verdict:
-        try:
-            if is_async:
-                verdict = await env.judge(task, rollout)  # ty: ignore[invalid-await]
-            else:
-                verdict = await loop.run_in_executor(pool, env.judge, task, rollout)
-        except Exception as error:
-            raise JudgeError(
-                f"judging task {task.id!r}, attempt {rollout.index} raised "
-                f"{type(error).__name__}: {error}\n" + "".join(traceback.format_exception(error))
-            ) from error
-        return _checked(verdict, task)
-
-    with ThreadPoolExecutor(max_workers=usable_cores(), thread_name_prefix="judge") as pool:
-        return list(await asyncio.gather(*(judge(task, rollout) for task, rollout in attempts)))
-
-
-def _checked(verdict: object, task: Task) -> Verdict:
-    """`verdict` itself. Raises `JudgeError` naming a field that would break the run."""
-    if not isinstance(verdict, Verdict):
-        raise JudgeError(
-            f"judging task {task.id!r} returned {type(verdict).__name__}; "
-            "an Env's judge returns a Verdict"
-        )
-    reward, feedback = verdict.reward, verdict.feedback
-    wrong = None
-    if not isinstance(reward, Real) or not math.isfinite(reward):
-        wrong = f"reward = {reward!r}, which must be a finite number"
-    elif verdict.solved not in (True, False):
-        wrong = f"solved = {verdict.solved!r}, which must be true or false"
-    elif feedback is not None and not isinstance(feedback, str):
-        wrong = f"feedback = {feedback!r}, which must be a string or None"
-    elif bad := [name for name, value in verdict.metrics.items() if not isinstance(value, Real)]:
-        wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
-    if wrong:
-        raise JudgeError(f"judging task {task.id!r} returned a Verdict with {wrong}")
-    return verdict

@@ -51,9 +51,13 @@ class RolloutRecorder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resume_at(self, step: int) -> None:
-        """Forget every rollout and credit of a later step than `step`; -1 forgets all."""
-        self._rollouts.resume_at(step)
+    def resume_at(self, step: int, *, is_evaluated: bool = True) -> None:
+        """Forget every rollout and credit of a later step than `step`; -1 forgets all. Unless
+        `is_evaluated` the evaluation of `step` itself is forgotten too."""
+        self._rollouts.resume_at(
+            step,
+            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] == "eval",
+        )
         self._credit.resume_at(step)
 
     def write(self, rows: Iterable[Row]) -> None:
@@ -94,6 +98,9 @@ def rollout_rows(
             first = group.rollouts[0].index
             row["prompt"] = _plain(group.task.messages) if rollout.index == first else first
             row |= _attempt(rollout) | _judgement(verdict) | _teacher(context, rollout.index, seen)
+            if context.demonstration is not None:
+                # Attempts that could not be judged leave gaps: a place is not an index.
+                row["demonstration"] = group.rollouts[context.demonstration].index
             row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
             rows.append(row)
     return rows

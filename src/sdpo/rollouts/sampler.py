@@ -44,6 +44,11 @@ class Sampler:
     env: Env
     collector: Collector
 
+    @property
+    def vocabulary(self) -> int:
+        """Ids below it can be sampled, and every id that ends a completion is one of them."""
+        return max(self.policy.vocabulary, 1 + max(self.chat.stop_ids))
+
     def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
         """How this run draws completions at `temperature`."""
         return Sampling(
@@ -51,6 +56,7 @@ class Sampler:
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -71,6 +77,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             max_turns=config.rollout.max_turns,
+            judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
     finally:

@@ -72,6 +72,8 @@ FCNTLS = (0, 1, 2, 3, 4, 1030, 1032)
 and O_ASYNC it sends any signal to any process of the same user."""
 CLONE_THREAD, AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 0x10000, 1, 1, 0xF
 MAP_SHARED, MAP_ANONYMOUS = 1, 0x20
+WRITING = 0o3 | 0o100 | 0o1000 | 0o2000 | 0o20000000
+"""Flags of `open`: WRONLY or RDWR, CREAT, TRUNC, APPEND, TMPFILE."""
 
 ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -148,10 +150,13 @@ def only_null(argument: int) -> list[bytes]:
     ]
 
 
-def filter_head(*, is_strict: bool, is_watched: bool = False) -> list[bytes]:
+def filter_head(
+    *, is_strict: bool, is_watched: bool = False, may_read: bool = False
+) -> list[bytes]:
     """The part of the filter that does not depend on the process.
 
-    `is_watched`: the judge counts what is written, so no file may be written through memory.
+    `is_strict`: no file can be opened, unless `may_read` allows it for reading. `is_watched`: the
+    judge counts what is written, so no file may be written through memory.
     """
     column, audit = own_machine()
     number = {name: numbers[column] for name, numbers in BY_ARGUMENT.items()}
@@ -177,6 +182,11 @@ def filter_head(*, is_strict: bool, is_watched: bool = False) -> list[bytes]:
             returns(ALLOW),
         ]
         program += when(PLAIN["mmap"][column] or 0, own_memory)
+    if may_read:
+        for name, flags in (("open", 1), ("openat", 2)):
+            if (call := PLAIN[name][column]) is not None:
+                check = [load_argument(flags), instruction(JSET, 0, 1, WRITING), DENY]
+                program += when(call, [*check, returns(ALLOW)])
     for low, high in ranges([each for each in plain if each is not None]):
         program += [
             instruction(JGE, 0, 2, low),

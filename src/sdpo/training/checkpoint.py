@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo._version import __version__
 from sdpo.config.load import dump
-from sdpo.config.schema import RunConfig
+from sdpo.config.schema import JUDGING_KEYS, RunConfig
 from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write
@@ -214,6 +214,8 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
             f"{path} is not a run's config.json ({error}); choose another run=..."
         ) from None
     different = set(_differences(before, dump(config)))
+    # How judges are called changes no verdict; a run whose judge failed may need another way.
+    different -= JUDGING_KEYS
     if is_longer:
         different.discard("steps")
     if different:

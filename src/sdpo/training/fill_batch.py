@@ -151,6 +151,7 @@ def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> t
         targets.teacher_head,
         torch.tensor(sample.trained_ids, device=targets.teacher_head.device, dtype=torch.long),
         temperature=spec.temperature,
+        vocabulary=spec.vocabulary,
         reference_hidden=targets.trust.get(key),
         reference_head=targets.initial_head if trust is not None else None,
         trust=trust,

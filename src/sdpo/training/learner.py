@@ -252,6 +252,7 @@ class Learner:
             temperature=rollout.temperature,
             max_completion_tokens=rollout.max_completion_tokens,
             trust=self.schedule.trust,
+            vocabulary=self._sampler.vocabulary,
         )
 
     def _derived(self, purpose: str) -> int:

@@ -15,6 +15,7 @@ from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
+from sdpo.errors import JudgeError
 from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.training.interrupt import BrokenOff, undivided
@@ -69,6 +70,9 @@ def train(
                 "interrupted inside a step; the same command continues from the last checkpoint"
             )
             return _result(run, finished=False)
+        except JudgeError:
+            run.save_before_stop()
+            raise
         except KeyboardInterrupt:
             run.save_interrupted()
             return _result(run, finished=False)
@@ -106,6 +110,10 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         run.record(metrics, run.watch(metrics))
         run.save_start()
         yield run.last_metrics
+    elif run.unevaluated is not None:
+        run.complete(run.unevaluated)
+        run.save()
+        yield run.last_metrics
     while run.step < config.steps:
         clock = Clock()
         step_tasks = tasks_of_step(
@@ -120,14 +128,8 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             metrics = run.measure(groups, losses)
             metrics |= learner.follow(metrics)
             run.record_rollouts(groups, losses)
-            metrics |= collected.seconds() | clock.seconds()
-            if run.is_due(config.eval.every):
-                metrics |= run.evaluate()
-            alerts = run.watch(metrics)
-            run.record(metrics, alerts)
-            # Before any save: a run killed in between resumes before the alert and acts on it
-            # again.
-            run.act(alerts)
+            metrics |= collected.metrics() | clock.seconds()
+            run.complete(metrics)
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics

@@ -68,9 +68,10 @@ def objective_spec(
     temperature: float,
     max_completion_tokens: int,
     trust: float | None,
+    vocabulary: int | None = None,
 ) -> ObjectiveSpec:
     """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the
-    teacher's schedule."""
+    teacher's schedule; ids from `vocabulary` on are not tokens."""
     credit = None
     match objective:
         case RlsdConfig(mix=mix, decay_steps=decay_steps, clip=clip):
@@ -84,6 +85,7 @@ def objective_spec(
         kl=KlSpec(coefficient=kl) if kl else None,
         credit=credit,
         temperature=temperature,
+        vocabulary=vocabulary,
         credit_trust=trust if credit is not None else None,
     )
 

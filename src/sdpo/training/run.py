@@ -6,16 +6,16 @@ need no further exchange. What a step learns from them is learner.py.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
-from sdpo.errors import CanaryStop
+from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.metrics.canaries import Alert, Canaries
@@ -24,7 +24,7 @@ from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
-from sdpo.rollouts.collect import Collected
+from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
@@ -32,8 +32,11 @@ from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, 
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
 from sdpo.training.rollback import CURE, EvaluationHistory
+from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
+
+T = TypeVar("T")
 
 
 class Run:
@@ -54,6 +57,8 @@ class Run:
         self.env = sampler.env
         self.learner = learner
         self.last_metrics: dict[str, float] = {}
+        self.unevaluated: dict[str, float] | None = None
+        """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
@@ -98,24 +103,38 @@ class Run:
                 )
             self.say(f"resuming {self.dir} after step {self.step}")
         if self._parallel.is_main:
-            self._writer.resume_at(self.step if steps else -1)
-            self._recorder.resume_at(self.step if steps else -1)
+            last = self.step if steps else -1
+            is_evaluated = self.unevaluated is None
+            self._writer.resume_at(last if is_evaluated else last - 1)
+            self._recorder.resume_at(last, is_evaluated=is_evaluated)
             self.last_metrics = self._writer.last()
         return not steps
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
-        """Judged groups of all ranks for `tasks`, in their order."""
-        collected = self._sampler.collector.collect(
-            self._parallel.share(tasks),
-            group_size=self.config.rollout.group_size,
-            sampling=self._sampling(),
-            seed=derive(self.config.seed, "rollout", self.step),
+        """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
+        could be judged. Raises `JudgeError` on every rank."""
+        group_size = self.config.rollout.group_size
+        collected = self._on_all_ranks(
+            lambda: self._sampler.collector.collect(
+                self._parallel.share(tasks),
+                group_size=group_size,
+                sampling=self._sampling(),
+                seed=derive(self.config.seed, "rollout", self.step),
+            )
         )
-        return replace(collected, groups=self._parallel.gather_shares(collected.groups))
+        groups = self._parallel.gather_shares(collected.groups)
+        return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained, without times; its rollouts and
         tokens are added to the run's totals."""
+        if self.step == 0 and (unread := unread_feedback(groups)):
+            self.say(
+                f"objective.type = {self.config.objective.type!r} does not learn from feedback "
+                f"alone: no teacher reads what the judge wrote to {unread} failed attempts; "
+                "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
+                "would help)"
+            )
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
@@ -135,25 +154,40 @@ class Run:
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
 
+    def complete(self, metrics: Mapping[str, float]) -> None:
+        """Evaluate the step that has just trained if that is due, write its row and act on its
+        alerts. A judge that fails here leaves the step `unevaluated`; saved so, the run makes the
+        evaluation when it continues."""
+        self.unevaluated = dict(metrics)
+        if self.is_due(self.config.eval.every):
+            metrics = {**metrics, **self.evaluate()}
+        alerts = self.watch(metrics)
+        self.record(metrics, alerts)
+        self.unevaluated = None
+        # Before any save: a run killed in between resumes before the alert and acts on it again.
+        self.act(alerts)
+
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
         on training tasks when the config asks for them."""
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
         # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
-        part = attempt_tasks(
-            self._sampler.collector,
-            self._parallel.share(tasks),
-            samples=evaluation.samples,
-            sampling=self._sampler.sampling(
-                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-            ),
-            seed=self.config.seed,
+        part = self._on_all_ranks(
+            lambda: attempt_tasks(
+                self._sampler.collector,
+                self._parallel.share(tasks),
+                samples=evaluation.samples,
+                sampling=self._sampler.sampling(
+                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
+                ),
+                seed=self.config.seed,
+            )
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
-            self._recorder.write(rollout_rows(self.step, groups, split="eval"))
-        return summarise(groups).metrics() | self._probe()
+            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
+        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
@@ -203,6 +237,14 @@ class Run:
             self.save()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
+    def save_before_stop(self) -> None:
+        """Save the last step that has trained, evaluated or not, before a judge's error ends the
+        run."""
+        if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
+            if self.step not in self._checkpoints.steps():
+                self.save()
+            self.say(f"a judge failed: step {self.step} is saved; the same command continues")
+
     def act(self, alerts: Sequence[Alert]) -> None:
         """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
         last good checkpoint."""
@@ -215,6 +257,20 @@ class Run:
             )
         if any(alert.action == "rollback" for alert in alerts):
             self._roll_back(alerts[0].restored)
+
+    def _on_all_ranks(self, judge: Callable[[], T]) -> T:
+        """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
+        would otherwise wait for it."""
+        found, error = None, None
+        try:
+            found = judge()
+        except JudgeError as raised:
+            error = raised
+        for raised in self._parallel.gather(error):
+            if raised is not None:
+                raise raised
+        assert found is not None
+        return found
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -265,6 +321,7 @@ class Run:
             "totals": self._totals,
             "canaries": self._canaries.state(),
             "evaluations": self._history.state(),
+            "unevaluated": self.unevaluated,
         } | self.learner.state()
 
     def _load(self, step: int) -> None:
@@ -273,6 +330,7 @@ class Run:
         self._totals = dict(state["totals"])
         self._canaries.load_state(state["canaries"])
         self._history.load_state(state.get("evaluations", ()))
+        self.unevaluated = state.get("unevaluated")
 
 
 @contextmanager

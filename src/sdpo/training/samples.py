@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from sdpo.chat import Chat
-from sdpo.config.objective import ObjectiveConfig, RlcsdConfig
+from sdpo.config.objective import DistillingConfig, ObjectiveConfig, RlcsdConfig
 from sdpo.config.teacher import ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
@@ -17,6 +17,10 @@ from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherCo
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.training.objectives import divides_by_std, reads_contexts
+
+NOT_USED = "not_distilled"
+"""Reason of a context that could be built and that the objective does not read: what is recorded
+is what the loss used."""
 
 NO_CONTEXT = TeacherContext(messages=None, reason="no_teacher")
 """The context of a rollout that no teacher reads."""
@@ -40,10 +44,11 @@ class SampleBuilder:
 
     def with_contexts(self, groups: Sequence[Group], *, seed: int) -> list[Group]:
         """`groups` with what the teacher reads for every rollout; `NO_CONTEXT` for all of them
-        when the objective has no teacher."""
+        when the objective has no teacher. A context that the objective does not read is left out,
+        with `NOT_USED` as its reason."""
         if not reads_contexts(self.objective):
             return [without_teacher(group) for group in groups]
-        return [
+        made = [
             replace(
                 group,
                 contexts=tuple(
@@ -59,6 +64,19 @@ class SampleBuilder:
             )
             for group in groups
         ]
+        if not isinstance(self.objective, DistillingConfig):
+            return made  # token credit and `sft` read every context
+        return [self._used_only(group) for group in made]
+
+    def _used_only(self, group: Group) -> Group:
+        unused = TeacherContext(messages=None, reason=NOT_USED)
+        return replace(
+            group,
+            contexts=tuple(
+                unused if context.messages is not None and "distill" not in fed else context
+                for context, fed in zip(group.contexts, route(group, self.rule), strict=True)
+            ),
+        )
 
     def samples(self, group: Group, *, seed: int) -> list[Sample]:
         """One `Sample` per rollout of a group that has its contexts, in order."""
@@ -106,6 +124,16 @@ class SampleBuilder:
 def without_teacher(group: Group) -> Group:
     """`group` with `NO_CONTEXT` for every rollout."""
     return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
+
+
+def unread_feedback(groups: Sequence[Group]) -> int:
+    """Failed attempts with feedback which the objective leaves without a teacher although there
+    could be one."""
+    return sum(
+        context.reason == NOT_USED and not verdict.solved and bool((verdict.feedback or "").strip())
+        for group in groups
+        for context, verdict in zip(group.contexts, group.verdicts, strict=True)
+    )
 
 
 def teacher_prompt_tokens(samples: Sequence[Sequence[Sample]]) -> dict[Key, int]:

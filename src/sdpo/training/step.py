@@ -250,12 +250,22 @@ class Updater:
             logprobs = support = None
             if sample.key in with_logprobs:
                 tokens = torch.tensor(sample.trained_ids, device=hidden.device, dtype=torch.long)
-                logprobs, _ = token_statistics(hidden, head, tokens, temperature=spec.temperature)
+                logprobs, _ = token_statistics(
+                    hidden,
+                    head,
+                    tokens,
+                    temperature=spec.temperature,
+                    vocabulary=spec.vocabulary,
+                )
             if sample.key in with_support:
                 assert spec.distill is not None
                 assert spec.distill.top_k is not None
                 support = token_support(
-                    hidden, head, spec.distill.top_k, temperature=spec.temperature
+                    hidden,
+                    head,
+                    spec.distill.top_k,
+                    temperature=spec.temperature,
+                    vocabulary=spec.vocabulary,
                 )
             old[sample.key] = OldPolicy(logprobs=logprobs, support=support)
         return old

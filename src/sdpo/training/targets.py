@@ -72,7 +72,7 @@ def score_targets(
 
     with applied(model, schedule.weights):
         teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
-        negatives = _negatives(model, samples, budget_tokens, spec.temperature)
+        negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
     if schedule.trust is not None or spec.needs_initial:
@@ -107,7 +107,7 @@ def hidden_states(
 
 
 def _negatives(
-    model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, temperature: float
+    model: PreTrainedModel, samples: Sequence[Sample], budget_tokens: int, spec: ObjectiveSpec
 ) -> dict[Key, torch.Tensor]:
     """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has
     any."""
@@ -120,6 +120,8 @@ def _negatives(
         )
         for sample, rows in states:
             tokens = torch.tensor(sample.trained_ids, device=head.device, dtype=torch.long)
-            logprob, _ = token_statistics(rows, head, tokens, temperature=temperature)
+            logprob, _ = token_statistics(
+                rows, head, tokens, temperature=spec.temperature, vocabulary=spec.vocabulary
+            )
             columns.setdefault(sample.key, []).append(logprob)
     return {key: torch.stack(parts, dim=1) for key, parts in columns.items()}

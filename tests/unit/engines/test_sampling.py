@@ -37,6 +37,17 @@ def test_tokens_without_mass_are_never_drawn():
     assert tokens == [2, 2, 4, 4]
 
 
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_p": 0.9}])
+def test_rows_of_the_head_beyond_the_vocabulary_are_never_drawn(settings):
+    """As if the logits ended before them: log-probs are of the tokens alone."""
+    logits = torch.tensor([1.0, 2.0, 0.5, 9.0, 9.5]).expand(50, -1)
+    numbers = torch.linspace(0, LARGEST, 50)
+    tokens, logprobs = sample_tokens(logits.clone(), numbers, sampling(vocabulary=3, **settings))
+    shorter = sample_tokens(logits[:, :3].clone(), numbers, sampling(**settings))
+    assert int(tokens.max()) < 3
+    torch.testing.assert_close((tokens, logprobs), shorter)
+
+
 @pytest.mark.parametrize("size", [127, 128, 129, 256, 300, 5000])
 def test_every_number_finds_its_token_in_a_vocabulary_of_any_size(size, monkeypatch):
     monkeypatch.setattr("sdpo.engines.sampling._CACHED", 7 * 300)  # several rows, or one

@@ -112,7 +112,7 @@ def _evaluation(rng, recorder, step, samples, length, solved):
     groups = _rollouts(rng, step, len(NAMES), samples, length, solved)
     bare = [replace(group, contexts=()) for group in groups]
     recorder.write(rollout_rows(step, bare, split="eval"))
-    return summarise(groups).metrics() | {
+    return summarise(groups, samples=samples).metrics() | {
         "probe/failed": 1 - solved,
         **_gain("recipe", 0.12 - solved / 5),
         **_gain("demonstration", 0.4 - solved / 2),

@@ -114,7 +114,7 @@ def test_a_damaged_file_is_named_and_the_server_goes_on(run, monkeypatch):
         (run / "alerts.jsonl").write_bytes(b"\0\0\n")
         status, _, body = get(server, "/data")
         assert status == 500
-        assert "alerts.jsonl, line 1: not a JSON object" in json.loads(body)["error"]
+        assert "alerts.jsonl, line 1: 2 zero bytes instead of a row" in json.loads(body)["error"]
         (run / "alerts.jsonl").write_bytes(whole)
         assert get(server, "/data")[0] == 200
 

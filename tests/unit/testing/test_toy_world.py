@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 
 import pytest
@@ -39,15 +38,11 @@ def test_feedback_reveals_what_it_was_told_to(reveal, text, feedback):
     assert feedback_text(text if is_well_formed(text) else None, "Ka47", reveal) == feedback
 
 
-async def _judged(env, task, text):
-    return await env.judge(task, attempt(task, text))
-
-
 def test_judge_solves_the_code_only():
     env = toy_env(2)
     task = env.load("train")[0]
-    assert asyncio.run(_judged(env, task, task.reference)).solved
-    verdict = asyncio.run(_judged(env, task, f" {task.reference}"))
+    assert env.judge(task, attempt(task, task.reference)).solved
+    verdict = env.judge(task, attempt(task, f" {task.reference}"))
     assert not verdict.solved
     assert verdict.info["category"] == "incorrect_format"
 

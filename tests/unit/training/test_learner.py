@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -111,3 +113,27 @@ def test_no_rank_is_idle_while_there_are_rollouts(opened, updates, world_size):
         assert all(parts) or world_size * updates > 16
         keys = sorted(sample.key for part in parts for sample in part)
         assert keys == sorted(sample.key for sample in whole[number])
+
+
+def test_feedback_that_no_teacher_reads_is_said_once_and_not_recorded_as_read(opened, capsys):
+    """Under srpo the quickstart's report showed "own feedback" for 96 of 128 attempts; none of it
+    entered the loss."""
+    with opened("objective.type=srpo", judge=Judge(0)) as run:
+        rows = list(train_steps(run))
+    assert capsys.readouterr().out.count("no teacher reads what the judge wrote to 16") == 1
+    assert [row["teacher/feedback_fraction"] for row in rows[1:]] == [0.0] * 3
+    with opened("objective.type=sdpo", f"run={run.dir}-sdpo", judge=Judge(0)) as run:
+        rows = list(train_steps(run))
+    assert "no teacher reads" not in capsys.readouterr().out
+    assert rows[1]["teacher/feedback_fraction"] == 1.0
+
+
+def test_a_run_that_cannot_learn_is_warned_about_and_goes_on(opened):
+    settings = ("objective.type=grpo", "canaries.action=stop", "canaries.patience=2", "steps=4")
+    with opened(*settings, judge=Judge(0)) as run:
+        rows = list(train_steps(run))
+    assert rows[-1]["step"] == 4
+    (line,) = (run.dir / "alerts.jsonl").read_text().splitlines()
+    alert = json.loads(line)
+    assert (alert["canary"], alert["action"], alert["step"]) == ("nothing_learnt", "warn", 2)
+    assert "objective.type=sdpo or hybrid" in alert["message"]

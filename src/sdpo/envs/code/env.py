@@ -27,6 +27,7 @@ from sdpo.envs.code.tasks import (
 )
 from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
+from sdpo.machine import usable_cores
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.sandbox import open_sandbox, require_linux
 
@@ -69,6 +70,11 @@ class CodeEnv:
         """`task` judged on all its tests, public ones first: a solution must pass the hidden ones
         too, and feedback may show the public ones."""
         return with_tests(task, "all")
+
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict:
         """The verdict on the last Python block of the attempt's text; thread-safe."""

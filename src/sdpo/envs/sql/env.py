@@ -19,6 +19,7 @@ from sdpo.envs.sql import wording
 from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
 from sdpo.envs.table import Line, RowsEnv
+from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import open_sandbox, require_linux
 
@@ -45,6 +46,11 @@ class SqlEnv(RowsEnv):
         if self.config.tables == "hidden":
             return tasks
         return [self._with_tables(task) for task in tasks]
+
+    @property
+    def judges_at_once(self) -> int:
+        """As many as there are cores."""
+        return usable_cores()
 
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer; thread-safe."""

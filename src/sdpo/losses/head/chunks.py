@@ -70,6 +70,8 @@ class HeadInputs:
     initial_weight: float = 0.0
     """Factor of the KL to the initial model, already divided."""
     temperature: float = 1.0
+    vocabulary: int | None = None
+    """Rows of the heads from here on are not tokens; None: all are."""
     old_support: OldSupport | None = None
     chunk_tokens: int | None = None
     top_n: int = 0
@@ -150,6 +152,7 @@ class ChunkedPass:
             self._tile_size,
             temperature=inputs.temperature,
             is_narrow=is_narrow,
+            vocabulary=inputs.vocabulary,
             reference=inputs.trust_reference if is_mixed else None,
             trust=inputs.trust if is_mixed else None,
         )

@@ -127,6 +127,7 @@ def distillation_loss(
     tail: bool = True,
     weights: Tensor | None = None,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
     reference_head: Tensor | None = None,
     trust: float | None = None,
@@ -141,24 +142,23 @@ def distillation_loss(
     (the student, the teacher, or the union of both) and the `tail`; `tail` False renormalises,
     `top_k` None is the whole vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p
     + beta q; `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With
-    `trust`, the target is ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10).
-    `chunk_tokens` bounds the logits held at once.
+    `trust`, the target is ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). Rows of
+    the heads from `vocabulary` on are not tokens. `chunk_tokens` bounds the logits held at once.
     """
     count = len(targets)
     if weights is None:
         weights = student_hidden.new_full((count,), 1.0 / max(count, 1), dtype=torch.float64)
     if (trust is None) != (reference_hidden is None) or (trust is None) != (reference_head is None):
         raise ValueError("trust, reference_hidden and reference_head go together")
-    reference = None
-    if reference_hidden is not None and reference_head is not None:
-        reference = Side(reference_hidden, reference_head)
+    has_reference = reference_hidden is not None and reference_head is not None
     inputs = HeadInputs(
         student=Side(student_hidden, student_head),
         targets=targets,
         teacher=Side(teacher_hidden, teacher_head),
-        trust_reference=reference,
+        trust_reference=Side(reference_hidden, reference_head) if has_reference else None,
         trust=trust,
         temperature=temperature,
+        vocabulary=vocabulary,
         chunk_tokens=chunk_tokens,
     )
     spec = DistillSpec(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.elementwise import log_softmax_
+from sdpo.losses.head.support import LOG_NOTHING
 from sdpo.losses.token_batch import OldSupport
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 24}
@@ -88,6 +89,7 @@ class Logits:
         *,
         temperature: float,
         is_narrow: bool,
+        vocabulary: int | None,
         reference: Side | None = None,
         trust: float | None = None,
     ) -> None:
@@ -98,14 +100,17 @@ class Logits:
         assert not (is_narrow and trust is not None), "a sum of two products is wide"
         self._side, self._reference, self._trust = side, reference, trust
         self._scale = 1.0 / temperature
-        vocabulary, narrow = len(side.head_VD), side.hidden_TD.dtype
+        num_rows, narrow = len(side.head_VD), side.hidden_TD.dtype
         wide = math_dtype(narrow)
+        # Rows of the head without a token are multiplied and then ruled out: without them V would
+        # no longer be a multiple of what matrix units like, which is why models have them.
+        self._beyond = slice(num_rows if vocabulary is None else vocabulary, num_rows)
         self._chunk_CV = side.hidden_TD.new_empty(
-            (num_tokens, vocabulary), dtype=narrow if is_narrow else wide
+            (num_tokens, num_rows), dtype=narrow if is_narrow else wide
         )
         self._tile_RV = None
         if is_narrow:
-            self._tile_RV = self._chunk_CV.new_empty((num_tile_tokens, vocabulary), dtype=wide)
+            self._tile_RV = self._chunk_CV.new_empty((num_tile_tokens, num_rows), dtype=wide)
 
     def fill(self, chunk: slice) -> None:
         """Compute the logits of these tokens."""
@@ -121,13 +126,15 @@ class Logits:
             _product_into(chunk_CV, self._reference, chunk, rest, add=True)
 
     def tile(self, local: slice) -> Tensor:
-        """Logits [R, V] of some tokens of the chunk, divided by the temperature, in the math dtype.
-        They may be overwritten."""
-        chunk_RV = self._chunk_CV[local]
-        if self._tile_RV is None:
-            return chunk_RV
-        tile_RV = self._tile_RV[: len(chunk_RV)].copy_(chunk_RV)
-        return tile_RV if self._scale == 1.0 else tile_RV.mul_(self._scale)
+        """Logits [R, V] of some tokens of the chunk, divided by the temperature, in the math dtype;
+        rows of the head without a token have no mass. They may be overwritten."""
+        tile_RV = self._chunk_CV[local]
+        if self._tile_RV is not None:
+            tile_RV = self._tile_RV[: len(tile_RV)].copy_(tile_RV)
+            if self._scale != 1.0:
+                tile_RV.mul_(self._scale)
+        tile_RV[:, self._beyond] = LOG_NOTHING
+        return tile_RV
 
     def put(self, local: slice, values_RV: Tensor) -> None:
         """Write what `tile` gave, and was overwritten, into the chunk."""
@@ -198,6 +205,7 @@ def token_statistics(
     targets: Tensor,
     *,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
     reference_head: Tensor | None = None,
     trust: float | None = None,
@@ -205,9 +213,9 @@ def token_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of the targets [T] and entropy [T] over the whole vocabulary; no graph.
 
-    For old log-probs and for the teacher's entropies before the first forward. With `trust`, of the
-    trust-region target ref^(1-trust) teacher^trust, where `hidden` and `head` are the teacher's.
-    Memory: one chunk of logits.
+    For old log-probs and for the teacher's entropies before the first forward. Rows of the head
+    from `vocabulary` on are not tokens. With `trust`, of the trust-region target ref^(1-trust)
+    teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
     """
     side = Side(hidden, head)
     reference = None
@@ -215,7 +223,7 @@ def token_statistics(
         reference = Side(reference_hidden, reference_head)
     logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
     entropy_T = torch.empty_like(logprob_T)
-    for rows, log_p_RV in _log_probs(side, temperature, chunk_tokens, reference, trust):
+    for rows, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, reference, trust):
         logprob_T[rows] = log_p_RV.gather(1, targets[rows, None])[:, 0]
         entropy_T[rows] = log_p_RV.exp().mul_(log_p_RV).sum(-1).neg_()
     return logprob_T, entropy_T
@@ -228,12 +236,14 @@ def token_support(
     top_k: int,
     *,
     temperature: float = 1.0,
+    vocabulary: int | None = None,
     chunk_tokens: int | None = None,
 ) -> OldSupport:
     """The most likely tokens and their log-probs, likeliest first: what Eq. 13 remembers of the old
     policy."""
     ids, logprobs = [], []
-    for _, log_p_RV in _log_probs(Side(hidden, head), temperature, chunk_tokens, None, None):
+    side = Side(hidden, head)
+    for _, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, None, None):
         top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
         ids.append(top.indices)
         logprobs.append(top.values)
@@ -247,22 +257,24 @@ def token_support(
 def _log_probs(
     side: Side,
     temperature: float,
+    vocabulary: int | None,
     chunk_tokens: int | None,
     reference: Side | None,
     trust: float | None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Tokens and their log-probabilities [R, V] in a buffer that the next pair overwrites."""
-    count, vocabulary = len(side.hidden_TD), len(side.head_VD)
+    count, num_rows = len(side.hidden_TD), len(side.head_VD)
     device = side.hidden_TD.device
     is_narrow = trust is None and are_narrow([side])
-    size = chunk_size(count, vocabulary, device, chunk_tokens, is_narrow=is_narrow)
-    num_tile_tokens = min(size, tile_size(vocabulary, device))
+    size = chunk_size(count, num_rows, device, chunk_tokens, is_narrow=is_narrow)
+    num_tile_tokens = min(size, tile_size(num_rows, device))
     logits = Logits(
         side,
         size,
         num_tile_tokens,
         temperature=temperature,
         is_narrow=is_narrow,
+        vocabulary=vocabulary,
         reference=reference,
         trust=trust,
     )

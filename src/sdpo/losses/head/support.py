@@ -28,9 +28,10 @@ _FLOOR_ROOM = 2.0**16
 """Least mass of an entry inside a logarithm or a quotient, in units of the smallest normal number:
 mass / floor times a weight of up to 2^15 is finite. A teacher's mass on a tail that the student
 gives less than that (e^-76 in float32, e^-697 in float64) loses part of its gradient."""
-_LOG_NOTHING = -1e30
-"""Log-mass of an entry that is not there. Finite, since the difference of two infinities would be
-NaN, and so far down that exp gives 0 and no normaliser moves it."""
+LOG_NOTHING = -1e30
+"""Log-mass of what is not there: a repeated entry, a row of the head without a token. Finite, since
+the difference of two infinities would be NaN, and so far down that exp gives 0 and no normaliser
+moves it."""
 _STRIP = 64
 """Tokens per strip of the two-stage selection in `top_tokens`."""
 _MIN_STRIPS_PER_TOKEN = 4
@@ -138,7 +139,7 @@ def _choose(spec: DistillSpec, tile: Tile, old: OldSupport | None) -> _Chosen:
     )
     if is_repeat_RK is not None:
         for log_RK, mass_RK in ((log_p_RK, p_RK), (log_q_RK, q_RK)):
-            log_RK.masked_fill_(is_repeat_RK, _LOG_NOTHING)
+            log_RK.masked_fill_(is_repeat_RK, LOG_NOTHING)
             mass_RK.masked_fill_(is_repeat_RK, 0.0)
     return _Chosen(ids_RK, log_p_RK, p_RK, log_q_RK, q_RK, is_repeat_RK is not None)
 

@@ -1,0 +1,194 @@
+"""Attempts to verdicts: all attempts of a step at once, each with retries and a time limit.
+
+Three things can come of a call: a verdict; "not now" (`Unjudged`, a timeout, HTTP 429 or 503),
+which is tried again and then leaves the attempt without a verdict; or any other exception, which is
+a bug of the environment and stops the run. An exception is never a verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import subprocess
+import traceback
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from sdpo.config.schema import JudgingConfig
+from sdpo.envs.base import Computing, Env, as_verdict
+from sdpo.errors import JudgeError, Unjudged, first_line
+from sdpo.records import Rollout, Task, Verdict
+from sdpo.rollouts.judge_loop import call_in_thread, run_on_loop
+from sdpo.seeds import derive
+
+FIRST_PAUSE_S = 1.0
+"""Before the first retry; each further pause is twice as long."""
+LONGEST_PAUSE_S = 30.0
+BUSY = (429, 503)
+"""HTTP statuses that mean "not now"."""
+
+_OURS = str(Path(__file__).parents[1])
+DEFAULTS = JudgingConfig()
+"""How judges are called where no recipe says it."""
+
+
+def judge_all(
+    env: Env, attempts: Sequence[tuple[Task, Rollout]], settings: JudgingConfig = DEFAULTS
+) -> list[Verdict | None]:
+    """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event
+    loop for async ones. None where the judge said "not now" to the last retry.
+
+    Raises `JudgeError` with the task's id, the attempt and the judge's own frames when a judge
+    raises anything else, and when more than `settings.max_unjudged` of the attempts have no
+    verdict.
+    """
+    if not attempts:
+        return []
+    found = run_on_loop(_judge_all(env, attempts, settings))
+    unjudged = [
+        (task, rollout, outcome)
+        for (task, rollout), outcome in zip(attempts, found, strict=True)
+        if not isinstance(outcome, Verdict)
+    ]
+    if len(unjudged) > settings.max_unjudged * len(attempts):
+        task, rollout, error = unjudged[0]
+        raise JudgeError(
+            f"{len(unjudged)} of {len(attempts)} attempts could not be judged, more than "
+            f"env.max_unjudged = {settings.max_unjudged:g} allows; the first is task {task.id!r}, "
+            f"attempt {rollout.index}: {type(error).__name__}: {first_line(error)}. See to the "
+            "judge's service, or raise env.retries, env.timeout_s or env.max_unjudged"
+        )
+    verdicts = [outcome if isinstance(outcome, Verdict) else None for outcome in found]
+    if any(verdict is not None and not 0 <= verdict.reward <= 1 for verdict in verdicts):
+        # The text is always the same, so that Python shows it once.
+        warnings.warn(
+            "the judge returns rewards outside [0, 1]; objectives that compare a reward with 0.5 "
+            "(srpo) and the report's curves expect shares: scale them, and say with "
+            "sdpo.env(..., solved_at=...) from which reward on a task is solved",
+            stacklevel=2,
+        )
+    return verdicts
+
+
+async def _judge_all(
+    env: Env, attempts: Sequence[tuple[Task, Rollout]], settings: JudgingConfig
+) -> list[Verdict | Exception]:
+    at_once = settings.concurrency
+    if isinstance(env, Computing):
+        at_once = min(at_once, env.judges_at_once)
+    slots = asyncio.Semaphore(at_once)
+    calls = [
+        asyncio.create_task(_outcome(env, task, rollout, settings, slots))
+        for task, rollout in attempts
+    ]
+    try:
+        await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        for call in calls:
+            if call.done() and (error := call.exception()) is not None:
+                raise error
+        return [call.result() for call in calls]
+    finally:
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def _outcome(
+    env: Env, task: Task, rollout: Rollout, settings: JudgingConfig, slots: asyncio.Semaphore
+) -> Verdict | Exception:
+    """The verdict, or what the judge raised instead of one at the last retry."""
+    for number in range(settings.retries + 1):
+        async with slots:
+            try:
+                verdict = await _call(env, task, rollout, settings.timeout_s)
+                return _checked(as_verdict(verdict, task), task)
+            except JudgeError:
+                raise
+            except BaseException as error:
+                current = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and current and current.cancelling():
+                    raise
+                if not isinstance(error, Exception) or not _means_not_now(error):
+                    raise _as_judge_error(error, task, rollout) from error
+                last = error
+        if number == settings.retries:
+            return last
+        await asyncio.sleep(_pause_s(task, rollout, number))
+    raise AssertionError("range(retries + 1) is never empty")
+
+
+async def _call(env: Env, task: Task, rollout: Rollout, timeout_s: float) -> Any:
+    limit = asyncio.timeout(timeout_s)
+    try:
+        async with limit:
+            if inspect.iscoroutinefunction(env.judge):
+                return await env.judge(task, rollout)
+            # In a thread: a judge that waits for a service must not hold up the others.
+            verdict = await call_in_thread(env.judge, task, rollout)
+            return await verdict if inspect.isawaitable(verdict) else verdict
+    except TimeoutError as error:
+        if limit.expired():
+            raise Unjudged(f"no answer within env.timeout_s = {timeout_s:g} s") from error
+        raise
+
+
+def _pause_s(task: Task, rollout: Rollout, number: int) -> float:
+    """Seconds before retry `number` + 1, spread over attempts so that they do not all return to a
+    busy service at once; the same in every run."""
+    spread = 0.5 + derive(number, task.id, rollout.index) % 1000 / 2000
+    return min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * spread
+
+
+def _means_not_now(error: Exception) -> bool:
+    """Whether a later call may succeed."""
+    if isinstance(error, Unjudged | TimeoutError):
+        return True
+    response = getattr(error, "response", None)
+    statuses = [getattr(error, name, None) for name in ("status_code", "code", "status")]
+    statuses += [getattr(response, name, None) for name in ("status_code", "status")]
+    if any(isinstance(status, int) and status in BUSY for status in statuses):
+        return True
+    # Clients have their own classes: requests.Timeout, httpx.ReadTimeout, openai.APITimeoutError.
+    # A subprocess that takes too long would do so again.
+    is_timeout = any("Timeout" in cls.__name__ for cls in type(error).__mro__)
+    return is_timeout and not isinstance(error, subprocess.SubprocessError)
+
+
+def _as_judge_error(error: BaseException, task: Task, rollout: Rollout) -> JudgeError:
+    """What was raised and where, without the frames between the user's code and ours."""
+    shown = traceback.TracebackException.from_exception(error)
+    _keep_theirs(shown)
+    return JudgeError(
+        f"judging task {task.id!r}, attempt {rollout.index} raised "
+        f"{type(error).__name__}: {error}\n" + "".join(shown.format())
+    )
+
+
+def _keep_theirs(shown: traceback.TracebackException | None) -> None:
+    """Drop our frames, except from an error that arose in our own judges."""
+    while shown is not None:
+        theirs = [frame for frame in shown.stack if not frame.filename.startswith(_OURS)]
+        if theirs:
+            shown.stack = traceback.StackSummary.from_list(theirs)
+        shown = shown.__cause__ or shown.__context__
+
+
+def _checked(verdict: Verdict, task: Task) -> Verdict:
+    """`verdict` itself. Raises `JudgeError` naming a field that would break the run."""
+    reward, feedback = verdict.reward, verdict.feedback
+    wrong = None
+    if not isinstance(reward, Real) or not math.isfinite(reward):
+        wrong = f"reward = {reward!r}, which must be a finite number"
+    elif verdict.solved not in (True, False):
+        wrong = f"solved = {verdict.solved!r}, which must be true or false"
+    elif feedback is not None and not isinstance(feedback, str):
+        wrong = f"feedback = {feedback!r}, which must be a string or None"
+    elif bad := [name for name, value in verdict.metrics.items() if not isinstance(value, Real)]:
+        wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
+    if wrong:
+        raise JudgeError(f"judging task {task.id!r} returned a Verdict with {wrong}")
+    return verdict
