@@ -343,7 +343,7 @@ def test_selection_keeps_hard_tasks_and_unknown_ids_are_refused(model_dir, tmp_p
     config = settings(model_dir, tmp_path / "hard", select=select, methods=["best_of_k"], seeds=1)
     assert [r.task_id for r in discover_tasks(config, easy)] == ["b"]
     rows = [json.loads(line) for line in lines(tmp_path / "hard/selection.jsonl")]
-    assert [(row["task_id"], row["solved"]) for row in rows] == [("a", 8), ("b", 0)]
+    assert [(row["task_id"], row["solved"]) for row in rows] == [("a", 32), ("b", 0)]
     config = settings(model_dir, tmp_path / "none", select=select, tasks=["a"])
     with pytest.raises(ConfigError, match=r"pass@8 below 0\.5"):
         discover_tasks(config, easy)
