@@ -264,8 +264,8 @@ def sampled_with(config: RunConfig) -> Any:
 
     # Settings are looked at; there is no vLLM whose log-probs could be tried.
     with (
-        mock.patch.object(vllm, "_vllm", lambda: Fake),
-        mock.patch.object(sampler_module, "check_sampler", lambda *_: 0.0),
+        mock.patch.object(vllm, "_vllm", return_value=Fake),
+        mock.patch.object(sampler_module, "check_sampler", return_value=0.0),
         open_sampler(config, QUIET_ENV) as sampler,
     ):
         return type(sampler.collector.engine).__name__, opened
