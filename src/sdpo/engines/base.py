@@ -1,8 +1,7 @@
 """What every engine offers: sample completions and take new weights.
 
-An engine sees token ids only. It does not know tasks, chat templates, environments or losses.
-Randomness comes in as one integer seed per completion, so that an attempt is the same whatever
-batch it is sampled in.
+An engine sees token ids only; it knows no tasks, chat templates, environments or losses. Randomness
+comes in as one integer seed per completion, so that an attempt is the same in any batch.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The fast path's decode loop: admit, step, retire.
 
 A prompt is prefilled without its last token; that token is the first input of each of its
-completions, so every step treats every row alike: feed one token at column `length` of the row's
-suffix, sample token number `length`. Rows stay dense: when completions end, the last rows move into
-the holes, and waiting completions enter when a quarter of the rows is free. On a CPU a step runs on
-exactly the live rows and columns; on CUDA it is a captured graph of the next larger size
-(`graphs.py`).
+completions, so a step treats all rows alike, new or old: feed one token at column `length` of the
+row's suffix, sample token number `length`. Rows stay dense: when completions end, the last rows
+move into the holes, because every step costs what its highest row costs. Waiting completions enter
+when a quarter of the rows is free and not one by one: each entry means a prefill, during which no
+row advances. On a CPU a step runs on exactly the live rows and columns; on CUDA it is a captured
+graph of the next larger size (`graphs.py`).
 
 Shapes: R rows, G prompt slots, S completions per prompt, P prompt columns, C suffix columns, T
 tokens, V vocabulary.
@@ -57,11 +58,13 @@ class Decoder:
         self._size = (1, 1, 1)
         """Prompt slots, completions per prompt and prompt columns in use."""
         self._is_dense = False
-        """Whether rows stand in the order of their places, and no place is empty."""
+        """Whether rows stand in the order of their places and no place is empty: attention can then
+        reshape rows into (prompt, completion) instead of gathering them."""
 
     def run(self) -> None:
         """Fills every completion."""
         state = self._state
+        # On CUDA the state is the last call's, for the sake of its captured steps.
         state.live_R.zero_()
         state.lengths_R.zero_()
         while self._waiting or self._rows:
@@ -91,6 +94,8 @@ class Decoder:
             num_slots=num_slots,
             prompt_columns=prompt_columns,
         )
+        # What a plan need not mask it need not add to all scores of all layers either. The counts
+        # are Python's: asking the tensors would wait for the device.
         plan.is_dense = self._is_dense
         plan.mask_prompt = any(
             max(1, len(self._prompts[prompt]) - 1) != prompt_columns or prompt_columns == 1
@@ -100,15 +105,15 @@ class Decoder:
         plan.max_position = max(
             len(self._prompts[row.prompt]) + len(row.token_ids) for row in self._rows
         )
-        # Thousands of small calls: without autograd's bookkeeping a step takes 0.95 of the time.
-        # Not so in `fallback.py`: its models may keep tensors that they make on the way (dynamic
-        # rotary scaling), and training could not use those.
+        # A step is thousands of small calls: without autograd's bookkeeping it takes 0.95 of the
+        # time. `fallback.py` cannot do so: its models may keep tensors that they make on the way
+        # (dynamic rotary scaling), and training cannot use inference tensors.
         with torch.inference_mode():
             return decode_step(self._fast, state, plan, self._sampling)
 
     def _admit(self) -> None:
         """Lets waiting completions in, in order, while rows and prompt slots last; prefills new
-        prompts.
+        prompts. In order, so that what belongs to one prompt is open at the same time.
         """
         state, first = self._state, len(self._rows)
         free = sorted(set(range(len(state.prompt_lengths_G))) - set(self._slots.values()))
@@ -131,6 +136,8 @@ class Decoder:
             [self._slots[completion.prompt] for completion in entered], device=device
         )
         num_tokens = self._sampling.max_new_tokens
+        # All numbers of a completion at once: drawn step by step they would be a copy to the device
+        # in every step.
         numbers = uniforms([completion.seed for completion in entered], num_tokens)
         state.uniforms_RT[rows, :num_tokens] = numbers.to(device)
         state.lengths_R[rows] = 0
@@ -179,7 +186,8 @@ class Decoder:
         )
 
     def _retire(self) -> None:
-        """Drops finished rows, moves the last rows into the holes, frees unneeded prompt slots."""
+        """Drops finished rows, moves the last rows into the holes, frees prompt slots that nobody
+        needs."""
         state = self._state
         for completion in self._rows:
             if completion.is_finished:
@@ -199,12 +207,13 @@ class Decoder:
         for source, target in zip(sources, targets, strict=True):
             self._rows[target] = self._rows[source]
         del self._rows[num_live:]
+        # A captured step also computes rows that are not live; theirs must stay in the cache.
         state.lengths_R[num_live:] = 0
         if self._rows:
             self._place()
 
     def _place(self) -> None:
-        """Writes down which row sits where beside its prompt, after rows came, moved or went."""
+        """Notes which row stands where beside its prompt, after rows came, moved or went."""
         state = self._state
         members: dict[int, list[int]] = {}
         for row, completion in enumerate(self._rows):

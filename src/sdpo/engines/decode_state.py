@@ -12,7 +12,11 @@ from sdpo.models.qualify import FastPath
 
 
 class DecodeState:
-    """Tensors of the rows and the cache behind them."""
+    """Tensors of the rows and the cache behind them.
+
+    Everything that changes between steps is in here and is written in place: a captured step reads
+    the addresses it was captured with.
+    """
 
     def __init__(
         self,
@@ -74,8 +78,9 @@ class DecodeState:
 def decode_step(
     fast: FastPath, state: DecodeState, plan: DecodePlan, sampling: Sampling
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token for each row of the plan: ids [R] and log-probs [R]; the state moves on. Never
-    waits for the device.
+    """One token for each row of the plan: ids [R] and log-probs [R]; the state moves on.
+
+    Never waits for the device, so that a graph can capture it: nothing here depends on a value.
     """
     rows = plan.lengths_R.shape[0]
     logits_RV = fast.model(
@@ -87,5 +92,6 @@ def decode_step(
     numbers_R = state.uniforms_RT[:rows].gather(1, plan.lengths_R[:, None])[:, 0]
     tokens_R, logprobs_R = sample_tokens(logits_RV, numbers_R, sampling)
     state.tokens_R[:rows] = tokens_R
+    # Rows that only pad a captured step stay at length 0: they would run out of their columns.
     state.lengths_R[:rows] += state.live_R[:rows]
     return tokens_R, logprobs_R

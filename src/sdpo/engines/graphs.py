@@ -2,8 +2,8 @@
 
 A small model's step on a large GPU is bound by Python and kernel launches, not by arithmetic. A
 step is captured once per size (rows rounded up to a power of two, suffix columns to a multiple of
-64) and replayed; everything that changes between steps lies in the tensors of `DecodeState`, whose
-addresses stay.
+64, so that a call needs few captures) and replayed; everything that changes between steps is in the
+tensors of `DecodeState`, whose addresses stay.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sdpo.engines.decode_state import DecodeState, decode_step
 from sdpo.models.qualify import FastPath
 
 _COLUMN_STEP = 64
+"""Suffix columns are rounded up to this."""
 _WARM_UP_STEPS = 2
 """Uncaptured runs before a capture: libraries allocate their workspaces on first use."""
 
@@ -94,6 +95,7 @@ class StepGraphs:
             )
             return decode_step(fast, state, plan, sampling)
 
+        # A warm-up step writes one key and one value too; the real step writes the same again.
         before = state.tokens_R.clone(), state.lengths_R.clone()
 
         def undo() -> None:

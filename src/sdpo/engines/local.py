@@ -141,12 +141,13 @@ class LocalEngine:
             columns = -(-columns // _COLUMN_STEP) * _COLUMN_STEP
         sizes = Counter(completion.prompt for completion in completions)
         rows = min(self._max_sequences, len(completions))
-        # Two more than full groups need: room for stragglers of earlier groups while the next ones
+        # Two more than full groups need: a straggler keeps its prompt's slot while the next groups
         # enter.
         num_slots = min(len(prompts), rows, -(-rows * len(prompts) // len(completions)) + 2)
         max_group = min(max(sizes.values()), rows)
         key = (num_slots, columns, rows, sampling.max_new_tokens, max_group)
         if is_cuda:
+            # A captured step reads weights at their addresses.
             key += tuple(parameter.data_ptr() for parameter in self._inner.parameters())
             if self._state is not None and self._state[0] == key:
                 return self._state[1:]

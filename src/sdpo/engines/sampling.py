@@ -1,10 +1,10 @@
-"""Tokens and their log-probabilities from logits, by inverse CDF on numbers that belong to the
-completion.
+"""Tokens and their log-probabilities from logits, by inverse CDF on each completion's own random
+numbers.
 
-Every completion owns a counter-based random stream (Philox keyed by its seed): number t decides
-token t, whatever else is in the batch. `torch.multinomial` draws one exponential per vocabulary
-entry instead of one number per token, which is most of the cost of a decode step on a CPU. This
-file knows no model and no cache.
+Every completion has its own counter-based random stream (Philox keyed by its seed): number t
+decides token t, whatever else is in the batch. That is also the fast way: `torch.multinomial` draws
+one exponential per vocabulary entry instead of one number per token, which would be most of a
+decode step's time on a CPU. This file knows neither model nor cache.
 
 Shapes: R rows (completions in the batch), V vocabulary, N completions, T tokens.
 """
@@ -24,8 +24,8 @@ _BLOCK = 128
 ten times as much on a CPU, and its rounding errors grow with the vocabulary."""
 
 _CACHED = 1 << 20
-"""Logits that a CPU samples from at a time: memory of this size is used again by the next rows,
-where all at once are fresh memory at every step of a process that does not keep what it freed."""
+"""Logits that a CPU samples from at a time. A buffer of this size stays in cache and is reused for
+the next rows; sampling all rows at once would touch fresh pages at every step."""
 
 
 def uniforms(seeds: Sequence[int], num_tokens: int) -> torch.Tensor:

@@ -1,11 +1,12 @@
-"""Attention of a packed row on a CPU, for prefill, scoring and training: explicit scores, in
-batches that stay in cache.
+"""Attention of a packed row on a CPU, for prefill and training: explicit scores in batches that fit
+in cache.
 
-The forward pass is PyTorch's fused attention where that pays. A block is some tokens of one run
-against everything on their path, and blocks of about the same size are computed
-side by side, which keeps all threads busy: one batched product for their scores, a softmax, one for
-their output, and five in the backward pass, which computes the scores again instead of keeping
-them. Little is padded, and keys behind a block are left out.
+PyTorch's attention takes dense masks: over a packed row it would compute every score between
+sequences that do not see each other. Here a *block* is a few tokens of one run against everything
+on their path, and nothing else is multiplied. Blocks of similar size are computed side by side,
+which keeps all threads busy: one batched product for their scores, a softmax, and one product for
+their output. The backward pass takes five products and computes the scores again instead of keeping
+them. Where PyTorch's fused attention is faster (`sdpa.py`), the forward pass of a batch uses it.
 
 Scores, softmax and every sum over tokens are in float32 (float64 for float64 inputs);
 probabilities and score gradients are rounded to the inputs' type before they are multiplied, as
@@ -28,20 +29,19 @@ from torch.autograd.function import once_differentiable
 
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.kernels.plan import Scores, Segment, paths
-from sdpo.kernels.sdpa import fused, pays
+from sdpo.kernels.sdpa import fused_attention, is_fused_faster
 
 Path = tuple[slice, ...]
-"""Places of a run of tokens, the last slice, after those of all it continues, from the start of its
-sequence."""
+"""Places of a sequence's tokens in the row, one slice a run, up to the run in question."""
 
 _BATCH_SCORES = 1 << 20
-"""Scores [H, B, R, M] of a batch: 4 MiB in float32, of which the backward pass holds two."""
+"""Most scores [H, B, R, M] of a batch: 4 MiB in float32, of which the backward pass holds two."""
 _BLOCK_SCORES = 1 << 19
-"""Scores [H, R, M] of a block."""
+"""Most scores [H, R, M] of a block."""
 _MIN_ROWS = 32
-"""Tokens of a block at least, however long their path: products of fewer rows are slow."""
+"""Fewest tokens of a block, however long their path: products of fewer rows are slow."""
 _PADDING = 1 / 8
-"""Share of a batch's scores that may be padding."""
+"""Largest share of a batch's scores that may be padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class _Block:
         return _length(self.path)
 
 
-class _Batch:
-    """Blocks side by side, the shorter ones padded at the end: with rows whose output nobody reads,
-    and with keys that nobody sees."""
+class _BlockBatch:
+    """Blocks side by side, the shorter ones padded at the end: with rows whose output is dropped
+    and with keys that no row sees."""
 
     def __init__(self, blocks: Sequence[_Block]) -> None:
         self.blocks = blocks
@@ -76,14 +76,15 @@ class _Batch:
         self.places_BR = torch.stack(
             [own_R + block.rows.start for own_R, block in zip(own_BR, blocks, strict=True)]
         )
-        """Where each row's token stands in the packed row; a padded one repeats the last."""
+        """Place in the packed row of each row's token; a padded row repeats the block's last."""
         self.position_BR = torch.stack(
             [own_R + start for own_R, start in zip(own_BR, starts, strict=True)]
         )
-        """The last key on its path that each row sees."""
+        """Index on its path of the last key that each row sees: its own token's."""
         self.is_padded_BR = torch.stack([rows >= block.num_rows for block in blocks])
         self.first_hidden = min(starts)
-        """Keys before this one are seen by all rows, windows aside."""
+        """Keys before this index precede every block: without a window all rows see them, so there
+        is nothing to mask."""
         self._biases: dict[tuple[int, int | None, torch.dtype], Tensor] = {}
 
     @property
@@ -97,11 +98,14 @@ class _Batch:
         for block in self.blocks:
             runs += block.path
             if missing := self.num_keys - block.num_keys:
+                # Any keys do: `hide` masks what comes after a row's own token. Slices of the row
+                # are copied as wholes, where an index would be gathered key by key.
                 runs.append(slice(0, missing))
         return torch.cat([x_KNE[:, run] for run in runs], 1).view(-1, self.num_keys, x_KNE.shape[2])
 
     def add(self, total_KNE: Tensor, part_GME: Tensor, scale: float) -> None:
-        """Add the paths' gradients to their tokens."""
+        """Add the paths' gradients to their tokens. In place and block by block, because paths of
+        one batch share prefixes; padded keys have weight 0 and are left out."""
         part_KBME = part_GME.unflatten(0, (len(total_KNE), -1))
         for number, block in enumerate(self.blocks):
             start = 0
@@ -125,7 +129,8 @@ class _Batch:
         scores_GQM.view(shape)[..., first:].masked_fill_(hidden_BRM[:, :, None], float("-inf"))
 
     def bias(self, num_queries: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What `hide` does, to be added to scores: 0 or -inf, [B, 1, Q, M]."""
+        """What `hide` does, as a term to add to scores: 0 or -inf, [B, 1, Q, M]."""
+        # Kept for the other layers: there are as many as windows, and they take no scores' memory.
         key = num_queries, window, dtype
         if key not in self._biases:
             hidden_BQM = self._hidden(0, window).repeat_interleave(num_queries // self.num_rows, 1)
@@ -142,11 +147,11 @@ class _Batch:
         return hidden_BRM
 
 
-class _Plan:
-    """The batches of a row for a number of query heads, and one batch's [G, Q, M] tensors.
+class _Layout:
+    """The batches of a row for a number of query heads, and room for one batch's [G, Q, M] tensors.
 
-    Those are used again by every batch of every layer: fresh memory would cost more time than what
-    is computed in it.
+    Every batch of every layer uses that room again: the system clears fresh pages, which takes
+    longer than what is computed in them.
     """
 
     def __init__(self, paths: Sequence[Path], num_heads: int, dtype: torch.dtype) -> None:
@@ -155,6 +160,7 @@ class _Plan:
         is_padded_P = torch.cat([batch.is_padded_BR.flatten() for batch in self.batches])
         self._padded = is_padded_P.nonzero()[:, 0]
         own = (~is_padded_P).nonzero()[:, 0]
+        # Every token is a row of exactly one block, so this is the inverse of `_places_P`.
         self._rows_N = torch.empty_like(own)
         self._rows_N[self._places_P[own]] = own
         size = num_heads * max(batch.num_scores for batch in self.batches)
@@ -163,8 +169,9 @@ class _Plan:
         self._narrow = torch.empty(size, dtype=dtype)
 
     def split(self, x_NHE: Tensor, num_kv_heads: int, *, padding: bool = True) -> list[Tensor]:
-        """[G, Q, E] of every batch: for each token the heads of a key-value head side by side.
-        Padded rows are copies, or zero without `padding`."""
+        """[G, Q, E] of every batch: for each token the queries of one key-value head side by side,
+        so that grouped heads are one product. Padded rows are copies, or zero without `padding`: a
+        gradient there would be added to real keys."""
         x_PHE = x_NHE.index_select(0, self._places_P)
         if not padding and len(self._padded):
             x_PHE.index_fill_(0, self._padded, 0.0)
@@ -193,7 +200,7 @@ class _Plan:
         return _products(self._scores, query_GQE, key_GME, scaling)
 
     def gradient(self, grad_GQE: Tensor, value_GME: Tensor) -> Tensor:
-        """Products in another buffer."""
+        """Products [G, Q, M] in another buffer, so that the weights are still there."""
         return _products(self._gradient, grad_GQE, value_GME, 1.0)
 
     def narrow(self, x_GQM: Tensor) -> Tensor:
@@ -204,11 +211,11 @@ class _Plan:
 
 
 class BlockAttention:
-    """Attention of one packed row of `segments`; its batches serve every layer."""
+    """The plan of one packed row of `segments`; its batches serve every layer."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._paths = paths(segments)
-        self._plans: dict[int, _Plan] = {}
+        self._layouts: dict[int, _Layout] = {}
 
     def attend(
         self,
@@ -220,26 +227,26 @@ class BlockAttention:
     ) -> Tensor:
         """Attention output [1, N, H, E]. Memory: one batch of scores, and copies of the inputs."""
         num_heads = query_1HNE.shape[1]
-        if num_heads not in self._plans:
-            self._plans[num_heads] = _Plan(self._paths, num_heads, query_1HNE.dtype)
-        plan = self._plans[num_heads]
-        # Squeezed: the gradient of an index would be copied into zeros.
+        if num_heads not in self._layouts:
+            self._layouts[num_heads] = _Layout(self._paths, num_heads, query_1HNE.dtype)
+        layout = self._layouts[num_heads]
+        # Squeezed and not indexed: the gradient of an index is copied into a tensor of zeros.
         query_HNE, key_KNE, value_KNE = (x.squeeze(0) for x in (query_1HNE, key_1KNE, value_1KNE))
         output: Any = _BlockAttention.apply(
-            query_HNE.transpose(0, 1), key_KNE, value_KNE, plan, scores
+            query_HNE.transpose(0, 1), key_KNE, value_KNE, layout, scores
         )
         return output[None]
 
 
-def _batches(paths: Sequence[Path], num_heads: int) -> list[_Batch]:
-    """Blocks of similar size together, the largest first."""
+def _batches(paths: Sequence[Path], num_heads: int) -> list[_BlockBatch]:
+    """Blocks of similar size together, the largest first: neighbours then pad each other least."""
     batches: list[list[_Block]] = []
     for block in sorted(_blocks(paths, num_heads), key=_size, reverse=True):
         if batches and _go_together([*batches[-1], block], num_heads):
             batches[-1].append(block)
         else:
             batches.append([block])
-    return [_Batch(blocks) for blocks in batches]
+    return [_BlockBatch(blocks) for blocks in batches]
 
 
 def _size(block: _Block) -> tuple[int, int]:
@@ -269,8 +276,8 @@ def _length(path: Path) -> int:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Batch after batch; the backward pass too, which sums the gradients of shared keys in the
-    wide type."""
+    """Batch after batch, in the backward pass too, which sums the gradients of shared keys in the
+    wide type: a prompt's key gets one from each of its completions."""
 
     @staticmethod
     def forward(
@@ -278,59 +285,63 @@ class _BlockAttention(torch.autograd.Function):
         query_NHE: Tensor,
         key_KNE: Tensor,
         value_KNE: Tensor,
-        plan: _Plan,
+        layout: _Layout,
         scores: Scores,
     ) -> Tensor:
         num_kv_heads = len(key_KNE)
         attended = []
-        for batch, query_GQE in zip(plan.batches, plan.split(query_NHE, num_kv_heads), strict=True):
+        for batch, query_GQE in zip(
+            layout.batches, layout.split(query_NHE, num_kv_heads), strict=True
+        ):
             key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
-            if pays(scores, query_NHE):
+            if is_fused_faster(scores, query_NHE):
                 attended.append(_fused(query_GQE, key_GME, value_GME, batch, scores))
             else:
-                weights_GQM, _ = _weights(query_GQE, key_GME, batch, plan, scores)
-                attended.append(torch.bmm(plan.narrow(weights_GQM), value_GME))
-        output_NHE = plan.join(attended, num_kv_heads)
+                weights_GQM, _ = _weights(query_GQE, key_GME, batch, layout, scores)
+                attended.append(torch.bmm(layout.narrow(weights_GQM), value_GME))
+        output_NHE = layout.join(attended, num_kv_heads)
         ctx.save_for_backward(query_NHE, key_KNE, value_KNE, output_NHE)
-        ctx.plan, ctx.scores = plan, scores
+        ctx.layout, ctx.scores = layout, scores
         return output_NHE
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NHE: Tensor) -> tuple[Tensor | None, ...]:
         query_NHE, key_KNE, value_KNE, output_NHE = ctx.saved_tensors
-        plan, scaling, num_kv_heads = ctx.plan, ctx.scores.scaling, len(key_KNE)
+        layout, scaling, num_kv_heads = ctx.layout, ctx.scores.scaling, len(key_KNE)
         wide = math_dtype(query_NHE.dtype)
         grad_key_KNE, grad_value_KNE = (
             torch.zeros_like(x, dtype=wide) for x in (key_KNE, value_KNE)
         )
-        # d/d(score) = p (dp - sum p dp), where sum p dp = gradient . output.
+        # d/d(score) = p (dp - sum p dp), where sum p dp = gradient . output: known without the
+        # weights, and for the whole row at once.
         means_NH1 = (grad_NHE.to(wide) * output_NHE).sum(-1, keepdim=True)
         parts = zip(
-            plan.batches,
-            plan.split(query_NHE, num_kv_heads),
-            plan.split(grad_NHE, num_kv_heads, padding=False),
-            plan.split(means_NH1, num_kv_heads, padding=False),
+            layout.batches,
+            layout.split(query_NHE, num_kv_heads),
+            layout.split(grad_NHE, num_kv_heads, padding=False),
+            layout.split(means_NH1, num_kv_heads, padding=False),
             strict=True,
         )
         grad_query = []
         for batch, query_GQE, grad_GQE, means_GQ1 in parts:
             key_GME, value_GME = batch.gather(key_KNE), batch.gather(value_KNE)
-            weights_GQM, slope_GQM = _weights(query_GQE, key_GME, batch, plan, ctx.scores)
-            weights = plan.narrow(weights_GQM).transpose(1, 2)
+            weights_GQM, slope_GQM = _weights(query_GQE, key_GME, batch, layout, ctx.scores)
+            weights = layout.narrow(weights_GQM).transpose(1, 2)
             batch.add(grad_value_KNE, torch.bmm(weights, grad_GQE), 1.0)
-            grad_GQM = plan.gradient(grad_GQE, value_GME).sub_(means_GQ1).mul_(weights_GQM)
+            # `weights_GQM` is read for the last time here, and overwritten by the next batch.
+            grad_GQM = layout.gradient(grad_GQE, value_GME).sub_(means_GQ1).mul_(weights_GQM)
             if slope_GQM is not None:
                 grad_GQM.mul_(slope_GQM)
-            narrow_GQM = plan.narrow(grad_GQM)
+            narrow_GQM = layout.narrow(grad_GQM)
             grad_query.append(torch.bmm(narrow_GQM, key_GME).mul_(scaling))
             batch.add(grad_key_KNE, torch.bmm(narrow_GQM.transpose(1, 2), query_GQE), scaling)
         grad_key, grad_value = (x.to(query_NHE.dtype) for x in (grad_key_KNE, grad_value_KNE))
-        return plan.join(grad_query, num_kv_heads), grad_key, grad_value, None, None
+        return layout.join(grad_query, num_kv_heads), grad_key, grad_value, None, None
 
 
 def _fused(
-    query_GQE: Tensor, key_GME: Tensor, value_GME: Tensor, batch: _Batch, scores: Scores
+    query_GQE: Tensor, key_GME: Tensor, value_GME: Tensor, batch: _BlockBatch, scores: Scores
 ) -> Tensor:
     """Attention [G, Q, E] in one pass; 1.1 to 2.8 times as fast as scores, softmax and product
     where it pays."""
@@ -339,7 +350,7 @@ def _fused(
         for x in (query_GQE, key_GME, value_GME)
     )
     bias = batch.bias(query_GQE.shape[1], scores.window, query_GQE.dtype)
-    attended_BKQE, _ = fused(query_BKQE, key_BKME, value_BKME, bias, scores.scaling)
+    attended_BKQE, _ = fused_attention(query_BKQE, key_BKME, value_BKME, bias, scores.scaling)
     return attended_BKQE.transpose(0, 1).flatten(0, 1)
 
 
@@ -352,11 +363,11 @@ def _products(out: Tensor, a_GQE: Tensor, b_GME: Tensor, scale: float) -> Tensor
 
 
 def _weights(
-    query_GQE: Tensor, key_GME: Tensor, batch: _Batch, plan: _Plan, scores: Scores
+    query_GQE: Tensor, key_GME: Tensor, batch: _BlockBatch, layout: _Layout, scores: Scores
 ) -> tuple[Tensor, Tensor | None]:
     """Attention weights [G, Q, M] in the wide type, and what soft-capping multiplies their gradient
     with."""
-    scores_GQM = plan.scores(query_GQE, key_GME, scores.scaling)
+    scores_GQM = layout.scores(query_GQE, key_GME, scores.scaling)
     slope_GQM = None
     if scores.softcap is not None:
         scores_GQM = scores.capped(scores_GQM)

@@ -1,5 +1,4 @@
-"""Preallocated key-value memory of the fast path: one copy of each prompt, one suffix per
-completion.
+"""Preallocated keys and values of the fast sampler: each prompt once, one suffix per completion.
 
 Memory: bytes per token x (prompts x longest prompt + completions x max_new_tokens). A token of
 SmolLM2-135M in float32 takes 46 KB (30 layers x 2 x 3 heads x 64 x 4), so 8 prompts of 56 tokens

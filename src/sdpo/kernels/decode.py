@@ -1,5 +1,9 @@
 """Attention of a decode step: one new token per completion against [shared prompt | own suffix].
 
+A step reads every key of every open completion for one query each: it is bound by memory. The
+completions of a prompt therefore read its keys once, as one matrix product, and only their own
+suffixes one by one.
+
 Shapes: T tokens of a flat row, H query heads, K key-value heads, N = H / K queries per key-value
 head, D head size, G prompts in the cache, S completions of a prompt (padded to the largest), R
 completions, U completions as (G, S) where that is their order and as (R,) elsewhere, Q = S * N
@@ -14,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from sdpo.kernels.plan import MASKED, Scores
-from sdpo.kernels.sdpa import fused, pays
+from sdpo.kernels.sdpa import fused_attention, is_fused_faster
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,10 +26,10 @@ class DecodePlan:
     """One new token per completion; writes its key and value in place, then attends to the prompt
     and to the completion's own suffix.
 
-    The prompt part is one matrix product per prompt and key-value head, [S * N, D] x [D, P]: all
-    completions of a prompt read its keys once, and they are never copied per completion. The suffix
-    part is one small product per completion. One softmax spans the scores of both; where fused
-    attention pays, each part has its own and they are joined by their sums of exponentials.
+    The prompt part is one matrix product per prompt and key-value head, [S * N, D] x [D, P]; the
+    keys are never copied per completion. The suffix part is one small product per completion. One
+    softmax spans the scores of both; where fused attention is faster, each part has its own and
+    they are joined by their sums of exponentials.
     """
 
     prompt_keys: Sequence[torch.Tensor]
@@ -77,13 +81,14 @@ class DecodePlan:
         _, num_heads, num_rows, head_dim = query_1HTD.shape
         query_RHD = query_1HTD[0].transpose(0, 1)
         query_RKND = query_RHD.reshape(num_rows, key_1KTD.shape[1], -1, head_dim)
-        attend = self._attend_fused if pays(scores, query_RKND) else self._attend
+        attend = self._attend_fused if is_fused_faster(scores, query_RKND) else self._attend
         # A value may have another size than a key (multi-head latent attention).
         return attend(layer, query_RKND, scores).reshape(1, num_rows, num_heads, -1)
 
     def _attend(self, layer: int, query_RKND: torch.Tensor, scores: Scores) -> torch.Tensor:
         """Output [U, K, N, D]."""
         dtype = query_RKND.dtype
+        # The queries and not the scores: they are fewer.
         query_RKND = query_RKND * scores.scaling
         query_GKQD = self._by_prompt(query_RKND, dtype)
         prompt_UKNP = self._by_row(_products(query_GKQD, self.prompt_keys[layer]))
@@ -93,6 +98,7 @@ class DecodePlan:
         mask_RL = self._mask(scores.window)
         if mask_RL is not None:
             scores_UKNL += mask_RL.unflatten(0, self._rows_shape)[..., None, None, :]
+        # One softmax over both parts: two would have to be joined in four more passes.
         weights_UKNL = torch.softmax(scores_UKNL, -1, out=scores_UKNL)
         prompt_UKNP, suffix_UKNC = weights_UKNL.tensor_split((prompt_UKNP.shape[-1],), dim=-1)
         prompt_GKQP = self._by_prompt(prompt_UKNP, dtype)
@@ -106,23 +112,25 @@ class DecodePlan:
         dtype, scaling = query_RKND.dtype, scores.scaling
         prompt_bias, suffix_bias = self._biases(scores.window, query_RKND)
         query_GKQD = self._by_prompt(query_RKND, dtype)
-        prompt_GKQD, prompt_sums_GKQ = fused(
+        prompt_GKQD, prompt_sums_GKQ = fused_attention(
             query_GKQD, self.prompt_keys[layer], self.prompt_values[layer], prompt_bias, scaling
         )
-        suffix_RKND, suffix_sums_RKN = fused(
+        suffix_RKND, suffix_sums_RKN = fused_attention(
             query_RKND, self.suffix_keys[layer], self.suffix_values[layer], suffix_bias, scaling
         )
         prompt_UKND = self._by_row(prompt_GKQD).float()
         suffix_UKND = suffix_RKND.unflatten(0, self._rows_shape).float()
         difference_UKN = self._by_row(prompt_sums_GKQ[..., None])[..., 0]
         difference_UKN = difference_UKN - suffix_sums_RKN.unflatten(0, self._rows_shape)
+        # exp(a) / (exp(a) + exp(b)) = sigmoid(a - b): the prompt's share of all attention. A prompt
+        # of one token has no column that is seen; its sum is then about exp(MASKED), its share 0.
         share_UKN1 = torch.sigmoid(difference_UKN)[..., None]
         return torch.lerp(suffix_UKND, prompt_UKND, share_UKN1).to(dtype)
 
     def _biases(
         self, window: int | None, query_RKND: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The mask in two parts as `fused` adds them: [G, 1, Q, P] and [R, 1, 1, C]."""
+        """The mask in two parts as `fused_attention` adds them: [G, 1, Q, P] and [R, 1, 1, C]."""
         if window not in self._split_masks:
             mask_RL = self._mask(window)
             parts = None, None
@@ -139,12 +147,12 @@ class DecodePlan:
         if self.mask_suffix:
             cache_RKCD[self._rows_R, :, self.lengths_R] = new_RKD
         else:
+            # All rows write the last column: a slice is one copy, an index one a row.
             cache_RKCD[:, :, -1] = new_RKD
 
     @property
     def _rows_shape(self) -> tuple[int, ...]:
-        """U. With (G, S) the transposed results of prompts are copied once, not once more into
-        rows."""
+        """U. In order of (G, S) the results of prompts are views; as rows they would be copied."""
         return tuple(self.rows_GS.shape) if self.is_dense else tuple(self.places_R.shape)
 
     def _by_prompt(self, x_UKNX: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -185,7 +193,7 @@ class DecodePlan:
 
 
 def _products(query_BKQD: torch.Tensor, key_BKLD: torch.Tensor) -> torch.Tensor:
-    """q.k in float32 [B, K, Q, L]: rounding scores to bfloat16 moves probabilities by percents."""
+    """q.k in float32 [B, K, Q, L]: scores rounded to bfloat16 move probabilities by percents."""
     if query_BKQD.dtype == torch.float32:
         return torch.matmul(query_BKQD, key_BKLD.transpose(-1, -2))
     if query_BKQD.is_cuda:

@@ -1,8 +1,8 @@
 """The seam between a transformers model and our attention: who sees whom in one forward pass.
 
 A model runs on one flat row of tokens, [1, T], and every attention layer hands its fresh queries,
-keys and values to the *plan* passed as the keyword `sdpo_plan`. Everything in this package computes
-some plan; nothing in it knows rollouts, losses or settings.
+keys and values to the *plan* that was passed as the keyword `sdpo_plan`. Each file of this package
+computes a plan or what a plan needs; none knows rollouts, losses or settings.
 
 Shapes: T tokens of a flat row, H query heads, K key-value heads, D head size.
 """
@@ -39,19 +39,20 @@ class Segment:
 
 
 def paths(segments: Sequence[Segment]) -> list[tuple[slice, ...]]:
-    """Places of each segment's tokens after those of its ancestors, root first."""
-    found: list[tuple[slice, ...]] = []
+    """Per segment the places of what its tokens see: its ancestors' runs, root first, and its
+    own."""
+    runs: list[tuple[slice, ...]] = []
     for segment in segments:
-        before = () if segment.parent is None else found[segment.parent]
-        found.append((*before, slice(segment.start, segment.stop)))
-    return found
+        above = () if segment.parent is None else runs[segment.parent]
+        runs.append((*above, slice(segment.start, segment.stop)))
+    return runs
 
 
-ATTENTION_NAME = "sdpo_engine"
-
+ATTENTION_NAME = "sdpo_plan"
+"""What `fast_layers` calls our attention in transformers' registry."""
 
 MASKED = -1e30
-"""Finite, so that times the False of a boolean mask it is 0 and not NaN."""
+"""A score that hides its key. Finite, because infinity times the False of a boolean mask is NaN."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +97,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """A plan whose every call `see` is told about: layer, keys and values [1, K, T, D], scores.
+    """A plan that shows each layer's keys and values [1, K, T, D] to `see` before it attends.
 
     Prefill fills the cache this way.
 

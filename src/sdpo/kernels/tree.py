@@ -33,8 +33,8 @@ FLEX_BLOCK = 128
 _MASK_ROWS = 1024
 """Rows of the visibility matrix that are held at a time while its blocks are counted."""
 _SHORTEST_IN_BATCH = 0.5
-"""Branches shorter than this share of the longest start a batch of their own: padded queries cost
-as much as real ones."""
+"""Branches shorter than this share of the longest start a batch of their own: a padded query costs
+as much as a real one."""
 _VARIANTS = 64
 """Compilations of FlexAttention that a process may need."""
 
@@ -57,7 +57,7 @@ def tree_plan(
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class _BranchBatch:
     """Branches of about equal length that continue the same prefix, padded on the right."""
 
     prefix_P: torch.Tensor
@@ -88,12 +88,14 @@ class _Batch:
             window = None
         if scores.softcap is not None:
             mask_LM = self._mask(window)
-            # Explicit scores [B, H, L, M] are recomputed in the backward pass, not kept per layer.
+            # Explicit scores [B, H, L, M]: kept for the backward pass of every layer they would be
+            # the largest tensors of all, so they are computed again.
             output_BHLE = checkpoint(
                 _capped_attention, query_BHLE, key_BKME, value_BKME, mask_LM, scores,
                 use_reentrant=False, preserve_rng_state=False,
             )  # fmt: skip
         else:
+            # Only without a mask do PyTorch's kernels skip what a causal mask hides.
             is_causal = not num_prefix and window is None
             output_BHLE = _fused_attention(
                 query_BHLE, key_BKME, value_BKME, None if is_causal else self._mask(window), scores
@@ -166,10 +168,10 @@ def _capped_attention(
 
 
 class BranchAttention:
-    """Attention of one packed row in batches of branches; index tensors serve every layer."""
+    """The plan of one packed row in batches of branches; index tensors serve every layer."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self._batches: list[_Batch] = []
+        self._batches: list[_BranchBatch] = []
         order: list[torch.Tensor] = []
         above = paths(segments)
         for parent, siblings in _siblings(segments).items():
@@ -184,8 +186,9 @@ class BranchAttention:
                 real = is_real_BL.flatten().nonzero()[:, 0]
                 order.append(places_BL.flatten()[real])
                 self._batches.append(
-                    _Batch(prefix.to(device), places_BL.to(device), real.to(device))
+                    _BranchBatch(prefix.to(device), places_BL.to(device), real.to(device))
                 )
+        # Batches give their tokens one after the other; this puts them back into the row's order.
         self._row_order = torch.cat(order).argsort().to(device)
 
     def attend(
@@ -222,10 +225,11 @@ def _similar(siblings: Sequence[Segment]) -> list[list[Segment]]:
 
 
 class FlexAttention:
-    """Attention of one packed row, padded to `num_tokens`, as one block-sparse kernel.
+    """The plan of one packed row, padded to `num_tokens`, as one block-sparse kernel.
 
-    Segments lie depth first, so what sees a token is the run from itself to the end of its subtree:
-    one number per token says it all. Padding sees itself.
+    Segments stand depth first, so the tokens that see a token are those from itself to the end of
+    its subtree: one number per token describes the tree, and the kernel compares two integers
+    instead of walking it. Padding sees itself.
     """
 
     def __init__(self, segments: Sequence[Segment], num_tokens: int, device: torch.device) -> None:
@@ -233,6 +237,7 @@ class FlexAttention:
         end_N = torch.arange(1, num_tokens + 1)
         position_N = torch.zeros(num_tokens, dtype=torch.long)
         ends = [segment.stop for segment in segments]
+        # Children stand after their parents: in reverse, a subtree's end is known before its root.
         for index in reversed(range(len(segments))):
             segment = segments[index]
             if segment.parent is not None:
@@ -293,6 +298,7 @@ class FlexAttention:
             some.append(tiles.any(dim=3).any(dim=1))
             all_.append(tiles.all(dim=3).all(dim=1))
         some_QQ, all_QQ = torch.cat(some), torch.cat(all_)
+        # PyTorch's own `create_block_mask` would hold the whole [N, N] matrix.
         return BlockMask.from_kv_blocks(
             *_counts_and_indices(some_QQ & ~all_QQ),
             *_counts_and_indices(all_QQ),
@@ -303,7 +309,7 @@ class FlexAttention:
 
 
 def _counts_and_indices(blocks_QQ: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks each row of blocks has, [1, 1, Q], and which come first, [1, 1, Q, Q]."""
+    """How many blocks each row of blocks has, [1, 1, Q], and which: the first of [1, 1, Q, Q]."""
     counts_Q = blocks_QQ.sum(dim=1, dtype=torch.int32)
     indices_QQ = blocks_QQ.int().argsort(dim=1, descending=True, stable=True).int()
     return counts_Q[None, None], indices_QQ[None, None]
@@ -321,8 +327,8 @@ def _compiled_flex() -> Callable[..., torch.Tensor]:
     compiled: Any = torch.compile(flex_attention)
 
     def attend(*args: Any, **options: Any) -> Any:
-        # Two windows, with and without gradients, at fixed and then any length: that is eight,
-        # after which torch would run it uncompiled, many times slower, with all scores in memory.
+        # Two windows, with and without gradients, at one length and then at any: eight variants.
+        # Past its limit torch runs it uncompiled, many times slower, with all scores in memory.
         with torch._dynamo.config.patch(recompile_limit=_VARIANTS):
             return compiled(*args, **options)
 

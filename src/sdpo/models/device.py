@@ -1,4 +1,4 @@
-"""Which number format a device multiplies fast, when it is done, and how a CPU's memory is kept."""
+"""Which number format a device multiplies fast, waiting for it, and keeping freed CPU memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 _LARGEST_KEPT_BYTES = 128 << 20
 """Tensors up to this size stay in the process: activations and the fused head's logits. Larger ones
-are gradients and weights, whose freed gaps would fill up with small tensors and could not be used
-again: a 0.5B model's process grew by 0.6 GB an update."""
+are gradients and weights; small tensors would fill the gaps they leave, which could then not be
+reused: a 0.5B model's process grew by 0.6 GB an update."""
 _NEVER = -1
-"""A step needs again what the step before has freed."""
+"""Never return freed memory: the next step allocates the same amount again."""
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

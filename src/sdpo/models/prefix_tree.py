@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from sdpo.kernels.plan import Segment
 
 MIN_SAVED = 16
-"""Fewest tokens whose saving is worth a branch point. Each adds a few small attention calls to
-every layer: at SmolLM2's size on an AVX2 core, four pairs of branches sharing 4 tokens break even.
-"""
+"""Minimum number of shared tokens that justifies a branch point. Each adds a few small attention
+calls to every layer: at SmolLM2's size on an AVX2 core, four pairs of branches sharing 4 tokens
+break even."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ class PrefixTree:
             sequence = self._sequences[index]
             groups.setdefault(sequence[at] if len(sequence) > at else None, []).append(index)
         for token, group in groups.items():
-            # Sequences that end here have nothing more to tell apart.
+            # Sequences that end here are equal: they go nowhere else.
             end = at if token is None else common_length([self._sequences[i] for i in group])
             if len(group) > 1 and self._pays(group, start, end):
                 self._branch(group, end, end, self._extend(path, group[0], start, end))

@@ -44,8 +44,8 @@ def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def head_of(model: PreTrainedModel, weights: Weights | None) -> torch.Tensor:
-    """The LM head [V, D] that belongs to `weights` (None: the module's own), found by identity so
-    that tied heads work."""
+    """The LM head [V, D] that belongs to `weights` (None: the module's own). Looked up by identity:
+    a tied head is listed under the embedding's name."""
     head = model.get_output_embeddings().weight
     if weights is not None:
         for name, parameter in model.named_parameters():

@@ -18,7 +18,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import sdpo
 from sdpo.config.schema import JudgingConfig
 from sdpo.envs.base import Computing, Env, as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line
@@ -32,7 +31,7 @@ LONGEST_PAUSE_S = 30.0
 BUSY = (429, 503)
 """HTTP statuses that mean "not now"."""
 
-_OURS = str(Path(sdpo.__file__).parent)
+_OURS = str(Path(__file__).parents[1])
 DEFAULTS = JudgingConfig()
 """How judges are called where no recipe says it."""
 

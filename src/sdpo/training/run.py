@@ -258,8 +258,9 @@ class Run:
                 f"stopped at step {self.step}, saved in {self._checkpoints.folder}: "
                 f"{messages}; {CURE}"
             )
-        if any(alert.action == "rollback" for alert in alerts):
-            self._roll_back(alerts[0].restored)
+        rollbacks = [alert for alert in alerts if alert.action == "rollback"]
+        if rollbacks:
+            self._roll_back(rollbacks[0].restored)
 
     def _begin_anew(self) -> None:
         self._recorder.begin_anew()
