@@ -19,6 +19,7 @@ from sdpo.discovery.run import discover_tasks
 from sdpo.errors import CheckpointError, ConfigError, TaskError
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.checkpoint import Checkpoints
+from sdpo.training.interrupt import undivided
 from sdpo.training.loop import train
 from sdpo.training.run import Run, open_run
 from sdpo.training.step import Updater
@@ -378,3 +379,13 @@ def test_an_empty_config_is_said_with_the_way_out(model, tmp_path):
     (tmp_path / "run" / "config.json").write_bytes(b"")
     with pytest.raises(ConfigError, match="delete that file and repeat"):
         train(config(model, tmp_path / "run", "steps=1"), env=ENV)
+
+
+def test_an_ignored_interrupt_stays_ignored_inside_a_step():
+    """Under nohup a Ctrl-C of somebody else's ended the run."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with undivided(print):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

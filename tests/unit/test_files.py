@@ -83,12 +83,16 @@ def test_a_kill_while_a_folder_is_replaced_lost_the_old_one_and_the_new_one(
 
         return step
 
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(Path, "replace", dies(Path.replace))
-        patch.setattr(shutil, "rmtree", dies(shutil.rmtree))
+    def write_anew():
         with atomic_write(tmp_path / "folder") as partial:
             partial.mkdir()
             (partial / "new").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dies(Path.replace))
+        patch.setattr(shutil, "rmtree", dies(shutil.rmtree))
+        with pytest.raises(KilledError):
+            write_anew()
     tidy(tmp_path)
     assert names(tmp_path) == ["folder"]
     assert names(tmp_path / "folder") == (["new"] if at == 3 else ["old"])

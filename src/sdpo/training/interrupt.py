@@ -17,7 +17,9 @@ class BrokenOff(KeyboardInterrupt):
 def undivided(say: Callable[[str], None]) -> Generator[None]:
     """A block that Ctrl-C does not interrupt until its end, since half an update cannot be saved; a
     second Ctrl-C aborts it with `BrokenOff`. `say` tells the user."""
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    # Whoever started this process may have it ignore Ctrl-C (nohup, a background job).
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield
         return
     interrupts = []
