@@ -79,7 +79,7 @@ def train(arguments: tuple[str, ...]) -> None:
     if result.finished and result.runs:
         console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
     if not result.finished:
-        sys.exit(130)
+        sys.exit(result.exit_status)
 
 
 @main.command(name="eval")

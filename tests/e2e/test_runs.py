@@ -389,3 +389,34 @@ def test_an_ignored_interrupt_stays_ignored_inside_a_step():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_sigterm_saves_like_ctrl_c_and_says_so_to_a_scheduler(model, tmp_path, monkeypatch):
+    """SLURM, `docker stop` and spot machines lost the work since the last checkpoint."""
+    train(config(model, tmp_path / "whole"), env=ENV)
+    collect = Run.collect
+
+    def terminated(self, tasks):
+        if self.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return collect(self, tasks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "collect", terminated)
+        result = train(config(model, tmp_path / "run"), env=ENV)
+    assert (result.finished, result.step, result.exit_status) == (False, 3, 143)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert train(config(model, tmp_path / "run"), env=ENV).exit_status == 0
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_sigterm_inside_an_update_waits_for_its_end(model, tmp_path, monkeypatch):
+    step = Updater.step
+
+    def terminated(self, *arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(Updater, "step", terminated)
+    result = train(config(model, tmp_path / "run"), env=ENV)
+    assert (result.step, result.exit_status) == (1, 143)

@@ -8,7 +8,9 @@ checkpoints (training/run.py). No tensors here.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +20,7 @@ from sdpo.envs.base import Env
 from sdpo.errors import JudgeError
 from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
-from sdpo.training.interrupt import BrokenOff, undivided
+from sdpo.training.interrupt import BrokenOff, Terminated, terminable, undivided
 from sdpo.training.run import Run, open_run
 
 OnStep = Callable[[Mapping[str, float]], object]
@@ -41,6 +43,8 @@ class TrainResult:
     """The last row of metrics.jsonl."""
     finished: bool
     """False when interrupted; the same call continues the run."""
+    exit_status: int = 0
+    """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM."""
     runs: tuple[TrainResult, ...] = ()
     """With `seeds` > 1 the result of each; the fields above are then about all of them: their
     folder, the steps of the last, means of metrics, whether all finished."""
@@ -53,29 +57,32 @@ def train(
     config is resumed exactly.
 
     `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
-    written, the first evaluation's included. Ctrl-C saves a checkpoint and returns; a second one
-    during an update returns at once and leaves the last checkpoint as it is. Raises `SdpoError` for
-    anything a user can fix.
+    written, the first evaluation's included. Ctrl-C and SIGTERM save a checkpoint and return; a
+    second one during an update returns at once and leaves the last checkpoint as it is. Raises
+    `SdpoError` for anything a user can fix.
     """
     if config.seeds > 1:
         return _train_seeds(config, env, on_step)
     with open_run(config, env) as run:
         try:
-            for row in train_steps(run):
-                if on_step is not None:
-                    on_step(row)
-            return _result(run, finished=True)
+            # Several processes end together only when their launcher ends them.
+            with terminable() if run.is_alone else nullcontext():
+                for row in train_steps(run):
+                    if on_step is not None:
+                        on_step(row)
+            return _result(run)
         except BrokenOff:
             run.say(
                 "interrupted inside a step; the same command continues from the last checkpoint"
             )
-            return _result(run, finished=False)
+            return _result(run, exit_status=128 + signal.SIGINT)
         except JudgeError:
             run.save_before_stop()
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             run.save_interrupted()
-            return _result(run, finished=False)
+            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            return _result(run, exit_status=128 + number)
 
 
 def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> TrainResult:
@@ -97,6 +104,7 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
         step=runs[-1].step,
         metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
         finished=len(runs) == config.seeds and runs[-1].finished,
+        exit_status=runs[-1].exit_status,
         runs=tuple(runs),
     )
 
@@ -135,5 +143,11 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         yield run.last_metrics
 
 
-def _result(run: Run, *, finished: bool) -> TrainResult:
-    return TrainResult(run_dir=run.dir, step=run.step, metrics=run.last_metrics, finished=finished)
+def _result(run: Run, exit_status: int = 0) -> TrainResult:
+    return TrainResult(
+        run_dir=run.dir,
+        step=run.step,
+        metrics=run.last_metrics,
+        finished=exit_status == 0,
+        exit_status=exit_status,
+    )

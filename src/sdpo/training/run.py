@@ -84,6 +84,11 @@ class Run:
         self._recorder.close()
 
     @property
+    def is_alone(self) -> bool:
+        """Whether one process makes this run."""
+        return self._parallel.world_size == 1
+
+    @property
     def step(self) -> int:
         """Steps completed."""
         return self.learner.step
