@@ -27,7 +27,7 @@ from torch import Tensor
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.chunks import HeadInputs
 from sdpo.losses.head.fused import HeadPass, head_pass
-from sdpo.losses.head.logits import Side
+from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
@@ -116,15 +116,15 @@ def _count(pg: PolicyGradientSpec | None, tokens: int) -> int:
 
 def objective_loss(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | LmHead,
     teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
+    teacher_head: Tensor | LmHead | None,
     batch: TokenBatch,
     spec: ObjectiveSpec,
     denominators: Denominators,
     *,
     reference_hidden: Tensor | None = None,
-    reference_head: Tensor | None = None,
+    reference_head: Tensor | LmHead | None = None,
     trust_hidden: Tensor | None = None,
     top_n: int = 0,
     top_where: Tensor | None = None,
@@ -149,7 +149,7 @@ def objective_loss(
     )
     batch = _divided(batch, spec, denominators)
     inputs = HeadInputs(
-        student=Side(student_hidden, student_head),
+        student=Side(student_hidden, LmHead.of(student_head)),
         targets=batch.targets,
         teacher=_side(teacher_hidden, teacher_head) if taught else None,
         trust_reference=_side(trust_hidden, reference_head) if taught else None,
@@ -241,8 +241,8 @@ def _inverse(count: float) -> float:
     return 1.0 / count if count else 0.0
 
 
-def _side(hidden: Tensor | None, head: Tensor | None) -> Side | None:
+def _side(hidden: Tensor | None, head: Tensor | LmHead | None) -> Side | None:
     if hidden is None:
         return None
     assert head is not None, "hidden states without a head"
-    return Side(hidden, head)
+    return Side(hidden, LmHead.of(head))
