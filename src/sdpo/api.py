@@ -18,6 +18,7 @@ from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
+from sdpo.run_folder import config_of, with_model
 from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
@@ -38,19 +39,19 @@ def train(
     Example:
         sdpo.train("quickstart", "optim.lr=1e-5", env=sdpo.env(tasks, judge))
     """
-    return train_config(as_config(*arguments), env=env, on_step=on_step)
+    return train_config(with_model(as_config(*arguments)), env=env, on_step=on_step)
 
 
 def evaluate(
     *arguments: str | Path | RunConfig, env: Env | None = None, split: str = "eval"
 ) -> Evaluation:
     """`eval.samples` judged attempts at every task of `split` (at most `eval.max_tasks`) by the
-    recipe's model.
+    recipe's model, or by the newest weights of a run in its own environment.
 
     Example:
-        sdpo.evaluate("quickstart", "model.name=runs/quickstart/checkpoints/step-8").mean_at_k()
+        sdpo.evaluate("runs/quickstart").mean_at_k()
     """
-    config = as_config(*arguments)
+    config = _with_weights(arguments, env)
     with open_sampler(config, env) as sampler:
         tasks = list(sampler.env.load(split))[: config.eval.max_tasks or None]
         groups = attempt_tasks(
@@ -62,7 +63,8 @@ def evaluate(
             ),
             seed=config.seed,
         )
-        return summarise(groups, samples=config.eval.samples)
+        found = summarise(groups, samples=config.eval.samples)
+        return replace(found, model=sampler.policy.name)
 
 
 def discover(
@@ -74,7 +76,7 @@ def discover(
     Example:
         sdpo.discover(task, "hard-task", "discover.budget=64", env=env).solution
     """
-    return discover_one(task, as_config(*arguments), env, seed=seed)
+    return discover_one(task, _with_weights(arguments, env), env, seed=seed)
 
 
 def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckReport:
@@ -85,7 +87,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     has a chat template whose completions round-trip; the model can be trained, and the engine
     samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
     """
-    config = as_config(*arguments)
+    config = _with_weights(arguments, env)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         check_lengths(sampler, config, splits=("train", "eval"))
@@ -117,7 +119,7 @@ def probe(
     Example:
         sdpo.probe("quickstart", tasks=6).sentence()
     """
-    config = as_config(*arguments)
+    config = _with_weights(arguments, env)
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
     with open_sampler(config, env) as sampler:
@@ -131,15 +133,28 @@ def probe(
         )
 
 
+def _with_weights(arguments: tuple[str | Path | RunConfig, ...], env: Env | None) -> RunConfig:
+    """As `as_config`; a run's folder also stands for its weights and its environment."""
+    if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
+        return with_model(arguments[0])
+    return config_of(_as_text(arguments), has_env=env is not None)
+
+
 def as_config(*arguments: str | Path | RunConfig) -> RunConfig:
     """The config that recipes and overrides name, or the one given. Raises `ConfigError` for
     anything else."""
     if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
         return arguments[0]
+    return load_config(_as_text(arguments))
+
+
+def _as_text(arguments: tuple[str | Path | RunConfig, ...]) -> list[str]:
+    texts = []
     for argument in arguments:
         if not isinstance(argument, str | Path):
             raise ConfigError(
                 f"{type(argument).__name__} given where a recipe or key=value belongs; pass names, "
                 "files and overrides, or one RunConfig alone (load_config makes one of several)"
             )
-    return load_config([str(argument) for argument in arguments])
+        texts.append(str(argument))
+    return texts

@@ -87,14 +87,19 @@ def train(arguments: tuple[str, ...]) -> None:
 @click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
 def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
-    """mean@k and pass@k with bootstrap intervals; `model.name` may be a checkpoint folder."""
+    """mean@k and pass@k with bootstrap intervals.
+
+    A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
+    (those of step 4) in its own environment.
+    """
     from sdpo import api
 
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
     evaluation = api.evaluate(*arguments, split=split)
     table = Table(
-        title=f"{len(evaluation.num_solved)} tasks x {evaluation.samples} attempts ({split})"
+        title=f"{evaluation.model}: {len(evaluation.num_solved)} tasks x {evaluation.samples} "
+        f"attempts ({split})"
     )
     for column in ("measure", "value", "90% interval"):
         table.add_column(column)
@@ -194,7 +199,7 @@ def check(
 
 
 @main.command()
-@click.option("--model", required=True, help="Hub id, folder, GGUF file, or the demo model.")
+@click.option("--model", required=True, help="Hub id, folder, run, GGUF file, demo model.")
 @click.option("--prompt", metavar="TEXT|@FILE", help="The task as one user message.")
 @click.option("--task", metavar="ID", help="A task of --tasks, instead of --prompt.")
 @click.option("--tasks", metavar="SET", help="Built-in set or task file; its judge is asked too.")
@@ -360,12 +365,12 @@ def compare(
 @ARGUMENTS
 def discover(arguments: tuple[str, ...]) -> None:
     """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
-    from sdpo.config.load import load_config
     from sdpo.discovery.display import live_progress, show
     from sdpo.discovery.run import discover_tasks
+    from sdpo.run_folder import search_config
 
     with live_progress() as progress:
-        results = discover_tasks(load_config(arguments), progress=progress)
+        results = discover_tasks(search_config(arguments), progress=progress)
     show(results)
 
 

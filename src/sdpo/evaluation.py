@@ -56,6 +56,8 @@ class Evaluation:
     completion_tokens: float
     """Mean length of a completion."""
     groups: tuple[Group, ...]
+    model: str | None = None
+    """Name of the weights that made the attempts; None inside a run."""
     unjudged: float = 0.0
     """Share of all attempts that could not be judged; they and tasks without any other are left
     out of every mean."""

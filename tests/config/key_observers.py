@@ -12,6 +12,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -24,6 +25,7 @@ from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
 from sdpo.records import Group, Rollout, Verdict
+from sdpo.rollouts import sampler as sampler_module
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
@@ -260,12 +262,13 @@ def sampled_with(config: RunConfig) -> Any:
             def __init__(self, **settings: Any) -> None:
                 opened.append({k: v for k, v in settings.items() if k != "model"})
 
-    original, vllm._vllm = vllm._vllm, lambda: Fake
-    try:
-        with open_sampler(config, QUIET_ENV) as sampler:
-            return type(sampler.collector.engine).__name__, opened
-    finally:
-        vllm._vllm = original
+    # Settings are looked at; there is no vLLM whose log-probs could be tried.
+    with (
+        mock.patch.object(vllm, "_vllm", lambda: Fake),
+        mock.patch.object(sampler_module, "check_sampler", lambda *_: 0.0),
+        open_sampler(config, QUIET_ENV) as sampler,
+    ):
+        return type(sampler.collector.engine).__name__, opened
 
 
 def mirrored(config: RunConfig) -> Any:

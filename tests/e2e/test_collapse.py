@@ -101,6 +101,8 @@ def test_rollback_recovers_to_within_noise_of_the_best(skilled, tmp_path):
     best = max(evaluated, key=lambda row: row["eval/solved"])
     assert rows[-1]["eval/solved_high"] >= best["eval/solved_low"]
     assert rows[-1]["eval/solved"] > 0.7 * best["eval/solved"]
+    # A step without a gradient is said, and never takes a run back.
+    alerts = [alert for alert in alerts if alert["action"] == "rollback"]
     rollbacks = {alert["step"] for alert in alerts if alert["step"] < 35}
     assert rows[-1]["optim/lr"] == pytest.approx(30 * LR / 2 ** len(rollbacks))
     assert all(alert["restored"] <= alert["good"] < alert["since"] for alert in alerts)

@@ -17,10 +17,11 @@ EVERY_STEP = {
     "train/completion_tokens", "train/truncated", "teacher/context_fraction",
     "teacher/demonstration_fraction", "teacher/feedback_fraction", "loss/total", "loss/distill",
     "policy/entropy", "policy/teacher_js", "optim/grad_norm", "optim/lr", "time/generate_s",
-    "time/judge_s", "time/update_s", "time/step_s",
+    "time/judge_s", "time/update_s", "env/unjudged", "time/step_s",
 }  # fmt: skip
 EVALUATION = {
     "eval/solved", "eval/solved_low", "eval/solved_high", "eval/pass@2", "eval/completion_tokens",
+    "eval/unjudged",
 }  # fmt: skip
 PROBE = {"probe/failed"} | {
     f"probe/gain_{kind}{bound}"

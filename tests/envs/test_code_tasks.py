@@ -71,6 +71,65 @@ def test_a_worked_example_of_the_same_kind_comes_first(tmp_path: Path) -> None:
     assert all(question.endswith(REQUEST) for question in questions)
 
 
+LIBRARY = """
+class Depot:
+    def __init__(self, parcels):
+        self.bay_list = parcels
+
+def depot():
+    return Depot([3, 1])
+"""
+SHELF = {
+    "prompt": "Write `answer(shelf)`: how many books?",
+    "solution": "def answer(shelf):\n    return 0",
+}
+WITH_LIBRARY = {
+    "id": "count",
+    "prompt": "Write `answer(depot)`: how many parcels?",
+    "kind": "asserts",
+    "entry_point": "answer",
+    "library": "fleet.py",
+    "examples": [SHELF, SHELF],
+    "tests": {"public": ["assert answer(depot()) == 2"]},
+    "reference_solution": "def answer(depot):\n    return len(depot.bay_list)",
+}
+
+
+@pytest.fixture
+def with_library(tmp_path: Path) -> CodeEnv:
+    (tmp_path / "fleet.py").write_text(LIBRARY)
+    return CodeEnv(schema.CodeEnvConfig(tasks=write(tmp_path, WITH_LIBRARY)))
+
+
+def test_a_library_is_given_to_programs_and_never_shown(with_library: CodeEnv) -> None:
+    (task,) = with_library.load("train")
+    assert not any("bay_list" in message["content"] for message in task.messages)
+    assert task.metadata["family"] == "fleet"
+    report = with_library.check()
+    with_library.close()
+    assert (report.num_tasks, dict(report.failures), report.skipped) == (1, {}, 0)
+
+
+def test_what_a_library_lacks_is_told_in_pythons_own_words(with_library: CodeEnv) -> None:
+    (task,) = with_library.load("train")
+    program = "def answer(depot):\n    return len(depot.parcels)"
+    verdict = with_library._open().verdict(task.reference, program)
+    with_library.close()
+    assert verdict.info["category"] == "runtime_error"
+    assert verdict.feedback is not None
+    assert "'Depot' object has no attribute 'parcels'" in verdict.feedback
+
+
+def test_examples_are_earlier_exchanges_in_the_form_that_is_asked_for(
+    with_library: CodeEnv,
+) -> None:
+    (task,) = with_library.load("train")
+    roles = [message["role"] for message in task.messages]
+    assert roles == ["user", "assistant", "user", "assistant", "user"]
+    assert task.messages[0]["content"] == f"{SHELF['prompt']}\n\n{REQUEST}"
+    assert task.messages[1]["content"] == f"```python\n{SHELF['solution']}\n```"
+
+
 def test_each_list_of_tests_falls_back_to_the_other(tmp_path: Path) -> None:
     (_, stdio), (_, asserts) = load_code_tasks(write(tmp_path, STDIO, ASSERTS))
     assert stdio.reference.public == stdio.reference.private
@@ -128,6 +187,18 @@ def with_tests_field(tests: object) -> dict[str, object]:
         ({**STDIO, "entry_point": "f"}, "entry_point: a 'stdio' task is a whole program"),
         ({**FUNCTION, "setup": "x = 1"}, "setup: only tasks of kind 'asserts' have it"),
         ({**ASSERTS, "setup": "x ="}, "setup: not Python"),
+        ({**FUNCTION, "library": "none.py"}, "library: cannot read"),
+        ({**FUNCTION, "library": 3}, "library: expected a string"),
+        ({**FUNCTION, "examples": "x"}, "examples: expected [{"),
+        ({**FUNCTION, "examples": [{"prompt": "x"}]}, "examples[0]: an example has prompt and"),
+        (
+            {**FUNCTION, "examples": [{"prompt": "x", "solution": "def"}]},
+            "examples[0].solution: not Python",
+        ),
+        (
+            {**FUNCTION, "examples": [SHELF, {"prompt": "", "solution": "x"}]},
+            "examples[1].prompt: empty",
+        ),
         (without("tests"), "tests: missing"),
         (with_tests_field([]), "tests: expected"),
         (with_tests_field({}), "tests: no tests"),

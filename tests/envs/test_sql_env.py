@@ -312,11 +312,11 @@ def test_no_name_of_company_is_in_a_prompt(company):
 
 
 def test_company_is_told_by_feedback_what_no_attempt_can_guess(company):
-    task = next(t for t in company.load("train") if "hr_people" in t.reference.query)
+    task = next(t for t in company.load("train") if "hr_employees" in t.reference.query)
     verdict = company.judge(task, attempt(task, "SELECT COUNT(*) FROM employees"))
     assert verdict.info["category"] == "no_such_table"
     assert verdict.feedback == (
-        "Table hr_people has the columns full_label, team_tag, hired_yr, pay_eur.\n"
+        "Table hr_employees has the columns emp_name, emp_team, emp_year, emp_salary.\n"
         "no such table: employees."
     )
 

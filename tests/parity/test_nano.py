@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ import torch
 from sdpo.chat import Chat
 from sdpo.config.objective import GrpoConfig, JSDConfig, SdpoConfig
 from sdpo.config.schema import OptimConfig
-from sdpo.config.teacher import ContextConfig, EmaConfig
+from sdpo.config.teacher import ContextConfig, EmaConfig, LiveConfig
 from sdpo.models import policy as library_model
 from sdpo.models.weights import trainable
 from sdpo.parallel import Parallel
@@ -23,6 +24,8 @@ from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training import step as training_step
+from sdpo.training import targets
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder
@@ -104,12 +107,13 @@ def as_records(nano, model, judged):
     ]
 
 
-def library(model, objective, teacher_weights, groups):
-    """Loss and gradient of the package's updater, in two micro-batches or more."""
+def library(model, objective, teacher_weights, groups, schedule=None):
+    """Loss and gradient of the package's updater, in two micro-batches or more. The teacher is an
+    average of given weights, or what `schedule` makes of the model."""
     chat = Chat(byte_tokenizer())
     # A rate that leaves every weight as it is.
     config = OptimConfig(micro_batch_tokens=200, lr=1e-30, weight_decay=0)
-    schedule = TeacherSchedule(EmaConfig(), model)
+    schedule = TeacherSchedule(schedule or EmaConfig(), model)
     schedule._weights = teacher_weights
     builder = SampleBuilder(
         chat=chat,
@@ -180,6 +184,47 @@ def test_sdpo_loss_and_gradient(nano, model):
     assert any(attempt.teacher_ids is None for attempt in attempts)
     nanos = by_hand(nano.sdpo_loss(model, teacher, attempts), model)
     assert_equal((loss, gradient), nanos)
+
+
+def live_teacher(nano, model):
+    """((loss, gradient) of the package, of nano) where the teacher has the student's weights."""
+    judged = judged_groups(nano)
+    groups = as_records(nano, model, judged)
+    objective = SdpoConfig(divergence=JSDConfig(top_k=nano.TOP_K, beta=nano.BETA))
+    loss, gradient, samples = library(model, objective, None, groups, LiveConfig())
+    for attempt, sample in zip((a for _, g in judged for a in g), samples, strict=True):
+        ids = sample.teacher_prompt_ids
+        attempt.teacher_ids = None if ids is None else list(ids)
+    attempts = [attempt for _, group in judged for attempt in group]
+    nanos = by_hand(nano.sdpo_loss(model, nano.EmaTeacher(model), attempts), model)
+    return (loss, gradient), nanos
+
+
+def test_a_live_teacher_is_a_constant(nano, model):
+    assert_equal(*live_teacher(nano, model))
+
+
+def test_a_gradient_through_a_live_teacher_is_noticed(nano, model, monkeypatch):
+    """Jensen-Shannon with equal weights is symmetric: exchanging the sides gives the gradient that
+    the teacher's side would get."""
+    right = training_step.objective_loss
+    score = targets.score_targets.__wrapped__
+    monkeypatch.setattr(training_step, "score_targets", score)
+
+    def mutant(student, head, teacher, teacher_head, *arguments, **keywords):
+        constant = None if teacher is None else teacher.detach()
+        result = right(student, head, constant, teacher_head, *arguments, **keywords)
+        if teacher is None or len(teacher) < len(student):
+            return result
+        keywords["top_n"] = 0
+        other = right(teacher, head, student.detach(), teacher_head, *arguments, **keywords)
+        return replace(result, loss=result.loss + other.loss - other.loss.detach())
+
+    monkeypatch.setattr(training_step, "objective_loss", mutant)
+    ours, nanos = live_teacher(nano, model)
+    assert ours[0] == pytest.approx(nanos[0], rel=TOLERANCE)
+    with pytest.raises(AssertionError):
+        assert_equal(ours, nanos)
 
 
 def test_grpo_loss_and_gradient(nano, model):

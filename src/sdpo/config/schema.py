@@ -35,7 +35,8 @@ AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="t
 
 class ModelConfig(Config):
     name: str = "smollm2-135m-instruct"
-    """Hub id, folder, GGUF file, or the demo model. Paper: Qwen/Qwen3-8B,
+    """Hub id, folder, GGUF file, the demo model, or a run (`runs/quickstart`: its newest
+    checkpoint, `runs/quickstart@4`: that of step 4). Paper: Qwen/Qwen3-8B,
     allenai/Olmo-3-7B-Instruct."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute type; auto takes bfloat16 where the hardware multiplies it natively. Optimizer state

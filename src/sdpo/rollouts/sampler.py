@@ -7,12 +7,11 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import Any, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.schema import (
+    FullWeightsConfig,
     LocalEngineConfig,
     LoraConfig,
     ModelConfig,
@@ -23,9 +22,9 @@ from sdpo.engines.base import Engine, Sampling
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
-from sdpo.errors import ConfigError
+from sdpo.models.adapters import has_adapter, new_adapter
 from sdpo.models.device import keep_freed_memory
-from sdpo.models.policy import Policy, load_policy
+from sdpo.models.policy import Policy, load_policy, resolvable_name
 from sdpo.models.structure import causal_lm
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
@@ -64,7 +63,12 @@ class Sampler:
 def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
     stays open."""
-    policy = load_policy(config.model.name, dtype=config.model.dtype, device=config.model.device)
+    policy = load_policy(
+        config.model.name,
+        dtype=config.model.dtype,
+        device=config.model.device,
+        adapter=config.model.adapter if isinstance(config.model.adapter, LoraConfig) else None,
+    )
     if policy.device.type == "cpu":
         keep_freed_memory()
     policy = with_adapter(policy, config.model, config.seed)
@@ -98,26 +102,19 @@ def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) ->
 
 def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
     """`policy` with the trainable weights that `config.adapter` names; `seed` decides the new ones,
-    on every rank alike."""
+    on every rank alike. An adapter that was loaded to train on stays."""
     match config.adapter:
-        case LoraConfig(rank=rank, alpha=alpha):
-            try:
-                import peft
-            except ImportError as error:
-                raise ConfigError(
-                    "model.adapter.type = 'lora' needs PEFT: pip install 'sdpo[lora]'"
-                ) from error
-            lora = peft.LoraConfig(
-                r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
-            device = policy.model.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(derive(seed, "adapter"))
-                adapted = peft.get_peft_model(policy.model, lora)
-            # PEFT's wrapper has every method used here but is not a PreTrainedModel.
-            return policy.replace_model(adapted)  # ty: ignore[invalid-argument-type]
-        case _:
+        case FullWeightsConfig():
             return policy
+        case LoraConfig() as wanted:
+            if has_adapter(policy.model):
+                return policy
+            base = resolvable_name(policy.name)
+            return policy.replace_model(
+                new_adapter(policy.model, wanted, base=base, seed=derive(seed, "adapter"))
+            )
+        case other:
+            assert_never(other)
 
 
 def open_engine(config: RunConfig, policy: Policy) -> Engine:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 
-from sdpo.sandbox import jail, landlock
-
 
 def confine(packages: list[str]) -> str:
     """The layers in use. Where there is Landlock, only the standard library and `packages` (folders
     or files) can be read. Raises `JailError` if there is no system-call filter."""
+    # Only Linux has what they import.
+    from sdpo.sandbox import jail, landlock
+
     jail.own_machine()
     ruleset = landlock.ruleset(landlock.readable_paths(packages), [])
     jail.drop_privileges()

@@ -196,8 +196,18 @@ def filter_head(
     program += when(number["clone3"], [returns(ERRNO | ENOSYS)])
     a_thread = [load_argument(0), instruction(JSET, 0, 1, CLONE_THREAD), returns(ALLOW), DENY]
     program += when(number["clone"], a_thread)
-    # Datagram pairs could send to any named socket of the machine; asyncio needs streams only.
-    stream_pair = [
+    program += when(number["socketpair"], stream_pair())
+    program += when(number["sendto"], only_null(4))
+    program += when(number["recvfrom"], only_null(4))
+    program += when(number["prlimit64"], only_null(2))
+    program += when(number["ioctl"], only_values(1, IOCTLS))
+    program += when(number["fcntl"], only_values(1, FCNTLS))
+    return program
+
+
+def stream_pair() -> list[bytes]:
+    """Datagram pairs could send to any named socket of the machine; asyncio needs streams only."""
+    return [
         load_argument(0),
         instruction(JEQ, 0, 4, AF_UNIX),
         load_argument(1),
@@ -206,13 +216,6 @@ def filter_head(
         returns(ALLOW),
         DENY,
     ]
-    program += when(number["socketpair"], stream_pair)
-    program += when(number["sendto"], only_null(4))
-    program += when(number["recvfrom"], only_null(4))
-    program += when(number["prlimit64"], only_null(2))
-    program += when(number["ioctl"], only_values(1, IOCTLS))
-    program += when(number["fcntl"], only_values(1, FCNTLS))
-    return program
 
 
 def filter_tail(pid: int) -> list[bytes]:

@@ -31,30 +31,25 @@ from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write
 from sdpo.machine import usable_cores
-from sdpo.models.quiet import quiet
+from sdpo.models.adapters import adapter_weights, save_model
 from sdpo.models.weights import trainable
+from sdpo.run_folder import CHECKPOINTS, STATE, checkpoint_steps
 
-STATE = "state.pt"
 WEIGHTS = "trainable.safetensors"
 """Trained weights under the model's own names, kept apart only where the Hugging Face files have
-other names: with adapters, and for mixtures whose experts transformers fuses in memory."""
+other names: for mixtures whose experts transformers fuses in memory."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory."""
 
     def __init__(self, run_dir: Path, *, keep: int) -> None:
-        self.folder = run_dir / "checkpoints"
+        self.folder = run_dir / CHECKPOINTS
         self._keep = keep
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        steps = []
-        for path in self.folder.glob("step-*"):
-            number = path.name.removeprefix("step-")
-            if number.isdigit() and (path / STATE).is_file():
-                steps.append(int(number))
-        return sorted(steps)
+        return checkpoint_steps(self.folder)
 
     def save(
         self,
@@ -74,8 +69,7 @@ class Checkpoints:
         try:
             with atomic_write(final) as partial:
                 partial.mkdir()
-                with quiet():
-                    model.save_pretrained(partial)
+                save_model(model, partial)
                 tokenizer.save_pretrained(partial)
                 trained = trainable(model)
                 if not trained.keys() <= _saved_names(partial):
@@ -115,7 +109,7 @@ class Checkpoints:
 
 
 def _saved_names(folder: Path) -> set[str]:
-    names: set[str] = set()
+    names = set(adapter_weights(folder))
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
             names.update(file.keys())
@@ -125,7 +119,7 @@ def _saved_names(folder: Path) -> set[str]:
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if (folder / WEIGHTS).is_file():
         return load_file(folder / WEIGHTS)
-    weights: dict[str, torch.Tensor] = {}
+    weights = adapter_weights(folder)
     for path in sorted(folder.glob("model*.safetensors")):
         weights |= load_file(path)
     return weights

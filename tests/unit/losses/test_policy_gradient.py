@@ -113,13 +113,13 @@ def test_ratios_do_not_overflow():
 
 
 def test_logit_surrogate_by_hand():
-    """Two buckets: one within the clip range, one clipped because its good ratio is above 1.28."""
+    """Two entries: one within the clip range, one clipped because its good ratio is above 1.28."""
     p, q, old = log(0.55, 0.45).view(1, 2), log(0.2, 0.8).view(1, 2), log(0.7, 0.3).view(1, 2)
     value, weighted = logit_surrogate(p, q, old, eps_low=0.2, eps_high=0.28)
     a, b = math.log(0.2 / 0.55), math.log(0.8 / 0.45)
     low = min(0.55 / 0.7 * a, 0.8 * a)
     assert float(value) == pytest.approx(-(0.7 * low + 0.3 * 1.28 * b))
-    # Bucket 0: bad, ratio 0.786 below 0.8: clipped. Bucket 1: good, ratio 1.5 above 1.28: clipped.
+    # Entry 0: bad, ratio 0.786 below 0.8: clipped. Entry 1: good, ratio 1.5 above 1.28: clipped.
     assert weighted[0].tolist() == [0.0, 0.0]
     near = log(0.65, 0.35).view(1, 2)
     _, weighted = logit_surrogate(near, q, old, eps_low=0.2, eps_high=0.28)

@@ -229,10 +229,11 @@ def _examples(line: Line) -> tuple[Message, ...]:
         key = f"examples[{index}]"
         if not isinstance(example, dict) or set(example) != {"prompt", "solution"}:
             raise line.error(key, "an example has prompt and solution, and nothing else")
-        part = Line(path=line.path, number=line.number, row=example)
-        solution = _text(part, "solution")
-        _compiles(line, f"{key}.solution", solution)
-        messages += _exchange(_text(part, "prompt"), solution)
+        fields = {f"{key}.{name}": value for name, value in example.items()}
+        part = Line(path=line.path, number=line.number, row=fields)
+        solution = _text(part, f"{key}.solution")
+        _compiles(part, f"{key}.solution", solution)
+        messages += _exchange(_text(part, f"{key}.prompt"), solution)
     return tuple(messages)
 
 

@@ -1,5 +1,5 @@
-CREATE TABLE hr_people (full_label TEXT, team_tag TEXT, hired_yr INTEGER, pay_eur INTEGER);
-INSERT INTO hr_people VALUES
+CREATE TABLE hr_employees (emp_name TEXT, emp_team TEXT, emp_year INTEGER, emp_salary INTEGER);
+INSERT INTO hr_employees VALUES
   ('Ann Berg', 'ops', 2012, 5100),
   ('Bob Cole', 'dev', 2019, 6200),
   ('Cleo Dahl', 'dev', 2021, 4800),
@@ -13,8 +13,8 @@ INSERT INTO hr_people VALUES
   ('Kai Lund', 'legal', 2014, 6800),
   ('Lea Moss', 'legal', 2023, 5350),
   ('Max Nagy', 'ops', 2009, 6050);
-CREATE TABLE wh_goods (goods_id INTEGER, goods_label TEXT, shelf_group TEXT, unit_eur INTEGER, on_hand INTEGER);
-INSERT INTO wh_goods VALUES
+CREATE TABLE wh_products (item_id INTEGER, item_name TEXT, item_category TEXT, item_price INTEGER, item_stock INTEGER);
+INSERT INTO wh_products VALUES
   (1, 'lamp', 'light', 35, 120),
   (2, 'bulb', 'light', 4, 900),
   (3, 'desk', 'office', 240, 15),
@@ -26,8 +26,8 @@ INSERT INTO wh_goods VALUES
   (9, 'tent', 'garden', 180, 9),
   (10, 'hose', 'garden', 28, 210),
   (11, 'torch', 'light', 17, 310);
-CREATE TABLE op_bookings (goods_ref INTEGER, num_units INTEGER, booked_yr INTEGER, ship_town TEXT);
-INSERT INTO op_bookings VALUES
+CREATE TABLE op_orders (item_ref INTEGER, ord_quantity INTEGER, ord_year INTEGER, ord_city TEXT);
+INSERT INTO op_orders VALUES
   (1, 3, 2021, 'Oslo'),
   (2, 50, 2021, 'Kiel'),
   (3, 2, 2022, 'Oslo'),

@@ -51,7 +51,7 @@ def head_pass(inputs: HeadInputs, distill: DistillSpec | None, terms_of: TermsOf
 
     `distill` says which divergence is measured (and optimised where `terms_of` gives it a weight);
     None measures none. No gradient reaches teacher, reference or initial tensors. The graph holds
-    d/d(hidden) and d/d(head) only and can be walked once.
+    d/d(hidden) and d/d(head) only, for one backward pass.
     """
     passes: list[ChunkedPass] = []
 

@@ -1,0 +1,133 @@
+"""Low-rank adapters (PEFT): new ones, those of a folder, and how a folder keeps them.
+
+A folder with adapter_config.json holds an adapter only; `base_model_name_or_path` in it says which
+model it belongs to, by a name that `load_policy` takes. PEFT's own advice stays away from the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from sdpo.config.schema import LoraConfig
+from sdpo.errors import ConfigError, ModelError
+from sdpo.models.quiet import quiet
+
+ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_NAME = "default"
+"""PEFT's name of the only adapter; it is in the parameters' names and not in the file's."""
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether `folder` holds an adapter and no whole model."""
+    return (folder / ADAPTER).is_file() and not (folder / "config.json").is_file()
+
+
+def base_name(folder: Path) -> str:
+    """Name of the model that the adapter in `folder` belongs to. Raises `ModelError`."""
+    name = _settings(folder).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ModelError(
+            f"{folder / ADAPTER} names no base model; add base_model_name_or_path (hub id, folder)"
+        )
+    return name
+
+
+def continues(folder: Path, wanted: LoraConfig) -> bool:
+    """Whether training with `wanted` can go on with the very adapter in `folder`: same kind, rank
+    and alpha."""
+    settings = _settings(folder)
+    found = (settings.get("peft_type"), settings.get("r"), settings.get("lora_alpha"))
+    return found == ("LORA", wanted.rank, wanted.alpha)
+
+
+def new_adapter(model: PreTrainedModel, wanted: LoraConfig, *, base: str, seed: int) -> Any:
+    """`model` inside PEFT's wrapper, whose adapters alone train. `seed` decides their first weights
+    on every rank alike; `base` is recorded as the name of `model`."""
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=wanted.rank, lora_alpha=wanted.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    device = model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _without_advice():
+        torch.manual_seed(seed)
+        adapted = peft.get_peft_model(model, config)
+    adapted.peft_config[_NAME].base_model_name_or_path = base
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> Any:
+    """`model` with the adapter in `folder`: added into its weights with `merge`, else beside them
+    and trainable. Raises what PEFT raises for files that do not fit."""
+    peft = _peft()
+    with _without_advice():
+        # An adapter that is filled with new weights where the file has none is another adapter.
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=not merge)
+    if not merge:
+        return adapted
+    # PEFT froze the weights it wrapped; merged, they are a model like any other.
+    return adapted.merge_and_unload().requires_grad_(True)
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write `model` as a Hugging Face folder; of a model with adapters, these alone."""
+    with quiet():
+        if not has_adapter(model):
+            model.save_pretrained(folder)
+            return
+        # Vocabularies do not change here; unset, PEFT asks the hub whether this one has.
+        model.save_pretrained(folder, save_embedding_layers=False)
+    # PEFT's card is an empty form; `sdpo export` writes a filled one.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether `model` is inside PEFT's wrapper."""
+    return hasattr(model, "peft_config")
+
+
+def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapter in `folder` under the names of the wrapped model's parameters; empty without."""
+    if not (folder / WEIGHTS).is_file():
+        return {}
+    return {parameter_name(name): weight for name, weight in load_file(folder / WEIGHTS).items()}
+
+
+def parameter_name(saved: str) -> str:
+    """Name of the parameter that an adapter's file calls `saved`."""
+    stem, _, kind = saved.rpartition(".")
+    return f"{stem}.{_NAME}.{kind}"
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); copy the adapter again") from error
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("adapters (LoRA) need PEFT: pip install 'sdpo[lora]'") from error
+    return peft
+
+
+@contextlib.contextmanager
+def _without_advice() -> Generator[None]:
+    with quiet(), warnings.catch_warnings():
+        # PEFT asks transformers for an attribute under its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
+        yield
