@@ -151,10 +151,10 @@ def objective_loss(
     inputs = HeadInputs(
         student=Side(student_hidden, LmHead.of(student_head)),
         targets=batch.targets,
-        teacher=_side(teacher_hidden, teacher_head) if taught else None,
-        trust_reference=_side(trust_hidden, reference_head) if taught else None,
+        teacher=Side.of(teacher_hidden, teacher_head) if taught else None,
+        trust_reference=Side.of(trust_hidden, reference_head) if taught else None,
         trust=spec.trust if taught else None,
-        initial=_side(reference_hidden, reference_head),
+        initial=Side.of(reference_hidden, reference_head),
         initial_weight=0.0 if spec.kl is None else spec.kl.coefficient * _inverse(denominators.kl),
         temperature=spec.temperature,
         vocabulary=spec.vocabulary,
@@ -239,10 +239,3 @@ def _check_whole_sequences(batch: TokenBatch) -> None:
 def _inverse(count: float) -> float:
     """1/count, or 0 for a component that nothing feeds."""
     return 1.0 / count if count else 0.0
-
-
-def _side(hidden: Tensor | None, head: Tensor | LmHead | None) -> Side | None:
-    if hidden is None:
-        return None
-    assert head is not None, "hidden states without a head"
-    return Side(hidden, LmHead.of(head))

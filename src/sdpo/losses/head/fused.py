@@ -158,14 +158,11 @@ def distillation_loss(
         weights = student_hidden.new_full((count,), 1.0 / max(count, 1), dtype=torch.float64)
     if (trust is None) != (reference_hidden is None) or (trust is None) != (reference_head is None):
         raise ValueError("trust, reference_hidden and reference_head go together")
-    reference = None
-    if reference_hidden is not None and reference_head is not None:
-        reference = Side(reference_hidden, LmHead.of(reference_head))
     inputs = HeadInputs(
         student=Side(student_hidden, LmHead.of(student_head)),
         targets=targets,
         teacher=Side(teacher_hidden, LmHead.of(teacher_head)),
-        trust_reference=reference,
+        trust_reference=Side.of(reference_hidden, reference_head),
         trust=trust,
         temperature=temperature,
         vocabulary=vocabulary,

@@ -72,6 +72,14 @@ class Side(NamedTuple):
     hidden_TD: Tensor
     head: LmHead
 
+    @classmethod
+    def of(cls, hidden: Tensor | None, head: Tensor | LmHead | None) -> Side | None:
+        """None where there are no hidden states."""
+        if hidden is None:
+            return None
+        assert head is not None, "hidden states without a head"
+        return cls(hidden, LmHead.of(head))
+
     @property
     def head_VD(self) -> Tensor:
         return self.head.weight_VD
@@ -322,9 +330,7 @@ def token_statistics(
     teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
     """
     side = Side(hidden, LmHead.of(head))
-    reference = None
-    if reference_hidden is not None and reference_head is not None:
-        reference = Side(reference_hidden, LmHead.of(reference_head))
+    reference = Side.of(reference_hidden, reference_head)
     logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
     entropy_T = torch.empty_like(logprob_T)
     for rows, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, reference, trust):
