@@ -17,7 +17,8 @@ from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.fallback import can_cache
 from sdpo.engines.local import LocalEngine
 from sdpo.errors import SdpoError
-from sdpo.models.head import head_form_of
+from sdpo.losses.head.logits import token_statistics
+from sdpo.models.head import head_form_of, lm_head
 from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.models.qualify import Refusal, fast_path_of, shares_prefixes, tree_kind_of
 from sdpo.models.structure import backbone_of
@@ -38,12 +39,16 @@ class Outcome:
     gradient_gap: float = float("nan")
     """Largest difference of a parameter's gradient, relative to the largest norm."""
     head: str = ""
+    loss_gap: float = float("nan")
+    """Largest |log p of the fused head - log p of a plain pass|, nats."""
     refused: str = ""
     """The sentence, where training is refused."""
 
     @property
     def is_right(self) -> bool:
-        trains = self.refused or self.gradient_gap <= GRADIENT_TOLERANCE
+        trains = self.refused or (
+            self.gradient_gap <= GRADIENT_TOLERANCE and self.loss_gap <= LOGPROB_TOLERANCE
+        )
         return bool(trains) and (bool(self.sampling) and self.sampling_gap <= LOGPROB_TOLERANCE)
 
 
@@ -63,6 +68,7 @@ def try_model(family: str, model: torch.nn.Module) -> Outcome:
         kind = tree_kind_of(model)
         found["training"] = "rows" if isinstance(kind, Refusal) else kind
         found["gradient_gap"] = gradient_gap(model)
+        found["loss_gap"] = loss_gap(model)
     except SdpoError as error:
         found["refused"] = str(error)
     return Outcome(family=family, **found)
@@ -90,6 +96,17 @@ def sampling_gap(model: torch.nn.Module) -> float:
             plain = logprobs.gather(1, ids[0, start:, None])[:, 0]
             worst = max(worst, float((plain - torch.tensor(completion.logprobs)).abs().max()))
     return worst
+
+
+@torch.no_grad()
+def loss_gap(model: torch.nn.Module) -> float:
+    item = PackItem(prompt_ids=_draw(5, 8), completion_ids=_draw(6, 9), loss_mask=(True,) * 9)
+    (batch,) = pack([item], budget_tokens=100)
+    fused, _ = token_statistics(hidden_rows(model, batch), lm_head(model), batch.targets)
+    ids = torch.tensor([item.prompt_ids + item.completion_ids])
+    logprobs = model(ids, use_cache=False).logits[0, 7:-1].log_softmax(-1)
+    plain = logprobs.gather(1, batch.targets[:, None])[:, 0]
+    return float((fused - plain).abs().max())
 
 
 def gradient_gap(model: torch.nn.Module) -> float:

@@ -61,6 +61,7 @@ class VllmEngine:
                 # Log-probs of the distribution sampled from: after temperature and top_p.
                 logprobs_mode="processed_logprobs",
             )
+        self._num_rows = inner.get_output_embeddings().weight.shape[0]
         self._takes_weights = inner.device.type == "cuda"
 
     @torch.no_grad()
@@ -87,6 +88,9 @@ class VllmEngine:
         (prefix cache).
         """
         check_sampling(sampling)
+        allowed = None
+        if sampling.vocabulary is not None and sampling.vocabulary < self._num_rows:
+            allowed = list(range(sampling.vocabulary))
         prompts = [_prompt(request.prompt_ids) for request in requests for _ in request.seeds]
         params = [
             _vllm().SamplingParams(
@@ -96,6 +100,7 @@ class VllmEngine:
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_ids),
                 ignore_eos=sampling.ignore_eos,
+                allowed_token_ids=allowed,
                 logprobs=0,
                 detokenize=False,
             )

@@ -26,6 +26,7 @@ from sdpo.losses.head.fused import head_pass
 from sdpo.losses.head.logits import Side
 from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.terms import Terms
+from sdpo.models.head import lm_head
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
@@ -175,11 +176,11 @@ def _sample(rollout: Rollout, teacher_prompt_ids: tuple[int, ...]) -> Sample:
 
 @torch.no_grad()
 def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenOutputs:
-    head_VD = policy.model.get_output_embeddings().weight
+    head = lm_head(policy.model)
 
     def side(prompt_ids: tuple[int, ...]) -> Side:
         (batch,) = pack([pack_item(sample, prompt_ids)], budget_tokens=1)
-        return Side(hidden_rows(policy.model, batch), head_VD)
+        return Side(hidden_rows(policy.model, batch), head)
 
     inputs = HeadInputs(
         student=side(sample.prompt_ids),

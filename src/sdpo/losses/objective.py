@@ -27,7 +27,7 @@ from torch import Tensor
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.chunks import HeadInputs
 from sdpo.losses.head.fused import HeadPass, head_pass
-from sdpo.losses.head.logits import Side
+from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
@@ -116,15 +116,15 @@ def _count(pg: PolicyGradientSpec | None, tokens: int) -> int:
 
 def objective_loss(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | LmHead,
     teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
+    teacher_head: Tensor | LmHead | None,
     batch: TokenBatch,
     spec: ObjectiveSpec,
     denominators: Denominators,
     *,
     reference_hidden: Tensor | None = None,
-    reference_head: Tensor | None = None,
+    reference_head: Tensor | LmHead | None = None,
     trust_hidden: Tensor | None = None,
     top_n: int = 0,
     top_where: Tensor | None = None,
@@ -149,12 +149,12 @@ def objective_loss(
     )
     batch = _divided(batch, spec, denominators)
     inputs = HeadInputs(
-        student=Side(student_hidden, student_head),
+        student=Side(student_hidden, LmHead.of(student_head)),
         targets=batch.targets,
-        teacher=_side(teacher_hidden, teacher_head) if taught else None,
-        trust_reference=_side(trust_hidden, reference_head) if taught else None,
+        teacher=Side.of(teacher_hidden, teacher_head) if taught else None,
+        trust_reference=Side.of(trust_hidden, reference_head) if taught else None,
         trust=spec.trust if taught else None,
-        initial=_side(reference_hidden, reference_head),
+        initial=Side.of(reference_hidden, reference_head),
         initial_weight=0.0 if spec.kl is None else spec.kl.coefficient * _inverse(denominators.kl),
         temperature=spec.temperature,
         vocabulary=spec.vocabulary,
@@ -239,10 +239,3 @@ def _check_whole_sequences(batch: TokenBatch) -> None:
 def _inverse(count: float) -> float:
     """1/count, or 0 for a component that nothing feeds."""
     return 1.0 / count if count else 0.0
-
-
-def _side(hidden: Tensor | None, head: Tensor | None) -> Side | None:
-    if hidden is None:
-        return None
-    assert head is not None, "hidden states without a head"
-    return Side(hidden, head)

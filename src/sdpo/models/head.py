@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.errors import ModelError, first_line
+from sdpo.losses.head.logits import LmHead
 from sdpo.models.hidden import plain_hidden
 from sdpo.models.structure import (
     causal_lm,
@@ -27,6 +28,7 @@ from sdpo.models.structure import (
     probe_ids,
 )
 from sdpo.models.trials import plain_logits
+from sdpo.models.weights import Weights
 
 _NUM_TOKENS = 8
 _LARGEST = 50.0
@@ -41,7 +43,7 @@ _EXACT = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadForm:
-    """How logits come from hidden states: cap(scale x (W h + bias)).
+    """How logits come from hidden states: cap(scale (W h + bias)), the terms of `LmHead`.
 
     Example:
         HeadForm(scale=0.0625, softcap=None, has_bias=False)
@@ -49,7 +51,6 @@ class HeadForm:
 
     scale: float
     softcap: float | None
-    """cap x tanh(logit / cap); None: none."""
     has_bias: bool
 
     def __str__(self) -> str:
@@ -68,14 +69,32 @@ class HeadForm:
         return (scaled_TV / self.softcap).tanh() * self.softcap
 
 
-def check_head(model: PreTrainedModel) -> None:
-    """Raises `ModelError` unless logits are hidden states times one matrix, as the loss assumes."""
-    form = head_form_of(causal_lm(model))
-    if form != HeadForm(scale=1.0, softcap=None, has_bias=False):
-        raise ModelError(
-            f"{name_of(causal_lm(model))}: its LM head is {form}, and only a plain one can be "
-            "trained; take another model"
-        )
+def lm_head(model: torch.nn.Module) -> LmHead:
+    """The model's own head, whose tensors may require gradients. Raises `ModelError` where logits
+    are not hidden states times a matrix, or that bent in a known way."""
+    inner = causal_lm(model)
+    form, module = head_form_of(inner), inner.get_output_embeddings()
+    return LmHead(
+        weight_VD=module.weight,
+        bias_V=module.bias if form.has_bias else None,
+        scale=form.scale,
+        softcap=form.softcap,
+    )
+
+
+def head_of(model: torch.nn.Module, weights: Weights | None) -> LmHead:
+    """The head that belongs to `weights` (None: the module's own), without gradients. Tensors are
+    looked up by identity: a tied head is listed under the embedding's name."""
+    head = lm_head(model)
+    if weights is not None:
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+        def other(tensor: torch.Tensor) -> torch.Tensor:
+            return weights.get(names.get(id(tensor), ""), tensor)
+
+        bias_V = None if head.bias_V is None else other(head.bias_V)
+        head = head._replace(weight_VD=other(head.weight_VD), bias_V=bias_V)
+    return head.detached()
 
 
 @once

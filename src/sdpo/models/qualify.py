@@ -24,7 +24,7 @@ from sdpo.kernels.cache import CacheShape
 from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import TreeKind
 from sdpo.models import trials
-from sdpo.models.head import check_head
+from sdpo.models.head import head_form_of
 from sdpo.models.structure import (
     backbone_of,
     causal_lm,
@@ -80,10 +80,10 @@ def tree_kind_of(model: PreTrainedModel) -> TreeKind | Refusal:
 
 
 def check_trainable(model: torch.nn.Module) -> None:
-    """Raises `ModelError` for a model that the loss cannot train: another head than one matrix, or
-    logits or gradients that are not finite. Finds out on the way how packed sequences run."""
+    """Raises `ModelError` for a model that the loss cannot train: its head has no known form, or
+    logits or gradients are not finite. Finds out on the way how packed sequences run."""
     inner = causal_lm(model)
-    check_head(inner)
+    head_form_of(inner)
     tree_kind_of(inner)
     with evaluating(inner), torch.enable_grad():
         is_finite = trials.has_finite_gradients(inner)

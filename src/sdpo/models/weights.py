@@ -6,7 +6,6 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
-from transformers import PreTrainedModel
 
 Weights = Mapping[str, torch.Tensor]
 """Trainable parameters by name, in the module's compute type."""
@@ -41,14 +40,3 @@ def applied(module: torch.nn.Module, weights: Weights | None) -> Generator[None]
 def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A detached copy of the trainable weights in their own dtype."""
     return {name: p.detach().clone() for name, p in trainable(module).items()}
-
-
-def head_of(model: PreTrainedModel, weights: Weights | None) -> torch.Tensor:
-    """The LM head [V, D] that belongs to `weights` (None: the module's own). Looked up by identity:
-    a tied head is listed under the embedding's name."""
-    head = model.get_output_embeddings().weight
-    if weights is not None:
-        for name, parameter in model.named_parameters():
-            if parameter is head and name in weights:
-                return weights[name]
-    return head.detach()

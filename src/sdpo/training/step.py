@@ -24,6 +24,7 @@ from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominat
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
+from sdpo.models.head import lm_head
 from sdpo.models.packing import MicroBatch, hidden_rows, pack_samples
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
@@ -176,7 +177,7 @@ class Updater:
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
-            self.model.get_output_embeddings().weight,
+            lm_head(self.model),
             _stack(samples, targets.teacher),
             targets.teacher_head,
             fill_batch(samples, targets, weights, batch.old, self.model.device),
@@ -243,7 +244,7 @@ class Updater:
             s.key for part in updates for s in part if spec.needs_old_support and spec.is_taught(s)
         }
         read = [s for part in updates for s in part if s.key in with_logprobs | with_support]
-        head = self.model.get_output_embeddings().weight
+        head = lm_head(self.model)
         old: dict[Key, OldPolicy] = {}
         budget = self._config.micro_batch_tokens
         for sample, hidden in hidden_states(self.model, read, lambda s: s.prompt_ids, budget):

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from sdpo.losses.head.logits import token_statistics
+from sdpo.losses.head.logits import LmHead, token_statistics
 from sdpo.losses.specs import ObjectiveSpec
+from sdpo.models.head import head_of, lm_head
 from sdpo.models.packing import hidden_rows, pack_samples
-from sdpo.models.weights import applied, head_of
+from sdpo.models.weights import applied
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
@@ -32,20 +33,19 @@ class Targets:
     """Hidden states per sample and the heads they belong to.
 
     Example:
-        Targets(teacher={("clamp", 0): hidden_RD}, teacher_head=head_VD, trust={}, reference={},
+        Targets(teacher={("clamp", 0): hidden_RD}, teacher_head=head, trust={}, reference={},
         initial_head=None, negatives={})
     """
 
     teacher: dict[Key, torch.Tensor]
     """Teacher's hidden states [R, D] of distilled samples."""
-    teacher_head: torch.Tensor
-    """[V, D]."""
+    teacher_head: LmHead
     trust: dict[Key, torch.Tensor]
     """Initial model's hidden states in the teacher's context; empty without a trust region."""
     reference: dict[Key, torch.Tensor]
     """Initial model's hidden states in the student's own prompt; empty without a KL to it."""
-    initial_head: torch.Tensor | None
-    """[V, D] of the initial model when `trust` or `reference` need it."""
+    initial_head: LmHead | None
+    """Of the initial model when `trust` or `reference` need it."""
     negatives: dict[Key, torch.Tensor]
     """[R, K] log-probs of the sampled tokens under K wrong demonstrations; empty unless
     contrasted."""
@@ -112,14 +112,14 @@ def _negatives(
     """Log-probs of the sampled tokens after each wrong demonstration, [R, K] per sample that has
     any."""
     columns: dict[Key, list[torch.Tensor]] = {}
-    head = model.get_output_embeddings().weight
+    head = lm_head(model)
     for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
         states = hidden_states(
             model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens
         )
         for sample, rows in states:
-            tokens = torch.tensor(sample.trained_ids, device=head.device, dtype=torch.long)
+            tokens = torch.tensor(sample.trained_ids, device=model.device, dtype=torch.long)
             logprob, _ = token_statistics(
                 rows, head, tokens, temperature=spec.temperature, vocabulary=spec.vocabulary
             )

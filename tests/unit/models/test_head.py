@@ -1,4 +1,4 @@
-"""What stands between hidden states and logits is measured, and only a plain head trains."""
+"""What stands between hidden states and logits is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPTJConfig
 
 from sdpo.errors import ModelError
-from sdpo.models.head import HeadForm, check_head, head_form_of
+from sdpo.models.head import HeadForm, head_form_of, lm_head
 from sdpo.testing import tiny_model
 
 PLAIN = HeadForm(scale=1.0, softcap=None, has_bias=False)
@@ -31,7 +31,6 @@ def changed(change, dtype=torch.float32):
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_one_matrix_is_plain(family, dtype):
     assert head_form_of(tiny_model(family, dtype=dtype)) == PLAIN
-    check_head(tiny_model(family, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -51,8 +50,9 @@ def test_known_families_have_the_numbers_of_their_configs(family, attribute, val
     assert head_form_of(model) == HeadForm(
         **{"scale": 1.0, "softcap": None, "has_bias": False, **form}
     )
-    with pytest.raises(ModelError, match="only a plain one can be trained"):
-        check_head(model)
+    head = lm_head(model)
+    assert (head.scale, head.softcap) == (form.get("scale", 1.0), form.get("softcap"))
+    assert head.weight_VD is model.get_output_embeddings().weight
 
 
 def test_a_scale_that_no_config_names_is_measured():
@@ -80,4 +80,4 @@ def test_a_head_with_adapters_is_refused():
     config = peft.LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(model, config)
     with pytest.raises(ModelError, match="no linear LM head of its own"):
-        check_head(adapted)
+        lm_head(adapted)

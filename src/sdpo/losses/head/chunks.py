@@ -53,8 +53,8 @@ class HeadInputs:
     first.
 
     Example:
-        HeadInputs(student=Side(hidden_TD, head_VD), targets=targets_T,
-                   teacher=Side(teacher_hidden_TD, head_VD))
+        HeadInputs(student=Side(hidden_TD, head), targets=targets_T,
+                   teacher=Side(teacher_hidden_TD, head))
     """
 
     student: Side
@@ -90,8 +90,9 @@ class ChunkedPass:
         student: Side,
         distill: DistillSpec | None,
         terms_of: TermsOf,
-        needs: tuple[bool, bool],
+        needs: tuple[bool, bool, bool],
     ) -> None:
+        """`needs` says whether hidden states, matrix and bias of the student want a gradient."""
         self._inputs = inputs
         self._student = student
         self._distill = distill
@@ -103,11 +104,12 @@ class ChunkedPass:
         self.tokens = self._empty_outputs()
         self.component_sums = self._full((3,), 0.0)
         """Distillation, policy gradient and KL, each a sum of divided terms."""
-        needs_hidden, needs_head = needs
+        needs_hidden, needs_head, needs_bias = needs
         self.grad_hidden_TD = torch.empty_like(student.hidden_TD) if needs_hidden else None
         # In the math dtype: a sum over chunks kept in bfloat16 would round the later ones away.
         self.grad_head_VD = self._empty(student.head_VD.shape) if needs_head else None
         self._is_head_written = False
+        self.grad_bias_V = self._full((self._vocabulary,), 0.0) if needs_bias else None
         # A tensor, because a number would be compiled in and is another one at every step.
         self._initial_weight = self._full((), inputs.initial_weight)
         self._compiled = compiled_tile(
@@ -139,6 +141,9 @@ class ChunkedPass:
             if not self._is_head_written:  # no tokens: nothing has overwritten the fresh memory
                 self.grad_head_VD.zero_()
             self.grad_head_VD = self.grad_head_VD.to(self._student.head_VD.dtype)
+        if self.grad_bias_V is not None:
+            assert self._student.head.bias_V is not None
+            self.grad_bias_V = self.grad_bias_V.to(self._student.head.bias_V.dtype)
 
     def _logits(self, side: Side | None, size: int, is_narrow: bool) -> Logits | None:
         """Room for the logits of a model that is there."""
@@ -289,7 +294,9 @@ class ChunkedPass:
         fill_top_tokens(tops, span, student, teacher, self._inputs.top_where)
 
     def _collect(self, chunk: slice, gradient_CV: Tensor) -> None:
-        """Turn a chunk's logit gradient into d/d(hidden) and add to d/d(head)."""
+        """Turn a chunk's gradient of W h + bias into d/d(hidden), and add to d/d(head)."""
+        if self.grad_bias_V is not None:
+            self.grad_bias_V += gradient_CV.sum(0, dtype=self._dtype)
         hidden_CD, head_VD = self._student.hidden_TD[chunk], self._student.head_VD
         if self.grad_hidden_TD is not None:
             torch.mm(gradient_CV, head_VD.to(hidden_CD.dtype), out=self.grad_hidden_TD[chunk])

@@ -10,7 +10,8 @@ this project optimises has the form
     [ w (p_j g_j - p_j sum p g) + k (p_j log(p_j/r_j) - p_j KL) + s (1[j = y] - p_j) ] / temperature
 
 distillation with weight w, KL to the initial model r with weight k, and any loss that depends on
-log p(y) alone with derivative s (policy gradient). What w, k and s are is `terms.py`.
+log p(y) alone with derivative s (policy gradient). What w, k and s are is `terms.py`. What a head
+does after its product (a bias, a scale, a soft-cap) is `LmHead`'s; its slope multiplies the above.
 
 Memory: at most one chunk of [C, V] logits per model (`logits.py` says how large), three tiles [R,
 V], the gradient [T, D], and, only if the head trains, its gradient [V, D] in float32. Legend: T
@@ -29,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from sdpo.losses.divergence import DivergenceKind
 from sdpo.losses.head.chunks import ChunkedPass, HeadInputs, TermsOf
-from sdpo.losses.head.logits import Side
+from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
 from sdpo.losses.specs import DistillSpec
 from sdpo.losses.terms import Terms
@@ -54,14 +55,18 @@ def head_pass(inputs: HeadInputs, distill: DistillSpec | None, terms_of: TermsOf
     """
     passes: list[ChunkedPass] = []
 
-    def compute(hidden_TD: Tensor, head_VD: Tensor, needs: tuple[bool, bool]) -> ChunkedPass:
+    student = inputs.student if torch.is_grad_enabled() else inputs.student.detached()
+
+    def compute(
+        hidden_TD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needs: tuple[bool, bool, bool]
+    ) -> ChunkedPass:
+        head = student.head._replace(weight_VD=weight_VD, bias_V=bias_V)
         # An autograd function returns tensors only: the rest of the pass leaves through the list.
-        passes.append(ChunkedPass(inputs, Side(hidden_TD, head_VD), distill, terms_of, needs))
+        passes.append(ChunkedPass(inputs, Side(hidden_TD, head), distill, terms_of, needs))
         passes[0].run()
         return passes[0]
 
-    student = inputs.student if torch.is_grad_enabled() else inputs.student.detached()
-    loss = _FusedHead.apply(*student, compute)
+    loss = _FusedHead.apply(student.hidden_TD, student.head.weight_VD, student.head.bias_V, compute)
     distill_sum, pg_sum, kl_sum = passes[0].component_sums.unbind()
     return HeadPass(loss, distill_sum, pg_sum, kl_sum, passes[0].tokens)
 
@@ -73,16 +78,17 @@ class _FusedHead(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_TD: Tensor,
-        head_VD: Tensor,
-        compute: Callable[[Tensor, Tensor, tuple[bool, bool]], ChunkedPass],
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        compute: Callable[..., ChunkedPass],
     ) -> Tensor:
-        done = compute(hidden_TD, head_VD, tuple(ctx.needs_input_grad[:2]))
-        ctx.gradients = (done.grad_hidden_TD, done.grad_head_VD)
+        done = compute(hidden_TD, weight_VD, bias_V, tuple(ctx.needs_input_grad[:3]))
+        ctx.gradients = (done.grad_hidden_TD, done.grad_head_VD, done.grad_bias_V)
         return done.component_sums.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
                 "backward() was called twice on a fused loss; its gradients are handed over, not "
@@ -115,9 +121,9 @@ class DistillationResult:
 
 def distillation_loss(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Tensor | LmHead,
     teacher_hidden: Tensor,
-    teacher_head: Tensor,
+    teacher_head: Tensor | LmHead,
     targets: Tensor,
     *,
     divergence: DivergenceKind = "jsd",
@@ -129,7 +135,7 @@ def distillation_loss(
     temperature: float = 1.0,
     vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
-    reference_head: Tensor | None = None,
+    reference_head: Tensor | LmHead | None = None,
     trust: float | None = None,
     chunk_tokens: int | None = None,
 ) -> DistillationResult:
@@ -137,8 +143,10 @@ def distillation_loss(
     student's side only.
 
     `student_hidden` [T, D] and `student_head` [V, D] may require grad; `teacher_hidden` [T, D'] and
-    `teacher_head` [V, D'] may have another width. `weights` [T] carry 1/(global count); None means
-    the mean over the T tokens. The divergence is over the `top_k` likeliest tokens of `support`
+    `teacher_head` [V, D'] may have another width. A head that does more than multiply is an
+    `LmHead`. `weights` [T] carry 1/(global count); None means the mean over the T tokens.
+
+    The divergence is over the `top_k` likeliest tokens of `support`
     (the student, the teacher, or the union of both) and the `tail`; `tail` False renormalises,
     `top_k` None is the whole vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p
     + beta q; `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With
@@ -150,12 +158,11 @@ def distillation_loss(
         weights = student_hidden.new_full((count,), 1.0 / max(count, 1), dtype=torch.float64)
     if (trust is None) != (reference_hidden is None) or (trust is None) != (reference_head is None):
         raise ValueError("trust, reference_hidden and reference_head go together")
-    has_reference = reference_hidden is not None and reference_head is not None
     inputs = HeadInputs(
-        student=Side(student_hidden, student_head),
+        student=Side(student_hidden, LmHead.of(student_head)),
         targets=targets,
-        teacher=Side(teacher_hidden, teacher_head),
-        trust_reference=Side(reference_hidden, reference_head) if has_reference else None,
+        teacher=Side(teacher_hidden, LmHead.of(teacher_head)),
+        trust_reference=Side.of(reference_hidden, reference_head),
         trust=trust,
         temperature=temperature,
         vocabulary=vocabulary,

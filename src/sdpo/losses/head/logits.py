@@ -36,14 +36,56 @@ _STRIP_ELEMENTS = 1 << 22
 """Elements of a product that is widened on a CPU: 8 MiB in bfloat16."""
 
 
+class LmHead(NamedTuple):
+    """How hidden states become logits: cap(scale (W h + bias)), where cap(x) = softcap
+    tanh(x / softcap).
+
+    Llama has W alone, Phi a bias, Granite and Cohere a scale, Gemma 2 a cap.
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, head: Tensor | LmHead) -> LmHead:
+        """A bare [V, D] is a head of one matrix."""
+        return head if isinstance(head, LmHead) else cls(head)
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight_VD.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight_VD.dtype
+
+    def detached(self) -> LmHead:
+        bias_V = None if self.bias_V is None else self.bias_V.detach()
+        return self._replace(weight_VD=self.weight_VD.detach(), bias_V=bias_V)
+
+
 class Side(NamedTuple):
     """Hidden states and the head that turns them into logits."""
 
     hidden_TD: Tensor
-    head_VD: Tensor
+    head: LmHead
+
+    @classmethod
+    def of(cls, hidden: Tensor | None, head: Tensor | LmHead | None) -> Side | None:
+        """None where there are no hidden states."""
+        if hidden is None:
+            return None
+        assert head is not None, "hidden states without a head"
+        return cls(hidden, LmHead.of(head))
+
+    @property
+    def head_VD(self) -> Tensor:
+        return self.head.weight_VD
 
     def detached(self) -> Side:
-        return Side(self.hidden_TD.detach(), self.head_VD.detach())
+        return Side(self.hidden_TD.detach(), self.head.detached())
 
 
 def chunk_size(
@@ -79,6 +121,10 @@ class Logits:
     memory, and each tile is widened while it is in cache: on two AMX threads, logits for 1,632
     tokens took half the time. Elsewhere, and for mixtures, a chunk has the math dtype and tiles are
     views of it.
+
+    What a head does after its product happens to a tile, in cache. A soft-cap needs one more tile
+    where gradients are wanted (its slope, by which `put` multiplies), and in a mixture one more
+    chunk: capped logits are not a sum of products.
     """
 
     def __init__(
@@ -98,8 +144,9 @@ class Logits:
         mean of logits, since normalisers are constant per token (Eq. 10, 16)."""
         assert (trust is None) == (reference is None), "trust and its reference go together"
         assert not (is_narrow and trust is not None), "a sum of two products is wide"
-        self._side, self._reference, self._trust = side, reference, trust
-        self._scale = 1.0 / temperature
+        self._side, self._trust = side, trust
+        self._reference = reference
+        self._inverse_temperature = 1.0 / temperature
         num_rows, narrow = len(side.head_VD), side.hidden_TD.dtype
         wide = math_dtype(narrow)
         # Rows of the head without a token are multiplied and then ruled out: without them V would
@@ -108,42 +155,107 @@ class Logits:
         self._chunk_CV = side.hidden_TD.new_empty(
             (num_tokens, num_rows), dtype=narrow if is_narrow else wide
         )
-        self._tile_RV = None
+        self._tile_RV = self._slope_RV = self._rest_CV = None
         if is_narrow:
             self._tile_RV = self._chunk_CV.new_empty((num_tile_tokens, num_rows), dtype=wide)
+        if side.head.softcap is not None:
+            self._slope_RV = self._chunk_CV.new_empty((num_tile_tokens, num_rows), dtype=wide)
+            if reference is not None:
+                self._rest_CV = torch.empty_like(self._chunk_CV)
 
     def fill(self, chunk: slice) -> None:
-        """Compute the logits of these tokens."""
+        """Compute the products of these tokens."""
         chunk_CV = self._chunk_CV[: chunk.stop - chunk.start]
         if self._tile_RV is not None:
-            hidden_TD, head_VD = self._side
+            hidden_TD, head_VD = self._side.hidden_TD, self._side.head_VD
             torch.mm(hidden_TD[chunk], head_VD.to(hidden_TD.dtype).t(), out=chunk_CV)
-        elif self._reference is None or self._trust is None:
-            _product_into(chunk_CV, self._side, chunk, self._scale)
+            return
+        scale = self._product_scale(self._side.head)
+        if self._reference is None or self._trust is None:
+            _product_into(chunk_CV, self._side, chunk, scale)
+        elif self._rest_CV is not None:
+            _product_into(chunk_CV, self._side, chunk, scale)
+            rest_CV, rest = (
+                self._rest_CV[: len(chunk_CV)],
+                self._product_scale(self._reference.head),
+            )
+            _product_into(rest_CV, self._reference, chunk, rest)
         else:
-            _product_into(chunk_CV, self._side, chunk, self._scale * self._trust)
-            rest = self._scale * (1.0 - self._trust)
+            _product_into(chunk_CV, self._side, chunk, scale * self._trust)
+            rest = self._product_scale(self._reference.head) * (1.0 - self._trust)
             _product_into(chunk_CV, self._reference, chunk, rest, add=True)
+
+    def _product_scale(self, head: LmHead) -> float:
+        """What a product is multiplied by as it is made: all of it, unless a cap comes between."""
+        return head.scale if head.softcap is not None else head.scale * self._inverse_temperature
 
     def tile(self, local: slice) -> Tensor:
         """Logits [R, V] of some tokens of the chunk, divided by the temperature, in the math dtype;
         rows of the head without a token have no mass. They may be overwritten."""
         tile_RV = self._chunk_CV[local]
+        head, scale = self._side.head, self._product_scale(self._side.head)
         if self._tile_RV is not None:
             tile_RV = self._tile_RV[: len(tile_RV)].copy_(tile_RV)
-            if self._scale != 1.0:
-                tile_RV.mul_(self._scale)
+            if scale != 1.0:
+                tile_RV.mul_(scale)
+        self._add_biases(tile_RV)
+        if head.softcap is not None:
+            assert self._slope_RV is not None
+            slope_RV = self._slope_RV[: len(tile_RV)]
+            _cap_(tile_RV, head.softcap, slope_RV)
+            if self._rest_CV is not None:
+                self._mix_capped_(tile_RV, local, slope_RV)
+            if self._inverse_temperature != 1.0:
+                tile_RV.mul_(self._inverse_temperature)
         tile_RV[:, self._beyond] = LOG_NOTHING
         return tile_RV
 
-    def put(self, local: slice, values_RV: Tensor) -> None:
-        """Write what `tile` gave, and was overwritten, into the chunk."""
+    def _add_biases(self, tile_RV: Tensor) -> None:
+        """Of both sides where their products are one sum."""
+        sides = [(self._side, 1.0 if self._trust is None else self._trust)]
+        if self._rest_CV is not None:
+            sides = [(self._side, 1.0)]
+        elif self._reference is not None and self._trust is not None:
+            sides.append((self._reference, 1.0 - self._trust))
+        for side, share in sides:
+            if side.head.bias_V is not None:
+                factor = share * self._product_scale(side.head)
+                tile_RV.add_(side.head.bias_V.to(tile_RV.dtype), alpha=factor)
+
+    def _mix_capped_(self, tile_RV: Tensor, local: slice, scratch_RV: Tensor) -> None:
+        """The trust-region mixture of capped logits; a mixture has no gradient, so that the slope's
+        room is free."""
+        assert self._rest_CV is not None
+        assert self._reference is not None
+        assert self._trust is not None
+        rest_RV, head = self._rest_CV[local], self._reference.head
+        if head.bias_V is not None:
+            rest_RV.add_(head.bias_V.to(rest_RV.dtype), alpha=head.scale)
+        assert head.softcap is not None
+        _cap_(rest_RV, head.softcap, scratch_RV)
+        tile_RV.mul_(self._trust).add_(rest_RV, alpha=1.0 - self._trust)
+
+    def put(self, local: slice, gradient_RV: Tensor) -> None:
+        """Write the gradient of the logits that `tile` gave last, in whose place it stands, into
+        the chunk: as that of W h + bias."""
+        head = self._side.head
+        if self._slope_RV is not None:
+            gradient_RV.mul_(self._slope_RV[: len(gradient_RV)])
+        if head.scale != 1.0:
+            gradient_RV.mul_(head.scale)
         if self._tile_RV is not None:
-            self._chunk_CV[local].copy_(values_RV)
+            self._chunk_CV[local].copy_(gradient_RV)
 
     def chunk(self, count: int) -> Tensor:
         """The chunk's first tokens as they now are, in the type of the hidden states."""
         return self._chunk_CV[:count].to(self._side.hidden_TD.dtype)
+
+
+def _cap_(x_RV: Tensor, softcap: float, slope_RV: Tensor) -> None:
+    """x <- softcap tanh(x / softcap), and its derivative 1 - tanh^2 into `slope`."""
+    x_RV.div_(softcap).tanh_()
+    torch.mul(x_RV, x_RV, out=slope_RV).neg_().add_(1.0)
+    x_RV.mul_(softcap)
 
 
 def are_narrow(sides: Iterable[Side | None]) -> bool:
@@ -201,13 +313,13 @@ def _strips(out: Tensor, a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor,
 @torch.no_grad()
 def token_statistics(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | LmHead,
     targets: Tensor,
     *,
     temperature: float = 1.0,
     vocabulary: int | None = None,
     reference_hidden: Tensor | None = None,
-    reference_head: Tensor | None = None,
+    reference_head: Tensor | LmHead | None = None,
     trust: float | None = None,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -217,10 +329,8 @@ def token_statistics(
     from `vocabulary` on are not tokens. With `trust`, of the trust-region target ref^(1-trust)
     teacher^trust, where `hidden` and `head` are the teacher's. Memory: one chunk of logits.
     """
-    side = Side(hidden, head)
-    reference = None
-    if reference_hidden is not None and reference_head is not None:
-        reference = Side(reference_hidden, reference_head)
+    side = Side(hidden, LmHead.of(head))
+    reference = Side.of(reference_hidden, reference_head)
     logprob_T = hidden.new_empty(len(targets), dtype=math_dtype(hidden.dtype))
     entropy_T = torch.empty_like(logprob_T)
     for rows, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, reference, trust):
@@ -232,7 +342,7 @@ def token_statistics(
 @torch.no_grad()
 def token_support(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | LmHead,
     top_k: int,
     *,
     temperature: float = 1.0,
@@ -242,13 +352,13 @@ def token_support(
     """The most likely tokens and their log-probs, likeliest first: what Eq. 13 remembers of the old
     policy."""
     ids, logprobs = [], []
-    side = Side(hidden, head)
+    side = Side(hidden, LmHead.of(head))
     for _, log_p_RV in _log_probs(side, temperature, vocabulary, chunk_tokens, None, None):
         top = log_p_RV.topk(min(top_k, log_p_RV.shape[1]))
         ids.append(top.indices)
         logprobs.append(top.values)
     if not ids:
-        shape = (0, min(top_k, len(head)))
+        shape = (0, min(top_k, len(side.head_VD)))
         nothing = hidden.new_empty(shape)
         return OldSupport(ids=nothing.long(), logprobs=nothing.to(math_dtype(hidden.dtype)))
     return OldSupport(ids=torch.cat(ids), logprobs=torch.cat(logprobs))
