@@ -64,6 +64,8 @@ PASS_AT_K_FALL = 0.1
 KL_LIMIT = 1.0
 """Nats per token from the initial model; healthy runs end at 0.01-0.3. Absolute, since every run
 starts at 0."""
+SAMPLER_GAP_LIMIT = 0.5
+"""Nats per token, far above what rounding explains (hundredths in bfloat16)."""
 SOLVED_COLLAPSE = 0.4
 """Share of the best windowed solved rate; collapses go to zero within tens of steps (tool use in
 public reproductions)."""
@@ -209,6 +211,11 @@ RULES = (
     _Rule(
         name="initial_kl", metric="policy/initial_kl", offset=KL_LIMIT, absolute=True,
         meaning="the policy has left the initial model behind",
+    ),
+    _Rule(
+        name="sampler_gap", metric="policy/sampler_gap", offset=SAMPLER_GAP_LIMIT, absolute=True,
+        meaning="sampler and trainer disagree about the same weights; run `sdpo check`, or take "
+        "rollout.engine.type=local",
     ),
     _Rule(
         name="solved_collapse", metric="train/solved", below=True, factor=SOLVED_COLLAPSE,

@@ -166,6 +166,22 @@ _TEACHER = (
         "attempt is the same and there is nothing left to compare.",
     ),
     Panel(
+        group="Policy and teacher", title="Sampler against trainer", axis=_NATS, bounds=POSITIVE,
+        keys={
+            "policy/sampler_gap": "mean", "policy/sampler_gap_p99": "99th percentile",
+            "policy/sampler_gap_max": "largest",
+        },
+        canaries=("sampler_gap",),
+        meaning="How far the log-probs recorded while sampling are from those of the same weights "
+        "in training. Rounding gives hundredths of a nat; tenths mean that they run another model.",
+    ),
+    Panel(
+        group="Policy and teacher", title="Capped ratios", keys={"policy/ratio_capped": ""},
+        axis="share of tokens", bounds=SHARE,
+        meaning="Tokens whose ratio of trainer to sampler is above ratio_cap, so that they count "
+        "less than they should.",
+    ),
+    Panel(
         group="Policy and teacher", title="Distance of student and teacher", axis=_NATS,
         keys={"policy/teacher_js": "Jensen-Shannon divergence"}, bounds=POSITIVE,
         canaries=("teacher_collapse",),

@@ -32,6 +32,7 @@ from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
+from sdpo.training.sampler_gap import add_sampler_gap
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
 
@@ -55,6 +56,8 @@ class StepResult:
 class _Batch:
     """What every micro-batch of one optimizer update shares."""
 
+    is_first: bool
+    """Whether the weights are still those that sampled: the first update of a step."""
     denominators: Denominators
     share: float
     """1 / the step's updates: reported losses are means over them."""
@@ -108,8 +111,9 @@ class Updater:
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
         old = self._old_policy([part for part, _ in counted], spec)
-        for part, denominators in counted:
+        for number, (part, denominators) in enumerate(counted):
             batch = _Batch(
+                is_first=number == 0,
                 denominators=denominators,
                 share=1.0 / len(counted),
                 spec=spec,
@@ -215,6 +219,18 @@ class Updater:
             metrics.add(f"loss/{name}", Sum(float(part) * share))
         metrics.add("loss/total", Sum(float(loss.loss.detach()) * share))
         tokens = loss.tokens
+        if batch.is_first and not (spec.pg is not None and spec.pg.kind == "sft"):
+            sampled = [
+                p
+                for s in samples
+                for p, m in zip(s.sampler_logprobs, s.loss_mask, strict=True)
+                if m
+            ]
+            of_sampler = torch.tensor(sampled, device=tokens.student_logprob.device)
+            component = spec.pg or spec.distill
+            assert component is not None
+            cap = component.ratio_cap
+            add_sampler_gap(metrics, tokens.student_logprob, of_sampler, ratio_cap=cap)
         metrics.add("policy/entropy_trained", _mean(tokens.student_entropy))
         if spec.needs_initial:
             metrics.add("policy/initial_kl", _mean(tokens.initial_kl))

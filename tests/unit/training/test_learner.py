@@ -137,3 +137,11 @@ def test_a_run_that_cannot_learn_is_warned_about_and_goes_on(opened):
     alert = json.loads(line)
     assert (alert["canary"], alert["action"], alert["step"]) == ("nothing_learnt", "warn", 2)
     assert "objective.type=sdpo or hybrid" in alert["message"]
+
+
+def test_every_step_says_how_far_sampler_and_trainer_are_apart(opened):
+    with opened("objective.type=sdpo", "optim.updates_per_step=2", judge=Judge(0)) as run:
+        rows = list(train_steps(run))
+    for row in rows[1:]:
+        assert 0 <= row["policy/sampler_gap"] <= row["policy/sampler_gap_max"] < 1e-3
+        assert row["policy/ratio_capped"] == 0
