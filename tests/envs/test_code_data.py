@@ -31,6 +31,28 @@ def failures(tasks: str) -> dict[str, str]:
         env.close()
 
 
+@pytest.mark.parametrize("name", ["private-api", "private-api-v2"])
+def test_a_private_library_is_given_to_programs_and_never_shown(name: str) -> None:
+    rows = load_code_tasks(name)
+    assert Counter(split for split, _ in rows) == {"train": 48, "eval": 16}
+    assert failures(name) == {}
+    for _, task in rows:
+        shown = " ".join(message["content"] for message in task.messages)
+        assert not any(secret in shown for secret in ("box_", "bay_", "pkg_", "rack_"))
+        assert len(task.messages) == 5, "two worked examples of another library, then the task"
+
+
+def test_the_second_version_of_the_library_renames_a_few_names() -> None:
+    first, second = (
+        {task.id: task for _, task in load_code_tasks(name)}
+        for name in ("private-api", "private-api-v2")
+    )
+    assert first.keys() == second.keys()
+    changed = [i for i in first if first[i].reference.solution != second[i].reference.solution]
+    assert 0 < len(changed) < len(first)
+    assert all(first[i].messages == second[i].messages for i in first)
+
+
 def test_the_built_in_set_is_large_and_split() -> None:
     rows = load_code_tasks("python-basics")
     splits = Counter(split for split, _ in rows)

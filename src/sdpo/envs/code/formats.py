@@ -38,7 +38,11 @@ from sdpo.records import Task
 from sdpo.seeds import derive
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "tasks"
-BUILTIN_SETS = {"python-basics": "python_basics.jsonl"}
+BUILTIN_SETS = {
+    "python-basics": "python_basics.jsonl",
+    "private-api": "private_api.jsonl",
+    "private-api-v2": "private_api_v2.jsonl",
+}
 HUMAN_EVAL = "human-eval"
 
 _MBPP_KEYS = {"task_id", "code", "test_list"}
