@@ -76,8 +76,8 @@ class CodeEnvConfig(JudgingConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
-    """`python-basics`, `private-api` or `private-api-v2` (a library that the model is not shown), or
-    a .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
+    """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
+    .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
     function's name far more often."""
