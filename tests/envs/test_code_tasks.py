@@ -265,7 +265,9 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match=r"no such file.*python-basics, private-api, private-api-v2, human-eval"):
+    with pytest.raises(
+        TaskError, match=r"no such file.*python-basics, private-api, private-api-v2, human-eval"
+    ):
         load_code_tasks(str(tmp_path / "none.jsonl"))
     with pytest.raises(TaskError, match=r"the file holds no row"):
         load_code_tasks(write(tmp_path, ""))
