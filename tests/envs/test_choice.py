@@ -211,3 +211,12 @@ def test_sciknoweval_passes_its_check(shared_data, domain, num_rows):
     )
     report = env.check()
     assert (report.num_tasks, report.failures) == (num_rows, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"), [("<answer>c</answer>", "C"), ("<answer>A</answer>", "A")]
+)
+def test_an_attempts_answer_is_named_for_majority_demonstrations(tmp_path, text, letter):
+    """Nobody named it, so that `teacher.context.demonstration = "majority"` showed nothing."""
+    assert verdict(tmp_path, text).info["answer"] == letter
+    assert "answer" not in verdict(tmp_path, "no tag").info

@@ -19,7 +19,7 @@ from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
-from sdpo.envs.verdicts import accepted, failed
+from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.records import Task, Verdict
 
 _OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)
@@ -83,8 +83,9 @@ class Choice(RowsEnv):
             feedback = NO_LETTER.format(answer=safe(answers[0].strip()), options=", ".join(options))
             return failed("incorrect_format", feedback, has_reasoning=has_reasoning)
         if letter != task.reference["answer"]:
-            return failed("wrong_answer", WRONG.format(letter=letter), has_reasoning=has_reasoning)
-        return accepted(has_reasoning=has_reasoning)
+            said = WRONG.format(letter=letter)
+            return naming(failed("wrong_answer", said, has_reasoning=has_reasoning), letter)
+        return naming(accepted(has_reasoning=has_reasoning), letter)
 
     def reference_answer(self, task: Task) -> str:
         """The right letter, tagged."""

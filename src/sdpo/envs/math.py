@@ -20,7 +20,7 @@ from sdpo.config import schema
 from sdpo.envs.math_process import Comparer
 from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
-from sdpo.envs.verdicts import accepted, failed
+from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
@@ -87,9 +87,9 @@ class Math(RowsEnv):
         shown = safe(answer)
         match self._compare(task, answer):
             case "right":
-                return accepted()
+                return naming(accepted(), answer)
             case "wrong":
-                return failed("wrong_answer", WRONG.format(answer=shown))
+                return naming(failed("wrong_answer", WRONG.format(answer=shown)), answer)
             case "unreadable":
                 return failed("incorrect_format", UNREADABLE.format(answer=shown))
             case _:

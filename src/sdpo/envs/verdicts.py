@@ -31,6 +31,12 @@ def failed(category: str, feedback: str | None, **metrics: float) -> Verdict:
     )
 
 
+def naming(verdict: Verdict, answer: str) -> Verdict:
+    """`verdict` with the answer that the attempt gives, right or wrong, which
+    `teacher.context.demonstration = "majority"` counts."""
+    return replace(verdict, info={**verdict.info, "answer": answer})
+
+
 def guarded(judge: Callable[[], Verdict]) -> Verdict:
     """The verdict of `judge`, or an `error` verdict with the traceback if it has a bug.
 
