@@ -22,6 +22,7 @@ from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
+from sdpo.metrics.sampler_gap import add_sampler_gap
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
@@ -32,7 +33,6 @@ from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
 from sdpo.training.optim import Optimizer
-from sdpo.training.sampler_gap import add_sampler_gap
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
 
