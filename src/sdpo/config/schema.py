@@ -209,8 +209,8 @@ class OptimConfig(Config):
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
     decay_steps: NonNegativeInt = 0
-    """Steps in which the rate halves after warm-up: it falls as lr / (1 + t / decay_steps), whatever
-    `steps` is. 0: constant. Paper: 0."""
+    """Steps after warm-up in which the rate halves: it falls as lr / (1 + t / decay_steps). 0:
+    constant. Paper: 0."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
