@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
@@ -114,7 +114,7 @@ class Probe:
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
-    rules: ContextConfig,
+    rules: AnyContextConfig,
     *,
     samples: int,
     sampling: Sampling,
@@ -204,9 +204,15 @@ class _Ask:
     prompt_ids: tuple[int, ...]
 
 
-def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
+def _rules(rules: AnyContextConfig) -> list[tuple[Kind, AnyContextConfig]]:
+    shown = rules
+    if not isinstance(shown, ContextConfig):
+        shown = ContextConfig(
+            layout=rules.layout, templates=rules.templates, max_tokens=rules.max_tokens
+        )
+
     def varied(**changes: object) -> ContextConfig:
-        return rules.model_copy(update={"control": "none", **changes})
+        return shown.model_copy(update={"control": "none", **changes})
 
     return [
         ("recipe", rules),
@@ -219,7 +225,7 @@ def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
 
 
 def _failed(
-    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: AnyContextConfig, seed: int
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import Divergence, DivergenceKind
+from sdpo.losses.divergence import CustomDivergence, Divergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.records import Sample
 
@@ -25,7 +25,7 @@ class DistillSpec:
                     granularity="logit", importance="token", ratio_cap=2.0, advantage_clip=5.0)
     """
 
-    divergence: DivergenceKind
+    divergence: DivergenceKind | CustomDivergence
     beta: float | None = None
     """Weight of the teacher in the Jensen-Shannon mixture, for `jsd` only."""
     support: Literal["student", "teacher", "union"]
