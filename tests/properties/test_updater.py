@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,8 @@ TOLERANCE = 2e-5
 TOKENIZER = byte_tokenizer()
 CHAT = Chat(TOKENIZER)
 
+OWN = Path(__file__).with_name("own_divergences.py")
+
 OBJECTIVES = {
     "sdpo": ("objective.type=sdpo",),
     "sdpo reverse_kl 5": ("objective.divergence={type='reverse_kl', top_k=5}",),
@@ -51,6 +54,14 @@ OBJECTIVES = {
     "sdpo eq13": (
         "objective.importance=logit",
         "objective.divergence={type='reverse_kl', top_k=6}",
+    ),
+    "sdpo own": (
+        f"objective.divergence={{type='custom', path='{OWN}:alpha', options={{alpha=0.3}}, "
+        "top_k=5, support='union', tail=false}",
+    ),
+    "sdpo own pair": (
+        f"objective.divergence={{type='custom', path='{OWN}:reverse_kl', top_k='all'}}",
+        "objective.sequence_estimator=0.3",
     ),
     "sdpo kl": ("objective.kl_coefficient=0.2",),
     "sc_sdpo": ("objective.type=sc_sdpo",),
@@ -71,12 +82,13 @@ OBJECTIVES = {
 SCHEDULES = ("ema", "live", "frozen", "trust_region")
 
 
-def settings(objective: str, schedule: str):
+def settings(objective: str, schedule: str, passes: int):
     trust = ("teacher.schedule.mix=0.3",) if schedule == "trust_region" else ()
     return load_config(
         [
             "optim.lr=3e-3", "optim.micro_batch_tokens=120", "optim.updates_per_step=2",
-            "rollout.max_completion_tokens=12", "teacher.context.feedback=always",
+            f"optim.passes={passes}", "rollout.max_completion_tokens=12",
+            "teacher.context.feedback=always",
             f"teacher.schedule.type={schedule}", *trust,
             *(("objective.type=sdpo",) if objective.startswith("sdpo ") else ()),
             *OBJECTIVES[objective],
@@ -290,7 +302,7 @@ class Compared(Parallel):
 
     def sum_gradients(self, gradients):
         naive, updates = STATE["naive"], STATE["updates"]
-        samples = updates[STATE["number"]]
+        samples = updates[STATE["number"] % len(updates)]
         STATE["number"] += 1
         parameters = trainable(naive.model)
         with torch.enable_grad():
@@ -310,7 +322,17 @@ STATE: dict = {}
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_update_has_the_gradient_of_a_naive_loop(objective, schedule):
-    config = settings(objective, schedule)
+    compare_updates(objective, schedule, passes=1)
+
+
+@pytest.mark.parametrize("schedule", ["ema", "live"])
+@pytest.mark.parametrize("objective", ["hybrid", "rlcsd", "sdpo eq13"])
+def test_a_second_pass_has_the_gradient_of_a_naive_loop(objective, schedule):
+    compare_updates(objective, schedule, passes=2)
+
+
+def compare_updates(objective, schedule, *, passes):
+    config = settings(objective, schedule, passes)
     model = tiny_model().double()
     noisy(model, 0.05, seed=1)
     watched = TeacherSchedule(
@@ -343,5 +365,5 @@ def test_an_update_has_the_gradient_of_a_naive_loop(objective, schedule):
         config=config.optim, objective=config.objective, parallel=Compared(),
     )  # fmt: skip
     updater.step(updates, spec, where="test")
-    assert STATE["number"] == 2
+    assert STATE["number"] == 2 * passes
     assert max(STATE["norms"]) > 1e-6, "nothing was compared"
