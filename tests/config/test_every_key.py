@@ -79,8 +79,8 @@ def turn_of(key: Key) -> Turn | None:
 
 
 MOST_KEYS = 122
-"""112, and what opens the five plug points to functions of the user's own: path and options of each,
-and whether weights are relative."""
+"""112, and what opens the five plug points to functions of the user's own: path and options of
+each, and whether weights are relative."""
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]
