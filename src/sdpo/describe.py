@@ -125,6 +125,11 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
         case _:
             assert_never(distill.granularity)
     yield from textwrap.wrap(_reach(distill), 88, initial_indent=INDENT, subsequent_indent=INDENT)
+    if distill.trust is not None and distill.trust_prompt == "student":
+        yield (
+            f"          target: teacher^{distill.trust:g} x (initial model in the student's prompt)"
+            f"^{1 - distill.trust:g}"
+        )
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":

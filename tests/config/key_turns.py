@@ -225,6 +225,7 @@ TURNS = {
     "_SurrogateConfig.normalization": turn("fixed"),
     "_SurrogateConfig.std": turn(TOGGLE),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
+    "DistillingConfig.teacher_exponent": turn("1.5"),
     "DistillingConfig.granularity": turn("token"),
     "DistillingConfig.advantage_clip": turn("1e-3"),
     "DistillingConfig.ratio_cap": turn("0.5"),

@@ -78,9 +78,9 @@ def turn_of(key: Key) -> Turn | None:
     return None
 
 
-MOST_KEYS = 122
-"""112, and what opens the five plug points to functions of the user's own: path and options of
-each, and whether weights are relative."""
+MOST_KEYS = 123
+"""112, the exponent of mixed targets, and what opens the five plug points to functions of the
+user's own: path and options of each, and whether weights are relative."""
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]

@@ -191,6 +191,11 @@ class RewardedConfig(_ObjectiveConfig):
 class DistillingConfig(_ObjectiveConfig):
     divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
+    teacher_exponent: NonNegative = 1.0
+    """lambda of the target initial^(1-lambda) teacher^lambda, the initial model in the student's
+    own prompt: above 1 it goes beyond the teacher (ExOPD, 2602.12125), below 1 it stays nearer to
+    where training began (beta-OPSD, 2607.28582). Other than 1: a copy of the weights and a pass
+    more."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
     advantage_clip: PositiveFloat | Literal["off"] = "off"

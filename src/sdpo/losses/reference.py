@@ -46,7 +46,7 @@ def reference_objective(
     """The parts `distill`, `pg` and `kl` of the loss, with a graph to `student_logits` [T, V], and
     what is known of every token.
 
-    `teacher_logits` [R, V] and `trust_logits` [R, V] (the initial model in the teacher's context)
+    `teacher_logits` [R, V] and `trust_logits` [R, V] (the initial model that the target mixes in)
     belong to the first R = `batch.num_taught` tokens; `initial_logits` [T, V] is the initial model
     in the student's prompt. `counts` are `reference_counts` of the whole optimizer batch.
     """

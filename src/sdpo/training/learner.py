@@ -34,7 +34,7 @@ from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
@@ -79,8 +79,9 @@ class Learner:
         """Steps completed; with `seed` it decides the random numbers of the next."""
         self.model = sampler.policy.model
         self.optimizer = Optimizer(config.optim, self.model)
+        keep_initial = config.objective.kl_coefficient > 0 or mixes_with_initial(config.objective)
         self.schedule = TeacherSchedule(
-            config.teacher.schedule, self.model, keep_initial=config.objective.kl_coefficient > 0
+            config.teacher.schedule, self.model, keep_initial=keep_initial
         )
         self._num_updates_followed = 0
         """Updates that the self-teacher has followed."""

@@ -51,6 +51,11 @@ def reads_contexts(objective: ObjectiveConfig) -> bool:
     return not isinstance(objective, GrpoConfig)
 
 
+def mixes_with_initial(objective: ObjectiveConfig) -> bool:
+    """Whether the target is the teacher's with the initial model's in the student's prompt."""
+    return isinstance(objective, DistillingConfig) and objective.teacher_exponent != 1.0
+
+
 def divides_by_std(objective: ObjectiveConfig) -> bool:
     """Whether advantages are divided by the group's standard deviation."""
     return isinstance(objective, RewardedConfig) and objective.policy_gradient.std
@@ -135,6 +140,7 @@ def objective_spec(
 def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     divergence = objective.divergence
     clip = objective.advantage_clip
+    mixes = objective.teacher_exponent != 1.0
     kind: DivergenceKind | CustomDivergence
     if isinstance(divergence, CustomDivergenceConfig):
         kind = custom_divergence(divergence)
@@ -148,7 +154,8 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
         tail=divergence.tail,
         granularity=objective.granularity,
         advantage_clip=None if clip == "off" else clip,
-        trust=trust,
+        trust=objective.teacher_exponent if mixes else trust,
+        trust_prompt="student" if mixes else "teacher",
         importance=objective.importance,
         ratio_cap=objective.ratio_cap if objective.importance == "token" else None,
         eps_low=objective.importance_eps_low if objective.importance == "logit" else None,
