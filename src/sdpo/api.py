@@ -20,6 +20,7 @@ from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
+from sdpo.training.custom import check_custom
 from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
@@ -89,6 +90,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
     """
     config = _with_weights(arguments, env)
+    check_custom(config)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         check_lengths(sampler, config, splits=("train", "eval"))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
@@ -122,7 +122,7 @@ class Probe:
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
-    rules: ContextConfig,
+    rules: AnyContextConfig,
     *,
     samples: int,
     sampling: Sampling,
@@ -187,7 +187,7 @@ def probe_tasks(
     )
 
 
-def layout_advice(probe: Probe, rules: ContextConfig) -> str | None:
+def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
     """The other layout, where the teacher's answers in it are better by more than the interval of
     the recipe's gain; None otherwise."""
     here, there = probe.kinds["recipe"], probe.kinds["other_layout"]
@@ -232,12 +232,18 @@ class _Ask:
     prompt_ids: tuple[int, ...]
 
 
-def _rules(rules: ContextConfig, *, both_layouts: bool) -> list[tuple[Kind, ContextConfig]]:
+def _rules(rules: AnyContextConfig, *, both_layouts: bool) -> list[tuple[Kind, AnyContextConfig]]:
+    shown = rules
+    if not isinstance(shown, ContextConfig):
+        shown = ContextConfig(
+            layout=rules.layout, templates=rules.templates, max_tokens=rules.max_tokens
+        )
+
     def varied(**changes: object) -> ContextConfig:
-        return rules.model_copy(update={"control": "none", **changes})
+        return shown.model_copy(update={"control": "none", **changes})
 
     other = "turns" if rules.layout == "single_turn" else "single_turn"
-    turned: list[tuple[Kind, ContextConfig]] = [
+    turned: list[tuple[Kind, AnyContextConfig]] = [
         ("other_layout", rules.model_copy(update={"layout": other}))
     ]
     return [
@@ -252,7 +258,7 @@ def _rules(rules: ContextConfig, *, both_layouts: bool) -> list[tuple[Kind, Cont
 
 
 def _failed(
-    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: AnyContextConfig, seed: int
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat
