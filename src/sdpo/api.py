@@ -22,6 +22,7 @@ from sdpo.run_folder import config_of, with_model
 from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
+from sdpo.training.prompts import clock_note, prompt_facts
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
@@ -83,13 +84,16 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     """Prove that a recipe can run before it costs anything.
 
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
-    and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
-    has a chat template whose completions round-trip; the model can be trained, and the engine
-    samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
+    and every frame of a teacher's context fits its budget and the model's positions; the chat
+    template takes them, opens the answer and shows the whole task, and completions round-trip; the
+    model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for what no run
+    could survive.
     """
     config = _with_weights(arguments, env)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
+        if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
+            notes += (line,)
         check_lengths(sampler, config, splits=("train", "eval"))
         for split in ("train", "eval"):
             for task in sampler.env.load(split):

@@ -37,6 +37,7 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
 from sdpo.training.lock import sole_writer
+from sdpo.training.prompts import record_prompts
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -81,7 +82,8 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
-        if line := record_judging(run_dir, sampler.env):
+        prompts = record_prompts(run_dir, sampler.chat)
+        for line in filter(None, (record_judging(run_dir, sampler.env), prompts)):
             say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))

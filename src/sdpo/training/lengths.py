@@ -28,7 +28,7 @@ def check_lengths(sampler: Sampler, config: RunConfig, *, splits: Iterable[str])
     completion = config.rollout.max_completion_tokens
     for split in splits:
         tasks = sampler.env.load(split)
-        prompts = [(task, count(task.messages)) for task in tasks]
+        prompts = [(task, count(task, task.messages)) for task in tasks]
         _require(
             prompts,
             config.rollout.max_prompt_tokens,
@@ -49,12 +49,12 @@ def check_lengths(sampler: Sampler, config: RunConfig, *, splits: Iterable[str])
 def _check_frames(
     tasks: Sequence[Task],
     config: RunConfig,
-    count: Callable[[Sequence[Message]], int],
+    count: Callable[[Task, Sequence[Message]], int],
     positions: int,
 ) -> None:
     rules = config.teacher.context
     framed = [
-        (task, max(count(frame) for frame in shown))
+        (task, max(count(task, frame) for frame in shown))
         for task in tasks
         if (shown := frames(task.messages, rules))
     ]
@@ -88,8 +88,10 @@ def _require(measured: Sequence[tuple[Task, int]], limit: int, what: str, cure: 
     )
 
 
-def _counter(sampler: Sampler) -> Callable[[Sequence[Message]], int]:
-    return lambda messages: len(sampler.chat.prompt_ids(messages))
+def _counter(sampler: Sampler) -> Callable[[Task, Sequence[Message]], int]:
+    return lambda task, messages: len(
+        sampler.chat.prompt_ids(messages, what=f"task {task.id!r}: prompt")
+    )
 
 
 def _positions(sampler: Sampler) -> int:

@@ -32,6 +32,7 @@ from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, 
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
 from sdpo.training.lock import sole_writer
+from sdpo.training.prompts import record_prompts
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
@@ -384,6 +385,11 @@ def open_run(
             parallel=parallel,
         )
         with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
-            if parallel.is_main and (line := record_judging(run_dir, run.env)):
-                run.say(line)
+            if parallel.is_main:
+                for line in (
+                    record_judging(run_dir, run.env),
+                    record_prompts(run_dir, sampler.chat),
+                ):
+                    if line:
+                        run.say(line)
             yield run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import sdpo
-from sdpo.errors import PromptTooLongError
+from sdpo.errors import ModelError, PromptTooLongError
 from sdpo.testing import byte_tokenizer, tiny_model
 
 LONG = "x" * 300
@@ -69,3 +69,24 @@ def test_without_a_teacher_its_frame_is_not_asked_for(model, tmp_path):
         "teacher.context.max_tokens=50", env=env_of("a", LONG),
     )  # fmt: skip
     assert report.failures == {}
+
+
+@pytest.mark.parametrize("call", [sdpo.check, sdpo.train], ids=["check", "train"])
+def test_a_model_without_a_system_role_ended_a_run_in_the_step_that_drew_the_task(tmp_path, call):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}" + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_model().save_pretrained(tmp_path / "model")
+    brief = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "say b"}]
+    env = sdpo.env(["say a", {"id": "t1", "messages": brief}], judge)
+    arguments = [
+        f"run={tmp_path / 'run'}", f"model.name={tmp_path}/model", "model.dtype=float32",
+        "steps=1", "rollout.tasks_per_step=1", "rollout.max_completion_tokens=2",
+        "rollout.group_size=2", "eval.samples=1",
+    ]  # fmt: skip
+    with pytest.raises(ModelError) as error:
+        call(*arguments, env=env)
+    assert str(error.value).startswith("task 't1': prompt: the chat template of ")
