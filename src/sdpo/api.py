@@ -86,8 +86,8 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
     and every frame of a teacher's context fits its budget and the model's positions; the chat
     template takes them, opens the answer and shows the whole task, and completions round-trip; the
-    model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for what no run
-    could survive.
+    model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for
+    what no run could survive.
     """
     config = _with_weights(arguments, env)
     with open_sampler(config, env) as sampler:
