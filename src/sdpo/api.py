@@ -16,6 +16,7 @@ from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
+from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
@@ -63,6 +64,7 @@ def evaluate(
                 config, temperature=config.eval.temperature, top_p=config.eval.top_p
             ),
             seed=config.seed,
+            parallel=Parallel(),
         )
         found = summarise(groups, samples=config.eval.samples)
         return replace(found, model=sampler.policy.name)

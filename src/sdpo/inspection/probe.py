@@ -27,6 +27,7 @@ from sdpo.evaluation import Interval, bootstrap
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 
@@ -129,13 +130,16 @@ def probe_tasks(
     """
     check_can_probe(collector.max_turns)
     groups, again = (
-        parallel.gather_shares(
+        gather_groups(
             collector.collect(
-                parallel.share(tasks),
+                tasks,
                 group_size=samples,
                 sampling=sampling,
                 seed=derive(seed, "probe", which),
-            ).groups
+                parallel=parallel,
+            ).groups,
+            parallel,
+            count=len(tasks),
         )
         for which in ("student", "student again")
     )

@@ -31,6 +31,7 @@ from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.shares import gather_groups, share_groups
 from sdpo.seeds import derive
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.objectives import objective_spec, routing_rule
@@ -244,13 +245,13 @@ class Learner:
             if self.schedule.weights is not None:
                 self._publish(collector.engine.policy_version)
             attempts = collector.collect_in_contexts(
-                self._parallel.share(groups),
+                share_groups(groups, self._parallel),
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
                 seed=self._derived("teacher"),
             )
-        return self._parallel.gather_shares(attempts)
+        return gather_groups(attempts, self._parallel, count=len(groups))
 
     def _spec(self) -> ObjectiveSpec:
         rollout = self._config.rollout

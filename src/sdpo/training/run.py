@@ -27,6 +27,7 @@ from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
@@ -126,13 +127,14 @@ class Run:
         group_size = self.config.rollout.group_size
         collected = self._on_all_ranks(
             lambda: self._sampler.collector.collect(
-                self._parallel.share(tasks),
+                tasks,
                 group_size=group_size,
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "rollout", self.step),
+                parallel=self._parallel,
             )
         )
-        groups = self._parallel.gather_shares(collected.groups)
+        groups = gather_groups(collected.groups, self._parallel, count=len(tasks))
         return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
@@ -182,19 +184,20 @@ class Run:
         on training tasks when the config asks for them."""
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
-        # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
+        # Where there is little to do this share may be empty, so only the whole is summarised.
         part = self._on_all_ranks(
             lambda: attempt_tasks(
                 self._sampler.collector,
-                self._parallel.share(tasks),
+                tasks,
                 samples=evaluation.samples,
                 sampling=self._sampler.sampling(
                     self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
                 ),
                 seed=self.config.seed,
+                parallel=self._parallel,
             )
         )
-        groups = self._parallel.gather_shares(part)
+        groups = gather_groups(part, self._parallel, count=len(tasks))
         if self._parallel.is_main:
             self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
         return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
