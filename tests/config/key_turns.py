@@ -15,6 +15,7 @@ from key_observers import (
     judge_calls,
     judged,
     learned,
+    learned_beside_flat,
     loaded,
     mirrored,
     placed,
@@ -206,6 +207,9 @@ TURNS = {
     "_SurrogateConfig.ratio_cap": turn("0.5"),
     "_SurrogateConfig.normalization": turn("fixed"),
     "_SurrogateConfig.std": turn(TOGGLE),
+    "_SurrogateConfig.flat_groups": turn(
+        "excluded", "teacher.context.feedback=never", observe=learned_beside_flat
+    ),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
     "DistillingConfig.granularity": turn("token"),
     "DistillingConfig.advantage_clip": turn("1e-3"),

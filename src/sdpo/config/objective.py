@@ -117,6 +117,10 @@ class _SurrogateConfig(Config):
     rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
     std: bool = False
     """Whether advantages are divided by the group's standard deviation. Paper: false."""
+    flat_groups: Literal["counted", "excluded"] = "counted"
+    """Whether attempts whose group has equal rewards, and which nothing but the reward could teach,
+    count in the denominator. Counted, the many flat groups of hard tasks shrink the gradient of the
+    others. Paper's code: counted."""
 
 
 class GrpoSurrogateConfig(_SurrogateConfig):

@@ -125,4 +125,5 @@ def _policy_gradient(
         ratio_cap=config.ratio_cap,
         normalization=config.normalization,
         fixed_length=max_completion_tokens if config.normalization == "fixed" else None,
+        counts_flat_groups=config.flat_groups == "counted",
     )
