@@ -20,10 +20,10 @@ from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
-from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
 from sdpo.training.prompts import clock_note, prompt_facts
+from sdpo.training.tasks import check_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
@@ -96,7 +96,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
             notes += (line,)
-        check_lengths(sampler, config, splits=("train", "eval"))
+        check_tasks(sampler, config, splits=("train", "eval"))
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):

@@ -38,6 +38,7 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
 from sdpo.training.prompts import record_prompts
+from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -171,6 +172,7 @@ def _initial(
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
+    check_solutions(sampler.env, load_tasks(sampler.env, config), config)
     make_trainable(sampler.policy.model, config.optim)
     return copy_weights(sampler.policy.model)
 

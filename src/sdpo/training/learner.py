@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
-from sdpo.envs.base import Solving, reference_answers
-from sdpo.errors import ConfigError
+from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
@@ -89,13 +88,6 @@ class Learner:
         self._seed = seed
         self._num_inspected = num_inspected
         self._parallel = parallel
-        if config.teacher.context.demonstration == "reference" and not isinstance(
-            sampler.env, Solving
-        ):
-            raise ConfigError(
-                "teacher.context.demonstration = 'reference' needs an environment with solutions "
-                "(reference_answer(task)), and this one has none; take 'random'"
-            )
         self._builder = SampleBuilder(
             chat=sampler.chat,
             rules=config.teacher.context,

@@ -32,12 +32,12 @@ from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.lengths import check_lengths
 from sdpo.training.prompts import record_prompts
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
+from sdpo.training.tasks import check_tasks
 
 T = TypeVar("T")
 
@@ -378,7 +378,7 @@ def open_run(
             open_run_dir(config, run_facts(env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
-        check_lengths(sampler, config, splits=("train", "eval"))
+        check_tasks(sampler, config, splits=("train", "eval"))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,

@@ -1,5 +1,6 @@
-"""Whether every task fits, before anything is sampled: prompts, the frames a teacher's context puts
-around them, and completions after both, against the settings and the model's positions.
+"""Whether a run can use its tasks, before anything is sampled: prompts, the frames a teacher's
+context puts around them, and completions after both, against the settings and the model's
+positions; and whether there are solutions where the teacher is to read them.
 
 A task that is too long would otherwise end a run in the step that draws it.
 """
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from sdpo.config.schema import RunConfig
-from sdpo.errors import PromptTooLongError
+from sdpo.envs.base import Env, reference_answers
+from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.models.structure import causal_lm, max_positions
 from sdpo.records import Message, Task
 from sdpo.rollouts.sampler import Sampler
@@ -20,14 +22,16 @@ MAX_NAMED = 3
 """Tasks named in a message."""
 
 
-def check_lengths(sampler: Sampler, config: RunConfig, *, splits: Iterable[str]) -> None:
+def check_tasks(sampler: Sampler, config: RunConfig, *, splits: Iterable[str]) -> None:
     """Raises `PromptTooLongError` that counts the tasks of `splits` that do not fit, names the
-    longest, and says which setting to raise."""
+    longest, and says which setting to raise, and `ConfigError` as `check_solutions` says."""
     count = _counter(sampler)
     positions = _positions(sampler)
     completion = config.rollout.max_completion_tokens
     for split in splits:
         tasks = sampler.env.load(split)
+        if split == "train":
+            check_solutions(sampler.env, tasks, config)
         prompts = [(task, count(task, task.messages)) for task in tasks]
         _require(
             prompts,
@@ -44,6 +48,21 @@ def check_lengths(sampler: Sampler, config: RunConfig, *, splits: Iterable[str])
         )
         if split == "train" and reads_contexts(config.objective):
             _check_frames(tasks, config, count, positions)
+
+
+def check_solutions(env: Env, tasks: Sequence[Task], config: RunConfig) -> None:
+    """Raises `ConfigError` when the teacher is to read the solutions of `tasks` and none has one:
+    no attempt would have a teacher, or only those with feedback."""
+    shown = config.teacher.context.demonstration
+    if shown != "reference" or not reads_contexts(config.objective):
+        return
+    answer = reference_answers(env)
+    if not any((answer(task) or "").strip() for task in tasks):
+        raise ConfigError(
+            f"teacher.context.demonstration = {shown!r} needs tasks with solutions "
+            f"(reference_answer(task) of the environment), and none of {len(tasks)} tasks has one; "
+            "take 'random', which shows a solved sibling"
+        )
 
 
 def _check_frames(

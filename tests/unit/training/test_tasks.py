@@ -1,11 +1,12 @@
-"""A task that is too long is refused before anything is sampled, by `check` and `train` alike."""
+"""Tasks that a run cannot use are refused before anything is sampled, by `check` and `train`
+alike."""
 
 from __future__ import annotations
 
 import pytest
 
 import sdpo
-from sdpo.errors import ModelError, PromptTooLongError
+from sdpo.errors import ConfigError, ModelError, PromptTooLongError
 from sdpo.testing import byte_tokenizer, tiny_model
 
 LONG = "x" * 300
@@ -90,3 +91,41 @@ def test_a_model_without_a_system_role_ended_a_run_in_the_step_that_drew_the_tas
     with pytest.raises(ModelError) as error:
         call(*arguments, env=env)
     assert str(error.value).startswith("task 't1': prompt: the chat template of ")
+
+
+class WithoutSolutions:
+    """An environment with what every environment must have and no more."""
+
+    def load(self, split):
+        return [sdpo.Task(id="e", messages=({"role": "user", "content": "say a"},))]
+
+    def judge(self, task, rollout):
+        return judge(task, rollout)
+
+
+@pytest.mark.parametrize(
+    "env", [WithoutSolutions(), env_of("a", "b")], ids=["without the method", "without any"]
+)
+@pytest.mark.parametrize(
+    "call",
+    [sdpo.check, sdpo.train, lambda *a, env: sdpo.discover("e", *a, env=env)],
+    ids=["check", "train", "discover"],
+)
+def test_reference_demonstrations_without_any_solution_are_refused(model, tmp_path, call, env):
+    arguments = [
+        f"run={tmp_path / 'run'}", f"model.name={model}", "model.dtype=float32",
+        "objective.type=sdpo", "steps=1", "rollout.max_completion_tokens=2",
+        "rollout.group_size=2", "eval.samples=1", "teacher.context.demonstration=reference",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"demonstration = 'reference' needs tasks with solu"):
+        call(*arguments, env=env)
+
+
+def test_nobody_asks_for_solutions_that_no_teacher_reads_or_that_some_task_has(model, tmp_path):
+    arguments = [
+        f"model.name={model}", "model.dtype=float32", "rollout.max_completion_tokens=2",
+        "teacher.context.demonstration=reference",
+    ]  # fmt: skip
+    sdpo.check(*arguments, "objective.type=grpo", env=WithoutSolutions())
+    some = sdpo.env(["say a", {"id": "t1", "prompt": "say b", "reference": "b"}], judge)
+    sdpo.check(*arguments, "objective.type=sdpo", env=some)
