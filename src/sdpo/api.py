@@ -20,6 +20,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
+from sdpo.training.held_out import open_holdouts
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
 from sdpo.training.prompts import clock_note, prompt_facts
@@ -97,6 +98,8 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
         if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
             notes += (line,)
         check_tasks(sampler, config, splits=("train", "eval"))
+        with open_holdouts(sampler, config, has_env=env is not None):
+            pass  # Opening them finds what is wrong with them.
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):

@@ -97,6 +97,9 @@ def make_world(folder: Path) -> None:
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
+        (folder / f"{name}holdout.toml").write_text(
+            f"[env]\ntype = 'custom'\npath = '{folder}/{name}custom.py:ENV'\n"
+        )
         (folder / f"{name}custom.py").write_text(
             f"import sdpo\nENV = sdpo.env(['say {number}'], lambda task, rollout: 0.0)\n"
         )

@@ -167,6 +167,7 @@ TURNS = {
     "EvalConfig.samples": turn("2", observe=trained_single_turn),
     "EvalConfig.max_tasks": turn("2", observe=trained_single_turn),
     "EvalConfig.probe_tasks": turn("2", observe=trained_single_turn),
+    "EvalConfig.holdout": turn('["{folder}/holdout.toml"]', observe=trained_single_turn),
     "EvalConfig.temperature": turn("1.5", observe=trained_single_turn),
     "EvalConfig.top_p": turn("0.01", observe=trained_single_turn),
     "CheckpointConfig.every": turn("1", observe=trained_single_turn),

@@ -35,9 +35,9 @@ from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
+from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.learner import make_trainable
-from sdpo.training.prompts import record_prompts
+from sdpo.training.prompts import record_conditions
 from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
@@ -83,8 +83,7 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
-        prompts = record_prompts(run_dir, sampler.chat)
-        for line in filter(None, (record_judging(run_dir, sampler.env), prompts)):
+        for line in record_conditions(run_dir, sampler):
             say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))

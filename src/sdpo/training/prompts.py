@@ -14,6 +14,8 @@ from pathlib import Path
 from sdpo.chat import Chat
 from sdpo.errors import ConfigError
 from sdpo.files import atomic_write
+from sdpo.rollouts.sampler import Sampler
+from sdpo.training.checkpoint import record_judging
 
 _CLOCK = re.compile("\u241f(.*?)\u241f")
 _MASKED = "{%- macro strftime_now(format) -%}\u241f{{ format }}\u241f{%- endmacro -%}"
@@ -57,6 +59,13 @@ def clock_note(chat: Chat, facts: PromptFacts) -> str | None:
         f"prompts show the time ({', '.join(facts.clock.values())}), and change with it: "
         f"{_pin(chat, facts.clock)}"
     )
+
+
+def record_conditions(run_dir: Path, sampler: Sampler) -> list[str]:
+    """Records how attempts are judged here and prompts rendered, unless config.json says it
+    already, and returns what is to be said about it. Raises as `record_prompts`."""
+    lines = record_judging(run_dir, sampler.env), record_prompts(run_dir, sampler.chat)
+    return [line for line in lines if line]
 
 
 def record_prompts(run_dir: Path, chat: Chat) -> str | None:

@@ -16,7 +16,6 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
-from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
@@ -30,9 +29,10 @@ from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks
 from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.prompts import record_prompts
+from sdpo.training.prompts import record_conditions
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
@@ -53,6 +53,7 @@ class Run:
         learner: Learner,
         parallel: Parallel,
         *,
+        holdouts: Sequence[TaskSet],
         is_quiet: bool,
     ) -> None:
         self.config = config
@@ -63,6 +64,8 @@ class Run:
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
+        self._own = own_tasks(sampler, config)
+        self._holdouts = holdouts
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
@@ -180,27 +183,24 @@ class Run:
         self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
-        """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
-        on training tasks when the config asks for them."""
-        evaluation = self.config.eval
-        tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
+        """The `eval/*` metrics of the current weights on held-out tasks, and where the config asks
+        for them `holdout/*` at both ends of the run and `probe/*` on training tasks."""
+        metrics = self._attempt(self._own)
+        if self.step in (0, self.config.steps):
+            for holdout in self._holdouts:
+                metrics |= self._attempt(holdout)
+        return metrics | self._probe()
+
+    def _attempt(self, tasks: TaskSet) -> dict[str, float]:
         # Where there is little to do this share may be empty, so only the whole is summarised.
         part = self._on_all_ranks(
-            lambda: attempt_tasks(
-                self._sampler.collector,
-                tasks,
-                samples=evaluation.samples,
-                sampling=self._sampler.sampling(
-                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-                ),
-                seed=self.config.seed,
-                parallel=self._parallel,
-            )
+            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel)
         )
-        groups = gather_groups(part, self._parallel, count=len(tasks))
+        groups = gather_groups(part, self._parallel, count=len(tasks.tasks))
         if self._parallel.is_main:
-            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
-        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
+            rows = rollout_rows(self.step, drop_empty(groups), split=tasks.split)
+            self._recorder.write(rows)
+        return tasks.metrics(groups)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
@@ -379,6 +379,7 @@ def open_run(
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
         check_tasks(sampler, config, splits=("train", "eval"))
+        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,
@@ -387,12 +388,10 @@ def open_run(
             num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+        with Run(
+            config, run_dir, sampler, learner, parallel, holdouts=holdouts, is_quiet=is_quiet
+        ) as run:
             if parallel.is_main:
-                for line in (
-                    record_judging(run_dir, run.env),
-                    record_prompts(run_dir, sampler.chat),
-                ):
-                    if line:
-                        run.say(line)
+                for line in record_conditions(run_dir, sampler):
+                    run.say(line)
             yield run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from sdpo.config.schema import RunConfig
+from sdpo.config.schema import RolloutConfig, RunConfig
 from sdpo.envs.base import Env, reference_answers
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.models.structure import causal_lm, max_positions
@@ -25,29 +25,36 @@ MAX_NAMED = 3
 def check_tasks(sampler: Sampler, config: RunConfig, *, splits: Iterable[str]) -> None:
     """Raises `PromptTooLongError` that counts the tasks of `splits` that do not fit, names the
     longest, and says which setting to raise, and `ConfigError` as `check_solutions` says."""
-    count = _counter(sampler)
-    positions = _positions(sampler)
-    completion = config.rollout.max_completion_tokens
     for split in splits:
         tasks = sampler.env.load(split)
+        check_prompts(split, tasks, sampler, config.rollout)
         if split == "train":
             check_solutions(sampler.env, tasks, config)
-        prompts = [(task, count(task, task.messages)) for task in tasks]
-        _require(
-            prompts,
-            config.rollout.max_prompt_tokens,
-            f"{split} tasks have a prompt longer than rollout.max_prompt_tokens",
-            "raise it or shorten the tasks",
-        )
-        _require(
-            prompts,
-            positions - completion,
-            f"{split} tasks leave no room in the model's {positions} positions for "
-            f"rollout.max_completion_tokens = {completion}: their prompt is longer than",
-            "lower rollout.max_completion_tokens, shorten the tasks, or take a longer model",
-        )
         if split == "train" and reads_contexts(config.objective):
-            _check_frames(tasks, config, count, positions)
+            _check_frames(tasks, config, _counter(sampler), _positions(sampler))
+
+
+def check_prompts(
+    name: str, tasks: Sequence[Task], sampler: Sampler, rollout: RolloutConfig
+) -> None:
+    """Raises `PromptTooLongError` that counts the tasks, called `name`, that `rollout` or the
+    model leaves no room for."""
+    count, positions = _counter(sampler), _positions(sampler)
+    completion = rollout.max_completion_tokens
+    prompts = [(task, count(task, task.messages)) for task in tasks]
+    _require(
+        prompts,
+        rollout.max_prompt_tokens,
+        f"{name} tasks have a prompt longer than rollout.max_prompt_tokens",
+        "raise it or shorten the tasks",
+    )
+    _require(
+        prompts,
+        positions - completion,
+        f"{name} tasks leave no room in the model's {positions} positions for "
+        f"rollout.max_completion_tokens = {completion}: their prompt is longer than",
+        "lower rollout.max_completion_tokens, shorten the tasks, or take a longer model",
+    )
 
 
 def check_solutions(env: Env, tasks: Sequence[Task], config: RunConfig) -> None:
