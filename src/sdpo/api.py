@@ -23,6 +23,7 @@ from sdpo.run_folder import config_of, with_model
 from sdpo.training.held_out import open_holdouts
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
+from sdpo.training.objectives import check_objective
 from sdpo.training.prompts import clock_note, prompt_facts
 from sdpo.training.tasks import check_tasks
 
@@ -93,6 +94,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     what no run could survive.
     """
     config = _with_weights(arguments, env)
+    check_objective(config)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):

@@ -32,10 +32,10 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
 from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks
 from sdpo.training.learner import Learner, make_trainable
+from sdpo.training.objectives import check_objective
 from sdpo.training.prompts import record_conditions
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
-from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
 from sdpo.training.tasks import check_tasks
 
@@ -367,7 +367,7 @@ def open_run(
 ) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
-    check_can_sample(config)
+    check_objective(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
