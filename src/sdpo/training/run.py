@@ -30,6 +30,7 @@ from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.custom import check_custom
 from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.objectives import check_objective
@@ -368,6 +369,7 @@ def open_run(
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
     check_objective(config)
+    check_custom(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
@@ -375,7 +377,7 @@ def open_run(
     with ExitStack() as stack:
         if parallel.is_main:
             stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(env))
+            open_run_dir(config, run_facts(config, env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
         check_tasks(sampler, config, splits=("train", "eval"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from sdpo.config.schema import RolloutConfig, RunConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Env, reference_answers
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.models.structure import causal_lm, max_positions
@@ -60,13 +61,14 @@ def check_prompts(
 def check_solutions(env: Env, tasks: Sequence[Task], config: RunConfig) -> None:
     """Raises `ConfigError` when the teacher is to read the solutions of `tasks` and none has one:
     no attempt would have a teacher, or only those with feedback."""
-    shown = config.teacher.context.demonstration
-    if shown != "reference" or not reads_contexts(config.objective):
+    rules = config.teacher.context
+    wants = isinstance(rules, ContextConfig) and rules.demonstration == "reference"
+    if not wants or not reads_contexts(config.objective):
         return
     answer = reference_answers(env)
     if not any((answer(task) or "").strip() for task in tasks):
         raise ConfigError(
-            f"teacher.context.demonstration = {shown!r} needs tasks with solutions "
+            "teacher.context.demonstration = 'reference' needs tasks with solutions "
             f"(reference_answer(task) of the environment), and none of {len(tasks)} tasks has one; "
             "take 'random', which shows a solved sibling"
         )
