@@ -15,6 +15,7 @@ from key_observers import (
     judge_calls,
     judged,
     learned,
+    learned_beside_flat,
     loaded,
     mirrored,
     placed,
@@ -182,6 +183,7 @@ TURNS = {
     "EvalConfig.samples": turn("2", observe=trained_single_turn),
     "EvalConfig.max_tasks": turn("2", observe=trained_single_turn),
     "EvalConfig.probe_tasks": turn("2", observe=trained_single_turn),
+    "EvalConfig.holdout": turn('["{folder}/holdout.toml"]', observe=trained_single_turn),
     "EvalConfig.temperature": turn("1.5", observe=trained_single_turn),
     "EvalConfig.top_p": turn("0.01", observe=trained_single_turn),
     "CheckpointConfig.every": turn("1", observe=trained_single_turn),
@@ -224,6 +226,9 @@ TURNS = {
     "_SurrogateConfig.ratio_cap": turn("0.5"),
     "_SurrogateConfig.normalization": turn("fixed"),
     "_SurrogateConfig.std": turn(TOGGLE),
+    "_SurrogateConfig.flat_groups": turn(
+        "excluded", "teacher.context.feedback=never", observe=learned_beside_flat
+    ),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
     "DistillingConfig.teacher_exponent": turn("1.5"),
     "DistillingConfig.granularity": turn("token"),

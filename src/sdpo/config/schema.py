@@ -245,6 +245,10 @@ class EvalConfig(Config):
     probe_tasks: NonNegativeInt = 0
     """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
     each: does what the teacher reads still help the current weights? 0: no probe."""
+    holdout: tuple[str, ...] = ()
+    """Other tasks that show what training forgets, evaluated before the first and after the last
+    step: recipes (built-in or .toml; with their own env, eval and rollout sections) or files of
+    tasks of the run's own kind. Paper: a hold-out average."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
