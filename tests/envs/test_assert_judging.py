@@ -109,7 +109,7 @@ def test_the_prelude_is_there_and_lines_count_from_the_program(judge: CodeJudge)
     task = reference("assert f(1) == 1", prelude="import math\ndef helper(x):\n    return x\n")
     assert judge.verdict(task, "def f(n):\n    return helper(math.floor(n))\n").solved
     verdict = judge.verdict(task, "def f(n):\n    return helper()\n", split="public")
-    assert "  return helper()\nLine 2 in f (Solution.py)" in verdict.feedback
+    assert "\nLine 2 in f (Solution.py)" in verdict.feedback
 
 
 def test_an_error_in_a_replayed_call_is_the_programs(judge: CodeJudge) -> None:

@@ -96,7 +96,7 @@ class CodeJudge:
         text = None
         if not solved:
             num_shown = 0 if split == "private" else len(reference.public)
-            parts = feedback_parts(results, program, len(results) if shows_private else num_shown)
+            parts = feedback_parts(results, len(results) if shows_private else num_shown)
             text = wording.fit(parts, self._max_feedback_chars)
         return Verdict(
             reward=reward,
@@ -122,7 +122,7 @@ def category_of(results: Sequence[TestResult]) -> str:
     return category
 
 
-def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) -> list[str]:
+def feedback_parts(results: Sequence[TestResult], num_shown: int) -> list[str]:
     """Feedback on a failed attempt in parts, most useful first, for the caller to fit to its limit.
 
     They describe failures among the first `num_shown` tests. If none of those failed, they reveal
@@ -149,10 +149,10 @@ def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) 
             for number, result in sorted(shortest[: wording.MAX_WRONG_ANSWERS])
         ]
     _, first = failed[0]
-    return ["\n".join(_failure_lines(category, first, program))]
+    return ["\n".join(_failure_lines(category, first))]
 
 
-def _failure_lines(category: str, result: TestResult, program: str) -> list[str]:
+def _failure_lines(category: str, result: TestResult) -> list[str]:
     lines = [wording.HEADERS[category]]
     outcome = result.outcome
     failure = outcome.failure if outcome is not None else None
@@ -163,7 +163,7 @@ def _failure_lines(category: str, result: TestResult, program: str) -> list[str]
             return lines
     if failure is not None:
         frames = [(frame.line, frame.function) for frame in failure.frames]
-        lines += wording.frame_lines(frames, program.split("\n"))
+        lines += wording.frame_lines(frames)
         if _is_compile_error(failure):
             return lines
     return lines + wording.last_input(result.given)
