@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from sdpo.envs.code.judge import CodeJudge
@@ -158,3 +160,14 @@ def test_a_wrong_test_names_itself(judge: CodeJudge) -> None:
     task = reference("for n in [2]:\n    assert f(object)", solution=solution)
     with pytest.raises(TaskError, match="not plain data"):
         judge.verdict(task, SQUARE)
+
+
+def test_the_solution_is_judged_not_the_example_after_it(judge: CodeJudge) -> None:
+    task = reference("assert f(3) == 9", solution=None)
+    for entry_point in ("f", None):
+        named = dataclasses.replace(task, entry_point=entry_point, judged="public")
+        text = f"```python\n{SQUARE}```\nExample:\n```python\nprint(f(3))\n```"
+        assert judge.verdict_on_text(named, text, False).solved
+        wrong = judge.verdict_on_text(named, text.replace("n * n", "n"), False)
+        assert wrong.feedback.startswith("Test Case 1: Wrong Answer")
+        assert wrong.feedback.endswith("Block 1 of the 2 code blocks in the answer was judged.")

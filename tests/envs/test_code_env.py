@@ -76,8 +76,7 @@ FAILURES = [
     (
         "def divide(a, b):\n    return a / (b\n",
         "runtime_error",
-        "Runtime Error\nSyntaxError: '(' was never closed\n"
-        "Line 2 in <module> (Solution.py)",
+        "Runtime Error\nSyntaxError: '(' was never closed\nLine 2 in <module> (Solution.py)",
     ),
     (
         "def divide(a, b):\n    return eval('1 +')\n",

@@ -247,6 +247,15 @@ def _program_names(
 
 
 @lru_cache(maxsize=2048)
+def called_names(tests: tuple[str, ...], solution: str | None, setup: str) -> tuple[str, ...]:
+    """Names of the program that tests without an entry point use."""
+    trees = [parse_python(test.strip()) for test in tests]
+    used = {name for tree in trees for name in _loaded(tree)}
+    names = {name for tree in trees for name in _program_names(tree, None, solution, setup)}
+    return tuple(sorted(used & names))
+
+
+@lru_cache(maxsize=2048)
 def defined_names(source: str) -> frozenset[str]:
     """Functions, classes and variables at the top level of `source`; empty if it does not parse."""
     try:

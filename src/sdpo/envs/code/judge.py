@@ -48,9 +48,9 @@ class CodeJudge:
 
     def verdict_on_text(self, reference: CodeReference, text: str, is_truncated: bool) -> Verdict:
         """The verdict on an answer, by the tests that `reference.judged` names."""
-        found = extract_program(text)
+        found = extract_program(text, names=reference.names)
         if found.program is not None:
-            return self.verdict(reference, found.program)
+            return self.verdict(reference, found.program, note=wording.which_block(found))
         category = "truncated" if is_truncated else "incorrect_format"
         feedback = TRUNCATED if is_truncated else wording.INCORRECT_FORMAT
         return Verdict(
@@ -73,8 +73,10 @@ class CodeJudge:
         *,
         split: Judged | None = None,
         shows_private: bool = False,
+        note: str | None = None,
     ) -> Verdict:
-        """The verdict on a program; `shows_private` lets feedback show private tests too."""
+        """The verdict on a program; `shows_private` lets feedback show private tests too, and
+        `note` ends it."""
         split = split or reference.judged
         results = TestRun(
             self.sandbox,
@@ -97,7 +99,7 @@ class CodeJudge:
         if not solved:
             num_shown = 0 if split == "private" else len(reference.public)
             parts = feedback_parts(results, len(results) if shows_private else num_shown)
-            text = wording.fit(parts, self._max_feedback_chars)
+            text = wording.fit([*parts, *([note] if note else [])], self._max_feedback_chars)
         return Verdict(
             reward=reward,
             solved=solved,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sdpo.envs.code.assert_forms import parse_python
+from sdpo.envs.code.assert_forms import called_names, parse_python
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
@@ -111,6 +111,13 @@ class CodeReference:
     """Absolute or relative error allowed where a float is expected."""
     solution: str | None = None
     """A program that passes; `sdpo check` verifies it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a program must define: the entry point, or else what the tests call."""
+        if self.entry_point is not None or self.kind != "asserts":
+            return () if self.entry_point is None else (self.entry_point,)
+        return called_names(tuple(test.input for test in self.private), self.solution, self.setup)
 
     def tests(self, split: Judged) -> tuple[CodeTest, ...]:
         """The tests of `split`; `all` are the public ones, then the private ones that are not

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from sdpo.envs.code.extract import Extracted
 from sdpo.envs.text import cut_middle, safe
 
 INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
@@ -49,6 +50,13 @@ def exception_line(kind: str, message: str) -> str:
     if kind == "PermissionError":
         message += FORBIDDEN
     return safe(f"{kind}: {message}" if message else kind)
+
+
+def which_block(found: Extracted) -> str | None:
+    """Which block of an answer was judged, if it had several."""
+    if found.num_blocks < 2:
+        return None
+    return f"Block {found.position} of the {found.num_blocks} code blocks in the answer was judged."
 
 
 def signal_name(number: int | None) -> str:
