@@ -6,7 +6,8 @@ extract.py              an answer to a program
 judge.py                a program to a verdict
 test_run.py             runs tests: inputs to outcomes to results
 assert_forms.py         takes an assert apart: what the program computes, what is decided
-assert_runs.py          runs what asserts need besides the program
+assert_names.py         whose the names in an assert are
+assert_runs.py, assert_source.py   run what asserts need besides the program
 compare.py, wording.py  whether an answer is right; what feedback says
 """
 

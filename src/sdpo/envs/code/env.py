@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
 from sdpo.envs.base import CheckReport
-from sdpo.envs.code.assert_forms import defined_names
+from sdpo.envs.code.assert_names import defined_names
 from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.judge import CodeJudge
 from sdpo.envs.code.tasks import (

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
+from sdpo.envs.code.assert_names import CANDIDATE, parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
 from sdpo.envs.table import Line, kind_of, read_lines, unique_ids
 from sdpo.errors import TaskError

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sdpo.envs.code.assert_forms import called_names, parse_python
+from sdpo.envs.code.assert_forms import compile_test, own_sources
+from sdpo.envs.code.assert_names import called_names, missing_names, parse_python
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
@@ -159,6 +160,8 @@ def parse_task(line: Line) -> tuple[str, Task]:
         tolerance=_number(line, "tolerance", TOLERANCE, least=0, most=1_000_000_000),
         solution=solution,
     )
+    if kind == "asserts":
+        _require_runnable(line, reference)
     task = make_task(_text(line, "id"), _text(line, "prompt"), reference)
     if library is not None:
         # What feedback says about one task of a library holds for all of them.
@@ -331,9 +334,43 @@ def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
     if not isinstance(test, str):
         raise line.error(key, f'expected a line like "assert f(1) == 2", got {kind_of(test)}')
     tree = _compiles(line, key, test)
-    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
+    if not any(map(_tests_something, ast.walk(tree))):
         raise line.error(key, 'no assert statement; write a line like "assert f(1) == 2"')
     return CodeTest(input=test)
+
+
+def _tests_something(node: ast.AST) -> bool:
+    match node:
+        case ast.Assert() | ast.Raise():
+            return True
+        case ast.Attribute(attr=name) | ast.Name(id=name):
+            return name.startswith("assert") or name in ("raises", "fail")
+    return False
+
+
+def _require_runnable(line: Line, reference: CodeReference) -> None:
+    """Raises `TaskError` for an assert test that no process of ours could run: it would fail every
+    program."""
+    defining = (reference.prelude, reference.solution or "", reference.setup)
+    tests = {"public": reference.public, "private": reference.private}
+    for split in line.row["tests"]:
+        for index, test in enumerate(tests[split]):
+            key = f"tests.{split}[{index}]"
+            try:
+                asserts = compile_test(
+                    test.input, reference.entry_point, reference.solution, reference.setup
+                )
+            except ValueError as error:
+                raise line.error(key, str(error)) from error
+            own = [source for each in asserts for source in own_sources(each)]
+            missing = missing_names(own, defining)
+            if missing:
+                raise line.error(
+                    key,
+                    f"the judge cannot run it: {', '.join(missing)} is not defined. Import it in "
+                    "the test or in setup (standard library only), define it in "
+                    "reference_solution, or name the program's function as entry_point",
+                )
 
 
 def _compiles(line: Line, key: str, source: str) -> ast.Module:

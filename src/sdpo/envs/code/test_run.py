@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared
+from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared, is_answer
 from sdpo.envs.code.compare import outputs_match, values_match
 from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.envs.text import safe, show
@@ -159,7 +159,9 @@ class TestRun:
         while not self._has_enough() and len(self._results) < len(self._tests):
             test = len(self._results)
             own = self._seen[self._start(test) : self._ends[test]]
-            failed = next((k for k, each in enumerate(own) if each.status != "value"), None)
+            failed = next(
+                (k for k, each in enumerate(own) if not self._is_answer(test, k, each)), None
+            )
             if failed is not None:
                 given = self._given(test, self._start(test) + failed)
                 result = failure_result(own[failed], given)
@@ -173,6 +175,16 @@ class TestRun:
             self._results.append(result)
             self._num_failed += result is not None and result is not PASSED
         return self._has_enough()
+
+    def _is_answer(self, test: int, position: int, outcome: Outcome) -> bool:
+        """Whether the test can go on: to a replayed one, an exception is an answer."""
+        if outcome.status != "exception" or self._reference.kind != "asserts":
+            return outcome.status == "value"
+        for prepared in self._prepared[test]:
+            if position < len(prepared.probes):
+                return prepared.compiled.form == "replay" and is_answer(outcome)
+            position -= len(prepared.probes)
+        raise AssertionError("an outcome without an input")
 
     def _hold(self, test: int, outcomes: Sequence[Outcome]) -> TestResult | None:
         """None, to keep the values of an undecided test; `output_limit` if they are too many."""
@@ -247,8 +259,7 @@ class TestRun:
             start += len(own)
             if prepared.compiled.form in ("equals", "is"):
                 continue
-            values = [outcome.value for outcome in own]
-            decision = self._assert_tests.decide(prepared, values, self._reference, self._ask)
+            decision = self._assert_tests.decide(prepared, own, self._reference, self._ask)
             if not decision.holds:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
         return PASSED
