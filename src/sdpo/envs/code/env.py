@@ -10,8 +10,9 @@ ones. About private tests, feedback reveals only the kind of failure and how man
 
 from __future__ import annotations
 
+import importlib.util
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
@@ -103,8 +104,10 @@ class CodeEnv:
         )
 
     def facts(self) -> Mapping[str, str]:
-        """The sandbox's level, which opens it."""
-        return {"sandbox": self._open().sandbox.level}
+        """The sandbox's level, which opens it, and packages that programs find."""
+        packages = preloadable([task.reference for _, task in self._load()])
+        found = {"packages": ", ".join(packages)} if packages else {}
+        return {"sandbox": self._open().sandbox.level, **found}
 
     def close(self) -> None:
         """End the sandbox's processes; a later `judge` starts them again."""
@@ -116,22 +119,49 @@ class CodeEnv:
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
             if self._tasks is None:
-                tasks = load_code_tasks(self.config.tasks)
+                tasks = self._in_window(load_code_tasks(self.config.tasks))
                 if self.config.worked_example:
                     tasks = [(split, with_worked_example(task)) for split, task in tasks]
                 self._tasks = tasks
             return self._tasks
 
+    def _in_window(self, tasks: list[tuple[str, Task]]) -> list[tuple[str, Task]]:
+        """The tasks whose contest was between `env.contest_dates`."""
+        if not self.config.contest_dates:
+            return tasks
+        first, end = self.config.contest_dates
+        undated = [task.id for _, task in tasks if "contest_date" not in task.metadata]
+        if undated:
+            raise TaskError(
+                f"env.contest_dates: {len(undated)} tasks have no contest_date, the first of them "
+                f"{undated[0]!r}; set it to [], or give every row the key"
+            )
+        kept = [pair for pair in tasks if first <= pair[1].metadata["contest_date"] < end]
+        if not kept:
+            dates = sorted(task.metadata["contest_date"] for _, task in tasks)
+            raise TaskError(
+                f"env.contest_dates: no task from {first} on and before {end}; those of "
+                f"{self.config.tasks} are from {dates[0]} to {dates[-1]}"
+            )
+        return kept
+
     def _open(self) -> CodeJudge:
+        packages = preloadable([task.reference for _, task in self._load()])
         with self._lock:
             if self._judge is None:
                 self._judge = CodeJudge(
-                    open_sandbox(self.config.sandbox),
+                    open_sandbox(self.config.sandbox, preload=packages),
                     reward=self.config.reward,
                     stop_after_failures=self.config.stop_after_failures,
                     max_feedback_chars=self.config.max_feedback_chars,
                 )
             return self._judge
+
+
+def preloadable(references: Iterable[CodeReference]) -> tuple[str, ...]:
+    """The installed ones of the packages that programs of these tasks may import."""
+    wanted = {name for reference in references for name in reference.packages}
+    return tuple(name for name in sorted(wanted) if importlib.util.find_spec(name) is not None)
 
 
 def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:

@@ -12,13 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+from sdpo.envs.code.env import preloadable
 from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.judge import CodeJudge
-from sdpo.envs.code.tasks import (
-    TestSplit,
-    parse_task,
-    with_tests,
-)
+from sdpo.envs.code.rows import parse_task
+from sdpo.envs.code.tasks import TestSplit, with_tests
 from sdpo.envs.table import Line, read_lines
 from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, SdpoError
@@ -26,18 +24,18 @@ from sdpo.printable import printable_json
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import Sandbox, open_sandbox
 
-_shared: list[CodeJudge] = []
+_shared: dict[tuple[str, ...], CodeJudge] = {}
 _shared_lock = threading.Lock()
 
 
-def _shared_judge() -> CodeJudge:
-    """The judge of every `judge_program` call that names no sandbox."""
+def _shared_judge(packages: tuple[str, ...]) -> CodeJudge:
+    """The judge of every `judge_program` call that names no sandbox, by packages in it."""
     with _shared_lock:
-        if not _shared:
-            sandbox = open_sandbox("auto")
+        if packages not in _shared:
+            sandbox = open_sandbox("auto", preload=packages)
             atexit.register(sandbox.close)
-            _shared.append(CodeJudge(sandbox))
-        return _shared[0]
+            _shared[packages] = CodeJudge(sandbox)
+        return _shared[packages]
 
 
 def judge_program(
@@ -60,7 +58,8 @@ def judge_program(
         raise ConfigError(f"split = {split!r}: choose public or private")
     if not isinstance(task, Task):
         _, task = parse_task(Line(path="task", number=1, row=task))
-    judge = _shared_judge() if sandbox is None else CodeJudge(sandbox)
+    packages = preloadable([task.reference])
+    judge = _shared_judge(packages) if sandbox is None else CodeJudge(sandbox)
     return judge.verdict(task.reference, program, split=split)
 
 
@@ -84,8 +83,9 @@ def judge_file(
     known = {task.id: task for _, task in load_code_tasks(str(tasks))}
     attempts = [_response(line, known) for line in read_lines(Path(responses))]
     verdicts = []
+    packages = preloadable([task.reference for task in known.values()])
     with ExitStack() as stack:
-        judge = CodeJudge(stack.enter_context(open_sandbox(sandbox)))
+        judge = CodeJudge(stack.enter_context(open_sandbox(sandbox, preload=packages)))
         write = _writer(out, stack)
         for (task, _, _), verdict in zip(
             attempts, _verdicts(judge, attempts, split, stack), strict=True
