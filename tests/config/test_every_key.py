@@ -79,7 +79,7 @@ def turn_of(key: Key) -> Turn | None:
 
 
 MOST_KEYS = 111
-"""`env.contest_dates` came with the paper's window of LiveCodeBench, which nothing else can name."""
+"""`env.contest_dates` came with the paper's window of LiveCodeBench, which no other names."""
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]

@@ -1,7 +1,7 @@
 """Python programs judged by tests.
 
 tasks.py                what a task is
-rows.py (our format), formats.py (MBPP, HumanEval), live_code_bench.py   files to tasks
+rows.py (our format), formats.py (MBPP, HumanEval), evalplus.py, live_code_bench.py   files to tasks
 env.py, offline.py      the environment; judging without a run
 extract.py              an answer to a program
 judge.py                a program to a verdict

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
@@ -101,6 +101,7 @@ class CodeEnv:
                 task.id: problem for task, problem in zip(tasks, problems, strict=True) if problem
             },
             skipped=sum(task.reference.solution is None for task in tasks),
+            notes=tuple(_known_wrong(tasks)),
         )
 
     def facts(self) -> Mapping[str, str]:
@@ -162,6 +163,16 @@ def preloadable(references: Iterable[CodeReference]) -> tuple[str, ...]:
     """The installed ones of the packages that programs of these tasks may import."""
     wanted = {name for reference in references for name in reference.packages}
     return tuple(name for name in sorted(wanted) if importlib.util.find_spec(name) is not None)
+
+
+def _known_wrong(tasks: Sequence[Task]) -> Iterator[str]:
+    """A line on tasks whose tests are known to contradict their text."""
+    sources: dict[str, list[str]] = {}
+    for task in tasks:
+        if "known_wrong" in task.metadata:
+            sources.setdefault(task.metadata["known_wrong"], []).append(task.id)
+    for source, ids in sources.items():
+        yield f"{len(ids)} tasks have tests that contradict their text ({source}): {', '.join(ids)}"
 
 
 def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:

@@ -4,8 +4,9 @@ keys of their first row.
 | format | tests | split |
 |---|---|---|
 | ours | as written (`tasks.py`) | `split`, default train |
-| MBPP | `test_list`; public = seeded half | official: task_id 11-510 eval, the others train |
+| MBPP | its two test lists; public = seeded half | official: task_id 11-510 eval, others train |
 | HumanEval | asserts of `check`; public = seeded half | train for all rows |
+| HumanEval+, MBPP+ | see `evalplus.py`; public = seeded half | as HumanEval and MBPP |
 | LiveCodeBench | see `live_code_bench.py` | train for all rows |
 
 If a file has no rows for evaluation, its training rows are evaluated, on their private tests. A
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.envs.code.assert_names import CANDIDATE, parse_python
+from sdpo.envs.code.evalplus import PlusTests, is_plus_test, plus_tests
 from sdpo.envs.code.live_code_bench import LIVE_CODE_BENCH_KEYS, live_code_bench_task
 from sdpo.envs.code.rows import parse_task
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, seeded_half
@@ -42,6 +44,13 @@ _MBPP_KEYS = {"task_id", "code", "test_list"}
 _HUMAN_EVAL_KEYS = {"task_id", "prompt", "entry_point", "canonical_solution", "test"}
 
 _MBPP_EVAL = range(11, 511)
+_WRONG_MBPP = frozenset(
+    (83, 115, 117, 143, 164, 229, 249, 295, 396, 400, 407, 431, 438, 442, 461, 574, 582, 595, 640,
+     746, 783)
+)  # fmt: skip
+"""Rows whose tests contradict their text; `sdpo check` names them."""
+_WRONG_MBPP_SOURCE = "evalplus/evalplus#147"
+_PLUS_KEYS = {"task_id", "base_input", "plus_input"}
 _FOREIGN_TIME_LIMIT_S = 3.0
 """MBPP and HumanEval name no limit; HumanEval's runner has this one. References take < 0.3 s."""
 _SLOW_MBPP = {123: 15.0}
@@ -99,9 +108,19 @@ def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
         return _human_eval_task
     if row.keys() >= _MBPP_KEYS:
         return _mbpp_task
+    if row.keys() >= _PLUS_KEYS:
+        return _refuse_unanswered
     if row.keys() >= LIVE_CODE_BENCH_KEYS:
         return live_code_bench_task
     return parse_task
+
+
+def _refuse_unanswered(line: Line) -> tuple[str, Task]:
+    raise line.error(
+        "plus_input",
+        "this file of EvalPlus has inputs without results, and tuples have become lists in it; use "
+        "evalplus/humanevalplus or evalplus/mbppplus from the hub, whose `test` has both",
+    )
 
 
 def field_of(line: Line, key: str, kind: type | tuple[type, ...]) -> Any:
@@ -118,12 +137,16 @@ def _mbpp_task(line: Line) -> tuple[str, Task]:
     """MBPP, full (`text`, `test_setup_code`) or sanitized (`prompt`, `test_imports`)."""
     number = field_of(line, "task_id", int)
     text = field_of(line, "text" if "text" in line.row else "prompt", str)
-    sources = field_of(line, "test_list", list)
+    sources = [*field_of(line, "test_list", list), *(line.row.get("challenge_test_list") or [])]
     setup = line.row.get("test_setup_code") or "\n".join(line.row.get("test_imports") or [])
     if not sources or not all(isinstance(source, str) for source in sources):
         raise line.error("test_list", "expected a non-empty list of assert lines")
     for index, source in enumerate(sources):
         _python(line, f"test_list[{index}]", source)
+    if line.row.get("test"):
+        return _mbpp_plus_task(
+            line, number, f"{text}\n\nYour code should pass this test:\n\n{sources[0]}"
+        )
     tests = tuple(CodeTest(input=source.strip()) for source in sources)
     task_id = f"mbpp/{number}"
     public = seeded_half(tests, task_id)
@@ -137,6 +160,23 @@ def _mbpp_task(line: Line) -> tuple[str, Task]:
         solution=field_of(line, "code", str).replace("\r\n", "\n"),
     )
     prompt = f"{text}\n\nYour code should pass these tests:\n\n{examples}"
+    wrong = {"known_wrong": _WRONG_MBPP_SOURCE} if number in _WRONG_MBPP else {}
+    split = "eval" if number in _MBPP_EVAL else "train"
+    return split, make_task(task_id, prompt, reference, metadata=wrong)
+
+
+def _mbpp_plus_task(line: Line, number: int, prompt: str) -> tuple[str, Task]:
+    found = plus_tests(line, field_of(line, "test", str), None)
+    task_id = f"mbpp/{number}"
+    reference = CodeReference(
+        kind=found.kind,
+        entry_point=found.entry_point,
+        public=seeded_half(found.tests, task_id),
+        private=found.tests,
+        tolerance=found.tolerance,
+        time_limit_s=_SLOW_MBPP.get(number, _FOREIGN_TIME_LIMIT_S),
+        solution=field_of(line, "code", str),
+    )
     return "eval" if number in _MBPP_EVAL else "train", make_task(task_id, prompt, reference)
 
 
@@ -145,14 +185,18 @@ def _human_eval_task(line: Line) -> tuple[str, Task]:
     task_id = str(field_of(line, "task_id", str))
     solution = prompt + field_of(line, "canonical_solution", str)
     _python(line, "canonical_solution", solution)
-    tests = tuple(
-        CodeTest(input=source) for source in check_tests(line, field_of(line, "test", str))
-    )
+    source = field_of(line, "test", str)
+    if is_plus_test(source):
+        found = plus_tests(line, source, name)
+    else:
+        tests = tuple(CodeTest(input=each) for each in check_tests(line, source))
+        found = PlusTests(kind="asserts", entry_point=name, tests=tests)
     reference = CodeReference(
-        kind="asserts",
+        kind=found.kind,
         entry_point=name,
-        public=seeded_half(tests, task_id),
-        private=tests,
+        public=seeded_half(found.tests, task_id),
+        private=found.tests,
+        tolerance=found.tolerance,
         prelude=_helpers(solution, name),
         time_limit_s=_FOREIGN_TIME_LIMIT_S,
         solution=solution,

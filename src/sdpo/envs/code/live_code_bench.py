@@ -98,14 +98,13 @@ def live_code_bench_task(line: Line) -> tuple[str, Task]:
         packages=PACKAGES,
     )
     problem = _problem(line)
-    dates = _contest_date(line)
     return "train", make_task(
         f"lcb/{task_id}",
         # The paper's own preprocessing: functions are asked for, methods of Solution accepted.
         _PROMPT.format(problem=problem).replace("(self, ", "("),
         reference,
         requests_block=False,
-        **dates,
+        metadata=_contest_date(line),
     )
 
 

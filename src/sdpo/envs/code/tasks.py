@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
@@ -161,7 +161,7 @@ def make_task(
     reference: CodeReference,
     *,
     requests_block: bool = True,
-    **metadata: Any,
+    metadata: Mapping[str, str] | None = None,
 ) -> Task:
     """A code task that asks `prompt` and, unless it does so itself, requests a code block."""
     content = _asked(prompt) if requests_block else prompt
@@ -169,7 +169,7 @@ def make_task(
         id=task_id,
         messages=({"role": "user", "content": content},),
         reference=reference,
-        metadata={"kind": reference.kind, **metadata},
+        metadata={"kind": reference.kind, **(metadata or {})},
     )
 
 
