@@ -197,7 +197,7 @@ def test_assert_feedback(judge: CodeJudge) -> None:
         (
             "Input\nf(1)\nOutput\n0\nExpected\n0.5",
             "Input\nf(1)\nOutput\n0\nExpected\na value for which this holds: abs(f(1) - 5) < 1",
-            "Input\nf(0)\nOutput\n0\nExpected\na value for which this passes",
+            "Input\nf(0)\nOutput\n0\nExpected\na result for which this passes",
         ),
         strict=True,
     ):

@@ -9,7 +9,7 @@ test_run.py             runs tests: inputs to outcomes to results
 assert_forms.py         takes an assert apart: what the program computes, what is decided
 assert_names.py         whose the names in an assert are
 assert_runs.py, assert_source.py   run what asserts need besides the program
-compare.py, wording.py  whether an answer is right; what feedback says
+compare.py, checker.py, wording.py  whether an answer is right; what feedback says
 """
 
 from sdpo.envs.code.env import CodeEnv

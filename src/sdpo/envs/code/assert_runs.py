@@ -244,10 +244,14 @@ class AssertTests:
         """The outcome of an expression in a jailed process with the task's code, without the
         program."""
         program = Program(source=source, mode="expressions")
-        memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
-        limits = Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
-        (outcome,) = self._sandbox.run(program, [expression], limits)
+        (outcome,) = self._sandbox.run(program, [expression], trusted_limits(reference))
         return outcome
+
+
+def trusted_limits(reference: CodeReference) -> Limits:
+    """Bounds of a process that runs the task's own code."""
+    memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
+    return Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
 
 
 def is_answer(outcome: Outcome) -> bool:

@@ -3,8 +3,8 @@
 
 Where the loop compares as EvalPlus does everywhere, they become function tests: `values_match` is
 the same comparison. Where it has an oracle of its own (roots of a polynomial, sets, a second
-reference), each input becomes an assert test that runs this oracle. numpy, which only its `allclose`
-needs, is replaced. A `test` field that is neither is refused, never ignored.
+reference), each input becomes an assert test that runs this oracle; numpy, of which it needs only
+`allclose`, is replaced. A `test` field that is neither is refused, never ignored.
 """
 
 from __future__ import annotations

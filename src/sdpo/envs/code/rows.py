@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from sdpo.envs.code.assert_forms import compile_test, own_sources
 from sdpo.envs.code.assert_names import missing_names, parse_python
+from sdpo.envs.code.checker import checker_problem
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.code.tasks import (
     MEMORY_MB,
@@ -41,6 +42,7 @@ KEYS = (
     "entry_point",
     "tests",
     "setup",
+    "checker",
     "library",
     "examples",
     "time_limit_s",
@@ -76,6 +78,7 @@ def parse_task(line: Line) -> tuple[str, Task]:
         public=public,
         private=private,
         setup=setup,
+        checker=_checker(line, kind),
         prelude="" if library is None else library.source,
         time_limit_s=_number(line, "time_limit_s", TIME_LIMIT_S, least=MIN_TIME_LIMIT_S, most=3600),
         memory_mb=int(_number(line, "memory_mb", MEMORY_MB, least=1, most=1 << 20, is_whole=True)),
@@ -107,15 +110,36 @@ def _library(line: Line) -> _Library | None:
     """The library beside the task file that the line names."""
     if "library" not in line.row:
         return None
-    path = Path(line.path).parent / _text(line, "library")
+    name = _text(line, "library")
+    source = _beside(line, "library", name)
+    _compiles(line, "library", source)
+    return _Library(name=Path(name).stem, source=source)
+
+
+def _beside(line: Line, key: str, name: str) -> str:
+    """The text of the file `name`, whose path is relative to the task file."""
+    path = Path(line.path).parent / name
     try:
-        source = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise line.error(
-            "library", f"cannot read {path} ({error}); the path is relative to the task file"
+            key, f"cannot read {path} ({error}); the path is relative to the task file"
         ) from error
-    _compiles(line, "library", source)
-    return _Library(name=path.stem, source=source)
+
+
+def _checker(line: Line, kind: Kind) -> str:
+    """The source of the line's checker: as given, or in a file beside the task file."""
+    if "checker" not in line.row:
+        return ""
+    if kind == "asserts":
+        raise line.error("checker", "an assert decides itself; use kind 'function' or 'stdio'")
+    source = _text(line, "checker")
+    if source.endswith(".py") and "\n" not in source:
+        source = _beside(line, "checker", source)
+    problem = checker_problem(source)
+    if problem is not None:
+        raise line.error("checker", problem)
+    return source
 
 
 def _examples(line: Line) -> tuple[Message, ...]:
@@ -192,9 +216,10 @@ def _pair(line: Line, key: str, test: Any) -> tuple[Any, Any]:
         if name not in ("input", "output"):
             raise line.error(f"{key}.{name}", "unknown key; a test has input and output")
     for name in ("input", "output"):
-        if name not in test:
+        # A checker may need no expected output.
+        if name not in test and not (name == "output" and "checker" in line.row):
             raise line.error(f"{key}.{name}", "missing; a test has input and output")
-    return test["input"], test["output"]
+    return test["input"], test.get("output")
 
 
 def _function_test(line: Line, key: str, test: Any) -> CodeTest:
@@ -210,8 +235,10 @@ def _function_test(line: Line, key: str, test: Any) -> CodeTest:
 def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
     given, expected = _pair(line, key, test)
     for name, text in (("input", given), ("output", expected)):
-        if not isinstance(text, str):
+        if not isinstance(text, str) and not (text is None and name == "output"):
             raise line.error(f"{key}.{name}", f"expected a string, got {kind_of(text)}")
+    if expected is None and "checker" not in line.row:
+        raise line.error(f"{key}.output", "expected a string, got null")
     return CodeTest(input=given, output=expected)
 
 

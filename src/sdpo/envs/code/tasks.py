@@ -130,6 +130,8 @@ class CodeReference:
     """Absolute or relative error allowed where a float is expected."""
     packages: tuple[str, ...] = ()
     """Packages that programs may import besides the standard library, where they are installed."""
+    checker: str = ""
+    """Source of `check(input, output, expected)`, which decides instead of a comparison."""
     solution: str | None = None
     """A program that passes; `sdpo check` verifies it."""
 
