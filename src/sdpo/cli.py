@@ -86,7 +86,14 @@ def train(arguments: tuple[str, ...]) -> None:
 @ARGUMENTS
 @click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
-def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
+@click.option(
+    "--attempts",
+    type=click.Path(path_type=Path),
+    help="Write every attempt with its verdict, as in a run's rollouts.jsonl.",
+)
+def evaluate(
+    arguments: tuple[str, ...], split: str, out: Path | None, attempts: Path | None
+) -> None:
     """mean@k and pass@k with bootstrap intervals.
 
     A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
@@ -94,8 +101,11 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
     """
     from sdpo import api
 
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
+    for option, path in (("--out", out), ("--attempts", attempts)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(
+                f"{option} {path}: the folder {path.parent} does not exist; create it"
+            )
     evaluation = api.evaluate(*arguments, split=split)
     table = Table(
         title=f"{evaluation.model}: {len(evaluation.num_solved)} tasks x {evaluation.samples} "
@@ -121,22 +131,27 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
             for task, solved in evaluation.num_solved.items()
         )
         out.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    if attempts is not None:
+        from sdpo.rollouts.record import write_attempts
+
+        write_attempts(attempts, evaluation.groups, split)
 
 
 @main.command()
-@click.option("--tasks", required=True, help="Built-in set or task file.")
+@click.argument("arguments", nargs=-1, metavar="[RECIPE... key=value ...]")
+@click.option("--tasks", help="Code tasks: a built-in set or a file.")
 @click.option(
     "--responses",
     required=True,
     type=click.Path(path_type=Path),
-    help='File of lines {"id": ..., "response": ...}.',
+    help='File of lines {"id": ..., "response": ...}, or of `sdpo eval --attempts`.',
 )
 @click.option(
     "--split",
     type=click.Choice(["public", "private"]),
     default="private",
     show_default=True,
-    help="Tests to run; feedback shows public ones only.",
+    help="Tests of code tasks to run; feedback shows public ones only.",
 )
 @click.option(
     "--out",
@@ -146,21 +161,31 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
 @click.option(
     "--sandbox",
     type=click.Choice(["auto", "none"]),
-    default="auto",
-    show_default=True,
-    help="auto isolates programs or refuses; none runs them unprotected.",
+    help="With --tasks: auto (default) isolates programs or refuses; none runs them unprotected.",
 )
 def judge(
-    tasks: str,
+    arguments: tuple[str, ...],
+    tasks: str | None,
     responses: Path,
     split: Literal["public", "private"],
     out: Path | None,
-    sandbox: Literal["auto", "none"],
+    sandbox: Literal["auto", "none"] | None,
 ) -> None:
-    """Judge a file of responses: one verdict line each, in order."""
-    from sdpo.envs.code import judge_file as write_verdicts
+    """Judge a file of responses: one verdict line each, in order.
 
-    write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
+    The environment is named as for a run: `env.type=choice env.tasks=FILE`, a recipe, a run's
+    folder; --tasks stands for code tasks.
+    """
+    from sdpo.rollouts.responses import judge_file as write_verdicts
+
+    if (tasks is None) == (not arguments):
+        raise click.UsageError("name the environment: --tasks FILE for code tasks, or a recipe")
+    if tasks is not None:
+        arguments = ("env.type=code", f"env.tasks={json.dumps(tasks)}")
+        arguments += () if sandbox is None else (f"env.sandbox={sandbox}",)
+    elif sandbox is not None:
+        raise click.UsageError(f"--sandbox belongs to --tasks; write env.sandbox={sandbox}")
+    write_verdicts(*arguments, responses=responses, split=split, out=out)
 
 
 @main.command()

@@ -13,6 +13,6 @@ compare.py, checker.py, wording.py  whether an answer is right; what feedback sa
 """
 
 from sdpo.envs.code.env import CodeEnv
-from sdpo.envs.code.offline import judge_file, judge_program
+from sdpo.envs.code.offline import judge_program
 
-__all__ = ["CodeEnv", "judge_file", "judge_program"]
+__all__ = ["CodeEnv", "judge_program"]
