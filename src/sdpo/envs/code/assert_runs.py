@@ -78,7 +78,7 @@ class AssertTests:
     """Prepares and decides assert tests; keeps what it prepared for the next attempt."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
         self._prepared: dict[tuple[str, ...], tuple[Prepared, ...]] = {}
         self._lock = threading.Lock()
 
@@ -244,7 +244,7 @@ class AssertTests:
         """The outcome of an expression in a jailed process with the task's code, without the
         program."""
         program = Program(source=source, mode="expressions")
-        (outcome,) = self._sandbox.run(program, [expression], trusted_limits(reference))
+        (outcome,) = self.sandbox.run(program, [expression], trusted_limits(reference))
         return outcome
 
 

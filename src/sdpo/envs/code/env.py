@@ -30,7 +30,7 @@ from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
 from sdpo.machine import usable_cores
 from sdpo.records import Rollout, Task, Verdict
-from sdpo.sandbox import open_sandbox, require_linux
+from sdpo.sandbox import LANGUAGES, open_sandbox, require_linux
 
 
 class CodeEnv:
@@ -87,7 +87,7 @@ class CodeEnv:
     def reference_answer(self, task: Task) -> str | None:
         """The reference solution as a Python block."""
         solution = task.reference.solution
-        return None if solution is None else as_block(solution)
+        return None if solution is None else as_block(solution, task.reference.language)
 
     def check(self) -> CheckReport:
         """Whether every reference passes all tests, and a program without effect does not."""
@@ -115,7 +115,7 @@ class CodeEnv:
         with self._lock:
             judge, self._judge = self._judge, None
         if judge is not None:
-            judge.sandbox.close()
+            judge.close()
 
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
@@ -177,6 +177,10 @@ def _known_wrong(tasks: Sequence[Task]) -> Iterator[str]:
 
 def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
     """What is wrong with a task, or None."""
+    if reference.language != "python":
+        missing = LANGUAGES[reference.language].missing()
+        if missing is not None:
+            return missing
     if reference.solution is None:
         return None
     for split in ("public", "private"):
@@ -190,7 +194,9 @@ def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
 
 def _without_effect(reference: CodeReference) -> str:
     if reference.kind == "stdio":
-        return "pass\n"
+        return {"python": "pass\n", "cpp": "int main() {}\n", "javascript": "\n"}[
+            reference.language
+        ]
     names = {reference.entry_point} if reference.entry_point else set()
     if reference.kind == "asserts" and reference.solution is not None:
         names |= defined_names(reference.solution)

@@ -25,8 +25,8 @@ def _shared_judge(packages: tuple[str, ...]) -> CodeJudge:
     with _shared_lock:
         if packages not in _shared:
             sandbox = open_sandbox("auto", preload=packages)
-            atexit.register(sandbox.close)
             _shared[packages] = CodeJudge(sandbox)
+            atexit.register(_shared[packages].close)
         return _shared[packages]
 
 
@@ -52,4 +52,8 @@ def judge_program(
         _, task = parse_task(Line(path="task", number=1, row=task))
     packages = preloadable([task.reference])
     judge = _shared_judge(packages) if sandbox is None else CodeJudge(sandbox)
-    return judge.verdict(task.reference, program, split=split)
+    try:
+        return judge.verdict(task.reference, program, split=split)
+    finally:
+        if sandbox is not None:
+            judge.close_languages()

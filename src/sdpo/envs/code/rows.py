@@ -29,16 +29,19 @@ from sdpo.envs.code.tasks import (
     CodeReference,
     CodeTest,
     Kind,
+    Language,
     exchange,
     make_task,
 )
 from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
+from sdpo.sandbox import LANGUAGES
 
 KEYS = (
     "id",
     "prompt",
     "kind",
+    "language",
     "entry_point",
     "tests",
     "setup",
@@ -61,6 +64,7 @@ def parse_task(line: Line) -> tuple[str, Task]:
         if key not in KEYS:
             raise line.error(key, f"unknown key; a code task has {', '.join(KEYS)}")
     kind = cast("Kind", _choice(line, "kind", ("function", "stdio", "asserts")))
+    language = _language(line, kind)
     entry_point = _entry_point(line, kind)
     setup = _text(line, "setup", default="")
     if "setup" in line.row and kind != "asserts":
@@ -74,6 +78,7 @@ def parse_task(line: Line) -> tuple[str, Task]:
     solution = _text(line, "reference_solution") if "reference_solution" in line.row else None
     reference = CodeReference(
         kind=kind,
+        language=language,
         entry_point=entry_point,
         public=public,
         private=private,
@@ -91,7 +96,16 @@ def parse_task(line: Line) -> tuple[str, Task]:
     if library is not None:
         # What feedback says about one task of a library holds for all of them.
         task = replace(task, metadata={**task.metadata, "family": library.name})
-    return split, replace(task, messages=(*_examples(line), *task.messages))
+    return split, replace(task, messages=(*_examples(line, language), *task.messages))
+
+
+def _language(line: Line, kind: Kind) -> Language:
+    language = cast("Language", _choice(line, "language", ("python", *LANGUAGES), default="python"))
+    if language != "python" and kind != "stdio":
+        raise line.error("language", f"{language!r} programs are judged by kind 'stdio' only")
+    if language != "python" and "library" in line.row:
+        raise line.error("library", f"a library is Python; remove it from this {language!r} task")
+    return language
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +156,7 @@ def _checker(line: Line, kind: Kind) -> str:
     return source
 
 
-def _examples(line: Line) -> tuple[Message, ...]:
+def _examples(line: Line, language: Language) -> tuple[Message, ...]:
     """The line's solved examples as earlier exchanges."""
     shape = '[{"prompt": "...", "solution": "def ..."}]'
     examples = line.row.get("examples", [])
@@ -156,8 +170,9 @@ def _examples(line: Line) -> tuple[Message, ...]:
         fields = {f"{key}.{name}": value for name, value in example.items()}
         part = Line(path=line.path, number=line.number, row=fields)
         solution = _text(part, f"{key}.solution")
-        _compiles(part, f"{key}.solution", solution)
-        messages += exchange(_text(part, f"{key}.prompt"), solution)
+        if language == "python":
+            _compiles(part, f"{key}.solution", solution)
+        messages += exchange(_text(part, f"{key}.prompt"), solution, language)
     return tuple(messages)
 
 

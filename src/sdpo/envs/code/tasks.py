@@ -15,17 +15,19 @@ from typing import Any, Literal, overload
 from sdpo.envs.code.assert_names import called_names
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.records import Message, Task
+from sdpo.sandbox import LanguageName
 from sdpo.seeds import derive
 
 Kind = Literal["function", "stdio", "asserts"]
 TestSplit = Literal["public", "private"]
+Language = Literal["python"] | LanguageName
 Judged = TestSplit | Literal["all"]
 
 TIME_LIMIT_S = 1.0
 MIN_TIME_LIMIT_S = 0.001
 MEMORY_MB = 512
 
-REQUEST = "Put your code in a ```python block."
+REQUEST = "Put your code in a ```{language} block."
 """The end of every prompt; short, because the demo model is tiny."""
 
 _WORKED_EXAMPLES = {
@@ -36,6 +38,15 @@ _WORKED_EXAMPLES = {
     "stdio": (
         "Write a Python program that reads one integer and prints that integer plus 10.",
         "n = int(input())\nprint(n + 10)",
+    ),
+    "cpp": (
+        "Write a C++ program that reads one integer and prints that integer plus 10.",
+        "#include <iostream>\n\nint main() {\n    long long n;\n    std::cin >> n;\n"
+        "    std::cout << n + 10 << std::endl;\n}",
+    ),
+    "javascript": (
+        "Write a JavaScript program that reads one integer and prints that integer plus 10.",
+        "const n = Number(require('fs').readFileSync(0, 'utf8'));\nconsole.log(n + 10);",
     ),
 }
 """Question and program of `with_worked_example`."""
@@ -108,6 +119,8 @@ class CodeReference:
     """
 
     kind: Kind
+    language: Language = "python"
+    """`stdio` programs may be in another one."""
     entry_point: str | None = None
     """Function or class that the tests call; optional for `asserts`."""
     public: Sequence[CodeTest]
@@ -166,7 +179,7 @@ def make_task(
     metadata: Mapping[str, str] | None = None,
 ) -> Task:
     """A code task that asks `prompt` and, unless it does so itself, requests a code block."""
-    content = _asked(prompt) if requests_block else prompt
+    content = _asked(prompt, reference.language) if requests_block else prompt
     return Task(
         id=task_id,
         messages=({"role": "user", "content": content},),
@@ -184,24 +197,27 @@ def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]
 
 def with_worked_example(task: Task) -> Task:
     """`task` preceded by one solved example of its kind, as an earlier exchange."""
-    question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
-    return replace(task, messages=(*exchange(question, answer), *task.messages))
+    language = task.reference.language
+    kind = "function" if task.reference.kind != "stdio" else "stdio"
+    question, answer = _WORKED_EXAMPLES[kind if language == "python" else language]
+    return replace(task, messages=(*exchange(question, answer, language), *task.messages))
 
 
-def exchange(prompt: str, solution: str) -> tuple[Message, Message]:
+def exchange(prompt: str, solution: str, language: Language = "python") -> tuple[Message, Message]:
+    """A solved task as an earlier exchange."""
     return (
-        {"role": "user", "content": _asked(prompt)},
-        {"role": "assistant", "content": as_block(solution)},
+        {"role": "user", "content": _asked(prompt, language)},
+        {"role": "assistant", "content": as_block(solution, language)},
     )
 
 
-def _asked(prompt: str) -> str:
-    return f"{prompt.strip()}\n\n{REQUEST}"
+def _asked(prompt: str, language: Language = "python") -> str:
+    return f"{prompt.strip()}\n\n{REQUEST.format(language=language)}"
 
 
-def as_block(program: str) -> str:
+def as_block(program: str, language: Language = "python") -> str:
     """`program` as an answer gives it."""
-    return f"```python\n{program.rstrip()}\n```"
+    return f"```{language}\n{program.rstrip()}\n```"
 
 
 def with_tests(task: Task, judged: Judged) -> Task:

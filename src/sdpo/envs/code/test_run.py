@@ -263,7 +263,9 @@ class TestRun:
         if self._reference.kind != "asserts":
             outcome, test = outcomes[self._start(index)], self._tests[index]
             answer = outcome.stdout if self._reference.kind == "stdio" else outcome.value
-            wrong = complaint(self._sandbox, self._reference, test.input, answer, test.output)
+            wrong = complaint(
+                self._assert_tests.sandbox, self._reference, test.input, answer, test.output
+            )
             return PASSED if wrong is None else self._wrong(index, outcome, wrong)
         start = self._start(index)
         for prepared in self._prepared[index]:

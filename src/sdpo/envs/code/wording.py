@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from sdpo.envs.code.extract import Extracted
 from sdpo.envs.text import cut_middle, safe
 
-INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
+INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```{language} ... ``` block."
+COMPILE_ERROR = "Compile Error"
 RUNTIME_ERROR = "Runtime Error"
 TIME_LIMIT = "Time Limit Exceeded"
 MEMORY_LIMIT = "Memory Limit Exceeded"
@@ -64,15 +65,14 @@ def signal_name(number: int | None) -> str:
     return SIGNALS.get(number, f"Killed by signal {number}")
 
 
-def frame_lines(frames: Sequence[tuple[int, str]]) -> list[str]:
+def frame_lines(frames: Sequence[tuple[int, str]], file: str = "Solution.py") -> list[str]:
     """Location of the last `MAX_FRAMES` frames, outermost first.
 
     The failing line itself is not quoted: a teacher that has the attempt's mistake before its eyes
     repeats it (0.08 of 48 attempts at `private-api` corrected with the line, 0.33 without).
     """
     return [
-        f"Line {number} in {safe(function)} (Solution.py)"
-        for number, function in frames[-MAX_FRAMES:]
+        f"Line {number} in {safe(function)} ({file})" for number, function in frames[-MAX_FRAMES:]
     ]
 
 
