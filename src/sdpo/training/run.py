@@ -18,6 +18,7 @@ from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
@@ -29,9 +30,9 @@ from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.custom import check_custom
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
-from sdpo.training.lock import sole_writer
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
@@ -364,6 +365,7 @@ def open_run(
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
     check_can_sample(config)
+    check_custom(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
@@ -371,7 +373,7 @@ def open_run(
     with ExitStack() as stack:
         if parallel.is_main:
             stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(env))
+            open_run_dir(config, run_facts(config, env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
         check_lengths(sampler, config, splits=("train", "eval"))
