@@ -36,7 +36,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from sdpo.envs.code.assert_names import CANDIDATE, loaded, parse_python, program_names, stored
 
@@ -125,6 +125,8 @@ def own_sources(compiled: Compiled) -> tuple[str, ...]:
         case "replay":
             names = f"{compiled.function} = {CANDIDATE} = None"
             return (f"{names}\n{compiled.condition}",)
+        case _:
+            assert_never(compiled.form)
 
 
 _PLAIN_LINES = (ast.Assert, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
