@@ -106,6 +106,9 @@ TURNS = {
     "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
     "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
+    "CodeEnvConfig.contest_dates": turn(
+        '["2025-02-01", "2025-05-01"]', "env.tasks={folder}/contests.jsonl", observe=judged
+    ),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
     "CodeEnvConfig.reward": turn("fraction", observe=judged),

@@ -78,12 +78,19 @@ JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
 """The settings of `JudgingConfig` by their full names."""
 
 
+IsoDate = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+"""YYYY-MM-DD."""
+
+
 class CodeEnvConfig(JudgingConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
     """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
     .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
+    contest_dates: tuple[()] | tuple[IsoDate, IsoDate] = ()
+    """Only tasks of contests (`contest_date`, LiveCodeBench) from the first date on and before the
+    second; `[]`: all tasks. Paper: 2025-02-01, 2025-05-01."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
     function's name far more often."""
