@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from family_trial import Outcome, try_family
+from family_trial import Outcome, try_family, try_model
 from tiny_families import families
+from tiny_wrappers import TEXT, build_wrapper
 
 pytestmark = [
     # transformers' notes about kernels that are not installed, and its own deprecations
@@ -59,3 +60,14 @@ def test_every_other_family(family):
     outcome = try_family(family)
     check(outcome)
     assert bool(outcome.refused) == (family in REFUSED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(TEXT))
+def test_text_of_a_model_that_reads_images(family):
+    outcome = try_model(family, build_wrapper(family))
+    if family == "paligemma":
+        assert "its logits depend on later tokens" in outcome.refused
+    else:
+        check(outcome)
+        assert not outcome.refused

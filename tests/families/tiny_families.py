@@ -71,12 +71,7 @@ def families() -> list[str]:
 def build(family: str, **extra: Any) -> PreTrainedModel:
     """A tiny model of `family` in eval mode; raises whatever transformers does where that fails."""
     kind = CONFIG_MAPPING[family]
-    default = kind()
-    inner = default.get_text_config()
-    fields = {*vars(inner), *kind.attribute_map, *getattr(kind, "__dataclass_fields__", ())}
-    settings = {name: size for name, size in SIZES.items() if name in fields}
-    settings |= EXTRA.get(family, {}) | extra
-    config = kind(**{name: value for name, value in settings.items() if value is not OMIT})
+    config = kind(**settings_of(kind, SIZES, EXTRA.get(family, {}) | extra))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -84,6 +79,14 @@ def build(family: str, **extra: Any) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.mul_(3.0)
     return model.eval()
+
+
+def settings_of(kind: Any, sizes: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """What a config of `kind` knows of `sizes`, and `more`."""
+    inner = kind().get_text_config()
+    fields = {*vars(inner), *kind.attribute_map, *getattr(kind, "__dataclass_fields__", ())}
+    settings = {name: size for name, size in sizes.items() if name in fields} | more
+    return {name: value for name, value in settings.items() if value is not OMIT}
 
 
 OMIT: Any = object()

@@ -93,10 +93,17 @@ def can_cache(model: PreTrainedModel) -> bool:
     with evaluating(model), float32_weights(model):
         try:
             expected_TV = plain_logits(model, ids_T)
+            beginning_TV = plain_logits(model, ids_T[:_TRIAL_PROMPT])
         except Exception as error:
             raise EngineError(
                 f"{name_of(model)} cannot be sampled here: {first_line(error)}; take another model"
             ) from error
+        if not agree(beginning_TV, expected_TV[:_TRIAL_PROMPT]):
+            # PaliGemma attends to a whole prompt; the loss would see other probabilities.
+            raise EngineError(
+                f"{name_of(model)} cannot be sampled here: its logits depend on later tokens; take "
+                "a causal language model"
+            )
         try:
             reason = "" if _decodes(model, ids_T, expected_TV) else "it gives other logits"
         except Exception as error:  # noqa: BLE001  # the code of hundreds of models raises anything

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import warnings
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 from sdpo.config.schema import LoraConfig
 from sdpo.errors import ConfigError, ModelError
 from sdpo.models.quiet import quiet
+from sdpo.models.wrapper import processor_files, tower_parameters, tower_pattern
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -80,6 +82,8 @@ def new_adapter(model: PreTrainedModel, wanted: LoraConfig, *, base: str, seed: 
     peft = _peft()
     _check_options(wanted.options)
     options = {"target_modules": "all-linear", **wanted.options}
+    if pattern := tower_pattern(model):
+        options.setdefault("exclude_modules", pattern)
     device = model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _without_advice():
         torch.manual_seed(seed)
@@ -115,6 +119,9 @@ def save_model(model: Any, folder: Path) -> None:
     with quiet():
         if not has_adapter(model):
             model.save_pretrained(folder)
+            if any(True for _ in tower_parameters(model)):
+                for path in processor_files(model.name_or_path, is_online=False):
+                    shutil.copyfile(path, folder / path.name)
             return
         # Vocabularies do not change here; unset, PEFT asks the hub whether this one has.
         model.save_pretrained(folder, save_embedding_layers=False)

@@ -22,12 +22,7 @@ import torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.config.schema import LoraConfig
 from sdpo.errors import ModelError, first_line
@@ -35,6 +30,7 @@ from sdpo.models.adapters import base_name, continues, is_adapter, load_adapter
 from sdpo.models.device import default_dtype
 from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
 from sdpo.models.quiet import quiet
+from sdpo.models.wrapper import auto_class, freeze_towers, processor_files, tower_parameters
 from sdpo.run_folder import as_run
 
 __all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
@@ -102,6 +98,7 @@ def load_policy(
         policy = _with_adapter_of(folder, name, kind, adapter)
     else:
         policy = _load(name, kind)
+    freeze_towers(policy.model)
     return policy.replace_model(policy.model.to(where).eval())
 
 
@@ -142,10 +139,14 @@ def _load(name: str, kind: torch.dtype) -> Policy:
     with quiet(), _explained(name, is_offline=options["local_files_only"]):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         # Loaded on the CPU and moved: one code path without accelerate's device maps.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=kind, output_loading_info=True, **options
+        config = AutoConfig.from_pretrained(source, **options)
+        loaded: Any = auto_class(config).from_pretrained(
+            source, config=config, dtype=kind, output_loading_info=True, **options
         )
-    model, info = loaded
+        model, info = loaded
+        if any(True for _ in tower_parameters(model)):
+            # Checkpoints take them from here or, of a hub's model, from its cache.
+            processor_files(source, is_online=not options["local_files_only"])
     _check(name, model, tokenizer, info)
     return Policy(model=model, tokenizer=tokenizer, name=name)
 

@@ -65,6 +65,9 @@ def backbone_of(model: PreTrainedModel) -> torch.nn.Module:
     inner: Any = model.base_model
     if inner is not model:
         return inner
+    decoder: Any = model.get_decoder()
+    if decoder is not model and isinstance(decoder, PreTrainedModel):
+        return backbone_of(decoder)  # Llama 4 has a whole text model beside its tower
     # Llama 4 names a prefix that it has not, and transformers then gives the whole back.
     return next(child for child in model.children() if isinstance(child, PreTrainedModel))
 
