@@ -18,6 +18,8 @@ from pathlib import Path
 
 _CUDA_BUILD = re.compile(r"^cuda\b[^=]*=\s*['\"]([^'\"]+)", re.MULTILINE)
 _NAME_BYTES = 100
+_EXTRAS = ("peft", "vllm", "wandb", "trackio", "tensorboard")
+"""Optional libraries that change what a run does or reports; named where they are installed."""
 
 
 def usable_cores() -> int:
@@ -71,8 +73,25 @@ def describe_machine() -> dict[str, str]:
         facts[name] = library_version(name) or f"not installed; pip install {name}"
     if torch_cuda():
         facts["torch"] += f", built for CUDA {torch_cuda()}"
+    facts |= {name: version for name in _EXTRAS if (version := library_version(name))}
+    for name in facts.keys() & (ranges := supported_versions()).keys():
+        facts[name] += f" (supported: {ranges[name]})"
     device = ", ".join(gpus) if gpus else "cpu"
     return facts | {"device": f"{device}, {cores} usable {'core' if cores == 1 else 'cores'}"}
+
+
+def supported_versions() -> dict[str, str]:
+    """Libraries that this package asks for, extras included, and which versions of them."""
+    try:
+        requirements = importlib.metadata.requires("sdpo") or ()
+    except importlib.metadata.PackageNotFoundError:
+        return {}  # run from its source folder without being installed
+    found = {}
+    for requirement in requirements:
+        name, versions = re.match(r"([\w.-]+)\s*([^;]*)", requirement).groups()  # ty: ignore
+        # pip writes them as a set; the lower end reads better first.
+        found[name] = ",".join(sorted(versions.strip().split(","), reverse=True))
+    return found
 
 
 def _cgroup_cores() -> float | None:

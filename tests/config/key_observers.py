@@ -18,7 +18,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sdpo
-from sdpo.config.schema import RunConfig
+from sdpo.config.schema import LogConfig, RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
 from sdpo.envs.opening import open_env
@@ -324,8 +324,8 @@ def sampled_with(config: RunConfig) -> Any:
 
 
 def mirrored(config: RunConfig) -> Any:
-    """Services that a run opened."""
-    opened: list[str] = []
+    """Services that a run opened, and what it is called there."""
+    opened: list[Any] = []
 
     class Silent:
         def log(self, *_: Any) -> None: ...
@@ -333,8 +333,8 @@ def mirrored(config: RunConfig) -> Any:
         def alert(self, *_: Any) -> None: ...
         def close(self) -> None: ...
 
-    def open_backend(name: str, *_: Any) -> Silent:
-        opened.append(name)
+    def open_backend(name: str, run_dir: Path, log: LogConfig, *_: Any) -> Silent:
+        opened.append((name, log.project, log.name, log.tags))
         return Silent()
 
     originals = writer.check_installed, writer.open_backend

@@ -104,7 +104,9 @@ def test_version_says_what_a_bug_report_needs():
     lines = shown.output.splitlines()
     assert lines[0] == f"sdpo {sdpo.__version__}"
     facts = dict(line.split(maxsplit=1) for line in lines[1:])
-    assert list(facts) == ["python", "torch", "transformers", "device", "sandbox"]
+    extras = [name for name in machine._EXTRAS if machine.library_version(name)]
+    assert list(facts) == ["python", "torch", "transformers", *extras, "device", "sandbox"]
+    assert facts["transformers"].endswith("(supported: >=5.17,<6)")
     assert facts["python"].startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     assert facts["torch"].startswith(VERSION)
 

@@ -290,6 +290,13 @@ class CanariesConfig(Config):
 class LogConfig(Config):
     backends: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Services that receive the metrics besides metrics.jsonl."""
+    project: str = "sdpo"
+    """Project of W&B and trackio that the run belongs to."""
+    name: str = ""
+    """The run's name there; empty: its folder's. With `seeds` above 1 each seed is appended."""
+    tags: tuple[str, ...] = ()
+    """W&B's tags of the run. The other services have none: trackio shows them among the settings,
+    TensorBoard as the text `about`, beside project and name."""
 
 
 class SelectConfig(Config):

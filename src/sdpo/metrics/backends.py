@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sdpo.config.schema import LogConfig
 from sdpo.errors import ConfigError
 
 TABLE_ROWS = 16
@@ -58,17 +59,17 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 def open_backend(
-    name: str, run_dir: Path, config: Mapping[str, Any], resumed_at: int | None
+    name: str, run_dir: Path, log: LogConfig, config: Mapping[str, Any], resumed_at: int | None
 ) -> Backend:
-    """The started service. `resumed_at` is the last step that still counts, None for a fresh
-    run."""
+    """The started service, told what `log` calls the run. `resumed_at` is the last step that still
+    counts, None for a fresh run."""
     match name:
         case "tensorboard":
-            return _TensorBoard(run_dir, resumed_at)
+            return _TensorBoard(run_dir, log, resumed_at)
         case "wandb":
-            return _Wandb(run_dir, config, resumed_at)
+            return _Wandb(run_dir, log, config, resumed_at)
         case "trackio":
-            return _Trackio(run_dir, config, resumed_at)
+            return _Trackio(run_dir, log, config, resumed_at)
     raise AssertionError(f"unchecked backend {name!r}")
 
 
@@ -81,12 +82,17 @@ def _cells(row: Mapping[str, Any]) -> list[Any]:
 
 
 class _TensorBoard:
-    def __init__(self, run_dir: Path, resumed_at: int | None) -> None:
+    def __init__(self, run_dir: Path, log: LogConfig, resumed_at: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard hides what an interrupted run had written at and after purge_step.
         purge = None if resumed_at is None else resumed_at + 1
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        about = f"project {log.project}, run {log.name or run_dir.name}"
+        if log.tags:
+            about += f", tags {', '.join(log.tags)}"
+        # It has no fields for these; a later text of the same step takes an earlier one's place.
+        self._writer.add_text("about", about, purge or 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, value in _finite(metrics).items():
@@ -110,7 +116,9 @@ class _TensorBoard:
 
 
 class _Wandb:
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resumed_at: int | None) -> None:
+    def __init__(
+        self, run_dir: Path, log: LogConfig, config: Mapping[str, Any], resumed_at: int | None
+    ) -> None:
         import wandb  # ty: ignore[import-not-found]  # an extra
 
         self._wandb = wandb
@@ -119,8 +127,9 @@ class _Wandb:
             id_file.parent.mkdir(parents=True, exist_ok=True)
             id_file.write_text(secrets.token_hex(8), encoding="utf-8")
         self._run = wandb.init(
-            project="sdpo",
-            name=run_dir.name,
+            project=log.project,
+            name=log.name or run_dir.name,
+            tags=list(log.tags),
             id=id_file.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(run_dir),
@@ -148,13 +157,15 @@ class _Wandb:
 
 
 class _Trackio:
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resumed_at: int | None) -> None:
+    def __init__(
+        self, run_dir: Path, log: LogConfig, config: Mapping[str, Any], resumed_at: int | None
+    ) -> None:
         import trackio  # ty: ignore[import-not-found]  # an extra
 
         self._trackio = trackio
         self._run = trackio.init(
-            project="sdpo",
-            name=run_dir.name,
+            project=log.project,
+            name=log.name or run_dir.name,
             config=dict(config),
             resume="never" if resumed_at is None else "allow",
             embed=False,

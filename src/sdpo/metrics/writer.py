@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo.config.schema import LogConfig
 from sdpo.metrics.backends import Backend, check_installed, open_backend
 from sdpo.metrics.canaries import Alert
 from sdpo.metrics.jsonl import JsonLines, read_rows
@@ -24,20 +25,20 @@ class MetricsWriter:
     """Writes the numbers of a run; one process of a run has one.
 
     Example:
-        with MetricsWriter(run_dir, config.log.backends, dump(config)) as writer:
+        with MetricsWriter(run_dir, config.log, dump(config)) as writer:
             writer.resume_at(0)
             writer.write(1, {"loss/total": 0.02})
     """
 
     def __init__(
-        self, run_dir: Path, backends: Sequence[str] = (), config: Mapping[str, Any] | None = None
+        self, run_dir: Path, log: LogConfig | None = None, config: Mapping[str, Any] | None = None
     ) -> None:
         """Raises `ConfigError` naming the extra to install when a backend's package is missing."""
-        check_installed(backends)
+        self._log = LogConfig() if log is None else log
+        check_installed(self._log.backends)
         self.run_dir = run_dir
         self._metrics = JsonLines(run_dir / METRICS)
         self._alerts = JsonLines(run_dir / ALERTS)
-        self._names = tuple(backends)
         self._config = dict(config or {})
         self._backends: list[Backend] | None = None
         self._resumed_at: int | None = None
@@ -98,7 +99,7 @@ class MetricsWriter:
         resumes."""
         if self._backends is None:
             self._backends = [
-                open_backend(name, self.run_dir, self._config, self._resumed_at)
-                for name in self._names
+                open_backend(name, self.run_dir, self._log, self._config, self._resumed_at)
+                for name in self._log.backends
             ]
         return self._backends

@@ -90,8 +90,14 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
     folder = Path(config.run)
     runs: list[TrainResult] = []
     for seed in range(config.seed, config.seed + config.seeds):
+        name = f"{config.log.name or folder.name}-{seed}"
         alone = config.model_copy(
-            update={"seeds": 1, "seed": seed, "run": str(folder / f"seed-{seed}")}
+            update={
+                "seeds": 1,
+                "seed": seed,
+                "run": str(folder / f"seed-{seed}"),
+                "log": config.log.model_copy(update={"name": name}),
+            }
         )
         runs.append(train(alone, env=env, on_step=on_step))
         if not runs[-1].finished:

@@ -73,8 +73,8 @@ class Run:
         self._history = EvaluationHistory()
         self._totals = {"rollouts_total": 0, "tokens_total": 0}
         self._last_rollout: tuple[str, Verdict] | None = None
-        backends = config.log.backends if parallel.is_main else ()
-        self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
+        log = config.log if parallel.is_main else None
+        self._writer = MetricsWriter(run_dir, log, config.model_dump(mode="json"))
         self._recorder = RolloutRecorder(run_dir)
         self._dashboard = Dashboard(
             config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main

@@ -1,8 +1,11 @@
 import json
 import math
+import sys
+from unittest import mock
 
 import pytest
 
+from sdpo.config.schema import LogConfig
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.metrics.backends import check_installed
 from sdpo.metrics.canaries import Alert
@@ -92,15 +95,49 @@ def test_tensorboard_receives_and_purges_on_resume(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with MetricsWriter(tmp_path, ["tensorboard"]) as writer:
+    log = LogConfig(backends=("tensorboard",), name="first", tags=("a", "b"))
+    with MetricsWriter(tmp_path, log) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss/total": float(step), "nan": math.nan}, [alert(step)])
         writer.write_rollouts(3, [{"task": "t", "index": 0, "text": "# x\ny", "feedback": None}])
-    with MetricsWriter(tmp_path, ["tensorboard"]) as writer:
+    with MetricsWriter(tmp_path, log) as writer:
         writer.resume_at(1)
         writer.write(2, {"loss/total": 20.0})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/total")] == [(1, 1.0), (2, 20.0)]
+    (about, *_) = events.Tensors("about/text_summary")
+    assert about.tensor_proto.string_val == [b"project sdpo, run first, tags a, b"]
+
+
+class Service:
+    """W&B or trackio as far as opening a run goes: notes what `init` is called with."""
+
+    def __init__(self):
+        self.calls = []
+
+    def init(self, **options):
+        self.calls.append(options)
+        return mock.MagicMock()
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_run_has_its_project_name_and_tags_in_a_service(name, tmp_path, monkeypatch):
+    service = Service()
+    monkeypatch.setitem(sys.modules, name, service)
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: object())
+    logs = [
+        LogConfig(backends=(name,)),
+        LogConfig(backends=(name,), project="mine", name="first", tags=("a", "b")),
+    ]
+    for log in logs:
+        with MetricsWriter(tmp_path / "run", log, {"log": {"tags": list(log.tags)}}) as writer:
+            writer.write(1, {"loss/total": 1.0})
+    plain, named = service.calls
+    assert (plain["project"], plain["name"]) == ("sdpo", "run")
+    assert (named["project"], named["name"]) == ("mine", "first")
+    # trackio has no tags of its own and shows the settings.
+    assert named["config"]["log"]["tags"] == ["a", "b"]
+    assert named.get("tags") == (["a", "b"] if name == "wandb" else None)
 
 
 @pytest.mark.slow
@@ -109,10 +146,11 @@ def test_services_take_rows_tables_and_alerts_offline(name, tmp_path, monkeypatc
     pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    with MetricsWriter(tmp_path / "run", [name], {"seed": 0}) as writer:
+    log = LogConfig(backends=(name,), tags=("a",))
+    with MetricsWriter(tmp_path / "run", log, {"seed": 0}) as writer:
         writer.write(1, {"loss/total": 1.0}, [alert(1)])
         writer.write_rollouts(1, [{"task": "t", "index": 0, "text": "x", "feedback": None}])
-    with MetricsWriter(tmp_path / "run", [name], {"seed": 0}) as writer:
+    with MetricsWriter(tmp_path / "run", log, {"seed": 0}) as writer:
         writer.resume_at(0)
         writer.write(1, {"loss/total": 1.0})
     assert len(rows(tmp_path / "run" / "metrics.jsonl")) == 1
