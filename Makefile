@@ -1,13 +1,14 @@
 # Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
-# Two more, seldom: `golden` writes tests/golden anew after a change that means to alter training; `release` builds what
-# is published into dist/ and proves it.
+# Three more, seldom: `golden` writes tests/golden anew after a change that means to alter training; `models` writes
+# docs/models.md anew for another transformers (five minutes of one core); `release` builds what is published into dist/ and
+# proves it.
 PYTHON ?= python3
 BIN := .venv/bin
 # An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
 TRL_PYTHON ?=
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
-.PHONY: setup quickstart test test-all check fmt bench golden release
+.PHONY: setup quickstart test test-all check fmt bench golden models release
 
 setup: .venv/.ready
 
@@ -45,6 +46,9 @@ bench: setup
 
 golden: setup
 	$(BIN)/python tests/golden/regenerate.py
+
+models: setup
+	$(BIN)/python tests/families/table.py
 
 release: setup
 	rm -rf dist

@@ -67,7 +67,7 @@ def test_hooks_are_the_makefiles_targets():
     assert {hook["entry"] for hook in hooks} == {"make fmt", "make check"}
     # A hook of a repository would be fetched when a commit is made.
     assert {hook["language"] for hook in hooks} == {"system"}
-    assert {"fmt", "check", "golden", "release"} <= TARGETS
+    assert {"fmt", "check", "golden", "models", "release"} <= TARGETS
 
 
 def test_the_workflow_runs_what_a_contributor_runs():

@@ -46,10 +46,19 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        trains = self.refused or (
-            self.gradient_gap <= GRADIENT_TOLERANCE and self.loss_gap <= LOGPROB_TOLERANCE
+        """Sampled and trained as plain passes say."""
+        return (
+            not self.refused
+            and self.sampling_gap <= LOGPROB_TOLERANCE
+            and self.gradient_gap <= GRADIENT_TOLERANCE
+            and self.loss_gap <= LOGPROB_TOLERANCE
         )
-        return bool(trains) and (bool(self.sampling) and self.sampling_gap <= LOGPROB_TOLERANCE)
+
+    @property
+    def is_refused(self) -> bool:
+        """Refused in one sentence, and right as far as it went."""
+        samples_rightly = not self.sampling or self.sampling_gap <= LOGPROB_TOLERANCE
+        return bool(self.refused) and "\n" not in self.refused and samples_rightly
 
 
 def try_family(family: str, **extra: object) -> Outcome:

@@ -152,6 +152,14 @@ EXTRA: dict[str, dict[str, Any]] = {
 }
 """Cohere's and HyperCLOVA's scales and Gemma's soft-caps are those of their defaults."""
 
+NOT_BUILT = frozenset(
+    {
+        # bytes in patches, two tokenizers, hashing of positions
+        "blt", "cpmant", "reformer",
+        # not built by their own config classes in transformers 5.23
+        "cohere_compass_text", "dbrx", "dots3_note", "zamba",
+    }
+)  # fmt: skip
 NOT_TEXT_DECODERS = frozenset(
     {
         # encoders, and decoders of encoder-decoder models
@@ -165,10 +173,6 @@ NOT_TEXT_DECODERS = frozenset(
         "gemma4_unified_assistant", "git", "got_ocr2", "llama4", "mllama",
         "moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody", "phi4_multimodal",
         "qwen3_5", "qwen3_5_moe", "qwen4_exp",
-        # bytes in patches, two tokenizers, hashing of positions
-        "blt", "cpmant", "reformer",
-        # not built by their own config classes in transformers 5.23
-        "cohere_compass_text", "dbrx", "dots3_note", "zamba",
     }
-)  # fmt: skip
+) | NOT_BUILT  # fmt: skip
 """What `AutoModelForCausalLM` also takes, and no chat model is."""

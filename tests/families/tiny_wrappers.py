@@ -37,14 +37,17 @@ def _rotary(*section: int, **more: object) -> dict[str, Any]:
 _HYBRID = EXTRA["qwen3_5_text"]
 TEXT: dict[str, dict[str, Any]] = {
     "aya_vision": {},
+    "cohere2_vision": {},
     "gemma3": {},
     "glm4v": _rotary(1, 1, 2),
     "glm4v_moe": _rotary(1, 1, 0, partial_rotary_factor=0.5),
+    "idefics3": {},
     "internvl": {},
     "kimi_k25": EXTRA["deepseek_v3"],
     "lfm2_vl": EXTRA["lfm2"],
     "llama4": {},
     "llava": {},
+    "minimax_m3_vl": {},
     "mistral3": {},
     "paligemma": {},
     "qwen2_5_vl": _rotary(1, 1, 2),
@@ -53,6 +56,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": _HYBRID,
     "qwen3_vl": {},
     "qwen3_vl_moe": {},
+    "qwen4_exp": {},
     "smolvlm": {},
 }
 """Family to what its text decoder needs beyond `SIZES`."""

@@ -12,7 +12,7 @@ import importlib
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ import torch
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
-from sdpo.models.structure import causal_lm
+from sdpo.models.saved_weights import merged_weights, saved_weights
+from sdpo.models.structure import causal_lm, max_positions, name_of
+from sdpo.models.wrapper import tower_parameters
 
 _MAX_SEED = 2**63 - 1
 """vLLM takes signed 64-bit seeds."""
@@ -42,15 +44,22 @@ class VllmEngine:
         memory_fraction: float = 0.4,
         max_model_len: int | None = None,
     ) -> None:
-        """`memory_fraction` of the device is vLLM's (weights and cache); None takes the model's
-        longest context.
+        """`memory_fraction` of the device is vLLM's (weights and cache), with room for a sequence
+        of `max_model_len` tokens; None is the model's longest context. Raises `EngineError`.
         """
         # In a process of its own vLLM could only receive weights through files or sockets.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         self.policy_version = 0
         inner = causal_lm(model)
+        if any(True for _ in tower_parameters(model)):
+            raise EngineError(
+                f"{name_of(inner)} reads more than text, and vLLM is not given the files it would "
+                "need for that; take rollout.engine.type = 'local'"
+            )
+        if max_model_len is not None:
+            max_model_len = min(max_model_len, max_positions(inner))
         with tempfile.TemporaryDirectory(prefix="sdpo-vllm-") as folder:
-            inner.save_pretrained(folder, state_dict=dict(checkpoint_weights(model)))
+            inner.save_pretrained(folder, state_dict=merged_weights(model))
             self._llm = _vllm().LLM(
                 model=folder,
                 skip_tokenizer_init=True,
@@ -76,7 +85,7 @@ class VllmEngine:
                 "vLLM on a CPU cannot take new weights; train with rollout.engine.type = 'local'"
             )
         self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": checkpoint_weights(model)}
+            "reload_weights", kwargs={"weights_iterator": iter(saved_weights(model).items())}
         )
         self._llm.reset_prefix_cache()
         self.policy_version = version
@@ -112,26 +121,6 @@ class VllmEngine:
         return [
             [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
         ]
-
-
-def checkpoint_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, weight) as a checkpoint of `model` would hold them: adapters added in, tied weights
-    once.
-    """
-    inner = causal_lm(model)
-    modules: dict[str, Any] = dict(inner.named_modules())
-    for name, parameter in inner.named_parameters():
-        if ".lora_" in name:
-            continue
-        path, _, leaf = name.rpartition(".")
-        weight = parameter.detach()
-        if path.endswith(".base_layer"):
-            path = path.removesuffix(".base_layer")
-            if leaf == "weight":
-                adapted = modules[path]
-                deltas = [adapted.get_delta_weight(active) for active in adapted.active_adapters]
-                weight = weight + sum(deltas)
-        yield f"{path}.{leaf}" if path else leaf, weight
 
 
 def _vllm() -> Any:

@@ -128,9 +128,25 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
         case VllmEngineConfig(memory_fraction=memory_fraction):
             from sdpo.engines.vllm import VllmEngine
 
-            engine = VllmEngine(policy.model, memory_fraction=memory_fraction)
+            engine = VllmEngine(
+                policy.model, memory_fraction=memory_fraction, max_model_len=_longest(config)
+            )
             # A library of its own reads the weights its own way; the local engine tries itself.
             check_sampler(engine, causal_lm(policy.model))
             return engine
         case _:
             assert_never(wanted)
+
+
+def _longest(config: RunConfig) -> int | None:
+    """Tokens that a sampled sequence may have, its prompt included; None where nothing limits them:
+    further turns and the recipes of held-out tasks have prompts of their own."""
+    rollout = config.rollout
+    if rollout.max_turns > 1 or config.eval.holdout:
+        return None
+    prompts = (
+        rollout.max_prompt_tokens,
+        config.teacher.context.max_tokens,  # probes sample the teacher
+        config.discover.window_tokens,
+    )
+    return max(prompts) + rollout.max_completion_tokens
