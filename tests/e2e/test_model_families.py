@@ -25,10 +25,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' notes about m
 UNUSUAL = ["gemma2", "phi", "deepseek_v3"]
 """Heads and layers that took work here; the others are marked slow."""
 OTHERS = [
-    "cohere", "cohere2", "ernie4_5_moe", "exaone4", "falcon_h1", "gemma", "gemma3_text", "gemma3n_text", "gemma4_text",
-    "glm4_moe", "gpt2", "gpt_oss", "granite", "granitemoehybrid", "hunyuan_v1_dense", "jamba", "lfm2", "llama", "llama4_text",
-    "mamba2", "minicpm3", "mistral", "mixtral", "nemotron_h", "olmo2", "olmoe", "phi3", "qwen2",
-    "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "recurrent_gemma", "smollm3", "starcoder2",
+    "cohere", "cohere2", "ernie4_5_moe", "exaone4", "falcon_h1", "gemma", "gemma3_text",
+    "gemma3n_text", "gemma4_text", "glm4_moe", "gpt2", "gpt_oss", "granite", "granitemoehybrid",
+    "hunyuan_v1_dense", "jamba", "lfm2", "llama", "llama4_text", "mamba2", "minicpm3", "mistral",
+    "mixtral", "nemotron_h", "olmo2", "olmoe", "phi3", "qwen2", "qwen3", "qwen3_5_text",
+    "qwen3_moe", "qwen3_next", "recurrent_gemma", "smollm3", "starcoder2",
     # wrappers, trained on text
     "gemma3", "llama4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl",
 ]  # fmt: skip
