@@ -6,7 +6,7 @@ files and overrides.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -34,6 +34,10 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: PositiveInt = 32
     """Scale; the update is alpha / rank times the product."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More fields of PEFT's LoraConfig, for instance `{target_modules = ["q_proj", "v_proj"]}` or
+    `{use_rslora = true}`: which layers, and how they are scaled and start. Default: every linear
+    layer but the head."""
 
 
 AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="type")]
@@ -252,6 +256,10 @@ class EvalConfig(Config):
     probe_tasks: NonNegativeInt = 0
     """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
     each: does what the teacher reads still help the current weights? 0: no probe."""
+    holdout: tuple[str, ...] = ()
+    """Other tasks that show what training forgets, evaluated before the first and after the last
+    step: recipes (built-in or .toml; with their own env, eval and rollout sections) or files of
+    tasks of the run's own kind. Paper: a hold-out average."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
