@@ -51,7 +51,8 @@ def test_the_three_kinds_load(tmp_path: Path) -> None:
     assert [task.id for _, task in rows] == ["clamp", "sum", "two"]
     assert {split for split, _ in rows} == {"train"}
     task = rows[0][1]
-    assert task.messages == ({"role": "user", "content": f"{FUNCTION['prompt']}\n\n{REQUEST}"},)
+    asked = f"{FUNCTION['prompt']}\n\n" + REQUEST.format(language="python")
+    assert task.messages == ({"role": "user", "content": asked},)
     assert task.reference.time_limit_s == 1.0
     assert task.reference.memory_mb == 512
     assert task.reference.tolerance == 1e-6
