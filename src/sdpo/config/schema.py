@@ -72,12 +72,32 @@ JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
 """The settings of `JudgingConfig` by their full names."""
 
 
-class CodeEnvConfig(JudgingConfig):
+class TaskFilesConfig(JudgingConfig):
+    """Where tasks come from; inherited by the variants of `env` that read rows."""
+
+    eval_tasks: str = ""
+    """Tasks for evaluation, given like `tasks`, all of which then train. Empty: those that `tasks`
+    has or holds out for it."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Columns that the file calls otherwise: `{prompt = "question", answer = "gold.letter"}`."""
+
+
+class RowsEnvConfig(TaskFilesConfig):
+    tasks: str
+    """A file (.json, .jsonl, .csv, .parquet), a folder with train and test files, or a data set of
+    the hub: `hub:OWNER/NAME`, `hub:OWNER/NAME/CONFIGURATION:SPLIT`."""
+    eval_fraction: Fraction = 0.1
+    """Share of rows held out for evaluation where the files have no split of their own; chosen by
+    the row's id."""
+
+
+class CodeEnvConfig(TaskFilesConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
     """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
-    .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
+    file, folder or data set of the hub (own format, MBPP, HumanEval, LiveCodeBench, or rows with
+    inputs and outputs as in APPS)."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
     function's name far more often."""
@@ -93,32 +113,20 @@ class CodeEnvConfig(JudgingConfig):
     """Upper bound of one feedback text."""
 
 
-class ChoiceEnvConfig(JudgingConfig):
+class ChoiceEnvConfig(RowsEnvConfig):
     type: Literal["choice"] = "choice"
-    """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
-    tasks: str
-    """Path of a .json or .jsonl file."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation when the file has no split of its own; chosen by the
-    row's id."""
+    """Multiple-choice questions answered in <answer> tags (SciKnowEval, GPQA, ARC, MMLU)."""
 
 
-class ToolsEnvConfig(JudgingConfig):
+class ToolsEnvConfig(RowsEnvConfig):
     type: Literal["tools"] = "tools"
     """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
-    tasks: str
-    """Path of a .json or .jsonl file."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation; chosen by the row's id."""
 
 
-class MathEnvConfig(JudgingConfig):
+class MathEnvConfig(RowsEnvConfig):
     type: Literal["math"] = "math"
-    """Final answers in \\boxed{} compared symbolically (math-verify)."""
-    tasks: str
-    """Path of a .jsonl file of {"problem", "answer"}."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation; chosen by the row's id."""
+    """Final answers in \\boxed{} compared symbolically (math-verify): problem and answer, or rows of
+    GSM8K, MATH, AIME, DAPO."""
 
 
 class SqlEnvConfig(JudgingConfig):

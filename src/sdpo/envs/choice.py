@@ -17,7 +17,8 @@ import re
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
+from sdpo.envs.rows import RowsEnv
+from sdpo.envs.table import Line, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.records import Task, Verdict
@@ -47,7 +48,7 @@ class Choice(RowsEnv):
     """
 
     def __init__(self, config: schema.ChoiceEnvConfig) -> None:
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
 
     def parse(self, line: Line) -> Task:
         """The task of one row; its answer must be the letter of an option in the prompt."""

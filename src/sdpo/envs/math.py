@@ -18,7 +18,8 @@ import threading
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.math_process import Comparer
-from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
+from sdpo.envs.rows import RowsEnv
+from sdpo.envs.table import Line, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.errors import ConfigError
@@ -48,7 +49,7 @@ class Math(RowsEnv):
     """
 
     def __init__(self, config: schema.MathEnvConfig, *, time_limit_s: float = TIME_LIMIT_S) -> None:
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
         if sys.platform == "win32":

@@ -25,7 +25,8 @@ from typing import Any
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
+from sdpo.envs.rows import RowsEnv
+from sdpo.envs.table import Line, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed
 from sdpo.records import Task, Verdict
@@ -73,7 +74,7 @@ class Tools(RowsEnv):
     """
 
     def __init__(self, config: schema.ToolsEnvConfig) -> None:
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
 
     def parse(self, line: Line) -> Task:
         """The task of one row; its reference holds every accepted list of calls, longest first."""
