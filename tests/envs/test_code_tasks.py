@@ -275,7 +275,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"latin.jsonl:1: not UTF-8"):
         load_code_tasks(str(tmp_path / "latin.jsonl"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TaskError, match=r"no .jsonl file in this folder"):
+    with pytest.raises(TaskError, match=r"no file of rows in this folder"):
         load_code_tasks(str(tmp_path / "empty"))
     assert issubclass(TaskError, SdpoError)
     assert TaskError.exit_code == 2

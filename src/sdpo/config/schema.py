@@ -83,6 +83,8 @@ class TaskFilesConfig(JudgingConfig):
 
 
 class RowsEnvConfig(TaskFilesConfig):
+    """An environment whose tasks are nothing but rows."""
+
     tasks: str
     """A file (.json, .jsonl, .csv, .parquet), a folder with train and test files, or a data set of
     the hub: `hub:OWNER/NAME`, `hub:OWNER/NAME/CONFIGURATION:SPLIT`."""
@@ -125,8 +127,8 @@ class ToolsEnvConfig(RowsEnvConfig):
 
 class MathEnvConfig(RowsEnvConfig):
     type: Literal["math"] = "math"
-    """Final answers in \\boxed{} compared symbolically (math-verify): problem and answer, or rows of
-    GSM8K, MATH, AIME, DAPO."""
+    """Final answers in \\boxed{} compared symbolically (math-verify): own rows, or those of GSM8K,
+    MATH, AIME, DAPO."""
 
 
 class SqlEnvConfig(JudgingConfig):

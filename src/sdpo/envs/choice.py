@@ -2,7 +2,7 @@
 
 A row has `prompt` (the question with its options, one a line, `A: ...`), `answer` (a letter), and
 may have `id` or `idx`, `system`, `split`; other keys are ignored. The system message is kept
-unchanged.
+unchanged. `choice_rows.py` reads published sets whose options stand in columns of their own.
 
 Feedback says what is wrong with the form of an answer, or that the chosen option is wrong. It never
 names the right one: that would teach the policy to copy a letter without a reason. The paper gives
@@ -17,13 +17,15 @@ import re
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
+from sdpo.envs.choice_rows import own_row
 from sdpo.envs.rows import RowsEnv
 from sdpo.envs.table import Line, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.records import Task, Verdict
 
-_OPTION = re.compile(r"^[ \t]*\(?([A-Z])[:.)]\s", re.MULTILINE)
+_OPTION = re.compile(r"^[ \t]*(?:[-*][ \t]+)?\**\(?([A-Z])\**[:.)]\**[ \t]*(?=\S)", re.MULTILINE)
+"""`A: x`, `(A) x`, `- A. x`, `**A)** x`."""
 _TAG = re.compile(r"<(/?)(answer|reasoning)>", re.IGNORECASE)
 
 # Feedback goes into the teacher's prompt, where a literal tag could be taken for an answer.
@@ -52,8 +54,10 @@ class Choice(RowsEnv):
 
     def parse(self, line: Line) -> Task:
         """The task of one row; its answer must be the letter of an option in the prompt."""
+        line = own_row(line)
         prompt = text_of(line, "prompt")
         answer = text_of(line, "answer").strip()
+        answer = answer.upper() if len(answer) == 1 else answer
         options = _options(prompt)
         if len(options) < 2:
             raise line.error("prompt", "no options; write each on a line of its own, `A: ...`")

@@ -1,7 +1,8 @@
 """Mathematics with a final answer in `\\boxed{}`, compared by math-verify (extra `math`).
 
-A row has `problem` and `answer` (LaTeX or plain text), and may have `id` or `idx`, `system`,
-`split`; other keys are ignored. A problem that does not ask for a box gets one line that does.
+A row has `problem` and `answer` (LaTeX, plain text or a number), and may have `id` or `idx`,
+`system`, `split`; other keys are ignored. `math_rows.py` reads published sets. A problem that does
+not ask for a box gets one line that does.
 
 The last box of an answer counts. Parsing and comparing formulas can take forever
 (`9^{9^{9^9}}`), and math-verify's own time limit works only in the main thread. So worker processes
@@ -18,8 +19,9 @@ import threading
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.math_process import Comparer
+from sdpo.envs.math_rows import own_row
 from sdpo.envs.rows import RowsEnv
-from sdpo.envs.table import Line, id_of, messages_of, text_of
+from sdpo.envs.table import Line, id_of, messages_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
 from sdpo.errors import ConfigError
@@ -63,7 +65,8 @@ class Math(RowsEnv):
 
     def parse(self, line: Line) -> Task:
         """The task of one row."""
-        problem, answer = text_of(line, "problem"), text_of(line, "answer")
+        line = own_row(line)
+        problem, answer = line.row["problem"], line.row["answer"]
         boxed, _ = last_box(answer)
         prompt = problem if "\\boxed" in problem else f"{problem}\n\n{INSTRUCTION}"
         return Task(

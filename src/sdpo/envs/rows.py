@@ -25,6 +25,11 @@ _SPLITS = {"train": "train", "eval": "eval", "test": "eval", "validation": "eval
 """Split names that occur in rows to ours."""
 
 
+RowsConfig = (
+    schema.ChoiceEnvConfig | schema.ToolsEnvConfig | schema.MathEnvConfig | schema.SqlEnvConfig
+)
+
+
 class RowsEnv(ABC):
     """An environment whose tasks are the rows of files (`sources.py` says which).
 
@@ -32,7 +37,7 @@ class RowsEnv(ABC):
     stands for; loading, splitting and checking are done here.
     """
 
-    def __init__(self, config: schema.RowsEnvConfig | schema.SqlEnvConfig) -> None:
+    def __init__(self, config: RowsConfig) -> None:
         self._source = config
         self._lock = threading.Lock()
         self._splits: dict[str, list[Task]] | None = None
@@ -106,7 +111,7 @@ class RowsEnv(ABC):
     def _read(self) -> list[tuple[str, Task]]:
         config = self._source
         assert isinstance(config, schema.RowsEnvConfig)
-        return self.parse_all(read_sources(config.tasks, config.eval_tasks, config.fields))
+        return self.parse_all(list(read_sources(config.tasks, config.eval_tasks, config.fields)))
 
     def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:
         """(split, task) of every row. Raises `TaskError` when only some rows name a split."""

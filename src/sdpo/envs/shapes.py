@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from sdpo.envs.table import Line
@@ -51,7 +51,7 @@ def fitting(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 @contextlib.contextmanager
-def told_what_would_fit(lines: Sequence[Line], env_type: str) -> Iterator[None]:
+def told_what_would_fit(lines: Sequence[Line], env_type: str) -> Generator[None]:
     """Adds to a `TaskError` about these rows which environment would read them, or else how to name
     their columns."""
     try:

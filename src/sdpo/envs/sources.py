@@ -1,7 +1,7 @@
 """Where task files come from: a file, a folder with training and test files, or the hub.
 
-A file is `.json` or `.jsonl` (rows, or one array), `.csv` or `.tsv` with a head line, or `.parquet`;
-text files may be compressed (`.gz`). A folder's files are told apart by their names:
+A file is `.json` or `.jsonl` (rows, or one array), `.csv` or `.tsv` with a head line, or
+`.parquet`; text files may be compressed (`.gz`). A folder's files are told apart by their names:
 `train-00000-of-00001.parquet` holds training rows, `test.json` rows for evaluation. When it has
 only one kind, its rows are split like those of a file. Parquet and the hub need the extra `data`.
 """
@@ -9,15 +9,15 @@ only one kind, its rows are split like those of a file. Parquet and the hub need
 from __future__ import annotations
 
 import csv
-import gzip
 import io
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdpo.envs.table import MAX_LINE_BYTES, Line, read_lines
+from sdpo.envs.table import MAX_LINE_BYTES, Line, open_file, read_lines
 from sdpo.errors import ConfigError, TaskError
 
 HUB = "hub:"
@@ -26,29 +26,37 @@ EVAL_NAMES = ("test", "eval", "validation", "valid", "val", "dev")
 """Names of held-out files and hub splits; of several, the first is taken."""
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 """In the order of preference where a folder has one file in several formats."""
+NOT_ROWS = ("dataset_infos.json", "dataset_info.json", "state.json", "config.json")
+"""Files about a data set that lie beside it."""
 NEEDS_EXTRA = "{setting} = {source!r} needs {package}: pip install 'sdpo[data]'"
 
 
-def read_sources(tasks: str, eval_tasks: str, fields: Mapping[str, str]) -> list[Line]:
-    """The rows of `env.tasks` and, if given, `env.eval_tasks`, with their columns called as `fields`
-    says.
+def read_sources(tasks: str, eval_tasks: str, fields: Mapping[str, str]) -> Iterator[Line]:
+    """The rows of `env.tasks` and, if given, `env.eval_tasks`, with their columns called as
+    `fields` says, one at a time.
 
-    With `eval_tasks`, every row has a split: `tasks` gives the training rows, `eval_tasks` those for
-    evaluation; of a folder or data set that has both, only the fitting ones are taken.
+    With `eval_tasks`, every row has a split: `tasks` gives the training rows, `eval_tasks` those
+    for evaluation; of a folder or data set that has both, only the fitting ones are taken.
     """
-    lines = list(read_source(tasks))
-    if eval_tasks:
-        lines = _only(lines, "train", f"env.tasks = {tasks!r}")
-        held_out = list(read_source(eval_tasks, setting="env.eval_tasks"))
-        lines += _only(held_out, "eval", f"env.eval_tasks = {eval_tasks!r}")
-    return [renamed(line, fields) for line in lines] if fields else lines
+    if not eval_tasks:
+        lines = read_source(tasks)
+    else:
+        held_out = read_source(eval_tasks, setting="env.eval_tasks")
+        lines = itertools.chain(
+            _only(read_source(tasks), "train", f"env.tasks = {tasks!r}"),
+            _only(held_out, "eval", f"env.eval_tasks = {eval_tasks!r}"),
+        )
+    return (renamed(line, fields) for line in lines) if fields else lines
 
 
-def _only(lines: list[Line], split: str, name: str) -> list[Line]:
-    found = [replace(line, split=split) for line in lines if line.split in (None, split)]
-    if not found:
-        raise TaskError(f"{name} has no file of {split} rows")
-    return found
+def _only(lines: Iterator[Line], split: str, name: str) -> Iterator[Line]:
+    num_rows = 0
+    for line in lines:
+        if line.split in (None, split):
+            num_rows += 1
+            yield replace(line, split=split)
+    if not num_rows:
+        raise TaskError(f"{name} has no {split} rows")
 
 
 def read_source(source: str, *, setting: str = "env.tasks") -> Iterator[Line]:
@@ -103,6 +111,8 @@ def _readable(folder: Path) -> list[Path]:
     chosen: dict[str, Path] = {}
     for suffix in SUFFIXES:
         for path in sorted(folder.glob(f"*{suffix}")) + sorted(folder.glob(f"*{suffix}.gz")):
+            if path.name in NOT_ROWS:
+                continue
             chosen.setdefault(path.name.removesuffix(".gz").removesuffix(suffix), path)
     return sorted(chosen.values())
 
@@ -115,8 +125,7 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Line]:
     """Rows of a table with a head line; every value is a string."""
     csv.field_size_limit(MAX_LINE_BYTES)
     try:
-        raw = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+        with open_file(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter, strict=True)
             for number, row in enumerate(reader, start=2):
                 if None in row or None in row.values():
@@ -130,8 +139,8 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Line]:
 
 def _parquet_rows(path: Path, setting: str) -> Iterator[Line]:
     try:
-        import pyarrow
-        from pyarrow import parquet
+        import pyarrow  # ty: ignore[import-not-found]  # an extra
+        from pyarrow import parquet  # ty: ignore[import-not-found]
     except ImportError as error:
         raise ConfigError(
             NEEDS_EXTRA.format(setting=setting, source=str(path), package="pyarrow")
@@ -185,7 +194,7 @@ def _hub_splits(splits: Mapping[str, Any], wanted: str, where: str) -> list[tupl
 
 def load_hub(name: str, configuration: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     """The splits of a data set of the Hugging Face hub; the only call of ours that loads one."""
-    import datasets
+    import datasets  # ty: ignore[import-not-found]  # an extra
 
     return datasets.load_dataset(name, configuration)
 

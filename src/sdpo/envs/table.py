@@ -95,7 +95,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """
     num_rows = 0
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             is_array = file.peek(1).lstrip().startswith(b"[")
             rows = _array(file, path) if is_array else _json_lines(file, path)
             for num_rows, line in enumerate(rows, start=1):  # noqa: B007
@@ -107,7 +107,8 @@ def read_lines(path: Path) -> Iterator[Line]:
         raise TaskError(f"{path}: the file holds no row; write one JSON object per line")
 
 
-def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+def open_file(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file as bytes, unpacked if it ends in `.gz`."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 

@@ -116,7 +116,9 @@ class CodeEnv:
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
             if self._tasks is None:
-                tasks = load_code_tasks(self.config.tasks)
+                tasks = load_code_tasks(
+                    self.config.tasks, self.config.eval_tasks, self.config.fields
+                )
                 if self.config.worked_example:
                     tasks = [(split, with_worked_example(task)) for split, task in tasks]
                 self._tasks = tasks

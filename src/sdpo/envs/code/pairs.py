@@ -7,9 +7,9 @@ judge for evaluation, a seeded half of those that the statement does not show fo
 paper's train.json holds its half already, so that in a folder with test.json all of it is used.
 
 Where a function is called, an output may stand in a list of its own (`[[3], [4]]`, as APPS wraps
-those of Codewars); it is taken out where every output of the row is wrapped so and the code to start
-from does not announce a list. `sdpo check` finds rows for which that is wrong, if they have a
-solution.
+those of Codewars); it is taken out where every output of the row is wrapped so and the code to
+start from does not announce a list. `sdpo check` finds rows for which that is wrong, if they have
+a solution.
 """
 
 from __future__ import annotations
@@ -243,13 +243,11 @@ def _test(line: Line, tests: Tests, index: int) -> CodeTest:
             given = [json.loads(text) for text in given.split("\n") if text.strip()]
             wanted = json.loads(wanted) if isinstance(wanted, str) else wanted
         except ValueError as error:
-            raise line.error(f"test {index}", f"arguments are one JSON value a line: {error}") from (
-                error
-            )
+            raise line.error(
+                f"test {index}", f"arguments are one JSON value a line: {error}"
+            ) from (error)
     if not isinstance(given, list):
-        raise line.error(
-            f"test {index}", f"expected a list of arguments, got {kind_of(given)}"
-        )
+        raise line.error(f"test {index}", f"expected a list of arguments, got {kind_of(given)}")
     return CodeTest(input=given, output=wanted)
 
 

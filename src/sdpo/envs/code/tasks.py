@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from sdpo.envs.code.assert_forms import parse_python
 from sdpo.envs.code.compare import TOLERANCE
 from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
+from sdpo.seeds import derive
 
 Kind = Literal["function", "stdio", "asserts"]
 TestSplit = Literal["public", "private"]
@@ -167,6 +169,13 @@ def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
         reference=reference,
         metadata={"kind": reference.kind},
     )
+
+
+def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
+    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
+    rng = random.Random(derive(0, "public tests", task_id))
+    chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
+    return tuple(tests[index] for index in chosen)
 
 
 def with_worked_example(task: Task) -> Task:

@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from sdpo.config import schema
 from sdpo.envs.base import CheckReport
+from sdpo.envs.rows import RowsEnv
 from sdpo.envs.sql import wording
 from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
-from sdpo.envs.rows import RowsEnv
 from sdpo.envs.table import Line
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
