@@ -127,8 +127,8 @@ def test_check_passes(env):
 
 def test_malformed_rows_name_file_line_and_key(tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"problem": "p", "answer": 3}\n')
-    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a non-empty string, got 3"):
+    path.write_text('{"problem": "p", "answer": []}\n')
+    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a non-empty string, got"):
         open_env(schema.MathEnvConfig(tasks=str(path))).load("train")
 
 

@@ -4,7 +4,9 @@ A row has `problem` and `answer` (LaTeX, plain text or a number), and may have `
 `system`, `split`; other keys are ignored. `math_rows.py` reads published sets. A problem that does
 not ask for a box gets one line that does.
 
-The last box of an answer counts. Parsing and comparing formulas can take forever
+The last box of an answer counts. Numbers are the same within a relative error, however small they
+are (`math_values.py`); units are compared where both sides give one that is known; a chain such as
+`41 = 42` is wrong. Parsing and comparing formulas can take forever
 (`9^{9^{9^9}}`), and math-verify's own time limit works only in the main thread. So worker processes
 do it, and are killed when the time is up.
 """
@@ -18,6 +20,7 @@ import threading
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
+from sdpo.envs.math_forms import doubt_about, is_zero
 from sdpo.envs.math_process import Comparer
 from sdpo.envs.math_rows import own_row
 from sdpo.envs.rows import RowsEnv
@@ -28,6 +31,7 @@ from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 
+ZERO = "0.0"
 INSTRUCTION = "Put your final answer within \\boxed{}."
 TIME_LIMIT_S = 10.0
 """For one answer. Honest ones take milliseconds; on a busy machine, more."""
@@ -107,6 +111,16 @@ class Math(RowsEnv):
         """A box with a number that is the answer to nothing."""
         return "\\boxed{-8675309.125}"
 
+    def doubt(self, task: Task) -> str | None:
+        """Whether the reference is not one value, or a zero passes for it."""
+        found = doubt_about(task.reference)
+        if found is None and not is_zero(task.reference):
+            if self._compare(task, ZERO) == "right":
+                return "0 is accepted, although the reference is not written as a zero"
+            if self._asked(task.reference, task.reference) != "right":
+                return "the reference cannot be read as mathematics; only the same text is right"
+        return found
+
     def close(self) -> None:
         """End the worker processes; a later verdict starts new ones."""
         while not self._idle.empty():
@@ -116,6 +130,10 @@ class Math(RowsEnv):
         # Answers in words ("Tuesday") are not formulas and compare as strings.
         if "".join(answer.split()) == "".join(task.reference.split()):
             return "right"
+        return self._asked(task.reference, answer)
+
+    def _asked(self, reference: str, answer: str) -> str:
+        """What the algebra says about an answer."""
         if len(answer) > MAX_ANSWER_CHARS:
             return "unreadable"
         with self._slots:
@@ -123,7 +141,7 @@ class Math(RowsEnv):
                 comparer = self._idle.get_nowait()
             except queue.Empty:
                 comparer = Comparer()
-            outcome = comparer.compare(task.reference, answer, self._time_limit_s)
+            outcome = comparer.compare(reference, answer, self._time_limit_s)
             if comparer.is_alive:
                 self._idle.put(comparer)
         return outcome

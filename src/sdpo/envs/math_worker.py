@@ -7,6 +7,7 @@ folders to import from, as JSON. It imports the algebra, confines itself, and on
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from typing import Any, TextIO
 
 MEMORY_BYTES = 4 << 30
 """Address space of the process: a number of 10^10 digits must not take the machine down."""
+READ_AT_ONCE = 4096
+"""Formulas kept as they were read: a reference comes again with every attempt at its task."""
 PACKAGES = ("antlr4", "gmpy2", "latex2sympy2_extended", "math_verify", "mpmath", "sympy")
 """What may be imported after the process is confined."""
 
@@ -24,18 +27,21 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
     """Answer requests until there are no more; the first reply says that the process is ready."""
     from math_verify import parse, verify
 
+    from sdpo.envs.math_values import same
+
+    read_once = functools.lru_cache(READ_AT_ONCE)(functools.partial(_parsed, parse))
+
+    def equal(gold: list[Any], answer: list[Any]) -> bool:
+        return bool(verify(gold, answer, timeout_seconds=None))
+
     logging.disable(logging.CRITICAL)
     # Load grammars and unit tables now, not within some attempt's time limit.
     verify(_parsed(parse, "7\\text{ cm}"), _parsed(parse, "\\frac{7}{2}"), timeout_seconds=None)
     _reply(replies, f"ready {_confine()}")
-    gold: dict[str, list[Any]] = {}
     for line in requests:
         reference, answer = json.loads(line)
         try:
-            if reference not in gold:
-                gold[reference] = _parsed(parse, reference)
-            read = _parsed(parse, answer)
-            is_right = bool(read) and verify(gold[reference], read, timeout_seconds=None)
+            is_right, read = same(reference, answer, read_once, equal)
             outcome = "right" if is_right else "wrong" if _is_formula(read) else "unreadable"
         except Exception:  # noqa: BLE001 - a formula may raise anything in the algebra
             outcome = "unreadable"
