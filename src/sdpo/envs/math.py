@@ -117,7 +117,8 @@ class Math(RowsEnv):
         if found is None and not is_zero(task.reference):
             if self._compare(task, ZERO) == "right":
                 return "0 is accepted, although the reference is not written as a zero"
-            if self._asked(task.reference, task.reference) != "right":
+            # Compared with itself it would be the same text, whatever it is.
+            if self._asked("1", task.reference) == "unreadable":
                 return "the reference cannot be read as mathematics; only the same text is right"
         return found
 
