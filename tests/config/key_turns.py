@@ -115,6 +115,8 @@ TURNS = {
     "MathEnvConfig.fields": turn('{{system = "problem", problem = "problem"}}', observe=judged),
     "ChoiceEnvConfig.tasks": turn("{folder}/other_choice.jsonl", observe=judged),
     "ChoiceEnvConfig.eval_fraction": turn("0.1", observe=judged),
+    "ChoiceEnvConfig.grading": turn("paper", observe=judged),
+    "ToolsEnvConfig.grading": turn("paper", observe=judged),
     "ToolsEnvConfig.tasks": turn("{folder}/other_tools.jsonl", observe=judged),
     "ToolsEnvConfig.eval_fraction": turn("0.1", observe=judged),
     "MathEnvConfig.tasks": turn("{folder}/other_math.jsonl", observe=judged),

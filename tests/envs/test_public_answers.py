@@ -10,7 +10,9 @@ from contextlib import closing
 import pytest
 
 from sdpo.config import schema
+from sdpo.envs.choice import Choice
 from sdpo.envs.math import Math
+from sdpo.envs.tools import Tools
 
 MATH_VERIFY = "https://github.com/huggingface/Math-Verify/issues"
 DS4 = "https://github.com/antirez/ds4/pull/319"
@@ -136,3 +138,153 @@ def test_check_is_silent_about_references_that_nobody_can_match(tmp_path, refere
     assert report.failures == {}
     assert (says or "") in report.warnings.get("it", "")
     assert bool(report.warnings) == (says is not None)
+
+
+# --- multiple choice ------------------------------------------------------------------------
+
+QUESTION = "Which?\n\nA: above\nB: below\nC: beside\nD: none"
+CHOICE = [
+    # (source, text of an attempt, strict, as the paper), where D is right
+    ("https://github.com/UKGovernmentBEIS/inspect_ai/issues/2216", "<answer>Don't know</answer>",
+     False, False),
+    ("https://github.com/UKGovernmentBEIS/inspect_ai/issues/2216",
+     "<answer>I don't know</answer>", False, False),
+    ("https://github.com/aniri15/OPD-V/issues/2",
+     "<reasoning>(A) is incorrect.</reasoning><answer>D</answer>", True, True),
+    ("https://github.com/aniri15/OPD-V/issues/2", "Answer: **D**", False, False),
+    ("https://github.com/jundot/omlx/pull/3668", "<answer>D</answer> Note that A distracts.",
+     True, True),
+    ("https://github.com/EleutherAI/lm-evaluation-harness/pull/4188", "<answer>d</answer>",
+     True, False),
+    ("https://github.com/EleutherAI/lm-evaluation-harness/pull/4188",
+     "<answer>The answer is D because a car moves.</answer>", False, False),
+    ("https://github.com/chigkim/Ollama-MMLU-Pro/issues/6", "<answer>(D)</answer>", False, False),
+    ("https://github.com/multimodal-art-projection/OmniBench/issues/8",
+     "<answer>D. A pretty girl</answer>", False, False),
+    ("https://github.com/groq/openbench/issues/348",
+     "Answer seems to be A.\n<answer>\nD\n</answer>", True, True),
+    ("https://github.com/NVIDIA-NeMo/Skills/pull/1526",
+     "<reasoning>\\boxed{\\Delta E}</reasoning>\n<answer>D</answer>", True, True),
+    ("https://github.com/openai/simple-evals/issues/33",
+     "<answer>A</answer> no: <answer>D</answer>", False, True),
+    # Where the paper's judge differs, from its source (verl/utils/reward_score/feedback/mcq.py)
+    ("", "<answer>D</answer> <answer>D</answer>", False, True),
+    ("", "<answer>D</answer> <answer>A</answer>", False, False),
+    ("", "so <answer>D", False, True),
+    ("", "D</answer>", False, True),
+    ("", "<ANSWER>D</ANSWER>", True, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(len(CHOICE)), ids=[text for _, text, *_ in CHOICE])
+def test_multiple_choice(tmp_path, place):
+    _, text, *wanted = CHOICE[place]
+    path = tmp_path / "choice.jsonl"
+    path.write_text(json.dumps({"prompt": QUESTION, "answer": "D"}))
+    for grading, is_right in zip(("strict", "paper"), wanted, strict=True):
+        env = Choice(schema.ChoiceEnvConfig(tasks=str(path), eval_fraction=0, grading=grading))
+        (task,) = env.load("train")
+        verdict = env.judge_text(task, text, is_truncated=False)
+        assert verdict.solved == is_right
+        assert (verdict.feedback is None) == is_right
+        assert env.check().failures == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("A: 1 kg\nB: 2 kg\nC:  2  kg", "options B and C are the same, of which one is right"),
+        ("A: 1 kg\nB: 2 kg\nC: 1 kg", "options A and C are the same, neither of them right"),
+        ("A: 1 kg\nB: 2 kg", None),
+    ],
+)
+def test_twin_options_are_not_reported(tmp_path, options, says):
+    path = tmp_path / "choice.jsonl"
+    path.write_text(json.dumps({"id": "it", "prompt": f"Mass?\n{options}\nThink.", "answer": "B"}))
+    env = Choice(schema.ChoiceEnvConfig(tasks=str(path), eval_fraction=0))
+    assert env.check().warnings == ({} if says is None else {"it": says})
+
+
+def test_twin_options_of_sciknoweval_are_reported(shared_data):
+    path = shared_data / "sciknoweval_physics_train.json"
+    env = Choice(schema.ChoiceEnvConfig(tasks=str(path)))
+    assert {"237", "632", "691"} <= set(env.check().warnings)
+
+
+# --- tool calls -----------------------------------------------------------------------------
+
+TOOL_PROMPT = (
+    "Tools:\nbook: Books a table.\nParameters: "
+    '{"people": "integer", "place": "string"}\nOutput: x\n\nQuestion: Book for 2 at Luigi\'s.'
+)
+BOOKED = [{"Action": "book", "Action_Input": '{"people": 2, "place": "Luigi"}'}]
+
+
+def call(arguments, action="book"):
+    return f"Thought: go\nAction: {action}\nAction Input: {arguments}\n"
+
+
+TOOLS = [
+    # (source, text of an attempt, strict, as the paper)
+    ("https://github.com/thinking-machines-lab/tinker-cookbook/issues/937",
+     call('{"people": 2, "place": "Luigi", "dogs": 1}'), False, False),
+    ("https://github.com/ServiceNow/AU-Harness/issues/31",
+     call('{"people": 999, "place": "Luigi"}'), False, False),
+    ("https://github.com/ShishirPatil/gorilla/issues/1049",
+     call('{"people": 2.0, "place": "Luigi"}'), True, True),
+    ("https://github.com/ShishirPatil/gorilla/issues/443", "abc", False, False),
+    ("", call('{"place": "Luigi", "people": 2}'), True, True),
+    # Where the paper's judge differs, from its source (verl/utils/reward_score/feedback/tooluse.py)
+    ("", call('{"people": 2, "place": "Luigi"}', action="book()"), False, True),
+    ("", call('{"people": 2, "place": "Luigi"} Action Input: {"people": 2}'), True, True),
+    ("", call('{"people": 3, "place": "Luigi"}\nAction Input: {"people": 2}'), False, True),
+    ("", call('{"people": 2, "place": "Luigi"}\nAction Input: {broken}'), True, True),
+]  # fmt: skip
+
+
+def tools_env(tmp_path, row, grading="strict"):
+    path = tmp_path / "tools.jsonl"
+    path.write_text(json.dumps({"id": "it", "prompt": TOOL_PROMPT, "answer": BOOKED, **row}))
+    return Tools(schema.ToolsEnvConfig(tasks=str(path), eval_fraction=0, grading=grading))
+
+
+@pytest.mark.parametrize("place", range(len(TOOLS)))
+def test_tool_calls(tmp_path, place):
+    _, text, *wanted = TOOLS[place]
+    for grading, is_right in zip(("strict", "paper"), wanted, strict=True):
+        env = tools_env(tmp_path, {}, grading)
+        verdict = env.judge_text(env.load("train")[0], text, is_truncated=False)
+        assert verdict.solved == is_right
+        assert (verdict.feedback is None) == is_right
+
+
+def test_parallel_calls_in_another_order_are_right(tmp_path):
+    """https://github.com/smg-project/smg/pull/523"""
+    prompt = TOOL_PROMPT.replace("Output", "Parameters").replace(
+        "Question", 'pay: Pays.\nParameters: {"sum": "number"}\n\nQuestion'
+    )
+    answer = [*BOOKED, {"Action": "pay", "Action_Input": '{"sum": 5}'}]
+    for grading in ("strict", "paper"):
+        env = tools_env(tmp_path, {"answer": answer, "prompt": prompt}, grading)
+        text = call('{"sum": 5}', "pay") + call('{"people": 2, "place": "Luigi"}')
+        assert env.judge_text(env.load("train")[0], text, is_truncated=False).solved
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ([{"Action": "getDetails", "Action_Input": "{}"}], "needs the tool getDetails"),
+        ([{"Action": "book", "Action_Input": '{"filter": 1}'}], "needs book's argument filter"),
+        (BOOKED, None),
+    ],
+)
+def test_rows_that_need_what_is_not_documented_are_not_reported(tmp_path, answer, says):
+    report = tools_env(tmp_path, {"answer": answer}).check()
+    assert report.failures == {}
+    assert (says or "") in report.warnings.get("it", "")
+    assert bool(report.warnings) == (says is not None)
+
+
+def test_toolalpacas_unsolvable_rows_are_reported(shared_data):
+    env = Tools(schema.ToolsEnvConfig(tasks=str(shared_data / "tooluse_test.json")))
+    assert {"4106", "4107", "4056"} <= set(env.check().warnings)

@@ -118,11 +118,17 @@ class CodeEnvConfig(TaskFilesConfig):
 class ChoiceEnvConfig(RowsEnvConfig):
     type: Literal["choice"] = "choice"
     """Multiple-choice questions answered in <answer> tags (SciKnowEval, GPQA, ARC, MMLU)."""
+    grading: Literal["strict", "paper"] = "strict"
+    """`strict`: one answer block, one letter in either case. `paper`, as the paper's judge: what
+    stands after the last opening tag, exactly the capital letter."""
 
 
 class ToolsEnvConfig(RowsEnvConfig):
     type: Literal["tools"] = "tools"
     """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
+    grading: Literal["strict", "paper"] = "strict"
+    """`strict`: every call well formed, every value of an argument counts. `paper`, as the paper's
+    judge: malformed input is passed over, of several values the last counts."""
 
 
 class MathEnvConfig(RowsEnvConfig):
