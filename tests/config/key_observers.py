@@ -11,6 +11,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ import sdpo
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
+from sdpo.envs.adapters import reasoning_gym
 from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
@@ -309,13 +311,24 @@ ANSWERS = (
 )
 
 
+GYM = SimpleNamespace(
+    create_dataset=lambda name, *, size, **options: [
+        {"question": f"{name} {options} {i}?", "answer": str(i)} for i in range(size)
+    ],
+    factory=SimpleNamespace(DATASETS=("one", "two")),
+    utils=SimpleNamespace(SYSTEM_PROMPTS={"default": "Answer."}),
+)
+"""What is used of the library Reasoning Gym to make tasks."""
+
+
 def judged(config: RunConfig) -> Any:
     """Tasks of both splits of the environment and verdicts on a few answers."""
-    env = open_env(config.env)
+    with mock.patch.object(reasoning_gym, "library", return_value=GYM):
+        env = open_env(config.env)
     try:
         tasks = {split: env.load(split) for split in ("train", "eval")}
         facts: list[Any] = [{s: [(t.id, t.messages) for t in ts] for s, ts in tasks.items()}]
-        if config.env.type in ("custom", "math"):
+        if config.env.type in ("custom", "math", "reasoning-gym"):
             return facts
         for text in ANSWERS:
             rollout = Rollout(

@@ -58,6 +58,7 @@ NEEDS = {
         "env.sandbox=none",
         "env.time_limit_s=0.4",
     ),
+    "ReasoningGymEnvConfig": ("env.tasks=one", "env.size=2", "env.eval_size=2"),
     "CustomEnvConfig": ("env.path={folder}/custom.py:ENV",),
     # A refresh within the steps that are watched, and a reward that rises before the second.
     "SnapshotConfig": ("teacher.schedule.every=2",),
@@ -131,6 +132,10 @@ TURNS = {
     "SqlEnvConfig.max_rows": turn("3", observe=judged),
     "SqlEnvConfig.sandbox": turn("auto", observe=isolated),
     "SqlEnvConfig.max_feedback_chars": turn("60", observe=judged),
+    "ReasoningGymEnvConfig.tasks": turn("one,two", observe=judged),
+    "ReasoningGymEnvConfig.options": turn("{{words = 3}}", observe=judged),
+    "ReasoningGymEnvConfig.size": turn("3", observe=judged),
+    "ReasoningGymEnvConfig.eval_size": turn("3", observe=judged),
     "CustomEnvConfig.path": turn("{folder}/other_custom.py:ENV", observe=judged),
     "LocalEngineConfig.max_sequences": turn("2", observe=worked),
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),

@@ -167,6 +167,19 @@ class SqlEnvConfig(JudgingConfig):
     """Upper bound of one feedback text."""
 
 
+class ReasoningGymEnvConfig(JudgingConfig):
+    type: Literal["reasoning-gym"] = "reasoning-gym"
+    """Tasks made by the library Reasoning Gym and judged by its own rules."""
+    tasks: str
+    """Name of one of its sets (`spell_backward`), or several with commas."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Settings of the set, for instance `{max_word_len = 5}`."""
+    size: PositiveInt = 1000
+    """Training tasks of each set."""
+    eval_size: PositiveInt = 100
+    """Tasks of each set for evaluation; they come from another seed."""
+
+
 class CustomEnvConfig(JudgingConfig):
     type: Literal["custom"] = "custom"
     """An environment of the user's."""
@@ -180,6 +193,7 @@ EnvConfig = Annotated[
     | ToolsEnvConfig
     | MathEnvConfig
     | SqlEnvConfig
+    | ReasoningGymEnvConfig
     | CustomEnvConfig,
     Field(discriminator="type"),
 ]

@@ -14,25 +14,25 @@ do it, and are killed when the time is up.
 from __future__ import annotations
 
 import importlib.util
-import queue
 import sys
-import threading
+from pathlib import Path
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
 from sdpo.envs.math_forms import doubt_about, is_zero
-from sdpo.envs.math_process import Comparer
 from sdpo.envs.math_rows import own_row
 from sdpo.envs.rows import RowsEnv
 from sdpo.envs.table import Line, id_of, messages_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
+from sdpo.envs.workers import WorkerPool
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 
 ZERO = "0.0"
 INSTRUCTION = "Put your final answer within \\boxed{}."
+WORKER = Path(__file__).with_name("math_worker.py")
 TIME_LIMIT_S = 10.0
 """For one answer. Honest ones take milliseconds; on a busy machine, more."""
 MAX_ANSWER_CHARS = 2000
@@ -64,8 +64,7 @@ class Math(RowsEnv):
                 "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
             )
         self._time_limit_s = time_limit_s
-        self._idle: queue.SimpleQueue[Comparer] = queue.SimpleQueue()
-        self._slots = threading.BoundedSemaphore(usable_cores())
+        self._workers = WorkerPool(WORKER)
 
     def parse(self, line: Line) -> Task:
         """The task of one row."""
@@ -124,8 +123,7 @@ class Math(RowsEnv):
 
     def close(self) -> None:
         """End the worker processes; a later verdict starts new ones."""
-        while not self._idle.empty():
-            self._idle.get().close()
+        self._workers.close()
 
     def _compare(self, task: Task, answer: str) -> str:
         # Answers in words ("Tuesday") are not formulas and compare as strings.
@@ -137,15 +135,7 @@ class Math(RowsEnv):
         """What the algebra says about an answer."""
         if len(answer) > MAX_ANSWER_CHARS:
             return "unreadable"
-        with self._slots:
-            try:
-                comparer = self._idle.get_nowait()
-            except queue.Empty:
-                comparer = Comparer()
-            outcome = comparer.compare(reference, answer, self._time_limit_s)
-            if comparer.is_alive:
-                self._idle.put(comparer)
-        return outcome
+        return self._workers.ask([reference, answer], self._time_limit_s) or "too_slow"
 
 
 def last_box(text: str) -> tuple[str | None, str | None]:

@@ -40,6 +40,10 @@ def open_env(config: schema.EnvConfig) -> Env:
             from sdpo.envs.sql import SqlEnv
 
             return SqlEnv(config)
+        case schema.ReasoningGymEnvConfig():
+            from sdpo.envs.adapters.reasoning_gym import ReasoningGym
+
+            return ReasoningGym(config)
         case schema.CustomEnvConfig(path=path):
             return _custom_env(path)
         case _:
