@@ -23,6 +23,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
 from sdpo.envs.adapters import reasoning_gym
+from sdpo.envs.adapters.llm_judge import LlmJudge
 from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
@@ -328,7 +329,7 @@ def judged(config: RunConfig) -> Any:
     try:
         tasks = {split: env.load(split) for split in ("train", "eval")}
         facts: list[Any] = [{s: [(t.id, t.messages) for t in ts] for s, ts in tasks.items()}]
-        if config.env.type in ("custom", "math", "reasoning-gym"):
+        if config.env.type in ("custom", "math", "reasoning-gym", "judge"):
             return facts
         for text in ANSWERS:
             rollout = Rollout(
@@ -342,6 +343,26 @@ def judged(config: RunConfig) -> Any:
     finally:
         if hasattr(env, "close"):
             env.close()
+
+
+def asked(config: RunConfig) -> Any:
+    """Tasks of an environment that a model judges, what it would be asked, and the verdict."""
+    questions: list[Any] = []
+
+    def reply(judge: LlmJudge, question: str) -> str:
+        questions.append((judge.config.url, judge.config.model, question))
+        return '{"feedback": "no", "score": 0.5}'
+
+    with mock.patch.object(LlmJudge, "_reply", reply):
+        env = LlmJudge(config.env)  # ty: ignore[invalid-argument-type]
+        tasks = [(split, task.id, task.messages) for split in ("train", "eval")
+                 for task in env.load(split)]  # fmt: skip
+        rollout = Rollout(
+            task_id="", index=0, prompt_ids=(1,), completion_ids=(2,), sampler_logprobs=(0.0,),
+            text="so", truncated=False, policy_version=0,
+        )  # fmt: skip
+        verdicts = [env.judge(env.load("train")[0], rollout) for _ in range(2)]
+    return tasks, questions, [(v.reward, v.feedback) for v in verdicts]
 
 
 def judge_calls(config: RunConfig) -> Any:

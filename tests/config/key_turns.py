@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from key_observers import (
+    asked,
     discovered,
     isolated,
     judge_calls,
@@ -57,6 +58,11 @@ NEEDS = {
         "env.eval_fraction=0.5",
         "env.sandbox=none",
         "env.time_limit_s=0.4",
+    ),
+    "LlmJudgeEnvConfig": (
+        "env.tasks={folder}/choice.jsonl",
+        "env.model=judge",
+        "env.eval_fraction=0.5",
     ),
     "ReasoningGymEnvConfig": ("env.tasks=one", "env.size=2", "env.eval_size=2"),
     "CustomEnvConfig": ("env.path={folder}/custom.py:ENV",),
@@ -132,6 +138,16 @@ TURNS = {
     "SqlEnvConfig.max_rows": turn("3", observe=judged),
     "SqlEnvConfig.sandbox": turn("auto", observe=isolated),
     "SqlEnvConfig.max_feedback_chars": turn("60", observe=judged),
+    "LlmJudgeEnvConfig.tasks": turn("{folder}/other_choice.jsonl", observe=asked),
+    "LlmJudgeEnvConfig.eval_fraction": turn("0.1", observe=asked),
+    "LlmJudgeEnvConfig.eval_tasks": turn("{folder}/other_choice.jsonl", observe=asked),
+    "LlmJudgeEnvConfig.fields": turn('{{system = "prompt", prompt = "prompt"}}', observe=asked),
+    "LlmJudgeEnvConfig.url": turn("http://elsewhere/v1", observe=asked),
+    "LlmJudgeEnvConfig.model": turn("other", observe=asked),
+    "LlmJudgeEnvConfig.principles": turn('["Be brief."]', observe=asked),
+    "LlmJudgeEnvConfig.template": turn("{{attempt}}?", observe=asked),
+    "LlmJudgeEnvConfig.reward": turn("score", observe=asked),
+    "LlmJudgeEnvConfig.cache": turn("{folder}/replies.jsonl", observe=asked),
     "ReasoningGymEnvConfig.tasks": turn("one,two", observe=judged),
     "ReasoningGymEnvConfig.options": turn("{{words = 3}}", observe=judged),
     "ReasoningGymEnvConfig.size": turn("3", observe=judged),

@@ -78,10 +78,11 @@ def turn_of(key: Key) -> Turn | None:
     return None
 
 
-MOST_KEYS = 117
+MOST_KEYS = 122
 # Raised by eval_tasks, fields and grading: without them two files, other column names and the
 # paper's own judges need a program around the recipe. And by the size, eval_size and options of
-# sets that a program makes.
+# sets that a program makes, and by what a judging model is: url, model, principles, template,
+# cache.
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]
@@ -170,5 +171,7 @@ def _outer(key: Key) -> tuple[str, ...]:
 def test_turning_nothing_changes_nothing(name, seen):
     observers = {t.observe.__name__: t.observe for t in TURNS.values()}
     needs = ("env.type=code", *NEEDS["CodeEnvConfig"]) if name in ("judged", "isolated") else ()
+    if name == "asked":
+        needs = ("env.type=judge", *NEEDS["LlmJudgeEnvConfig"])
     observe = functools.partial(seen, observers[name], needs)
     assert observe() == observe(again=True)

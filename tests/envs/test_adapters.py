@@ -183,7 +183,9 @@ def test_trl_functions_add_up_and_one_of_them_says_what_is_solved():
     async def short(completions):
         return [0.5]
 
-    env = from_trl([trl_reward, form, short], TRL_ROWS, weights=[0.5, 0.25, 0.5], solved_by="trl_reward")
+    env = from_trl(
+        [trl_reward, form, short], TRL_ROWS, weights=[0.5, 0.25, 0.5], solved_by="trl_reward"
+    )
     wrong = judged(env, "3")
     assert (wrong.reward, wrong.solved) == (0.5, False)
     assert wrong.metrics == {"trl_reward": 0.0, "form": 1.0, "short": 0.5}

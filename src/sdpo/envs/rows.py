@@ -1,5 +1,5 @@
-"""`RowsEnv`: an environment whose tasks are the rows of files. Choice, tools, math, sql and judge
-share it.
+"""Environments whose tasks are the rows of files: `RowTasks` loads and splits them, `RowsEnv` also
+judges answers against references.
 
 Whether a row is held out for evaluation is decided by a hash of its id, so adding or removing rows
 moves no other row, and a larger `eval_fraction` only adds to the held-out ones. Files of training
@@ -26,15 +26,18 @@ _SPLITS = {"train": "train", "eval": "eval", "test": "eval", "validation": "eval
 
 
 RowsConfig = (
-    schema.ChoiceEnvConfig | schema.ToolsEnvConfig | schema.MathEnvConfig | schema.SqlEnvConfig
+    schema.ChoiceEnvConfig
+    | schema.ToolsEnvConfig
+    | schema.MathEnvConfig
+    | schema.SqlEnvConfig
+    | schema.LlmJudgeEnvConfig
 )
 
 
-class RowsEnv(ABC):
-    """An environment whose tasks are the rows of files (`sources.py` says which).
+class RowTasks(ABC):
+    """Tasks that are the rows of files (`sources.py` says which).
 
-    A subclass turns a row into a task, judges an answer, and writes the answer that the reference
-    stands for; loading, splitting and checking are done here.
+    A subclass turns a row into a task; loading and splitting are done here.
     """
 
     def __init__(self, config: RowsConfig) -> None:
@@ -57,46 +60,9 @@ class RowsEnv(ABC):
             )
         return splits[split] or splits["train"]
 
-    def judge(self, task: Task, rollout: Rollout) -> Verdict:
-        """The verdict on the attempt's text; thread-safe."""
-        return guarded(lambda: self.judge_text(task, rollout.text, is_truncated=rollout.truncated))
-
-    def check(self) -> CheckReport:
-        """Whether every row's reference passes and a trivial answer does not; and which rows are
-        doubtful."""
-        failures, warnings = {}, {}
-        splits = self._load()
-        tasks = [*splits["train"], *splits["eval"]]
-        for task in tasks:
-            verdict = self.judge_text(task, self.reference_answer(task), is_truncated=False)
-            if not verdict.solved:
-                failures[task.id] = f"the reference fails: {verdict.feedback}"
-            elif self.judge_text(task, self.trivial_answer(task), is_truncated=False).solved:
-                failures[task.id] = "a trivial answer passes"
-            elif (doubt := self.doubt(task)) is not None:
-                warnings[task.id] = doubt
-        return CheckReport(num_tasks=len(tasks), failures=failures, skipped=0, warnings=warnings)
-
     @abstractmethod
     def parse(self, line: Line) -> Task:
         """The task of one row. Raises `TaskError` naming file, line and key."""
-
-    @abstractmethod
-    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
-        """The verdict on one answer."""
-
-    def doubt(self, task: Task) -> str | None:
-        """Why nobody may be able to solve `task`, or a wrong answer may pass; None if nothing is
-        known."""
-        return None
-
-    @abstractmethod
-    def reference_answer(self, task: Task) -> str:
-        """A completion that must pass, built from the reference."""
-
-    @abstractmethod
-    def trivial_answer(self, task: Task) -> str:
-        """A completion that must not pass."""
 
     def _load(self) -> dict[str, list[Task]]:
         with self._lock:
@@ -131,3 +97,48 @@ class RowsEnv(ABC):
         if not isinstance(name, str) or name not in _SPLITS:
             raise line.error("split", f"{name!r} is not a split; use {', '.join(_SPLITS)}")
         return _SPLITS[name], task
+
+
+class RowsEnv(RowTasks):
+    """An environment whose tasks are rows with a reference.
+
+    A subclass turns a row into a task, judges an answer, and writes the answer that the reference
+    stands for; checking is done here.
+    """
+
+    def judge(self, task: Task, rollout: Rollout) -> Verdict:
+        """The verdict on the attempt's text; thread-safe."""
+        return guarded(lambda: self.judge_text(task, rollout.text, is_truncated=rollout.truncated))
+
+    def check(self) -> CheckReport:
+        """Whether every row's reference passes and a trivial answer does not; and which rows are
+        doubtful."""
+        failures, warnings = {}, {}
+        splits = self._load()
+        tasks = [*splits["train"], *splits["eval"]]
+        for task in tasks:
+            verdict = self.judge_text(task, self.reference_answer(task), is_truncated=False)
+            if not verdict.solved:
+                failures[task.id] = f"the reference fails: {verdict.feedback}"
+            elif self.judge_text(task, self.trivial_answer(task), is_truncated=False).solved:
+                failures[task.id] = "a trivial answer passes"
+            elif (doubt := self.doubt(task)) is not None:
+                warnings[task.id] = doubt
+        return CheckReport(num_tasks=len(tasks), failures=failures, skipped=0, warnings=warnings)
+
+    @abstractmethod
+    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
+        """The verdict on one answer."""
+
+    def doubt(self, task: Task) -> str | None:
+        """Why nobody may be able to solve `task`, or a wrong answer may pass; None if nothing is
+        known."""
+        return None
+
+    @abstractmethod
+    def reference_answer(self, task: Task) -> str:
+        """A completion that must pass, built from the reference."""
+
+    @abstractmethod
+    def trivial_answer(self, task: Task) -> str:
+        """A completion that must not pass."""
