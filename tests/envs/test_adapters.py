@@ -375,6 +375,22 @@ def test_verifiers_questions_get_the_system_prompt_and_groups_of_rubrics_add_up(
     assert (verdict.reward, verdict.feedback) == (1.0, "4!")
 
 
+def test_verifiers_wrong_answer_in_the_right_form_was_solved():
+    def form(completion):
+        return 1.0
+
+    def brief(completion):
+        return 1.0
+
+    environment = FakeEnvironment([correct, form, brief], [0.5, 0.25, 0.25])
+    assert not judged(from_verifiers(environment), "answer: 3").solved
+    assert judged(from_verifiers(environment), "answer: 2").solved
+    assert not judged(from_verifiers(environment, solved_by="correct"), "answer: 3").solved
+    assert judged(from_verifiers(environment, solved_by="form"), "answer: 3").solved
+    with pytest.raises(JudgeError, match="the rewards are correct, form, brief"):
+        judged(from_verifiers(environment, solved_by="exact"), "answer: 3")
+
+
 def test_verifiers_reward_that_raises_stops_the_run_instead_of_becoming_zero():
     def broken(completion):
         raise KeyError("boom")

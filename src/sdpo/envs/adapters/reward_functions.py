@@ -42,9 +42,9 @@ def from_trl(
     columns they take).
 
     The reward is the sum over the functions, each with its weight (default 1), and each becomes a
-    metric `env/NAME`. An attempt is solved by a sum of at least `solved_at`; or, so that a wrong
-    answer in the right form is not, by the function named `solved_by`. If a prompt is a list of
-    messages, completions are lists of one message. `trainer_state.global_step` is the number of
+    metric `env/NAME`. An attempt is solved where the function named `solved_by` gives at least
+    `solved_at`, or else where the sum is at least that share of the weights. If a prompt is a list
+    of messages, completions are lists of one message. `trainer_state.global_step` is the number of
     updates so far; what goes to `log_metric` becomes a metric, to `log_extra` the verdict's info.
     A function that returns None does not apply; if none does, the attempt is left out
     (`sdpo.Unjudged`). Functions may be `async`; others run in threads.
@@ -81,11 +81,15 @@ def from_trl(
         if not known:
             raise Unjudged(f"no reward function applies to task {task.id!r}: all returned None")
         total = sum(factor * r for factor, r in zip(factors, rewards, strict=True) if r is not None)
-        decides = total if solved_by is None else known.get(solved_by, float("-inf"))
+        greatest = sum(f for f, r in zip(factors, rewards, strict=True) if r is not None and f > 0)
+        if solved_by is None:
+            is_solved = total >= solved_at * greatest - 1e-9
+        else:
+            is_solved = known.get(solved_by, float("-inf")) >= solved_at
         written = None if feedback is None else feedback(task, rollout.text, total)
         return Verdict(
             reward=total,
-            solved=decides >= solved_at,
+            solved=is_solved,
             feedback=written,
             metrics=(known if len(known) > 1 else {}) | log.metrics,
             info=log.extra,
