@@ -11,7 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
-from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
+from sdpo.config.objective import (
+    DistillingConfig,
+    Fraction,
+    NonNegative,
+    ObjectiveConfig,
+    SdpoConfig,
+)
 from sdpo.config.teacher import TeacherConfig
 
 
@@ -116,6 +122,10 @@ class RowsEnvConfig(TaskFilesConfig):
     the row's id."""
 
 
+IsoDate = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+"""YYYY-MM-DD."""
+
+
 class CodeEnvConfig(TaskFilesConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
@@ -123,6 +133,9 @@ class CodeEnvConfig(TaskFilesConfig):
     """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
     file, folder or data set of the hub (own format, MBPP, HumanEval, LiveCodeBench, or rows with
     inputs and outputs as in APPS)."""
+    contest_dates: tuple[()] | tuple[IsoDate, IsoDate] = ()
+    """Only tasks of contests (`contest_date`, LiveCodeBench) from the first date on and before the
+    second; `[]`: all tasks. Paper: 2025-02-01, 2025-05-01."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
     function's name far more often."""
@@ -279,10 +292,12 @@ class RolloutConfig(Config):
 
 class OptimConfig(Config):
     lr: PositiveFloat = 1e-5
-    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
-    it."""
+    """AdamW's learning rate after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with it."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    decay_steps: NonNegativeInt = 0
+    """Steps after warm-up in which the rate halves: it falls as lr / (1 + t / decay_steps). 0:
+    constant. Paper: 0."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
@@ -311,6 +326,10 @@ class EvalConfig(Config):
     probe_tasks: NonNegativeInt = 0
     """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
     each: does what the teacher reads still help the current weights? 0: no probe."""
+    holdout: tuple[str, ...] = ()
+    """Other tasks that show what training forgets, evaluated before the first and after the last
+    step: recipes (built-in or .toml; with their own env, eval and rollout sections) or files of
+    tasks of the run's own kind. Paper: a hold-out average."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -415,3 +434,17 @@ class RunConfig(Config):
     canaries: CanariesConfig = CanariesConfig()
     log: LogConfig = LogConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _one_mixture_of_targets(self) -> Self:
+        if (
+            isinstance(self.objective, DistillingConfig)
+            and self.objective.teacher_exponent != 1
+            and self.teacher.schedule.type == "trust_region"
+        ):
+            raise ValueError(
+                f"objective.teacher_exponent = {self.objective.teacher_exponent:g} mixes the "
+                "teacher with the initial model, and so does teacher.schedule.type = "
+                "'trust_region': leave the exponent at 1, or take another schedule"
+            )
+        return self

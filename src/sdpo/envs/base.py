@@ -126,7 +126,7 @@ class CheckReport:
     warnings: Mapping[str, str] = field(default_factory=dict)
     """Task id to why it may be that nobody can solve the task, or that a wrong answer passes."""
     notes: tuple[str, ...] = ()
-    """What `sdpo check` found out besides; an environment leaves it empty."""
+    """What was found out besides, one line each."""
 
 
 Judgement = Verdict | float | tuple[float, str | None] | Mapping[str, Any]

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.envs.code.assert_forms import parse_python
+from sdpo.envs.code.assert_names import parse_python
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, seeded_half
 from sdpo.envs.table import Line, id_of, kind_of, text_of
 from sdpo.records import Message, Task
