@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdpo.envs.code.assert_names import parse_python
+from sdpo.envs.code.live_code_bench import PACKAGES, PRELUDE, TIME_LIMIT_S
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, seeded_half
 from sdpo.envs.table import Line, id_of, kind_of, text_of
 from sdpo.records import Message, Task
 
-TIME_LIMIT_S = 6.0
-"""Per test; shorter limits of a row were meant for faster languages."""
 MEMORY_MB = 1024
 READS_INPUT = "Write a Python program that reads standard input and prints the answer."
 PYTHON_3 = 3
@@ -85,8 +84,12 @@ def pairs_task(line: Line) -> tuple[str, Task]:
         entry_point=tests.function,
         public=every if is_half_already else seeded_half(hidden, task_id),
         private=every,
+        # Shorter limits of a row were meant for faster languages.
         time_limit_s=max(TIME_LIMIT_S, _seconds(row.get("time_limit"))),
         memory_mb=MEMORY_MB,
+        # The runners of these sets come from one source, LiveCodeBench's.
+        prelude=PRELUDE,
+        packages=PACKAGES,
         solution=solution,
     )
     if row.get("kind") == "code" or "reward_model" in row:
