@@ -190,6 +190,8 @@ def test_trl_functions_add_up_and_one_of_them_says_what_is_solved():
     assert (wrong.reward, wrong.solved) == (0.5, False)
     assert wrong.metrics == {"trl_reward": 0.0, "form": 1.0, "short": 0.5}
     assert judged(env, "2").solved
+    twice = from_trl([lambda completions: [0.25], lambda completions: [0.5]], TRL_ROWS)
+    assert judged(twice, "3").metrics == {"<lambda>": 0.25, "<lambda>#2": 0.5}
     with pytest.raises(TaskError, match="the functions are trl_reward, form"):
         from_trl([trl_reward, form], TRL_ROWS, solved_by="accuracy")
     with pytest.raises(TaskError, match="2 reward functions and 1 weights"):

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from sdpo.config import schema
+from sdpo.config.environments import RowsEnvConfig
 from sdpo.envs.base import CheckReport
 from sdpo.envs.shapes import told_what_would_fit
 from sdpo.envs.sources import read_sources
@@ -76,7 +77,7 @@ class RowTasks(ABC):
 
     def _read(self) -> list[tuple[str, Task]]:
         config = self._source
-        assert isinstance(config, schema.RowsEnvConfig)
+        assert isinstance(config, RowsEnvConfig)
         return self.parse_all(list(read_sources(config.tasks, config.eval_tasks, config.fields)))
 
     def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:

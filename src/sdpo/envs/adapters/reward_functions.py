@@ -54,52 +54,74 @@ def from_trl(
                        weights=[1.0, 0.1], solved_by="accuracy_reward")
     """
     functions = [reward] if callable(reward) else list(reward)
-    names = [_name(function) for function in functions]
     factors = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
     if not functions or len(factors) != len(functions):
         raise TaskError(f"from_trl: {len(functions)} reward functions and {len(factors)} weights")
-    if solved_by is not None and solved_by not in names:
-        raise TaskError(f"from_trl(solved_by={solved_by!r}): the functions are {', '.join(names)}")
-
-    def judge(task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
-        log = _Log()
-        values = _trl_values(task.reference, rollout, log)
-        found = [function(**_accepted(function, values)) for function in functions]
-        if any(map(inspect.isawaitable, found)):
-            return awaited(task, rollout, log, found)
-        return verdict(task, rollout, log, found)
-
-    async def awaited(task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
-        waiting = [one for one in found if inspect.isawaitable(one)]
-        done = iter(await asyncio.gather(*waiting))
-        ready = [next(done) if inspect.isawaitable(one) else one for one in found]
-        return verdict(task, rollout, log, ready)
-
-    def verdict(task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
-        rewards = [_one_of(one) for one in found]
-        known = {n: r for n, r in zip(names, rewards, strict=True) if r is not None}
-        if not known:
-            raise Unjudged(f"no reward function applies to task {task.id!r}: all returned None")
-        total = sum(factor * r for factor, r in zip(factors, rewards, strict=True) if r is not None)
-        greatest = sum(f for f, r in zip(factors, rewards, strict=True) if r is not None and f > 0)
-        if solved_by is None:
-            is_solved = total >= solved_at * greatest - 1e-9
-        else:
-            is_solved = known.get(solved_by, float("-inf")) >= solved_at
-        written = None if feedback is None else feedback(task, rollout.text, total)
-        return Verdict(
-            reward=total,
-            solved=is_solved,
-            feedback=written,
-            metrics=(known if len(known) > 1 else {}) | log.metrics,
-            info=log.extra,
+    judge = _TrlJudge(functions, factors, solved_by, solved_at, feedback)
+    if solved_by is not None and solved_by not in judge.names:
+        raise TaskError(
+            f"from_trl(solved_by={solved_by!r}): the functions are {', '.join(judge.names)}"
         )
-
     return FunctionEnv(
         tasks_from_rows(rows, reference=None),
         judge,
         eval_tasks=None if eval_rows is None else tasks_from_rows(eval_rows, reference=None),
     )
+
+
+class _TrlJudge:
+    """Calls TRL's reward functions for one attempt at a time."""
+
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float],
+        solved_by: str | None,
+        solved_at: float,
+        feedback: WriteFeedback | None,
+    ) -> None:
+        self.names: list[str] = []
+        for function in functions:
+            name = getattr(function, "__name__", type(function).__name__)
+            taken = sum(each.partition("#")[0] == name for each in self.names)
+            self.names.append(f"{name}#{taken + 1}" if taken else name)
+        self._functions, self._weights = functions, weights
+        self._solved_by, self._solved_at = solved_by, solved_at
+        self._feedback = feedback
+
+    def __call__(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
+        """The verdict; awaitable where a function is."""
+        log = _Log()
+        values = _trl_values(task.reference, rollout, log)
+        found = [function(**_accepted(function, values)) for function in self._functions]
+        if any(map(inspect.isawaitable, found)):
+            return self._awaited(task, rollout, log, found)
+        return self._verdict(task, rollout, log, found)
+
+    async def _awaited(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
+        done = iter(await asyncio.gather(*(one for one in found if inspect.isawaitable(one))))
+        ready = [next(done) if inspect.isawaitable(one) else one for one in found]
+        return self._verdict(task, rollout, log, ready)
+
+    def _verdict(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
+        rewards = dict(zip(self.names, map(_one_of, found), strict=True))
+        known = {name: reward for name, reward in rewards.items() if reward is not None}
+        if not known:
+            raise Unjudged(f"no reward function applies to task {task.id!r}: all returned None")
+        weights = dict(zip(self.names, self._weights, strict=True))
+        total = sum(weights[name] * reward for name, reward in known.items())
+        if self._solved_by is None:
+            greatest = sum(max(0.0, weights[name]) for name in known)
+            is_solved = total >= self._solved_at * greatest - 1e-9
+        else:
+            is_solved = known.get(self._solved_by, float("-inf")) >= self._solved_at
+        return Verdict(
+            reward=total,
+            solved=is_solved,
+            feedback=None if self._feedback is None else self._feedback(task, rollout.text, total),
+            metrics=(known if len(known) > 1 else {}) | log.metrics,
+            info=log.extra,
+        )
 
 
 class _Log:
@@ -140,10 +162,6 @@ def _one_of(rewards: Any) -> float | None:
         ) from error
     reward = None if reward is None else float(reward)
     return None if reward is None or math.isnan(reward) else reward
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def from_verl(

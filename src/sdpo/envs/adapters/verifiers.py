@@ -52,6 +52,10 @@ def from_verifiers(
     """
     if hasattr(environment, "task_type"):
         return _of_taskset(environment, eval_taskset, _Solved(solved_by, solved_at), feedback)
+    return _of_environment(environment, _Solved(solved_by, solved_at), feedback)
+
+
+def _of_environment(environment: Any, solved: _Solved, feedback: Feedback | None) -> FunctionEnv:
     if getattr(environment, "max_turns", 1) != 1:
         raise ConfigError(
             f"verifiers environment with max_turns = {environment.max_turns}: only single-turn "
@@ -79,7 +83,7 @@ def from_verifiers(
         written = state.get("feedback") if feedback is None else feedback(task, state)
         return Verdict(
             reward=total,
-            solved=_Solved(solved_by, solved_at)(metrics, total, greatest),
+            solved=solved(metrics, total, greatest),
             feedback=written if isinstance(written, str) else None,
             metrics=metrics,
         )
