@@ -6,7 +6,7 @@ files and overrides.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -44,6 +44,10 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: PositiveInt = 32
     """Scale; the update is alpha / rank times the product."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More fields of PEFT's LoraConfig, for instance `{target_modules = ["q_proj", "v_proj"]}` or
+    `{use_rslora = true}`: which layers, and how they are scaled and start. Default: every linear
+    layer but the head."""
 
 
 AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="type")]
