@@ -10,8 +10,10 @@ import pytest
 from sdpo.config import schema
 from sdpo.envs.code.env import CodeEnv
 from sdpo.envs.code.formats import load_code_tasks
-from sdpo.envs.code.tasks import REQUEST
+from sdpo.envs.code.tasks import REQUEST as REQUEST_OF
 from sdpo.errors import ConfigError, SdpoError, TaskError
+
+REQUEST = REQUEST_OF.format(language="python")
 
 FUNCTION = {
     "id": "clamp",
