@@ -197,6 +197,10 @@ class RolloutConfig(Config):
     """Tasks sampled each step, without replacement until all were seen. Paper: 32."""
     group_size: PositiveInt = 8
     """Attempts per task. Paper: 8."""
+    redraws: NonNegativeInt = 0
+    """Rounds in which tasks whose attempts all got the same reward are replaced by others, so that
+    rewards have something to compare (DAPO's dynamic sampling). `rollouts/redrawn` counts what is
+    left out; what is still equal after the last round is kept. Paper: 0."""
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is an error. Paper: 2048."""
     max_completion_tokens: PositiveInt = 128
