@@ -138,6 +138,9 @@ TURNS = {
     "RolloutConfig.max_prompt_tokens": turn("5", observe=trained_single_turn),
     "RolloutConfig.max_completion_tokens": turn("7", observe=trained_single_turn),
     "RolloutConfig.temperature": turn("0.7", observe=trained_single_turn),
+    "RolloutConfig.stop": turn(
+        '["a", "b", "c", "d", "e", "f", "g", "h"]', observe=trained_single_turn
+    ),
     "RolloutConfig.max_turns": turn("3", observe=trained),
     "ContextConfig.demonstration": turn("none"),
     "ContextConfig.own_demonstration": turn("true"),

@@ -207,6 +207,9 @@ class RolloutConfig(Config):
     """Attempts end here at the latest and count as truncated. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a completion besides the end of turn, such as `</answer>`. They stay in it,
+    and it does not count as truncated. Paper: none."""
     max_turns: PositiveInt = 1
     """Completions per attempt in environments that reply."""
     engine: EngineConfig = LocalEngineConfig()
