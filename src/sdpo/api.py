@@ -118,7 +118,8 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
         if isinstance(sampler.env, Checking):
-            return replace(sampler.env.check(), notes=notes)
+            report = sampler.env.check()
+            return replace(report, notes=(*notes, *report.notes))
         tasks = len(sampler.env.load("train"))
         return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
 

@@ -154,22 +154,15 @@ def probe_tasks(
     groups = [group for group in groups if group.rollouts and group.task.id in student]
     kinds = _rules(rules, both_layouts=reach_of is not None)
     asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in kinds}
-    distinct = list(dict.fromkeys(ask for part in asks.values() for ask in part))
     attempts = {
         (group.task.id, rollout.index): (group.task, rollout)
         for group in groups
         for rollout in group.rollouts
     }
-    own = parallel.share(distinct)
-    questions = [(*attempts[ask.task_id, ask.index], ask.prompt_ids) for ask in own]
-    answers = parallel.gather_shares(
-        collector.answer(questions, sampling=sampling, seed=derive(seed, "probe", "teacher"))
+    wanted = list(dict.fromkeys(ask for part in asks.values() for ask in part))
+    solved = _solved(
+        collector, [(a, *attempts[a.task_id, a.index]) for a in wanted], sampling, seed, parallel
     )
-    solved = {
-        ask: verdict.solved
-        for ask, (_, verdict) in zip(distinct, answers, strict=True)
-        if verdict is not None
-    }
     return Probe(
         num_tasks=len(groups),
         num_attempts=sum(len(group.rollouts) for group in groups),
@@ -179,6 +172,29 @@ def probe_tasks(
         if reach_of is None
         else reach_of([(attempts[a.task_id, a.index][1], a.prompt_ids) for a in asks["recipe"]]),
     )
+
+
+def _solved(
+    collector: Collector,
+    asks: Sequence[tuple[_Ask, Task, Rollout]],
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
+) -> dict[_Ask, bool]:
+    """Whether the teacher's answer to each of `asks` is right; those that could not be judged are
+    left out."""
+    answers = parallel.gather_shares(
+        collector.answer(
+            [(task, rollout, ask.prompt_ids) for ask, task, rollout in parallel.share(asks)],
+            sampling=sampling,
+            seed=derive(seed, "probe", "teacher"),
+        )
+    )
+    return {
+        ask: verdict.solved
+        for (ask, _, _), (_, verdict) in zip(asks, answers, strict=True)
+        if verdict is not None
+    }
 
 
 def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
