@@ -167,9 +167,15 @@ TURNS = {
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),
     "RolloutConfig.tasks_per_step": turn("1", observe=trained_single_turn),
     "RolloutConfig.group_size": turn("3", observe=trained_single_turn),
+    "RolloutConfig.redraws": turn(
+        "1", "rollout.max_completion_tokens=2", "rollout.group_size=2", observe=trained_single_turn
+    ),
     "RolloutConfig.max_prompt_tokens": turn("5", observe=trained_single_turn),
     "RolloutConfig.max_completion_tokens": turn("7", observe=trained_single_turn),
     "RolloutConfig.temperature": turn("0.7", observe=trained_single_turn),
+    "RolloutConfig.stop": turn(
+        '["a", "b", "c", "d", "e", "f", "g", "h"]', observe=trained_single_turn
+    ),
     "RolloutConfig.max_turns": turn("3", observe=trained),
     "ContextConfig.demonstration": turn("none"),
     "ContextConfig.own_demonstration": turn("true"),

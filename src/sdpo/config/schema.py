@@ -105,12 +105,19 @@ class RolloutConfig(Config):
     """Tasks sampled each step, without replacement until all were seen. Paper: 32."""
     group_size: PositiveInt = 8
     """Attempts per task. Paper: 8."""
+    redraws: NonNegativeInt = 0
+    """Rounds in which tasks whose attempts all got the same reward are replaced by others, so that
+    rewards have something to compare (DAPO's dynamic sampling). `rollouts/redrawn` counts what is
+    left out; what is still equal after the last round is kept. Paper: 0."""
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is an error. Paper: 2048."""
     max_completion_tokens: PositiveInt = 128
     """Attempts end here at the latest and count as truncated. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a completion besides the end of turn, such as `</answer>`. They stay in it,
+    and it does not count as truncated. Paper: none."""
     max_turns: PositiveInt = 1
     """Completions per attempt in environments that reply."""
     engine: EngineConfig = LocalEngineConfig()
