@@ -13,11 +13,7 @@ from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.tasks import REQUEST as REQUEST_OF
 from sdpo.errors import ConfigError, SdpoError, TaskError
 
-<<<<<<< HEAD
-ASKS = REQUEST.format(language="python")
-=======
 REQUEST = REQUEST_OF.format(language="python")
->>>>>>> main
 
 FUNCTION = {
     "id": "clamp",
@@ -57,8 +53,7 @@ def test_the_three_kinds_load(tmp_path: Path) -> None:
     assert [task.id for _, task in rows] == ["clamp", "sum", "two"]
     assert {split for split, _ in rows} == {"train"}
     task = rows[0][1]
-    asked = f"{FUNCTION['prompt']}\n\n" + ASKS
-    assert task.messages == ({"role": "user", "content": asked},)
+    assert task.messages == ({"role": "user", "content": f"{FUNCTION['prompt']}\n\n{REQUEST}"},)
     assert task.reference.time_limit_s == 1.0
     assert task.reference.memory_mb == 512
     assert task.reference.tolerance == 1e-6
@@ -75,7 +70,7 @@ def test_a_worked_example_of_the_same_kind_comes_first(tmp_path: Path) -> None:
         assert task.messages[1]["content"].startswith("```python\n")
         questions.append(task.messages[0]["content"])
     assert questions[0] == questions[2] != questions[1]
-    assert all(question.endswith(ASKS) for question in questions)
+    assert all(question.endswith(REQUEST) for question in questions)
 
 
 LIBRARY = """
@@ -133,7 +128,7 @@ def test_examples_are_earlier_exchanges_in_the_form_that_is_asked_for(
     (task,) = with_library.load("train")
     roles = [message["role"] for message in task.messages]
     assert roles == ["user", "assistant", "user", "assistant", "user"]
-    assert task.messages[0]["content"] == f"{SHELF['prompt']}\n\n{ASKS}"
+    assert task.messages[0]["content"] == f"{SHELF['prompt']}\n\n{REQUEST}"
     assert task.messages[1]["content"] == f"```python\n{SHELF['solution']}\n```"
 
 
