@@ -13,12 +13,13 @@ import click
 from rich.console import Console
 
 from sdpo._version import __version__
-from sdpo.errors import SandboxError, SdpoError
+from sdpo.errors import SandboxError, SdpoError, Terminated
 from sdpo.printable import printable
 
 
 class Errors(click.Group):
-    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+    """Turns `SdpoError` and an interrupt into one message and the exit status; anything else keeps
+    its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -27,6 +28,9 @@ class Errors(click.Group):
             text = _escape(printable(str(error)))
             Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stop:
+            Console(stderr=True).print(_escape(str(stop) or "interrupted"), soft_wrap=True)
+            ctx.exit(143 if isinstance(stop, Terminated) else 130)
 
 
 def _escape(text: str) -> str:

@@ -37,6 +37,7 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
 from sdpo.training.lock import sole_writer
+from sdpo.training.signals import Signals
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -55,24 +56,35 @@ def discover_tasks(
     of the same run directory are read, not repeated.
 
     Writes `discovery.jsonl`, `attempts.jsonl`, `updates.jsonl`, `discovery.json`, `discovery.png`
-    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
-    `SdpoError`.
+    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. SIGTERM is
+    raised as Ctrl-C is, as a `KeyboardInterrupt` that says what is finished; SIGUSR1 does nothing,
+    since all is written as it happens. Raises `SdpoError`.
     """
     if config.seeds > 1:
         raise ConfigError(
             f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
             "discover.seeds"
         )
-    with sole_writer(Path(config.run)):
-        return _search_all(config, env, progress)
+    results: list[Discovery] = []
+    with Signals(), sole_writer(Path(config.run)):
+        try:
+            _search_all(config, env, progress, results)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(
+                f"interrupted: {len(results)} searches are finished; the same command continues"
+            ) from None
+    return results
 
 
-def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -> list[Discovery]:
+def _search_all(
+    config: RunConfig, env: Env | None, progress: Progress | None, results: list[Discovery]
+) -> None:
+    """Adds to `results`, as they are read or found."""
     say = progress or (lambda results, line: None)
     run_dir = open_run_dir(config, run_facts(env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
-    results = [from_row(row) for row in read_rows(file.path)]
+    results += [from_row(row) for row in read_rows(file.path)]
     finished = {(r.task_id, r.method, r.seed) for r in results}
     log = SearchLog(run_dir, finished)
 
@@ -101,7 +113,6 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
                 write_summary(results, run_dir)
                 say(results, "")
     write_plot(results, run_dir)
-    return results
 
 
 def discover_one(

@@ -6,16 +6,16 @@ need no further exchange. What a step learns from them is learner.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
-from sdpo.errors import CanaryStop, JudgeError
+from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.metrics.canaries import Alert, Canaries
@@ -35,9 +35,8 @@ from sdpo.training.lock import sole_writer
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
+from sdpo.training.signals import Signals, on_all_ranks
 from sdpo.training.step import StepResult
-
-T = TypeVar("T")
 
 
 class Run:
@@ -50,6 +49,7 @@ class Run:
         sampler: Sampler,
         learner: Learner,
         parallel: Parallel,
+        signals: Signals,
         *,
         is_quiet: bool,
     ) -> None:
@@ -57,6 +57,7 @@ class Run:
         self.dir = run_dir
         self.env = sampler.env
         self.learner = learner
+        self.signals = signals
         self.last_metrics: dict[str, float] = {}
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
@@ -73,6 +74,7 @@ class Run:
         self._dashboard = Dashboard(
             config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
         )
+        signals.say = self.say
 
     def __enter__(self) -> Run:
         self._dashboard.__enter__()
@@ -82,11 +84,6 @@ class Run:
         self._dashboard.__exit__(*error)
         self._writer.close()
         self._recorder.close()
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether one process makes this run."""
-        return self._parallel.world_size == 1
 
     @property
     def step(self) -> int:
@@ -121,17 +118,20 @@ class Run:
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
-        could be judged. Raises `JudgeError` on every rank."""
+        could be judged. Raises `JudgeError` on every rank, as it does an interrupt of any."""
         group_size = self.config.rollout.group_size
-        collected = self._on_all_ranks(
+        collected = on_all_ranks(
+            self._parallel,
+            self.signals,
             lambda: self._sampler.collector.collect(
                 self._parallel.share(tasks),
                 group_size=group_size,
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "rollout", self.step),
-            )
+            ),
         )
         groups = self._parallel.gather_shares(collected.groups)
+        self._heed()
         return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
@@ -163,18 +163,29 @@ class Run:
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
 
-    def complete(self, metrics: Mapping[str, float]) -> None:
-        """Evaluate the step that has just trained if that is due, write its row and act on its
-        alerts. A judge that fails here leaves the step `unevaluated`; saved so, the run makes the
-        evaluation when it continues."""
-        self.unevaluated = dict(metrics)
+    def begin(self, metrics: Mapping[str, float]) -> None:
+        """Write the row of the initial weights, and a checkpoint where a rollback may need it."""
+        with self.signals.undivided():
+            self.record(metrics, self.watch(metrics))
+            if self._canaries.action == "rollback":
+                self.save()
+
+    def complete(self) -> None:
+        """Evaluate the step that has just trained, whose metrics are `unevaluated`, if that is due;
+        write its row and act on its alerts. A judge that fails here and an interrupt leave it
+        `unevaluated`; saved so, the run makes the evaluation when it continues."""
+        assert self.unevaluated is not None
+        metrics = self.unevaluated
         if self.is_due(self.config.eval.every):
-            metrics = {**metrics, **self.evaluate()}
-        alerts = self.watch(metrics)
-        self.record(metrics, alerts)
-        self.unevaluated = None
-        # Before any save: a run killed in between resumes before the alert and acts on it again.
-        self.act(alerts)
+            metrics = metrics | self.evaluate()
+        with self.signals.undivided():
+            alerts = self.watch(metrics)
+            self.record(metrics, alerts)
+            self.unevaluated = None
+            # Before any save: a run killed in between resumes before the alert and acts on it
+            # again.
+            self.act(alerts)
+        self._heed()
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
@@ -182,7 +193,9 @@ class Run:
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
         # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
-        part = self._on_all_ranks(
+        part = on_all_ranks(
+            self._parallel,
+            self.signals,
             lambda: attempt_tasks(
                 self._sampler.collector,
                 self._parallel.share(tasks),
@@ -191,7 +204,7 @@ class Run:
                     self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
                 ),
                 seed=self.config.seed,
-            )
+            ),
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
@@ -235,11 +248,6 @@ class Run:
             )
         self._parallel.barrier()
 
-    def save_start(self) -> None:
-        """Write a checkpoint of the initial weights where a rollback may need it."""
-        if self._canaries.action == "rollback":
-            self.save()
-
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""
         if self.last_metrics:
@@ -275,26 +283,22 @@ class Run:
                 "recorded before are kept as *.jsonl.bak"
             )
 
+    def _heed(self) -> None:
+        """Do what signals ask of any rank: save this step and go on, or end."""
+        asked = self._parallel.gather((self.signals.takes_save(), self.signals.noted()))
+        if any(saves for saves, _ in asked) and self.last_metrics:
+            self._save_unless_saved()
+            self.say(f"saved step {self.step}, as SIGUSR1 asks")
+        for _, stop in asked:
+            if stop is not None:
+                raise stop
+
     def _save_unless_saved(self) -> None:
         # One rank looks: another could find what this one has just written.
         is_saved = self._parallel.is_main and self.step in self._checkpoints.steps()
         if any(self._parallel.gather(is_saved)):
             return
         self.save()
-
-    def _on_all_ranks(self, judge: Callable[[], T]) -> T:
-        """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
-        would otherwise wait for it."""
-        found, error = None, None
-        try:
-            found = judge()
-        except JudgeError as raised:
-            error = raised
-        for raised in self._parallel.gather(error):
-            if raised is not None:
-                raise raised
-        assert found is not None
-        return found
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -359,14 +363,21 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: RunConfig, env: Env | None = None, *, is_quiet: bool = False
+    config: RunConfig,
+    env: Env | None = None,
+    *,
+    signals: Signals | None = None,
+    is_quiet: bool = False,
 ) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
-    `is_quiet` shows no steps."""
+    `signals` are those that the run heeds, none by default; `is_quiet` shows no steps."""
+    signals = signals or Signals()
     check_can_sample(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
+    if parallel.world_size > 1:
+        signals.hold()
     run_dir = Path(config.run)
     with ExitStack() as stack:
         if parallel.is_main:
@@ -383,7 +394,7 @@ def open_run(
             num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+        with Run(config, run_dir, sampler, learner, parallel, signals, is_quiet=is_quiet) as run:
             if parallel.is_main and (line := record_judging(run_dir, run.env)):
                 run.say(line)
             yield run
