@@ -145,7 +145,7 @@ def test_a_second_interrupt_inside_an_update_saves_nothing(model, tmp_path, monk
         calls.append(1)
         if len(calls) == 6:
             signal.raise_signal(signal.SIGINT)
-            monkeypatch.setattr("sdpo.training.signals.ECHO_S", -1.0)  # as if much later
+            monkeypatch.setattr("sdpo.signals.ECHO_S", -1.0)  # as if much later
             signal.raise_signal(signal.SIGINT)
         return update(self, *arguments)
 

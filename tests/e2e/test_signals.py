@@ -11,10 +11,10 @@ from test_runs import ENV, config, model, rows  # noqa: F401 - model is a fixtur
 from sdpo.cli import run as cli
 from sdpo.discovery.run import discover_tasks
 from sdpo.errors import Terminated
+from sdpo.signals import ECHO_S, Signals
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.loop import train
 from sdpo.training.run import Run
-from sdpo.training.signals import ECHO_S, Signals
 from sdpo.training.step import Updater
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -102,7 +102,7 @@ def test_a_second_interrupt_much_later_ends_a_save(model, tmp_path, monkeypatch,
 
     def interrupted(self, step, *arguments, **options):
         if step == 3:
-            monkeypatch.setattr("sdpo.training.signals.ECHO_S", -1.0)
+            monkeypatch.setattr("sdpo.signals.ECHO_S", -1.0)
             signal.raise_signal(signal.SIGINT)
         return save(self, step, *arguments, **options)
 

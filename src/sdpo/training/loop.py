@@ -19,8 +19,8 @@ from sdpo.errors import JudgeError
 from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
+from sdpo.signals import BrokenOff, Signals, exit_status
 from sdpo.training.run import Run, open_run
-from sdpo.training.signals import BrokenOff, Signals, exit_status
 
 OnStep = Callable[[Mapping[str, float]], object]
 """Receives a row of metrics.jsonl; what it returns is not looked at."""

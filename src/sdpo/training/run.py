@@ -18,6 +18,7 @@ from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
@@ -28,14 +29,13 @@ from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
+from sdpo.signals import Signals, on_all_ranks
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
-from sdpo.training.lock import sole_writer
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
-from sdpo.training.signals import Signals, on_all_ranks
 from sdpo.training.step import StepResult
 
 
