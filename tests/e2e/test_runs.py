@@ -66,7 +66,7 @@ def test_same_seed_same_metrics_and_another_seed_differs(model, tmp_path):
         train(config(model, tmp_path / name, f"seed={seed}"), env=ENV)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     assert rows(tmp_path / "a") != rows(tmp_path / "c")
-    lines = [(tmp_path / n / "rollouts.jsonl").read_text() for n in "ab"]
+    lines = [(tmp_path / n / "rollouts.jsonl.gz").read_bytes() for n in "ab"]
     assert lines[0] == lines[1]
     assert [row["step"] for row in rows(tmp_path / "a")] == [0, 1, 2, 3, 4]
 
@@ -113,8 +113,9 @@ def test_killed_and_resumed_equals_uninterrupted(model, tmp_path, monkeypatch, d
             train(config(model, tmp_path / "killed"), env=ENV)
     train(config(model, tmp_path / "killed"), env=ENV)
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    for name in ("rollouts.jsonl", "credit.jsonl"):
-        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    for name in ("rollouts.jsonl.gz", "credit.jsonl"):
+        killed, whole = (tmp_path / run / name for run in ("killed", "whole"))
+        assert killed.read_bytes() == whole.read_bytes()
 
 
 def test_interrupt_saves_and_the_same_call_continues(model, tmp_path, monkeypatch):
@@ -340,7 +341,7 @@ def test_a_second_run_in_the_same_directory_was_not_noticed(model, tmp_path):
 
 def test_a_lost_checkpoint_took_all_records_with_it(model, tmp_path, capsys):
     train(config(model, tmp_path / "run"), env=ENV)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl")}
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl*")}
     whole = rows(tmp_path / "run")
     for state in (tmp_path / "run" / "checkpoints").glob("*/state.pt"):
         state.write_bytes(b"")

@@ -13,6 +13,7 @@ import pytest
 from processes_worker import train
 from safetensors.torch import load_file
 
+from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -67,7 +68,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_rows(path))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -26,7 +26,7 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
-from sdpo.rollouts.record import RolloutRecorder, rollout_rows
+from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.signals import Signals, on_all_ranks
@@ -70,7 +70,7 @@ class Run:
         self._last_rollout: tuple[str, Verdict] | None = None
         backends = config.log.backends if parallel.is_main else ()
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
-        self._recorder = RolloutRecorder(run_dir)
+        self._recorder = RolloutRecorder(run_dir, kept=config.log.rollouts)
         self._dashboard = Dashboard(
             config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
         )
@@ -155,10 +155,8 @@ class Run:
     def record_rollouts(self, groups: Sequence[Group], losses: StepResult) -> None:
         """Write the rollouts and the token credit of the step that has just ended."""
         if self._parallel.is_main:
-            rows = rollout_rows(
-                self.step, groups, teacher_prompt_tokens=losses.teacher_prompt_tokens
-            )
-            self._recorder.write(rows)
+            lengths = losses.teacher_prompt_tokens
+            rows = self._recorder.write(self.step, groups, teacher_prompt_tokens=lengths)
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
@@ -208,7 +206,7 @@ class Run:
         )
         groups = self._parallel.gather_shares(part)
         if self._parallel.is_main:
-            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
+            self._recorder.write(self.step, drop_empty(groups), split="eval")
         return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
 
     def is_due(self, every: int) -> bool:
