@@ -26,12 +26,12 @@ from sdpo.metrics.sampler_gap import add_sampler_gap
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
-from sdpo.models.packing import MicroBatch, hidden_rows, pack_samples
+from sdpo.models.packing import packed_hidden
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
+from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
@@ -155,7 +155,7 @@ class Updater:
     ) -> None:
         spec = batch.spec
         weights = distill_weights(active, targets, self._objective, spec, self._parallel)
-        packed = pack_samples(
+        packed = packed_hidden(
             self.model,
             active,
             lambda sample: sample.prompt_ids,
@@ -163,8 +163,8 @@ class Updater:
         )
         problem = ""
         with self.optimizer.accumulating():
-            for micro_batch, chosen in packed:
-                problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
+            for chosen, hidden in packed:
+                problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
                 if problem:
                     break
         # All ranks stop together; one that raised alone would leave the others waiting for it.
@@ -179,24 +179,23 @@ class Updater:
 
     def _micro_batch(
         self,
-        micro_batch: MicroBatch,
         samples: Sequence[Sample],
+        hidden: torch.Tensor,
         targets: Targets,
         weights: Mapping[Key, torch.Tensor],
         batch: _Batch,
         result: StepResult,
     ) -> str:
-        """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
-        sums. Empty, or the message of a loss that is not finite."""
-        hidden = hidden_rows(self.model, micro_batch)
-        samples, hidden = teacher_first(samples, hidden, targets.teacher)
+        """Loss and backward of one micro-batch with its `hidden` [T, D]; gradients are added to
+        the optimizer's sums. Empty, or the message of a loss that is not finite."""
+        samples, hidden, columns = fill_batch(samples, hidden, targets, weights, batch.old)
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             lm_head(self.model),
             _stack(samples, targets.teacher),
             targets.teacher_head,
-            fill_batch(samples, targets, weights, batch.old, self.model.device),
+            columns,
             batch.spec,
             batch.denominators,
             reference_hidden=_stack(samples, targets.reference),
