@@ -102,8 +102,13 @@ def attempt_tasks(
     which takes most sampling noise out of their differences.
     """
     return collector.collect(
-        tasks, group_size=samples, sampling=sampling, seed=derive(seed, "eval")
+        tasks, group_size=samples, sampling=sampling, seed=evaluation_seed(seed)
     ).groups
+
+
+def evaluation_seed(seed: int) -> int:
+    """What all evaluations of a run with this `seed` draw their attempts from."""
+    return derive(seed, "eval")
 
 
 def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:

@@ -238,3 +238,42 @@ def test_a_signal_to_one_process_stops_or_saves_all(runs, tmp_path, case, step, 
     assert said == [f"{step} {status}"] * 2
     saved = sorted(path.name for path in (tmp_path / case / "checkpoints").iterdir())
     assert saved == {"save": ["step-1", "step-4"]}.get(case, [f"step-{step}"])
+
+
+UNJUDGED = """
+import os, sys
+import sdpo
+from sdpo.config.load import load_config
+
+folder, model, share = sys.argv[1:]
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
+
+def judge(task, rollout):
+    # Both attempts at t1 and t3: all of the second process, half of the step.
+    if task.id in ("t1", "t3"):
+        raise sdpo.Unjudged("busy")
+    return sdpo.Verdict(reward=0.0, solved=False, feedback="no")
+
+said = "finished"
+try:
+    result = sdpo.train(load_config([
+        f"run={folder}/{share}", f"model.name={model}", "model.device=cpu",
+        "model.dtype=float32", "steps=1", "checkpoint.every=0", "eval.every=0", "env.retries=0",
+        f"env.max_unjudged={share}", "rollout.tasks_per_step=4", "rollout.group_size=2",
+        "rollout.max_completion_tokens=4", "rollout.max_prompt_tokens=200", "eval.samples=1",
+        "objective.type=sdpo",
+    ]), env=sdpo.env(TASKS, judge))
+    said = str(result.metrics["env/unjudged"])
+except sdpo.SdpoError as error:
+    said = str(error)
+open(f"{folder}/{share}.{os.environ['RANK']}", "w").write(said)
+"""
+
+
+@pytest.mark.parametrize(("share", "said"), [("0.6", "0.5"), ("0.4", "could not be judged")])
+def test_the_share_without_a_verdict_was_that_of_one_process(runs, tmp_path, share, said):
+    (tmp_path / "unjudged.py").write_text(UNJUDGED)
+    two_processes(tmp_path / "unjudged.py", tmp_path, runs / "model", share)
+    found = [(tmp_path / f"{share}.{rank}").read_text() for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert said in found[0]

@@ -16,7 +16,7 @@ from sdpo.config.schema import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
-from sdpo.rollouts.judging import DEFAULTS, judge_all
+from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged, judge_all, judge_share
 from sdpo.seeds import derive
 
 
@@ -25,22 +25,22 @@ class Collected:
     """The groups of one step, one per task, and how long each part took.
 
     Example:
-        Collected(groups=[group], num_sampled=8, generate_s=3.1, judge_s=0.2)
+        Collected(groups=[group], judged=judged, generate_s=3.1, judge_s=0.2)
     """
 
     groups: list[Group]
-    num_sampled: int
-    """Attempts made, judged or not."""
+    judged: Judged
+    """The verdicts of all attempts made, in order, where there are some."""
     generate_s: float
     judge_s: float
 
     def metrics(self) -> dict[str, float]:
         """The times, and the share of attempts that could not be judged."""
-        judged = sum(len(group.rollouts) for group in self.groups)
+        verdicts = self.judged.verdicts
         return {
             "time/generate_s": self.generate_s,
             "time/judge_s": self.judge_s,
-            "env/unjudged": 1 - judged / self.num_sampled,
+            "env/unjudged": verdicts.count(None) / len(verdicts),
         }
 
 
@@ -65,6 +65,15 @@ class Collector:
         tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
         `JudgeError` (`judge_all` says when).
         """
+        collected = self.collect_share(tasks, group_size=group_size, sampling=sampling, seed=seed)
+        check_unjudged([collected.judged], self.judging.max_unjudged)
+        return collected
+
+    def collect_share(
+        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
+    ) -> Collected:
+        """As `collect`, for one process's share of a step's tasks: how many attempts may stay
+        without a verdict is for those to check who know the others' (`check_unjudged`)."""
         start = time.perf_counter()
         rollouts = self._sample(tasks, group_size, sampling, seed)
         sampled = time.perf_counter()
@@ -73,14 +82,14 @@ class Collector:
             for task, group in zip(tasks, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = judge_all(self.env, attempts, self.judging)
+        judged = judge_share(self.env, attempts, self.judging)
         groups = [
-            _judged(task, group, verdicts[i * group_size : (i + 1) * group_size])
+            _judged(task, group, judged.verdicts[i * group_size : (i + 1) * group_size])
             for i, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
         ]
         return Collected(
             groups=groups,
-            num_sampled=len(attempts),
+            judged=judged,
             generate_s=sampled - start,
             judge_s=time.perf_counter() - sampled,
         )

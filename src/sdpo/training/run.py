@@ -16,7 +16,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
-from sdpo.evaluation import attempt_tasks, summarise
+from sdpo.evaluation import evaluation_seed, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
@@ -26,6 +26,7 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
+from sdpo.rollouts.judging import Judged, check_unjudged
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
@@ -119,20 +120,14 @@ class Run:
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
         could be judged. Raises `JudgeError` on every rank, as it does an interrupt of any."""
-        group_size = self.config.rollout.group_size
-        collected = on_all_ranks(
-            self._parallel,
-            self.signals,
-            lambda: self._sampler.collector.collect(
-                self._parallel.share(tasks),
-                group_size=group_size,
-                sampling=self._sampling(),
-                seed=derive(self.config.seed, "rollout", self.step),
-            ),
+        collected = self._collect(
+            tasks,
+            group_size=self.config.rollout.group_size,
+            sampling=self._sampling(),
+            seed=derive(self.config.seed, "rollout", self.step),
         )
-        groups = self._parallel.gather_shares(collected.groups)
         self._heed()
-        return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
+        return replace(collected, groups=drop_empty(collected.groups))
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained, without times; its rollouts and
@@ -190,24 +185,29 @@ class Run:
         on training tasks when the config asks for them."""
         evaluation = self.config.eval
         tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
-        # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
-        part = on_all_ranks(
-            self._parallel,
-            self.signals,
-            lambda: attempt_tasks(
-                self._sampler.collector,
-                self._parallel.share(tasks),
-                samples=evaluation.samples,
-                sampling=self._sampler.sampling(
-                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-                ),
-                seed=self.config.seed,
+        groups = self._collect(
+            tasks,
+            group_size=evaluation.samples,
+            sampling=self._sampler.sampling(
+                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
             ),
-        )
-        groups = self._parallel.gather_shares(part)
+            seed=evaluation_seed(self.config.seed),
+        ).groups
         if self._parallel.is_main:
             self._recorder.write(self.step, drop_empty(groups), split="eval")
         return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
+
+    def _collect(self, tasks: Sequence[Task], **options: Any) -> Collected:
+        """`Collector.collect` of all ranks together; one with no task has an empty share."""
+        share = self._parallel.share(tasks)
+        collector = self._sampler.collector
+        own = on_all_ranks(
+            self._parallel, self.signals, lambda: collector.collect_share(share, **options)
+        )
+        shares = self._parallel.gather(own.judged)
+        check_unjudged(shares, collector.judging.max_unjudged)
+        judged = Judged(verdicts=tuple(v for each in shares for v in each.verdicts))
+        return replace(own, groups=self._parallel.gather_shares(own.groups), judged=judged)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
