@@ -77,14 +77,16 @@ class Signals:
 
     @contextmanager
     def undivided(self) -> Generator[None]:
-        """A block that a request to end does not interrupt, since half of it cannot be saved; it is
-        raised at its end. A second one aborts the block with `BrokenOff`."""
+        """A block that a request to end does not interrupt, except in parts that are `divisible`,
+        since half of it cannot be saved; it is raised at its end. A second one aborts the block
+        with `BrokenOff`."""
         self._holds += 1
         try:
             yield
-        except BrokenOff:
-            raise
         except KeyboardInterrupt:
+            # Raised by a signal of ours only where a divisible part of the block was under way.
+            if self._is_raised:
+                raise
             raise BrokenOff from None
         finally:
             self._holds -= 1
@@ -93,8 +95,8 @@ class Signals:
 
     @contextmanager
     def divisible(self) -> Generator[None]:
-        """A block that a request to end interrupts even after `hold`; one that has been noted is
-        raised at its start."""
+        """A block that a request to end interrupts even after `hold` and inside `undivided`; one
+        that has been noted is raised at its start."""
         holds, self._holds = self._holds, 0
         try:
             self._raise_noted()
@@ -126,6 +128,7 @@ class Signals:
                 self._raise_noted()
             self.say("interrupted; finishing the current step (press Ctrl-C again to abort)")
         elif now - self._first[1] > ECHO_S:
+            self._is_raised = True
             raise BrokenOff
 
     def _save(self, number: int, frame: FrameType | None) -> None:

@@ -28,7 +28,7 @@ from sdpo.discovery.self_distillation import self_distillation
 from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 from sdpo.lock import sole_writer
 from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.models.weights import copy_weights
@@ -283,7 +283,7 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    with atomic_write(path) as partial:
+    with record_whole(path) as partial:
         partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import SdpoError
-from sdpo.files import atomic_write
+from sdpo.files import record_whole, unwritable
 from sdpo.metrics.segments import lines_at, pack, packed_path, stored
 
 
@@ -57,10 +57,7 @@ class JsonLines:
                 raise
         except OSError as error:
             self.close()
-            raise SdpoError(
-                f"cannot write {self.path}: {error.strerror}; free space or choose another `run` "
-                "directory"
-            ) from error
+            raise unwritable(self.path, error) from error
 
     def resume_at(
         self, step: int, *, drops: Callable[[Mapping[str, Any]], bool] = lambda row: False
@@ -123,7 +120,7 @@ class CompressedLines(JsonLines):
         """As for plain files; rows that an older version left uncompressed are taken over."""
         if self._plain.exists():
             if not self.path.exists():
-                with atomic_write(self.path) as partial:
+                with record_whole(self.path) as partial:
                     partial.write_bytes(self._encode(read_rows(self._plain)))
             self._plain.unlink()
         super().resume_at(step, drops=drops)

@@ -130,7 +130,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         run.begin(run.evaluate())
         yield run.last_metrics
     elif run.unevaluated is not None:
-        run.complete()
+        run.complete(run.unevaluated)
         run.save()
         yield run.last_metrics
     while run.step < config.steps:
@@ -147,8 +147,8 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             metrics = run.measure(groups, losses)
             metrics |= learner.follow(metrics)
             run.record_rollouts(groups, losses)
-            run.unevaluated = metrics | collected.metrics() | clock.seconds()
-        run.complete()
+            run.complete(metrics | collected.metrics() | clock.seconds())
+        run.heed()
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics

@@ -126,7 +126,7 @@ class Run:
             sampling=self._sampling(),
             seed=derive(self.config.seed, "rollout", self.step),
         )
-        self._heed()
+        self.heed()
         return replace(collected, groups=drop_empty(collected.groups))
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
@@ -163,14 +163,13 @@ class Run:
             if self._canaries.action == "rollback":
                 self.save()
 
-    def complete(self) -> None:
-        """Evaluate the step that has just trained, whose metrics are `unevaluated`, if that is due;
-        write its row and act on its alerts. A judge that fails here and an interrupt leave it
+    def complete(self, metrics: Mapping[str, float]) -> None:
+        """Evaluate the step that has just trained if that is due, write its row and act on its
+        alerts. A judge that fails in the evaluation, or an interrupt, leaves the step
         `unevaluated`; saved so, the run makes the evaluation when it continues."""
-        assert self.unevaluated is not None
-        metrics = self.unevaluated
+        self.unevaluated = dict(metrics)
         if self.is_due(self.config.eval.every):
-            metrics = metrics | self.evaluate()
+            metrics = {**metrics, **self.evaluate()}
         with self.signals.undivided():
             alerts = self.watch(metrics)
             self.record(metrics, alerts)
@@ -178,7 +177,6 @@ class Run:
             # Before any save: a run killed in between resumes before the alert and acts on it
             # again.
             self.act(alerts)
-        self._heed()
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
@@ -259,6 +257,16 @@ class Run:
             self._save_unless_saved()
             self.say(f"a judge failed: step {self.step} is saved; the same command continues")
 
+    def heed(self) -> None:
+        """Do what signals ask of any rank: save this step and go on, or end."""
+        asked = self._parallel.gather((self.signals.takes_save(), self.signals.noted()))
+        if any(saves for saves, _ in asked) and self.last_metrics:
+            self._save_unless_saved()
+            self.say(f"saved step {self.step}, as SIGUSR1 asks")
+        for _, stop in asked:
+            if stop is not None:
+                raise stop
+
     def act(self, alerts: Sequence[Alert]) -> None:
         """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
         last good checkpoint."""
@@ -280,16 +288,6 @@ class Run:
                 f"{self.dir} has no checkpoint: starting from the beginning; the {count} rows "
                 "recorded before are kept as *.jsonl.bak"
             )
-
-    def _heed(self) -> None:
-        """Do what signals ask of any rank: save this step and go on, or end."""
-        asked = self._parallel.gather((self.signals.takes_save(), self.signals.noted()))
-        if any(saves for saves, _ in asked) and self.last_metrics:
-            self._save_unless_saved()
-            self.say(f"saved step {self.step}, as SIGUSR1 asks")
-        for _, stop in asked:
-            if stop is not None:
-                raise stop
 
     def _save_unless_saved(self) -> None:
         # One rank looks: another could find what this one has just written.
