@@ -32,6 +32,7 @@ import torch
 
 import sdpo
 from sdpo.config.load import load_config
+from sdpo.discovery import run as searches
 from sdpo.discovery.run import discover_tasks
 from sdpo.envs.code import CodeEnv
 from sdpo.errors import SdpoError, Terminated, Unjudged
@@ -90,7 +91,7 @@ def prepare(folder: Path) -> None:
             test = {"input": [number + 1], "output": 2 * (number + 1)}
             row = {
                 "id": f"t{number}", "prompt": f"Write f(n), case {number}.", "kind": "function",
-                "entry_point": "f", "split": "eval" if number == 3 else "train",
+                "entry_point": "f", "split": "eval" if number >= 2 else "train",
                 "tests": {"public": [test], "private": [test]},
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
@@ -103,6 +104,7 @@ def attempt(command: Command, folder: Path, run: Path, fault: Fault | None) -> i
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     judging.FIRST_PAUSE_S = 0.05
+    searches.write_plot = lambda *_: None  # seconds of drawing, and it is not under fire
     arm(fault, run)
     try:
         config = load_config(settings(command, folder, run))
@@ -114,7 +116,7 @@ def attempt(command: Command, folder: Path, run: Path, fault: Fault | None) -> i
         return error.exit_code
     except KeyboardInterrupt as stop:
         return 143 if isinstance(stop, Terminated) else 130
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, it fails the test
         traceback.print_exc()
         return OUR_BUG
     return CLEAN
@@ -401,6 +403,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--command", choices=["train", "discover"])
     options = parser.parse_args()
     print(f"seed {options.seed}")
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -408,7 +411,7 @@ def main() -> None:
     rng = random.Random(options.seed)
     hit: Counter[str] = Counter()
     commands: tuple[Command, ...] = ("train", "discover")
-    for command in commands:
+    for command in [c for c in commands if options.command in (None, c)]:
         known = reference(command, options.folder)
         print(f"{command}: {known.seconds:.1f} s undisturbed, {known.judged} attempts judged")
         count = -(-options.faults // 2)

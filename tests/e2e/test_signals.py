@@ -11,6 +11,7 @@ from test_runs import ENV, config, model, rows  # noqa: F401 - model is a fixtur
 from sdpo.cli import run as cli
 from sdpo.discovery.run import discover_tasks
 from sdpo.errors import Terminated
+from sdpo.rollouts.collect import Collector
 from sdpo.signals import ECHO_S, Signals
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.loop import train
@@ -141,16 +142,16 @@ def test_sigusr1_ended_the_run_instead_of_saving_it(model, tmp_path, monkeypatch
 def test_an_interrupt_in_an_evaluation_does_not_wait_for_its_end(model, tmp_path, monkeypatch):  # noqa: F811
     """An evaluation may take longer than a scheduler's grace; the step before it is saved."""
     train(config(model, tmp_path / "whole"), env=ENV)
-    evaluate = Run.evaluate
+    collect, calls = Collector.collect_share, []
 
-    def terminated(self):
-        found = evaluate(self)
-        if self.step == 2:
+    def terminated(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 4:  # an evaluation, two steps, and the evaluation after them
             signal.raise_signal(signal.SIGTERM)
-        return found
+        return collect(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "evaluate", terminated)
+        patch.setattr(Collector, "collect_share", terminated)
         result = train(config(model, tmp_path / "run"), env=ENV)
     assert (result.step, result.exit_status) == (2, 143)
     assert Checkpoints(tmp_path / "run", keep=1).steps() == [2]
