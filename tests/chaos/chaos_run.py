@@ -347,7 +347,7 @@ def draw(rng: random.Random, kind: str, known: Reference) -> Fault:
     when = {
         "kill_at_file": rng.randrange(known.changes),
         "no_space": rng.randrange(known.changes),
-        "kill_in_save": rng.randrange(known.saves or known.changes),
+        "kill_in_save": rng.randrange(known.saves or 1),
         "full_disk": rng.randrange(2_000, known.largest),
         "judge_raises": rng.randrange(known.judged),
         "judge_down": rng.randrange(known.judged),
@@ -415,7 +415,8 @@ def main() -> None:
         known = reference(command, options.folder)
         print(f"{command}: {known.seconds:.1f} s undisturbed, {known.judged} attempts judged")
         count = -(-options.faults // 2)
-        kinds = [KINDS[i % len(KINDS)] for i in range(count)]
+        possible = [kind for kind in KINDS if known.saves or kind != "kill_in_save"]
+        kinds = [possible[i % len(possible)] for i in range(count)]
         rng.shuffle(kinds)
         while kinds:
             hit += endure(command, options.folder, rng, kinds, known)
