@@ -16,7 +16,8 @@ from sdpo.seeds import derive
 if TYPE_CHECKING:
     # The report asks for intervals and must not wait for torch.
     from sdpo.engines.base import Sampling
-    from sdpo.rollouts.collect import Collector
+    from sdpo.parallel import Parallel
+    from sdpo.rollouts.collect import Collected, Collector
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples; the Monte Carlo error of a 90% bound is then about a hundredth of its width."""
@@ -94,21 +95,27 @@ class Evaluation:
 
 
 def attempt_tasks(
-    collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
-) -> list[Group]:
-    """`samples` attempts at each of `tasks`, without those that could not be judged.
+    collector: Collector,
+    tasks: Sequence[Task],
+    *,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
+) -> Collected:
+    """`samples` attempts at each of `tasks`, without those that could not be judged; of several
+    ranks each returns its share, as `Collector.collect` does.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
     return collector.collect(
-        tasks, group_size=samples, sampling=sampling, seed=evaluation_seed(seed)
-    ).groups
-
-
-def evaluation_seed(seed: int) -> int:
-    """What all evaluations of a run with this `seed` draw their attempts from."""
-    return derive(seed, "eval")
+        tasks,
+        group_size=samples,
+        sampling=sampling,
+        seed=derive(seed, "eval"),
+        parallel=parallel,
+    )
 
 
 def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:

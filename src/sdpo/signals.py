@@ -13,12 +13,9 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Self, TypeVar
+from typing import Self
 
-from sdpo.errors import JudgeError, Terminated
-from sdpo.parallel import Parallel
-
-T = TypeVar("T")
+from sdpo.errors import Terminated
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 SAVE: int | None = getattr(signal, "SIGUSR1", None)
@@ -133,22 +130,6 @@ class Signals:
 
     def _save(self, number: int, frame: FrameType | None) -> None:
         self._asks_save = True
-
-
-def on_all_ranks(parallel: Parallel, signals: Signals, work: Callable[[], T]) -> T:
-    """What `work`, which no other rank waits for, returns here. A `JudgeError` or an interrupt of
-    any rank is raised on all of them, which would otherwise wait for it afterwards."""
-    found, error = None, None
-    try:
-        with signals.divisible():
-            found = work()
-    except (JudgeError, KeyboardInterrupt) as raised:
-        error = raised
-    for raised in parallel.gather(error):
-        if raised is not None:
-            raise raised
-    assert found is not None
-    return found
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:

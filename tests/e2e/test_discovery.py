@@ -45,7 +45,7 @@ def settings(model_dir, run_dir, **discover) -> RunConfig:
             "run": str(run_dir),
             "model": {"name": str(model_dir), "device": "cpu", "dtype": "float32"},
             "rollout": {"max_completion_tokens": 4, "max_prompt_tokens": 400},
-            "teacher": {"context": {"max_tokens": 600}},
+            "teacher": {"context": {"type": "rules", "max_tokens": 600}},
             "optim": {"lr": 1e-2},
             "discover": {"budget": BUDGET, "batch": 4, "seeds": 2, "window_tokens": 300} | discover,
         }

@@ -142,7 +142,7 @@ def test_sigusr1_ended_the_run_instead_of_saving_it(model, tmp_path, monkeypatch
 def test_an_interrupt_in_an_evaluation_does_not_wait_for_its_end(model, tmp_path, monkeypatch):  # noqa: F811
     """An evaluation may take longer than a scheduler's grace; the step before it is saved."""
     train(config(model, tmp_path / "whole"), env=ENV)
-    collect, calls = Collector.collect_share, []
+    collect, calls = Collector.collect, []
 
     def terminated(self, *arguments, **options):
         calls.append(1)
@@ -151,7 +151,7 @@ def test_an_interrupt_in_an_evaluation_does_not_wait_for_its_end(model, tmp_path
         return collect(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Collector, "collect_share", terminated)
+        patch.setattr(Collector, "collect", terminated)
         result = train(config(model, tmp_path / "run"), env=ENV)
     assert (result.step, result.exit_status) == (2, 143)
     assert Checkpoints(tmp_path / "run", keep=1).steps() == [2]
@@ -161,11 +161,11 @@ def test_an_interrupt_in_an_evaluation_does_not_wait_for_its_end(model, tmp_path
 
 
 def test_a_signal_before_the_first_step_is_no_traceback(model, tmp_path, monkeypatch):  # noqa: F811
-    def terminated(*arguments):
+    def terminated(*arguments, **options):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("sdpo.training.run.check_lengths", terminated)
-    monkeypatch.setattr("sdpo.training.run.check_can_sample", terminated)
+    monkeypatch.setattr("sdpo.training.run.check_tasks", terminated)
+    monkeypatch.setattr("sdpo.training.run.check_objective", terminated)
     result = train(config(model, tmp_path / "run"), env=ENV)
     assert (result.finished, result.step, result.exit_status) == (False, 0, 143)
 

@@ -15,9 +15,13 @@ from sdpo.chat import Chat
 from sdpo.config.schema import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
 from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged, judge_all, judge_share
+from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
+
+_ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,36 +60,39 @@ class Collector:
     judging: JudgingConfig = DEFAULTS
 
     def collect(
-        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
+        self,
+        tasks: Sequence[Task],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed: int,
+        parallel: Parallel = _ALONE,
     ) -> Collected:
         """A group of `group_size` attempts at each task, in order, without those that could not be
-        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty.
+        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty. Of several
+        ranks each makes its share, which `gather_groups` puts together; `check_unjudged` is then
+        for the caller, who knows what the others have judged.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
         tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
         `JudgeError` (`judge_all` says when).
         """
-        collected = self.collect_share(tasks, group_size=group_size, sampling=sampling, seed=seed)
-        check_unjudged([collected.judged], self.judging.max_unjudged)
-        return collected
-
-    def collect_share(
-        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
-    ) -> Collected:
-        """As `collect`, for one process's share of a step's tasks: how many attempts may stay
-        without a verdict is for those to check who know the others' (`check_unjudged`)."""
         start = time.perf_counter()
-        rollouts = self._sample(tasks, group_size, sampling, seed)
+        wanted = share_attempts(tasks, group_size, parallel)
+        rollouts = self._sample(wanted, sampling, seed)
         sampled = time.perf_counter()
         attempts = [
             (task, rollout)
-            for task, group in zip(tasks, rollouts, strict=True)
+            for (task, _), group in zip(wanted, rollouts, strict=True)
             for rollout in group
         ]
         judged = judge_share(self.env, attempts, self.judging)
+        if parallel.world_size == 1:
+            check_unjudged([judged], self.judging.max_unjudged)
+        verdicts = iter(judged.verdicts)
         groups = [
-            _judged(task, group, judged.verdicts[i * group_size : (i + 1) * group_size])
-            for i, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+            _judged(task, group, [next(verdicts) for _ in group])
+            for (task, _), group in zip(wanted, rollouts, strict=True)
         ]
         return Collected(
             groups=groups,
@@ -151,8 +158,16 @@ class Collector:
         return [(rollout, v) for (_, rollout), v in zip(attempts, verdicts, strict=True)]
 
     def _sample(
-        self, tasks: Sequence[Task], group_size: int, sampling: Sampling, seed: int
+        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
     ) -> list[list[Rollout]]:
+        """The attempts `wanted` at each task; at a task with none the engine is not asked."""
+        made = iter(self._sample_some([each for each in wanted if each[1]], sampling, seed))
+        return [next(made) if indices else [] for _, indices in wanted]
+
+    def _sample_some(
+        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
+    ) -> list[list[Rollout]]:
+        tasks = [task for task, _ in wanted]
         prompts = [
             self.chat.prompt_ids(
                 task.messages, max_tokens=self.max_prompt_tokens, what=f"task {task.id!r}: prompt"
@@ -162,17 +177,17 @@ class Collector:
         requests = [
             GenerationRequest(
                 prompt_ids=prompt,
-                seeds=tuple(derive(seed, task.id, index, 0) for index in range(group_size)),
+                seeds=tuple(derive(seed, task.id, index, 0) for index in indices),
             )
-            for task, prompt in zip(tasks, prompts, strict=True)
+            for (task, indices), prompt in zip(wanted, prompts, strict=True)
         ]
         completions = self.engine.generate(requests, sampling)
         rollouts = [
             [
                 self._rollout(task, index, prompt, completion)
-                for index, completion in enumerate(group)
+                for index, completion in zip(indices, group, strict=True)
             ]
-            for task, prompt, group in zip(tasks, prompts, completions, strict=True)
+            for (task, indices), prompt, group in zip(wanted, prompts, completions, strict=True)
         ]
         if self.max_turns > 1 and isinstance(self.env, Replying):
             rollouts = self._continue(self.env, tasks, rollouts, sampling, seed)

@@ -16,8 +16,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
-from sdpo.evaluation import evaluation_seed, summarise
-from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.inspection.probe import check_can_probe
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
@@ -26,18 +25,21 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
-from sdpo.rollouts.judging import Judged, check_unjudged
 from sdpo.rollouts.record import RolloutRecorder
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.signals import Signals, on_all_ranks
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.signals import Signals
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.custom import check_custom
+from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks, probe
 from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.lengths import check_lengths
+from sdpo.training.objectives import check_objective
+from sdpo.training.prompts import record_conditions
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
-from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
+from sdpo.training.tasks import check_tasks
+from sdpo.training.together import collect_together
 
 
 class Run:
@@ -52,6 +54,7 @@ class Run:
         parallel: Parallel,
         signals: Signals,
         *,
+        holdouts: Sequence[TaskSet],
         is_quiet: bool,
     ) -> None:
         self.config = config
@@ -63,6 +66,8 @@ class Run:
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
+        self._own = own_tasks(sampler, config)
+        self._holdouts = holdouts
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
@@ -120,11 +125,19 @@ class Run:
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
         could be judged. Raises `JudgeError` on every rank, as it does an interrupt of any."""
-        collected = self._collect(
-            tasks,
-            group_size=self.config.rollout.group_size,
-            sampling=self._sampling(),
-            seed=derive(self.config.seed, "rollout", self.step),
+        collector = self._sampler.collector
+        collected = collect_together(
+            self._parallel,
+            self.signals,
+            lambda: collector.collect(
+                tasks,
+                group_size=self.config.rollout.group_size,
+                sampling=self._sampling(),
+                seed=derive(self.config.seed, "rollout", self.step),
+                parallel=self._parallel,
+            ),
+            count=len(tasks),
+            max_unjudged=collector.judging.max_unjudged,
         )
         self.heed()
         return replace(collected, groups=drop_empty(collected.groups))
@@ -132,13 +145,8 @@ class Run:
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained, without times; its rollouts and
         tokens are added to the run's totals."""
-        if self.step == 0 and (unread := unread_feedback(groups)):
-            self.say(
-                f"objective.type = {self.config.objective.type!r} does not learn from feedback "
-                f"alone: no teacher reads what the judge wrote to {unread} failed attempts; "
-                "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
-                "would help)"
-            )
+        if self.step == 0 and (note := unread_feedback(groups, self.config.objective)):
+            self.say(note)
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
@@ -179,33 +187,26 @@ class Run:
             self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
-        """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
-        on training tasks when the config asks for them."""
-        evaluation = self.config.eval
-        tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
-        groups = self._collect(
-            tasks,
-            group_size=evaluation.samples,
-            sampling=self._sampler.sampling(
-                self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-            ),
-            seed=evaluation_seed(self.config.seed),
+        """The `eval/*` metrics of the current weights on held-out tasks, and where the config asks
+        for them `holdout/*` at both ends of the run and `probe/*` on training tasks."""
+        metrics = self._attempt(self._own)
+        if self.step in (0, self.config.steps):
+            for holdout in self._holdouts:
+                metrics |= self._attempt(holdout)
+        return metrics | probe(self._sampler, self.config, self._parallel)
+
+    def _attempt(self, tasks: TaskSet) -> dict[str, float]:
+        # Where there is little to do this share may be empty, so only the whole is summarised.
+        groups = collect_together(
+            self._parallel,
+            self.signals,
+            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel),
+            count=len(tasks.tasks),
+            max_unjudged=tasks.collector.judging.max_unjudged,
         ).groups
         if self._parallel.is_main:
-            self._recorder.write(self.step, drop_empty(groups), split="eval")
-        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
-
-    def _collect(self, tasks: Sequence[Task], **options: Any) -> Collected:
-        """`Collector.collect` of all ranks together; one with no task has an empty share."""
-        share = self._parallel.share(tasks)
-        collector = self._sampler.collector
-        own = on_all_ranks(
-            self._parallel, self.signals, lambda: collector.collect_share(share, **options)
-        )
-        shares = self._parallel.gather(own.judged)
-        check_unjudged(shares, collector.judging.max_unjudged)
-        judged = Judged(verdicts=tuple(v for each in shares for v in each.verdicts))
-        return replace(own, groups=self._parallel.gather_shares(own.groups), judged=judged)
+            self._recorder.write(self.step, drop_empty(groups), split=tasks.split)
+        return tasks.metrics(groups)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
@@ -322,20 +323,6 @@ class Run:
         self._parallel.barrier()
         self.save()
 
-    def _probe(self) -> dict[str, float]:
-        config = self.config
-        if not config.eval.probe_tasks:
-            return {}
-        return probe_tasks(
-            self._sampler.collector,
-            choose_tasks(self.env.load("train"), config.eval.probe_tasks, config.seed),
-            config.teacher.context,
-            samples=config.eval.samples,
-            sampling=self._sampling(),
-            seed=config.seed,
-            parallel=self._parallel,
-        ).metrics()
-
     def _sampling(self) -> Sampling:
         temperature = self.config.rollout.temperature
         return self._sampler.sampling(self.config, temperature=temperature)
@@ -368,7 +355,8 @@ def open_run(
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `signals` are those that the run heeds, none by default; `is_quiet` shows no steps."""
     signals = signals or Signals()
-    check_can_sample(config)
+    check_objective(config)
+    check_custom(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
@@ -378,10 +366,11 @@ def open_run(
     with ExitStack() as stack:
         if parallel.is_main:
             stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(env))
+            open_run_dir(config, run_facts(config, env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
-        check_lengths(sampler, config, splits=("train", "eval"))
+        check_tasks(sampler, config, splits=("train", "eval"))
+        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,
@@ -390,7 +379,17 @@ def open_run(
             num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        with Run(config, run_dir, sampler, learner, parallel, signals, is_quiet=is_quiet) as run:
-            if parallel.is_main and (line := record_judging(run_dir, run.env)):
-                run.say(line)
+        with Run(
+            config,
+            run_dir,
+            sampler,
+            learner,
+            parallel,
+            signals,
+            holdouts=holdouts,
+            is_quiet=is_quiet,
+        ) as run:
+            if parallel.is_main:
+                for line in record_conditions(run_dir, sampler):
+                    run.say(line)
             yield run
