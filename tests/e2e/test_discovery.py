@@ -327,6 +327,16 @@ def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):
         assert solution.read_text() == (tmp_path / f"whole/solutions/{name}.txt").read_text()
 
 
+def test_a_kill_before_the_last_summary_left_it_without_that_search(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run", methods=["best_of_k"], seeds=1)
+    discover_tasks(config, world())
+    summary = tmp_path / "run/discovery.json"
+    whole = summary.read_text()
+    summary.unlink()
+    discover_tasks(config, world())
+    assert summary.read_text() == whole
+
+
 def test_an_environment_may_pose_its_tasks_anew(model_dir, tmp_path):
     seen = []
     plain = world(seen=seen)

@@ -117,6 +117,8 @@ def _search_all(
                 file.append([result.row() | {"step": len(results)}])
                 write_summary(results, run_dir)
                 say(results, "")
+    # Also for a process that was killed between a search's row and its summary.
+    write_summary(results, run_dir)
     write_plot(results, run_dir)
 
 
