@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sdpo.chat import Chat
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
 from sdpo.parallel import Parallel
