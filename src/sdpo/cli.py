@@ -3,7 +3,6 @@ came back."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sdpo.commands.compare import compare
+from sdpo.commands.model import export
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
 from sdpo.terminal import Errors, show_version, write_any_text
@@ -293,74 +294,6 @@ def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | No
     watch_runs(list(runs), port=port, say=say)
 
 
-class _Arms(click.Command):
-    """`A... -- B...`: click drops the separator, so the groups are noted before it parses."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        arms: list[list[str]] = [[]]
-        options: list[str] = []
-        takes_value = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and not option.is_flag
-            for name in option.opts
-        }
-        words = iter(args)
-        for word in words:
-            if word == "--":
-                arms.append([])
-            elif word.startswith("-"):
-                options.append(word)
-                if word in takes_value:
-                    options += itertools.islice(words, 1)
-            else:
-                arms[-1].append(word)
-        ctx.meta["arms"] = arms
-        return super().parse_args(ctx, [*options, *(path for arm in arms for path in arm)])
-
-
-@main.command(cls=_Arms)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN... -- RUN... [-- RUN...]")
-@click.option("--step", type=click.IntRange(0), help="Evaluated step; default: each run's last.")
-@click.option("--reach", type=float, help="Held-out mean to count attempts to.")
-@click.option("--confidence", type=float, default=0.9, show_default=True, help="Of intervals.")
-@click.option(
-    "--as",
-    "form",
-    type=click.Choice(["text", "json", "markdown"]),
-    default="text",
-    show_default=True,
-)
-@click.pass_context
-def compare(
-    ctx: click.Context,
-    runs: tuple[str, ...],
-    step: int | None,
-    reach: float | None,
-    confidence: float,
-    form: str,
-) -> None:
-    """Compare runs: means, paired differences, intervals; `--` separates the arms.
-
-    A RUN is a run's folder, a folder of runs that `seeds=3` made, or a file of `sdpo eval --out`.
-    The first arm is the baseline.
-    """
-    from sdpo.compare import compare as compare_arms
-    from sdpo.report.comparison_table import as_json, as_markdown, as_text
-
-    arms = [arm for arm in ctx.meta["arms"] if arm]
-    if len(arms) == 1:
-        # Without a separator every path is an arm of its own.
-        arms = [[path] for path in runs]
-    found = compare_arms(arms, step=step, reach=reach, confidence=confidence)
-    if form == "json":
-        click.echo(json.dumps(as_json(found), indent=2))
-    elif form == "markdown":
-        click.echo(as_markdown(found), nl=False)
-    else:
-        click.echo(as_text(found), nl=False)
-
-
 @main.command()
 @ARGUMENTS
 def discover(arguments: tuple[str, ...]) -> None:
@@ -372,6 +305,10 @@ def discover(arguments: tuple[str, ...]) -> None:
     with live_progress() as progress:
         results = discover_tasks(search_config(arguments), progress=progress)
     show(results)
+
+
+main.add_command(compare)
+main.add_command(export)
 
 
 def run(arguments: Sequence[str]) -> int:
