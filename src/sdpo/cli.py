@@ -251,7 +251,7 @@ def config_show(arguments: tuple[str, ...], explain: bool) -> None:
     """What the objective resolves to, then every value with its origin, as TOML that loads."""
     from sdpo.config.load import load
     from sdpo.config.toml import to_toml
-    from sdpo.training.describe import describe_objective
+    from sdpo.describe import describe_objective
 
     loaded = load(arguments)
     for line in describe_objective(loaded.config):

@@ -158,6 +158,7 @@ TURNS = {
     "OptimConfig.weight_decay": turn("0.5"),
     "OptimConfig.grad_clip": turn("1e-9"),
     "OptimConfig.updates_per_step": turn("2"),
+    "OptimConfig.passes": turn("2"),
     "OptimConfig.micro_batch_tokens": turn("40", observe=worked),
     "OptimConfig.gradient_checkpointing": turn("true", observe=worked),
     "EvalConfig.every": turn("1", observe=trained_single_turn),

@@ -9,8 +9,8 @@ from sdpo.cli import main
 from sdpo.config.load import builtin_recipes, load, load_config
 from sdpo.config.schema import RunConfig
 from sdpo.config.toml import to_toml
+from sdpo.describe import describe_objective
 from sdpo.errors import ConfigError
-from sdpo.training.describe import describe_objective
 
 
 def shown(*arguments):

@@ -17,9 +17,9 @@ from sdpo.compare import compare
 from sdpo.config.load import load_config
 from sdpo.discovery.run import discover_tasks
 from sdpo.errors import CheckpointError, ConfigError, TaskError
+from sdpo.interrupt import undivided
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.checkpoint import Checkpoints
-from sdpo.training.interrupt import undivided
 from sdpo.training.loop import train
 from sdpo.training.run import Run, open_run
 from sdpo.training.step import Updater

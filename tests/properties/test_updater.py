@@ -71,12 +71,13 @@ OBJECTIVES = {
 SCHEDULES = ("ema", "live", "frozen", "trust_region")
 
 
-def settings(objective: str, schedule: str):
+def settings(objective: str, schedule: str, passes: int):
     trust = ("teacher.schedule.mix=0.3",) if schedule == "trust_region" else ()
     return load_config(
         [
             "optim.lr=3e-3", "optim.micro_batch_tokens=120", "optim.updates_per_step=2",
-            "rollout.max_completion_tokens=12", "teacher.context.feedback=always",
+            f"optim.passes={passes}", "rollout.max_completion_tokens=12",
+            "teacher.context.feedback=always",
             f"teacher.schedule.type={schedule}", *trust,
             *(("objective.type=sdpo",) if objective.startswith("sdpo ") else ()),
             *OBJECTIVES[objective],
@@ -290,7 +291,7 @@ class Compared(Parallel):
 
     def sum_gradients(self, gradients):
         naive, updates = STATE["naive"], STATE["updates"]
-        samples = updates[STATE["number"]]
+        samples = updates[STATE["number"] % len(updates)]
         STATE["number"] += 1
         parameters = trainable(naive.model)
         with torch.enable_grad():
@@ -310,7 +311,17 @@ STATE: dict = {}
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_an_update_has_the_gradient_of_a_naive_loop(objective, schedule):
-    config = settings(objective, schedule)
+    compare_updates(objective, schedule, passes=1)
+
+
+@pytest.mark.parametrize("schedule", ["ema", "live"])
+@pytest.mark.parametrize("objective", ["hybrid", "rlcsd", "sdpo eq13"])
+def test_a_second_pass_has_the_gradient_of_a_naive_loop(objective, schedule):
+    compare_updates(objective, schedule, passes=2)
+
+
+def compare_updates(objective, schedule, *, passes):
+    config = settings(objective, schedule, passes)
     model = tiny_model().double()
     noisy(model, 0.05, seed=1)
     watched = TeacherSchedule(
@@ -343,5 +354,5 @@ def test_an_update_has_the_gradient_of_a_naive_loop(objective, schedule):
         config=config.optim, objective=config.objective, parallel=Compared(),
     )  # fmt: skip
     updater.step(updates, spec, where="test")
-    assert STATE["number"] == 2
+    assert STATE["number"] == 2 * passes
     assert max(STATE["norms"]) > 1e-6, "nothing was compared"

@@ -216,6 +216,10 @@ class OptimConfig(Config):
     updates_per_step: PositiveInt = 1
     """Optimizer updates a step, each on its own share of the step's tasks; more than 1 is
     off-policy. Paper: 1 without rich feedback, 32 (one task each) with it."""
+    passes: PositiveInt = 1
+    """Passes over the step's attempts, each with all of its updates; more than 1 is off-policy.
+    Attempts cost more than updates, so a search or a small budget of attempts gains by 2 to 4.
+    Paper: 1."""
     micro_batch_tokens: PositiveInt = 4096
     """Packed tokens per forward pass; changes memory and speed, never the result."""
     gradient_checkpointing: bool = False

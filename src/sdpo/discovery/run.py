@@ -29,6 +29,7 @@ from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import atomic_write
+from sdpo.lock import sole_writer
 from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
@@ -36,7 +37,6 @@ from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
 from sdpo.training.learner import make_trainable
-from sdpo.training.lock import sole_writer
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"

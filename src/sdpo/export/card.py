@@ -14,9 +14,9 @@ from typing import Any
 
 from sdpo.config.load import flatten, resolve
 from sdpo.config.schema import RunConfig
+from sdpo.describe import describe_objective
 from sdpo.models.gguf import DEMO
 from sdpo.report.outcome import Outcome
-from sdpo.training.describe import describe_objective
 
 CARD = "README.md"
 DEMO_ORIGIN = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -44,26 +44,17 @@ class OldPolicy:
     """For the surrogate per logit (Eq. 13), of samples that have a teacher."""
 
 
-def teacher_first(
-    samples: Sequence[Sample], hidden_TD: torch.Tensor, teacher: Collection[Key]
-) -> tuple[list[Sample], torch.Tensor]:
-    """`samples` and their hidden states with those that have a `teacher` in front, otherwise in the
-    order they had: a chunk of the head then has a teacher or has none."""
-    order = sorted(range(len(samples)), key=lambda i: samples[i].key not in teacher)
-    if order == list(range(len(samples))):
-        return list(samples), hidden_TD
-    parts = hidden_TD.split([sum(s.loss_mask) for s in samples])
-    return [samples[i] for i in order], torch.cat([parts[i] for i in order])
-
-
 def fill_batch(
     samples: Sequence[Sample],
+    hidden_TD: torch.Tensor,
     targets: Targets,
     weights: Mapping[Key, torch.Tensor],
     old: Mapping[Key, OldPolicy],
-    device: torch.device,
-) -> TokenBatch:
-    """The columns of `samples`, sample after sample; `teacher_first` has put them in order."""
+) -> tuple[list[Sample], torch.Tensor, TokenBatch]:
+    """`samples` with their hidden states and their columns, sample after sample. Those that have a
+    teacher come first, so that a chunk of the head has a teacher or has none."""
+    samples, hidden_TD = _teacher_first(samples, hidden_TD, targets.teacher)
+    device = hidden_TD.device
     counts = [s.num_trained for s in samples]
     lengths = torch.tensor(counts, device=device)
     dtype = math_dtype(targets.teacher_head.dtype)
@@ -72,13 +63,12 @@ def fill_batch(
         return torch.tensor(values, device=device, dtype=dtype).repeat_interleave(lengths)
 
     is_taught = [s.key in targets.teacher for s in samples]
-    assert is_taught == sorted(is_taught, reverse=True), "samples with a teacher come first"
     distill = [
         weights[s.key] if s.key in weights else torch.zeros(count, device=device)
         for s, count in zip(samples, counts, strict=True)
     ]
     olds = [old.get(s.key, OldPolicy()) for s in samples]
-    return TokenBatch(
+    batch = TokenBatch(
         num_taught=sum(count for count, taught in zip(counts, is_taught, strict=True) if taught),
         targets=torch.tensor(
             [t for s in samples for t in s.trained_ids], device=device, dtype=torch.long
@@ -97,6 +87,17 @@ def fill_batch(
         negative_teacher_logprobs=_negatives(samples, counts, targets, dtype),
         old_support=_join([o.support for o in olds]),
     )
+    return samples, hidden_TD, batch
+
+
+def _teacher_first(
+    samples: Sequence[Sample], hidden_TD: torch.Tensor, teacher: Collection[Key]
+) -> tuple[list[Sample], torch.Tensor]:
+    order = sorted(range(len(samples)), key=lambda i: samples[i].key not in teacher)
+    if order == list(range(len(samples))):
+        return list(samples), hidden_TD
+    parts = hidden_TD.split([s.num_trained for s in samples])
+    return [samples[i] for i in order], torch.cat([parts[i] for i in order])
 
 
 def distill_weights(

@@ -18,9 +18,9 @@ from statistics import fmean
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import JudgeError
+from sdpo.interrupt import BrokenOff, Terminated, terminable, undivided
 from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
-from sdpo.training.interrupt import BrokenOff, Terminated, terminable, undivided
 from sdpo.training.run import Run, open_run
 
 OnStep = Callable[[Mapping[str, float]], object]

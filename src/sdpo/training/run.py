@@ -18,6 +18,7 @@ from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
@@ -31,7 +32,6 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
-from sdpo.training.lock import sole_writer
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample

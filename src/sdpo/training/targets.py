@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sdpo.losses.head.logits import LmHead, token_statistics
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.head import head_of, lm_head
-from sdpo.models.packing import hidden_rows, pack_samples
+from sdpo.models.packing import packed_hidden
 from sdpo.models.weights import applied
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
@@ -101,8 +101,7 @@ def hidden_states(
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
     budget = budget_tokens * _BUDGET_WITHOUT_GRAPH
-    for micro_batch, packed in pack_samples(model, samples, prompt, budget_tokens=budget):
-        rows = hidden_rows(model, micro_batch)
+    for packed, rows in packed_hidden(model, samples, prompt, budget_tokens=budget):
         yield from zip(packed, rows.split([s.num_trained for s in packed]), strict=True)
 
 

@@ -9,12 +9,12 @@ import sys
 import pytest
 
 from sdpo.errors import ConfigError
-from sdpo.training.lock import LOCK, sole_writer
+from sdpo.lock import LOCK, sole_writer
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sdpo.training.lock import sole_writer
+from sdpo.lock import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from sdpo.metrics.sampler_gap import add_sampler_gap
 from sdpo.metrics.values import Metrics
-from sdpo.training.sampler_gap import add_sampler_gap
 
 
 def test_gap_of_one_micro_batch_by_hand():
