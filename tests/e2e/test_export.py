@@ -16,14 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from sdpo.cli import run
 from sdpo.errors import ModelError
 from sdpo.export.gguf import write_gguf
 from sdpo.models.policy import Policy, load_policy
 from sdpo.models.quiet import quiet
-from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.testing import CHAT_TEMPLATE, byte_tokenizer, tiny_model
 
 ENV_FILE = """
 import sdpo
@@ -39,22 +40,27 @@ IDS = torch.tensor([[5, 9, 11, 40, 77, 3]])
 
 
 def gpt2_tokenizer():
-    """The byte tokenizer cutting text as GPT-2 does, which GGUF has a name for."""
-    tokenizer = byte_tokenizer()
-    settings = json.loads(tokenizer.backend_tokenizer.to_str())
-    settings["pre_tokenizer"]["use_regex"] = True
-    tokenizer.backend_tokenizer.from_str(json.dumps(settings))
-    from tokenizers import pre_tokenizers
-
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return tokenizer
+    """The byte tokenizer with two merges, cutting text as GPT-2 does, which GGUF has a name for."""
+    settings = json.loads(byte_tokenizer().backend_tokenizer.to_str())
+    vocabulary = settings["model"]["vocab"] | {"sa": 256, "say": 257}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("s", "a"), ("sa", "y")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     with quiet():
-        tiny_model().save_pretrained(folder / "tiny")
+        tiny_model(vocab_size=261).save_pretrained(folder / "tiny")
         gpt2_tokenizer().save_pretrained(folder / "tiny")
     (folder / "own.py").write_text(ENV_FILE)
     return folder
@@ -175,7 +181,7 @@ def test_a_gguf_file_comes_back_as_the_same_model(kind, work, request, tmp_path,
     expected = load_policy(str(to), dtype="float32")
     # The converted file is kept as bfloat16.
     torch.testing.assert_close(logits(back.model), logits(expected.model), rtol=0.02, atol=0.02)
-    text = "<|im_start|>user\nnaïve 你好, 12 345<|im_end|>\n"
+    text = "<|im_start|>user\nsay naïve 你好, 12 345<|im_end|>\n"
     assert back.tokenizer(text).input_ids == expected.tokenizer(text).input_ids
     assert back.tokenizer.chat_template == expected.tokenizer.chat_template
 
@@ -184,7 +190,7 @@ def test_a_gguf_file_comes_back_as_the_same_model(kind, work, request, tmp_path,
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_family_that_gguf_is_written_for(family, dtype, tmp_path):
-    # Five rows without a token; transformers reads every qwen3 file as one with heads of 128.
+    # Three rows without a token; transformers reads every qwen3 file as one with heads of 128.
     width = 512 if family == "qwen3" else 64
     model = tiny_model(family, vocab_size=264, hidden_size=width, dtype=dtype)
     policy = Policy(model=model, tokenizer=gpt2_tokenizer(), name="tiny")
