@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo.commands.compare import compare
-from sdpo.commands.model import export
+from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
 from sdpo.terminal import Errors, show_version, write_any_text
@@ -309,6 +309,7 @@ def discover(arguments: tuple[str, ...]) -> None:
 
 main.add_command(compare)
 main.add_command(export)
+main.add_command(sample)
 
 
 def run(arguments: Sequence[str]) -> int:
