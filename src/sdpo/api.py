@@ -14,6 +14,7 @@ from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
+from sdpo.inspection.judge import try_judge
 from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
 from sdpo.records import Task
@@ -105,8 +106,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
             )
         if isinstance(sampler.env, Checking):
             return replace(sampler.env.check(), notes=notes)
-        tasks = len(sampler.env.load("train"))
-        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
+        return replace(try_judge(sampler.env, config.env), notes=notes)
 
 
 def probe(

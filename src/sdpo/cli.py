@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdpo.commands.compare import compare
+from sdpo.commands.init import init
 from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
@@ -309,6 +310,7 @@ def discover(arguments: tuple[str, ...]) -> None:
 
 main.add_command(compare)
 main.add_command(export)
+main.add_command(init)
 main.add_command(sample)
 
 
