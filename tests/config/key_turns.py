@@ -155,6 +155,7 @@ TURNS = {
     "TrustRegionConfig.mix": turn("0.5"),
     "OptimConfig.lr": turn("2e-2"),
     "OptimConfig.warmup_steps": turn("10"),
+    "OptimConfig.decay_steps": turn("1"),
     "OptimConfig.weight_decay": turn("0.5"),
     "OptimConfig.grad_clip": turn("1e-9"),
     "OptimConfig.updates_per_step": turn("2"),

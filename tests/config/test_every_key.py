@@ -78,7 +78,7 @@ def turn_of(key: Key) -> Turn | None:
     return None
 
 
-MOST_KEYS = 111
+MOST_KEYS = 112
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]

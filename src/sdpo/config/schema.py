@@ -205,10 +205,12 @@ class RolloutConfig(Config):
 
 class OptimConfig(Config):
     lr: PositiveFloat = 1e-5
-    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
-    it."""
+    """AdamW's learning rate after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with it."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    decay_steps: NonNegativeInt = 0
+    """Steps after warm-up in which the rate halves: it falls as lr / (1 + t / decay_steps). 0:
+    constant. Paper: 0."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
