@@ -42,14 +42,14 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
-def load_config(arguments: Sequence[str]) -> RunConfig:
+def load_config(arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> RunConfig:
     """The config that recipes and overrides in `arguments` resolve to; see `load`."""
-    return load(arguments).config
+    return load(arguments, settings).config
 
 
-def load(arguments: Sequence[str]) -> Loaded:
+def load(arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> Loaded:
     """Read recipes (built-in names, .toml files, a run's config.json) and `key=value` overrides,
-    left to right.
+    left to right, then `settings`: values by key, sections as mappings (`{"optim": {"lr": 1e-5}}`).
 
     Raises `ConfigError` for a missing file, bad TOML, an unknown key (with a suggestion and the
     section's keys) or a bad value.
@@ -67,11 +67,25 @@ def load(arguments: Sequence[str]) -> Loaded:
             values = _read(argument)
             _merge(merged, values)
             origins |= dict.fromkeys(_leaves(values), argument)
+    for key, value in (settings or {}).items():
+        name, plain = _setting(key, value)
+        _merge(overrides, _nested(name, plain))
+        overridden |= dict.fromkeys(_leaves(_nested(name, plain)), "Python")
     _merge(merged, overrides)
     # A section that started anew has lost keys that an earlier file set.
     kept = set(_leaves(merged))
     found = {key: origin for key, origin in (origins | overridden).items() if key in kept}
     return Loaded(config=resolve(merged), origins=found)
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """`config` with other values by key, as `load` takes them."""
+    if not settings:
+        return config
+    values = dump(config)
+    for key, value in settings.items():
+        _merge(values, _nested(*_setting(key, value)))
+    return resolve(values)
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -124,6 +138,21 @@ def _literal(text: str) -> Any:
         return text
     except RecursionError:
         raise ConfigError(f"override value {text[:20]}...: too deeply nested") from None
+
+
+def _setting(key: str, value: Any) -> tuple[str, Any]:
+    """A setting as Python gives it, in TOML's types."""
+    if isinstance(value, Mapping):
+        return key, dict(_setting(str(name), inner) for name, inner in value.items())
+    if isinstance(value, tuple):
+        return key, list(value)
+    return key, str(value) if isinstance(value, Path) else value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:

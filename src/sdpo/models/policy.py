@@ -37,7 +37,7 @@ from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
 from sdpo.models.quiet import quiet
 from sdpo.run_folder import as_run
 
-__all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
+__all__ = ["DEMO", "Policy", "as_policy", "default_dtype", "load_policy"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()
@@ -103,6 +103,30 @@ def load_policy(
     else:
         policy = _load(name, kind)
     return policy.replace_model(policy.model.to(where).eval())
+
+
+def as_policy(model: Any, tokenizer: Any) -> Policy:
+    """A model and a tokenizer that are loaded already, checked as a loaded one is. Training changes
+    `model` itself. Raises `ModelError`."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ModelError(
+            f"model = {type(model).__name__}: give a name, or a causal language model of "
+            "transformers (AutoModelForCausalLM.from_pretrained)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"tokenizer = {type(tokenizer).__name__}: a model object needs its tokenizer too "
+            "(tokenizer=AutoTokenizer.from_pretrained(...))"
+        )
+    found: Any = model
+    if found.dtype not in DTYPES.values():
+        raise ModelError(
+            f"model has weights of type {found.dtype}; load it with dtype=torch.float32 or "
+            "torch.bfloat16"
+        )
+    name = str(getattr(found.config, "_name_or_path", "") or type(found).__name__)
+    _check(name, found, tokenizer, {"missing_keys": (), "mismatched_keys": ()})
+    return Policy(model=found.eval(), tokenizer=tokenizer, name=name)
 
 
 def resolvable_name(name: str) -> str:

@@ -60,10 +60,12 @@ class Sampler:
 
 
 @contextmanager
-def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
+def open_sampler(
+    config: RunConfig, env: Env | None = None, policy: Policy | None = None
+) -> Generator[Sampler]:
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
-    stays open."""
-    policy = load_policy(
+    stays open; `policy` replaces the model that `config.model` names."""
+    policy = policy or load_policy(
         config.model.name,
         dtype=config.model.dtype,
         device=config.model.device,

@@ -17,9 +17,10 @@ from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import JudgeError
+from sdpo.errors import ConfigError, JudgeError
 from sdpo.interrupt import BrokenOff, Terminated, terminable, undivided
 from sdpo.metrics.clock import Clock
+from sdpo.models.policy import Policy
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.training.run import Run, open_run
 
@@ -51,19 +52,29 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, env: Env | None = None, on_step: OnStep | None = None
+    config: RunConfig,
+    *,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train as `config` says and return where the run ended. An existing run directory of the same
     config is resumed exactly.
 
-    `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
-    written, the first evaluation's included. Ctrl-C and SIGTERM save a checkpoint and return; a
-    second one during an update returns at once and leaves the last checkpoint as it is. Raises
+    `env` and `policy` replace what `config` names; the weights of `policy` are trained in place.
+    `on_step` is called with every row of metrics.jsonl once it is written, the first evaluation's
+    included. Ctrl-C and SIGTERM save a checkpoint and return; a second one during an update returns
+    at once and leaves the last checkpoint as it is. Raises
     `SdpoError` for anything a user can fix.
     """
     if config.seeds > 1:
+        if policy is not None:
+            raise ConfigError(
+                f"seeds = {config.seeds}: every seed begins with the same weights, and a model "
+                "object is trained in place; give a model by name, or one seed"
+            )
         return _train_seeds(config, env, on_step)
-    with open_run(config, env) as run:
+    with open_run(config, env, policy) as run:
         try:
             # Several processes end together only when their launcher ends them.
             with terminable() if run.is_alone else nullcontext():

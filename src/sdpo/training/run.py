@@ -23,6 +23,7 @@ from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
+from sdpo.models.policy import Policy
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
@@ -359,10 +360,14 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: RunConfig, env: Env | None = None, *, is_quiet: bool = False
+    config: RunConfig,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    *,
+    is_quiet: bool = False,
 ) -> Generator[Run]:
-    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
-    `is_quiet` shows no steps."""
+    """Everything a run of `config` needs, opened and closed again. `env` and `policy` replace what
+    `config` names; `is_quiet` shows no steps."""
     check_can_sample(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
@@ -373,7 +378,7 @@ def open_run(
             stack.enter_context(sole_writer(run_dir))
             open_run_dir(config, run_facts(env))
         parallel.barrier()
-        sampler = stack.enter_context(open_sampler(config, env))
+        sampler = stack.enter_context(open_sampler(config, env, policy))
         check_lengths(sampler, config, splits=("train", "eval"))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
