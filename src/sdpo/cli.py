@@ -18,7 +18,7 @@ from sdpo.commands.init import init
 from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
-from sdpo.terminal import Errors, show_version, write_any_text
+from sdpo.terminal import Errors, show_version, showing_progress, write_any_text
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -72,14 +72,17 @@ def train(arguments: tuple[str, ...]) -> None:
     key=value override earlier ones (`sdpo config show RECIPE --explain`). Results go to the folder
     `run`.
     """
+    from sdpo.config.load import load_config
+
+    settings = load_config(arguments)
+    # Before torch is loaded, which takes seconds.
+    click.echo(printable(f"{settings.run}: {settings.steps} steps; loading {settings.model.name}"))
     from sdpo import api
+    from sdpo.commands.ending import closing_lines
 
     result = api.train(*arguments)
-    console = Console()
-    state = "finished" if result.finished else "stopped"
-    console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
-    if result.finished and result.runs:
-        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
+    for line in closing_lines(result):
+        click.echo(printable(line))
     if not result.finished:
         sys.exit(result.exit_status)
 
@@ -98,7 +101,8 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
 
     if out is not None and not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
-    evaluation = api.evaluate(*arguments, split=split)
+    with showing_progress():
+        evaluation = api.evaluate(*arguments, split=split)
     table = Table(
         title=f"{evaluation.model}: {len(evaluation.num_solved)} tasks x {evaluation.samples} "
         f"attempts ({split})"
@@ -196,7 +200,8 @@ def check(
     if probe:
         from sdpo.report.probe_table import probe_text
 
-        found = api.probe(*arguments, **chosen)
+        with showing_progress():
+            found = api.probe(*arguments, **chosen)
         console.print(probe_text(found))
 
 

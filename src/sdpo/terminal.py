@@ -8,13 +8,20 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import click
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from sdpo._version import __version__
 from sdpo.errors import SandboxError, SdpoError
+from sdpo.metrics.dashboard import REFRESH_S, SECONDS_BETWEEN_LINES
 from sdpo.printable import printable
+from sdpo.progress import Progress, listening
 
 
 class Errors(click.Group):
@@ -64,3 +71,32 @@ def write_any_text() -> None:
             if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
                 stream.reconfigure(encoding="utf-8")
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def showing_progress(console: Console | None = None) -> Generator[None]:
+    """Show on standard error where the computation inside the block stands: one line that changes
+    in a terminal and goes at the end, elsewhere a line every ten seconds."""
+    console = console or Console(stderr=True)
+    live = Live(console=console, auto_refresh=False, transient=True)
+    wait = REFRESH_S if console.is_terminal else SECONDS_BETWEEN_LINES
+    shown_at = time.monotonic()
+
+    def show(found: Progress) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at < wait:
+            return
+        if console.is_terminal:
+            live.update(Text(str(found), style="dim"), refresh=True)
+        else:
+            console.print(str(found), highlight=False, markup=False)
+        shown_at = time.monotonic()
+
+    if console.is_terminal:
+        live.start()
+    try:
+        with listening(show):
+            yield
+    finally:
+        if console.is_terminal:
+            live.stop()

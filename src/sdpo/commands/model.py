@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from sdpo.errors import ConfigError
+from sdpo.terminal import showing_progress
 
 
 @click.command()
@@ -89,7 +90,9 @@ def sample(
         return
     text = text_or_file(prompt, "--prompt")
     tasks = None if text is None else unjudged([text]).load("eval")
-    show_answers(who, [answers(one, tasks, samples=samples, task=task) for one in who])
+    with showing_progress():
+        found = [answers(one, tasks, samples=samples, task=task) for one in who]
+    show_answers(who, found)
 
 
 def _lines() -> Iterator[str]:

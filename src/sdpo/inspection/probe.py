@@ -25,6 +25,7 @@ from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.parallel import Parallel
+from sdpo.progress import phase
 from sdpo.records import Group, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
@@ -127,6 +128,19 @@ def probe_tasks(
     of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
     several turns, which a teacher cannot answer at once.
     """
+    with phase("probe"):
+        return _probe(collector, tasks, rules, samples, sampling, seed, parallel)
+
+
+def _probe(
+    collector: Collector,
+    tasks: Sequence[Task],
+    rules: ContextConfig,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
+) -> Probe:
     check_can_probe(collector.max_turns)
     groups, again = (
         parallel.gather_shares(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import math
 import subprocess
 import traceback
@@ -21,6 +22,7 @@ from typing import Any
 from sdpo.config.schema import JudgingConfig
 from sdpo.envs.base import Computing, Env, as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line
+from sdpo.progress import tell
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.rollouts.judge_loop import call_in_thread, run_on_loop
 from sdpo.seeds import derive
@@ -85,6 +87,10 @@ async def _judge_all(
         asyncio.create_task(_outcome(env, task, rollout, settings, slots))
         for task, rollout in attempts
     ]
+    tell("judge", 0, len(calls))
+    judged = itertools.count(1)
+    for call in calls:
+        call.add_done_callback(lambda _: tell("judge", next(judged), len(calls)))
     try:
         await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
         for call in calls:

@@ -9,9 +9,10 @@ checkpoints (training/run.py). No tensors here.
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -44,6 +45,8 @@ class TrainResult:
     """The last row of metrics.jsonl."""
     finished: bool
     """False when interrupted; the same call continues the run."""
+    seconds: float = 0.0
+    """This call took, loading and evaluations included."""
     exit_status: int = 0
     """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM."""
     runs: tuple[TrainResult, ...] = ()
@@ -74,6 +77,14 @@ def train(
                 "object is trained in place; give a model by name, or one seed"
             )
         return _train_seeds(config, env, on_step)
+    start = time.perf_counter()
+    found = _train_one(config, env, policy, on_step)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _train_one(
+    config: RunConfig, env: Env | None, policy: Policy | None, on_step: OnStep | None
+) -> TrainResult:
     with open_run(config, env, policy) as run:
         try:
             # Several processes end together only when their launcher ends them.
@@ -115,6 +126,7 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
         step=runs[-1].step,
         metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
         finished=len(runs) == config.seeds and runs[-1].finished,
+        seconds=sum(run.seconds for run in runs),
         exit_status=runs[-1].exit_status,
         runs=tuple(runs),
     )

@@ -33,6 +33,7 @@ from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
+from sdpo.training.opening import opening_line
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
 from sdpo.training.self_teacher import check_can_sample
@@ -72,7 +73,10 @@ class Run:
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
         self._recorder = RolloutRecorder(run_dir)
         self._dashboard = Dashboard(
-            config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
+            config.steps,
+            run_dir,
+            is_quiet=is_quiet or not parallel.is_main,
+            step=lambda: self.step,
         )
 
     def __enter__(self) -> Run:
@@ -389,6 +393,7 @@ def open_run(
             parallel=parallel,
         )
         with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
+            run.say(opening_line(sampler, config))
             if parallel.is_main and (line := record_judging(run_dir, run.env)):
                 run.say(line)
             yield run
