@@ -19,7 +19,8 @@ from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.judge import try_judge
 from sdpo.inspection.model import model_findings
-from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
+from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
+from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
 from sdpo.models.policy import Policy, as_policy
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
@@ -165,15 +166,22 @@ def probe(
     config, policy = _opened(arguments, env, model, tokenizer, settings)
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
+    rules, temperature = config.teacher.context, config.rollout.temperature
     with open_sampler(config, env, policy) as sampler:
-        return probe_tasks(
+        found = probe_tasks(
             sampler.collector,
             choose_tasks(sampler.env.load("train"), tasks, config.seed),
-            config.teacher.context,
+            rules,
             samples=samples,
-            sampling=sampler.sampling(config, temperature=config.rollout.temperature),
+            sampling=sampler.sampling(config, temperature=temperature),
             seed=config.seed,
+            reach_of=lambda asks: measure_reach(
+                sampler.policy, asks, top_k=support_size(config), temperature=temperature
+            ),
         )
+    assert found.reach is not None
+    advice = (layout_advice(found, rules), divergence_advice(found.reach, config))
+    return replace(found, advice=tuple(each for each in advice if each is not None))
 
 
 def as_config(*arguments: Argument, **settings: Any) -> RunConfig:
