@@ -18,10 +18,20 @@ from sdpo.commands.init import init
 from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
-from sdpo.terminal import Errors, show_version, showing_progress, write_any_text
+from sdpo.terminal import (
+    Errors,
+    complete_settings,
+    show_version,
+    showing_progress,
+    write_any_text,
+)
 
 ARGUMENTS = click.argument(
-    "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
+    "arguments",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE... [key=value ...]",
+    shell_complete=complete_settings,
 )
 
 
@@ -50,7 +60,7 @@ def main() -> None:
     help="Folder of the runs and their report.",
 )
 def demo(seed: int, out: Path) -> None:
-    """See feedback teach in seconds: sdpo beside grpo in a toy world.
+    """See feedback teach in seconds, in a toy world.
 
     Needs no download and one CPU core.
     """
@@ -66,7 +76,7 @@ def demo(seed: int, out: Path) -> None:
 @main.command()
 @ARGUMENTS
 def train(arguments: tuple[str, ...]) -> None:
-    """Train on rich feedback; the same command on an interrupted run continues it.
+    """Train, or continue an interrupted run.
 
     RECIPE is a built-in name (`sdpo config list`), a TOML file, or a run's folder; later ones and
     key=value override earlier ones (`sdpo config show RECIPE --explain`). Results go to the folder
@@ -92,7 +102,7 @@ def train(arguments: tuple[str, ...]) -> None:
 @click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
 def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
-    """mean@k and pass@k with bootstrap intervals.
+    """mean@k and pass@k with intervals.
 
     A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
     (those of step 4) in its own environment.
@@ -163,7 +173,7 @@ def judge(
     out: Path | None,
     sandbox: Literal["auto", "none"],
 ) -> None:
-    """Judge a file of responses: one verdict line each, in order."""
+    """Judge a file of responses."""
     from sdpo.envs.code import judge_file as write_verdicts
 
     write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
@@ -177,7 +187,10 @@ def judge(
 def check(
     arguments: tuple[str, ...], probe: bool, probe_tasks: int | None, probe_samples: int | None
 ) -> None:
-    """References pass, prompts fit, the chat template round-trips, the head can be trained."""
+    """Prove that a recipe can run.
+
+    References pass, prompts fit, the chat template round-trips, the head can be trained.
+    """
     from sdpo import api
 
     sizes = {"tasks": probe_tasks, "samples": probe_samples}
@@ -237,7 +250,10 @@ def check(
 def credit(
     completion: TextIO, demonstration: TextIO | None, html: Path | None, **options: Any
 ) -> None:
-    """Token credit of one attempt: where a teacher who read feedback or a demonstration agrees."""
+    """Which tokens of an attempt feedback is about.
+
+    Token credit: where a teacher who read feedback or a demonstration agrees with the student.
+    """
     from sdpo.report.credit_command import Attempt, show_attempt
 
     shown = None if demonstration is None else demonstration.read()
@@ -247,14 +263,17 @@ def credit(
 
 @main.group()
 def config() -> None:
-    """Look at settings without running anything."""
+    """Look at settings and recipes."""
 
 
 @config.command(name="show")
 @ARGUMENTS
 @click.option("--explain", is_flag=True, help="Say above every key what it means.")
 def config_show(arguments: tuple[str, ...], explain: bool) -> None:
-    """What the objective resolves to, then every value with its origin, as TOML that loads."""
+    """Every value with its origin.
+
+    First what the objective resolves to, as comments; the whole is TOML that loads.
+    """
     from sdpo.config.load import load
     from sdpo.config.toml import to_toml
     from sdpo.describe import describe_objective
@@ -268,7 +287,7 @@ def config_show(arguments: tuple[str, ...], explain: bool) -> None:
 
 @config.command(name="list")
 def config_list() -> None:
-    """Built-in recipes and what each is for (the first comment line of its file)."""
+    """Built-in recipes and what each is for."""
     from sdpo.config.load import builtin_recipes
 
     table = Table(box=None, show_header=False)
@@ -285,7 +304,11 @@ def config_list() -> None:
 @click.option("--watch", is_flag=True, help="Serve a page that follows the runs, until Ctrl-C.")
 @click.option("--port", type=int, help="With --watch. Default: 8600, or a free one.")
 def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | None) -> None:
-    """One self-contained HTML file; several runs are compared."""
+    """One page about a run, or about several.
+
+    Writes a self-contained HTML file; a folder of runs stands for the runs in it.
+    """
+    from sdpo.metrics.writer import run_folders
     from sdpo.report import watch_runs, write_report
 
     def say(text: str) -> None:
@@ -297,20 +320,27 @@ def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | No
         return say(str(write_report(list(runs), out)))
     if out is not None:
         raise ConfigError(f"--out = {str(out)!r}: --watch writes no file; give one of the two")
-    watch_runs(list(runs), port=port, say=say)
+    folders = [run for path in runs for run in run_folders(path)]
+    watch_runs(folders, port=port, say=say)
 
 
 @main.command()
 @ARGUMENTS
 def discover(arguments: tuple[str, ...]) -> None:
-    """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
-    from sdpo.discovery.display import live_progress, show
+    """Search for solutions of hard tasks.
+
+    Test-time self-distillation, beside best-of-k and multi-turn.
+    """
+    from sdpo.discovery.display import live_progress, next_lines, show
     from sdpo.discovery.run import discover_tasks
     from sdpo.run_folder import search_config
 
+    config = search_config(arguments)
     with live_progress() as progress:
-        results = discover_tasks(search_config(arguments), progress=progress)
+        results = discover_tasks(config, progress=progress)
     show(results)
+    for line in next_lines(results, config.run, config.discover.budget):
+        click.echo(printable(line))
 
 
 main.add_command(compare)

@@ -9,10 +9,11 @@ import io
 import os
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
@@ -28,12 +29,44 @@ class Errors(click.Group):
     """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if fix := _as_setting(error.option_name, words):
+                raise click.UsageError(
+                    f"no option {error.option_name}: settings have no dashes; {fix}", error.ctx
+                ) from error
+            raise
         except SdpoError as error:
             text = _escape(printable(str(error)))
             Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
+
+
+def complete_settings(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Recipes and keys that begin with `incomplete`, for the shell; files too, as recipes."""
+    from sdpo.config.load import builtin_recipes, setting_keys
+
+    names = [*builtin_recipes(), *(f"{key}=" for key in sorted(setting_keys()))]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def _as_setting(option: str, words: Sequence[str]) -> str | None:
+    """How `--steps 3` is written as a setting; None where there is no such setting."""
+    from sdpo.config.load import settings_like
+
+    key = option.lstrip("-").replace("-", "_")
+    known = settings_like(key)
+    if not known:
+        return None
+    given = next((word for word in words if word.split("=")[0] == option), option)
+    after = words[words.index(given) + 1 :] if given in words else []
+    value = given.partition("=")[2] or (after[0] if after and "=" not in after[0] else "VALUE")
+    return "write " + " or ".join(f"{name}={value}" for name in known)
 
 
 def _escape(text: str) -> str:

@@ -55,9 +55,10 @@ def compare(
     confidence: float,
     form: str,
 ) -> None:
-    """Compare runs: means, paired differences, intervals; `--` separates the arms.
+    """Compare runs, with intervals.
 
-    A RUN is a run's folder, a folder of runs that `seeds=3` made, or a file of `sdpo eval --out`.
+    Means and paired differences; `--` separates the arms. A RUN is a run's folder, a folder of runs
+    that `seeds=3` made, or a file of `sdpo eval --out`.
     The first arm is the baseline.
     """
     from sdpo.compare import compare as compare_arms

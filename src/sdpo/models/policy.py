@@ -190,7 +190,11 @@ def _device(device: str) -> torch.device:
     except RuntimeError:
         where = None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if where is None or (where.type == "cuda" and (where.index or 0) >= count):
+    is_missing = where is not None and (
+        (where.type == "cuda" and (where.index or 0) >= count)
+        or (where.type == "mps" and not torch.backends.mps.is_available())
+    )
+    if where is None or is_missing:
         raise ModelError(
             f"model.device = {device!r} is not available here; use auto, cpu or cuda:N"
         )

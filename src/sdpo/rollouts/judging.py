@@ -15,6 +15,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,8 @@ def _keep_theirs(shown: traceback.TracebackException | None) -> None:
 
 
 def _checked(verdict: Verdict, task: Task) -> Verdict:
-    """`verdict` itself. Raises `JudgeError` naming a field that would break the run."""
+    """`verdict`, without feedback where that is blank. Raises `JudgeError` naming a field that
+    would break the run."""
     reward, feedback = verdict.reward, verdict.feedback
     wrong = None
     if not isinstance(reward, Real) or not math.isfinite(reward):
@@ -197,4 +199,6 @@ def _checked(verdict: Verdict, task: Task) -> Verdict:
         wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
     if wrong:
         raise JudgeError(f"judging task {task.id!r} returned a Verdict with {wrong}")
+    if feedback is not None and not feedback.strip():
+        return replace(verdict, feedback=None)
     return verdict

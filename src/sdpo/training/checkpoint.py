@@ -131,7 +131,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     """The run's directory with its config.json. A directory that already holds results must have
-    the same config and environment; only `steps` may have grown, which continues the run.
+    the same config and environment; only `steps` and `discover.budget` may have grown, which
+    continues the run.
 
     Raises `ConfigError` when the directory belongs to another run or cannot be written.
     """
@@ -141,7 +142,7 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
         if path.exists() and _has_begun(run_dir):
             recorded = check_same_run(config, path)
             _check_same_env(config, recorded.get("environment"), facts.get("environment"))
-            if recorded["config"]["steps"] == config.steps:
+            if not _grown(recorded["config"], config):
                 return run_dir
             facts = {name: value for name, value in recorded.items() if name != "config"}
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -202,11 +203,11 @@ def _check_same_env(config: RunConfig, recorded: Any, given: Any) -> None:
 
 def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record at `path`. Raises `ConfigError` naming the keys that differ from `config`; `steps`
-    may be larger than recorded."""
+    and `discover.budget` may be larger than recorded."""
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
-        is_longer = before["steps"] < config.steps
+        grown = _grown(before, config)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is damaged or not a run's config.json ({error}); delete that file and repeat "
@@ -216,8 +217,7 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     different = set(_differences(before, dump(config)))
     # How judges are called changes no verdict; a run whose judge failed may need another way.
     different -= JUDGING_KEYS
-    if is_longer:
-        different.discard("steps")
+    different -= grown
     if different:
         raise ConfigError(
             f"run = {config.run!r} already holds a run with other settings "
@@ -225,6 +225,16 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
             "choose another directory with run=..., or delete that one"
         )
     return recorded
+
+
+def _grown(before: Mapping[str, Any], config: RunConfig) -> set[str]:
+    """What is larger in `config` than in a recorded one, of the settings that only say when to
+    stop."""
+    sizes = {
+        "steps": (before["steps"], config.steps),
+        "discover.budget": (before["discover"]["budget"], config.discover.budget),
+    }
+    return {key for key, (old, new) in sizes.items() if old < new}
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:

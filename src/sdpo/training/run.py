@@ -18,7 +18,6 @@ from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
-from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
@@ -31,6 +30,7 @@ from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.folder import own_folder
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
 from sdpo.training.opening import opening_line
@@ -379,7 +379,7 @@ def open_run(
     run_dir = Path(config.run)
     with ExitStack() as stack:
         if parallel.is_main:
-            stack.enter_context(sole_writer(run_dir))
+            stack.enter_context(own_folder(run_dir))
             open_run_dir(config, run_facts(env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env, policy))

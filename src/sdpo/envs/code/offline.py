@@ -82,6 +82,11 @@ def judge_file(
     if split not in ("public", "private"):
         raise ConfigError(f"split = {split!r}: choose public or private")
     known = {task.id: task for _, task in load_code_tasks(str(tasks))}
+    if not Path(responses).is_file():
+        raise ConfigError(
+            f"responses = {str(responses)!r}: there is no such file; it has a line "
+            '{"id": ..., "response": ...} for every response'
+        )
     attempts = [_response(line, known) for line in read_lines(Path(responses))]
     verdicts = []
     with ExitStack() as stack:
