@@ -118,7 +118,7 @@ class Result(TrainResult):
     @property
     def run(self) -> Run:
         """The run on disk. With several seeds there is one in each of `runs`."""
-        return Run.open(self.run_dir)
+        return Run(RunFolder(folder=self.run_dir, step=None))
 
     @property
     def checkpoint(self) -> Path:
@@ -146,7 +146,7 @@ class Result(TrainResult):
     def _repr_html_(self) -> str:
         if not self.runs:
             return self.run._repr_html_()
-        return "".join(Run.open(run.run_dir)._repr_html_() for run in self.runs)
+        return "".join(Result.of(run)._repr_html_() for run in self.runs)
 
 
 _SHOWN = (("eval/solved", "held out"), ("train/solved", "training"), ("loss/total", "loss"))

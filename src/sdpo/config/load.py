@@ -251,7 +251,7 @@ def _explain(error: ErrorDetails) -> str:
             name = ".".join(path[:-1])
             return (
                 f"{key} belongs to {name}.type = {' or '.join(map(repr, kinds))}, and this is "
-                f"{_tag(cls)!r}: add {name}.type={kinds[0]}"
+                f"{_tag(cls)!r}: add {name}.type={kinds[0]}. Keys of {name}: {', '.join(known)}"
             )
         section = ".".join(path[:-1]) or "the top level"
         hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -27,6 +27,7 @@ from sdpo._version import __version__
 from sdpo.config.load import dump
 from sdpo.config.schema import JUDGING_KEYS, RunConfig
 from sdpo.envs.base import Describing, Env
+from sdpo.envs.opening import check_tasks
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write, delete_folder
 from sdpo.machine import usable_cores
@@ -271,6 +272,7 @@ def run_facts(env: Env | None = None) -> dict[str, Any]:
 
 
 def _fingerprint(env: Env) -> dict[str, Any]:
+    check_tasks(env)
     tasks = env.load("train")
     text = json.dumps([[task.id, task.messages] for task in tasks], default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
