@@ -22,13 +22,18 @@ from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
 from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
 from sdpo.models.policy import Policy, as_policy
+from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
 from sdpo.runs import Result
-from sdpo.training.lengths import check_lengths
+from sdpo.training.custom import check_custom
+from sdpo.training.held_out import open_holdouts
 from sdpo.training.loop import OnStep
 from sdpo.training.loop import train as train_config
+from sdpo.training.objectives import check_objective
+from sdpo.training.prompts import clock_note, prompt_facts
+from sdpo.training.tasks import check_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
@@ -90,6 +95,7 @@ def evaluate(
                 config, temperature=config.eval.temperature, top_p=config.eval.top_p
             ),
             seed=config.seed,
+            parallel=Parallel(),
         )
         found = summarise(groups, samples=config.eval.samples)
         return replace(found, model=sampler.policy.name)
@@ -122,14 +128,21 @@ def check(
     """Prove that a recipe can run before it costs anything.
 
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
-    and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
-    has a chat template whose completions round-trip; the model can be trained, and the engine
-    samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
+    and every frame of a teacher's context fits its budget and the model's positions; the chat
+    template takes them, opens the answer and shows the whole task, and completions round-trip; the
+    model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for
+    what no run could survive.
     """
     config, policy = _opened(arguments, env, model, tokenizer, settings)
+    check_objective(config)
+    check_custom(config)
     with open_sampler(config, env, policy) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
-        check_lengths(sampler, config, splits=("train", "eval"))
+        if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
+            notes += (line,)
+        check_tasks(sampler, config, splits=("train", "eval"))
+        with open_holdouts(sampler, config, has_env=env is not None):
+            pass  # Opening them finds what is wrong with them.
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):

@@ -18,6 +18,7 @@ from sdpo.envs.base import Env, env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import attempt_tasks
 from sdpo.inspection.attempt import find_task
+from sdpo.parallel import Parallel
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.run_folder import as_run, config_of
@@ -109,6 +110,7 @@ def answers(
             samples=samples,
             sampling=_sampling(sampler, speaker.config),
             seed=speaker.config.seed,
+            parallel=Parallel(),
         )
     return [
         (
@@ -140,6 +142,7 @@ def conversation(
                     samples=1,
                     sampling=_sampling(sampler, one.config),
                     seed=one.config.seed,
+                    parallel=Parallel(),
                 )
                 text = group.rollouts[0].text
                 messages.append({"role": "assistant", "content": text})

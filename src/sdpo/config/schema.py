@@ -11,7 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
-from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
+from sdpo.config.objective import (
+    DistillingConfig,
+    Fraction,
+    NonNegative,
+    ObjectiveConfig,
+    SdpoConfig,
+)
 from sdpo.config.teacher import TeacherConfig
 
 
@@ -239,6 +245,10 @@ class EvalConfig(Config):
     probe_tasks: NonNegativeInt = 0
     """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
     each: does what the teacher reads still help the current weights? 0: no probe."""
+    holdout: tuple[str, ...] = ()
+    """Other tasks that show what training forgets, evaluated before the first and after the last
+    step: recipes (built-in or .toml; with their own env, eval and rollout sections) or files of
+    tasks of the run's own kind. Paper: a hold-out average."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -343,3 +353,17 @@ class RunConfig(Config):
     canaries: CanariesConfig = CanariesConfig()
     log: LogConfig = LogConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _one_mixture_of_targets(self) -> Self:
+        if (
+            isinstance(self.objective, DistillingConfig)
+            and self.objective.teacher_exponent != 1
+            and self.teacher.schedule.type == "trust_region"
+        ):
+            raise ValueError(
+                f"objective.teacher_exponent = {self.objective.teacher_exponent:g} mixes the "
+                "teacher with the initial model, and so does teacher.schedule.type = "
+                "'trust_region': leave the exponent at 1, or take another schedule"
+            )
+        return self

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
@@ -29,6 +29,7 @@ from sdpo.parallel import Parallel
 from sdpo.progress import phase
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 
@@ -124,7 +125,7 @@ class Probe:
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
-    rules: ContextConfig,
+    rules: AnyContextConfig,
     *,
     samples: int,
     sampling: Sampling,
@@ -141,43 +142,29 @@ def probe_tasks(
     several turns, which a teacher cannot answer at once.
     """
     check_can_probe(collector.max_turns)
-    groups, again = (
-        parallel.gather_shares(
-            collector.collect(
-                parallel.share(tasks),
-                group_size=samples,
-                sampling=sampling,
-                seed=derive(seed, "probe", which),
-            ).groups
+
+    def student_round(which: str) -> list[Group]:
+        seeds = derive(seed, "probe", which)
+        made = collector.collect(
+            tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
         )
-        for which in ("student", "student again")
-    )
+        return gather_groups(made.groups, parallel, count=len(tasks))
+
+    groups, again = student_round("student"), student_round("student again")
     # A task counts where both rounds have a judged attempt at it.
     student = {group.task.id: group.solved_rate for group in again if group.rollouts}
     groups = [group for group in groups if group.rollouts and group.task.id in student]
     kinds = _rules(rules, both_layouts=reach_of is not None)
     asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in kinds}
-    distinct = list(dict.fromkeys(ask for part in asks.values() for ask in part))
     attempts = {
         (group.task.id, rollout.index): (group.task, rollout)
         for group in groups
         for rollout in group.rollouts
     }
-    answers = parallel.gather_shares(
-        collector.answer(
-            [
-                (*attempts[ask.task_id, ask.index], ask.prompt_ids)
-                for ask in parallel.share(distinct)
-            ],
-            sampling=sampling,
-            seed=derive(seed, "probe", "teacher"),
-        )
+    wanted = list(dict.fromkeys(ask for part in asks.values() for ask in part))
+    solved = _solved(
+        collector, [(a, *attempts[a.task_id, a.index]) for a in wanted], sampling, seed, parallel
     )
-    solved = {
-        ask: verdict.solved
-        for ask, (_, verdict) in zip(distinct, answers, strict=True)
-        if verdict is not None
-    }
     return Probe(
         num_tasks=len(groups),
         num_attempts=sum(len(group.rollouts) for group in groups),
@@ -189,7 +176,30 @@ def probe_tasks(
     )
 
 
-def layout_advice(probe: Probe, rules: ContextConfig) -> str | None:
+def _solved(
+    collector: Collector,
+    asks: Sequence[tuple[_Ask, Task, Rollout]],
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
+) -> dict[_Ask, bool]:
+    """Whether the teacher's answer to each of `asks` is right; those that could not be judged are
+    left out."""
+    answers = parallel.gather_shares(
+        collector.answer(
+            [(task, rollout, ask.prompt_ids) for ask, task, rollout in parallel.share(asks)],
+            sampling=sampling,
+            seed=derive(seed, "probe", "teacher"),
+        )
+    )
+    return {
+        ask: verdict.solved
+        for (ask, _, _), (_, verdict) in zip(asks, answers, strict=True)
+        if verdict is not None
+    }
+
+
+def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
     """The other layout, where the teacher's answers in it are better by more than the interval of
     the recipe's gain; None otherwise."""
     here, there = probe.kinds["recipe"], probe.kinds["other_layout"]
@@ -234,12 +244,18 @@ class _Ask:
     prompt_ids: tuple[int, ...]
 
 
-def _rules(rules: ContextConfig, *, both_layouts: bool) -> list[tuple[Kind, ContextConfig]]:
+def _rules(rules: AnyContextConfig, *, both_layouts: bool) -> list[tuple[Kind, AnyContextConfig]]:
+    shown = rules
+    if not isinstance(shown, ContextConfig):
+        shown = ContextConfig(
+            layout=rules.layout, templates=rules.templates, max_tokens=rules.max_tokens
+        )
+
     def varied(**changes: object) -> ContextConfig:
-        return rules.model_copy(update={"control": "none", **changes})
+        return shown.model_copy(update={"control": "none", **changes})
 
     other = "turns" if rules.layout == "single_turn" else "single_turn"
-    turned: list[tuple[Kind, ContextConfig]] = [
+    turned: list[tuple[Kind, AnyContextConfig]] = [
         ("other_layout", rules.model_copy(update={"layout": other}))
     ]
     return [
@@ -254,7 +270,7 @@ def _rules(rules: ContextConfig, *, both_layouts: bool) -> list[tuple[Kind, Cont
 
 
 def _failed(
-    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: AnyContextConfig, seed: int
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat

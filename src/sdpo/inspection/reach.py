@@ -16,7 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from sdpo.config.objective import DistillingConfig, ForwardCEConfig, ForwardKLConfig
+from sdpo.config.objective import (
+    CustomDivergenceConfig,
+    DistillingConfig,
+    ForwardCEConfig,
+    ForwardKLConfig,
+)
 from sdpo.config.schema import RunConfig
 from sdpo.inspection.attempt import sample_of, token_outputs
 from sdpo.models.policy import Policy
@@ -113,6 +118,8 @@ def divergence_advice(reach: Reach, config: RunConfig) -> str | None:
     if not isinstance(objective, DistillingConfig) or reach.unsaid < WORTH_SAYING:
         return None
     divergence = objective.divergence
+    if isinstance(divergence, CustomDivergenceConfig):
+        return None  # What a function can raise is not known here.
     is_forward = isinstance(divergence, ForwardKLConfig | ForwardCEConfig)
     if is_forward and (divergence.top_k == "all" or divergence.support != "student"):
         return None

@@ -22,7 +22,7 @@ from sdpo.config.schema import (
 from sdpo.engines.base import Engine, Sampling
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
-from sdpo.envs.opening import check_tasks, open_env
+from sdpo.envs.opening import check_env, open_env
 from sdpo.errors import ConfigError
 from sdpo.models.adapters import has_adapter, new_adapter
 from sdpo.models.device import keep_freed_memory
@@ -80,7 +80,7 @@ def open_sampler(
     chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
-        check_tasks(own_env)
+        check_env(own_env)
         collector = Collector(
             env=own_env,
             engine=open_engine(config, policy),
@@ -137,7 +137,8 @@ def check_engine(config: RunConfig) -> None:
 
 def open_engine(config: RunConfig, policy: Policy) -> Engine:
     """The engine `config.rollout.engine` names, sampling with the policy's weights."""
-    match config.rollout.engine:
+    wanted = config.rollout.engine
+    match wanted:
         case LocalEngineConfig(max_sequences=max_sequences):
             from sdpo.engines.local import LocalEngine
 
@@ -149,3 +150,5 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
             # A library of its own reads the weights its own way; the local engine tries itself.
             check_sampler(engine, causal_lm(policy.model))
             return engine
+        case _:
+            assert_never(wanted)
