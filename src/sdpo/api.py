@@ -156,8 +156,10 @@ def check(
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
         if isinstance(sampler.env, Checking):
-            return replace(sampler.env.check(), notes=notes)
-        return replace(try_judge(sampler.env, config.env), notes=notes)
+            report = sampler.env.check()
+        else:
+            report = try_judge(sampler.env, config.env)
+        return replace(report, notes=(*notes, *report.notes))
 
 
 def probe(

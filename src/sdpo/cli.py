@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sdpo.commands.compare import compare
 from sdpo.commands.init import init
+from sdpo.commands.judge import judge
 from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
@@ -101,7 +102,14 @@ def train(arguments: tuple[str, ...]) -> None:
 @ARGUMENTS
 @click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
-def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
+@click.option(
+    "--attempts",
+    type=click.Path(path_type=Path),
+    help="Write every attempt with its verdict, as in a run's rollouts.jsonl.",
+)
+def evaluate(
+    arguments: tuple[str, ...], split: str, out: Path | None, attempts: Path | None
+) -> None:
     """mean@k and pass@k with intervals.
 
     A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
@@ -109,8 +117,11 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
     """
     from sdpo import api
 
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
+    for option, path in (("--out", out), ("--attempts", attempts)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(
+                f"{option} {path}: the folder {path.parent} does not exist; create it"
+            )
     with showing_progress():
         evaluation = api.evaluate(*arguments, split=split)
     table = Table(
@@ -137,46 +148,10 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
             for task, solved in evaluation.num_solved.items()
         )
         out.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    if attempts is not None:
+        from sdpo.rollouts.record import write_attempts
 
-
-@main.command()
-@click.option("--tasks", required=True, help="Built-in set or task file.")
-@click.option(
-    "--responses",
-    required=True,
-    type=click.Path(path_type=Path),
-    help='File of lines {"id": ..., "response": ...}.',
-)
-@click.option(
-    "--split",
-    type=click.Choice(["public", "private"]),
-    default="private",
-    show_default=True,
-    help="Tests to run; feedback shows public ones only.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File for the verdict lines; default: standard output.",
-)
-@click.option(
-    "--sandbox",
-    type=click.Choice(["auto", "none"]),
-    default="auto",
-    show_default=True,
-    help="auto isolates programs or refuses; none runs them unprotected.",
-)
-def judge(
-    tasks: str,
-    responses: Path,
-    split: Literal["public", "private"],
-    out: Path | None,
-    sandbox: Literal["auto", "none"],
-) -> None:
-    """Judge a file of responses."""
-    from sdpo.envs.code import judge_file as write_verdicts
-
-    write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
+        write_attempts(attempts, evaluation.groups, split)
 
 
 @main.command()
@@ -346,6 +321,7 @@ def discover(arguments: tuple[str, ...]) -> None:
 main.add_command(compare)
 main.add_command(export)
 main.add_command(init)
+main.add_command(judge)
 main.add_command(sample)
 
 

@@ -116,6 +116,12 @@ def make_world(folder: Path) -> None:
         }  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
+            "contests": [
+                {"question_id": str(m), "question_content": "Print 1.", "starter_code": "",
+                 "contest_date": f"2025-0{m}-02T00:00:00", "private_test_cases": "[]",
+                 "public_test_cases": '[{"input": "", "output": "1", "testtype": "stdin"}]'}
+                for m in (1, 2, 6)
+            ],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
             "sql": [
                 {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",

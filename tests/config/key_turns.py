@@ -101,11 +101,15 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    "LoraConfig.options": turn("{{target_modules = ['q_proj']}}", observe=loaded),
     "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
     "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),
     "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
     "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
+    "CodeEnvConfig.contest_dates": turn(
+        '["2025-02-01", "2025-05-01"]', "env.tasks={folder}/contests.jsonl", observe=judged
+    ),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
     "CodeEnvConfig.reward": turn("fraction", observe=judged),

@@ -111,6 +111,16 @@ def rollout_rows(
     return rows
 
 
+def write_attempts(path: Path, groups: Sequence[Group], split: str) -> None:
+    """Write the attempts of an evaluation outside of a run as a file of their own, step 0."""
+    file = JsonLines(path)
+    try:
+        path.unlink(missing_ok=True)
+        file.append(rollout_rows(0, groups, split=split))
+    finally:
+        file.close()
+
+
 def _attempt(rollout: Rollout) -> Row:
     row: Row = {
         "text": rollout.text,
