@@ -140,7 +140,7 @@ def test_one_hard_question_is_searched_until_it_is_solved(desk):
     (desk.folder / "own.py").write_text(OWN)
     shown = desk(
         "sdpo", "discover", "toy", *ENV, "run=runs/question", "discover.tasks=cafe",
-        "discover.seeds=1", "discover.budget=512",
+        "discover.methods=self_distillation", "discover.seeds=1", "discover.budget=512",
     )  # fmt: skip
     assert "cafe, self_distillation, seed 0: solved at attempt" in shown
     solution = desk.folder / "runs" / "question" / "solutions" / "cafe.txt"
