@@ -83,8 +83,8 @@ def test_a_researcher_compares_a_weighting_of_their_own_over_three_seeds(desk):
     shown = desk("sdpo", "train", "toy", "run=runs/mine", *custom, *small)
     assert "next: sdpo compare runs/mine" in shown
     found = json.loads(desk("sdpo", "compare", "runs/plain", "--", "runs/mine", "--as", "json"))
-    assert [arm["num_runs"] for arm in found["arms"]] == [3, 3]
-    assert found["differences"]
+    assert [arm["runs"] for arm in found["arms"]] == [3, 3]
+    assert found["differences"][0]["paired_by_seed"]
     desk("sdpo", "report", "runs/plain", "runs/mine", "--out", "both.html")
     assert (desk.folder / "both.html").is_file()
 
