@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.envs.base import CheckReport, Env, reference_answers
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.rollouts.judging import judge_all
