@@ -35,8 +35,8 @@ def test_public_names():
     import sdpo
 
     assert set(sdpo.__all__) == {
-        "Group", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Unjudged", "Verdict",
-        "check", "credit", "discover", "env", "evaluate", "probe", "train",
+        "Group", "Reply", "Rollout", "SdpoError", "Task", "TeacherContext", "Turn", "Unjudged",
+        "Verdict", "check", "credit", "discover", "env", "evaluate", "probe", "train",
     }  # fmt: skip
     for name in sdpo.__all__:
         assert getattr(sdpo, name) is not None

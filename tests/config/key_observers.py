@@ -49,8 +49,10 @@ def judge(task: sdpo.Task, rollout: Rollout) -> Verdict:
     )
 
 
-def reply(task: sdpo.Task, turns: Any) -> dict[str, str] | None:
-    return {"role": "user", "content": "again"} if len(turns) < 3 else None
+def reply(task: sdpo.Task, turns: Any) -> sdpo.Reply:
+    said = f"turn {len(turns)} was {turns[-1].text[:2]!r}"
+    more = ({"role": "user", "content": "again"},) if len(turns) < 3 else ()
+    return sdpo.Reply(messages=more, feedback=said)
 
 
 ENV = sdpo.env(TASKS, judge, reply=reply)

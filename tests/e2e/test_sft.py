@@ -112,14 +112,7 @@ def test_the_teachers_own_weights_sample(tmp_path, monkeypatch):
     assert not torch.equal(policy[-1], initial)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["teacher.schedule.type=trust_region"], "trust_region"),
-        (["rollout.max_turns=2"], "rollout.max_turns = 1"),
-    ],
-)
-def test_what_cannot_be_sampled_is_refused(tmp_path, monkeypatch, overrides, said):
-    with pytest.raises(ConfigError, match=said):
-        run(tmp_path, monkeypatch, *overrides)
+def test_what_cannot_be_sampled_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="trust_region"):
+        run(tmp_path, monkeypatch, "teacher.schedule.type=trust_region")
     assert not (tmp_path / "run").exists()

@@ -60,9 +60,9 @@ class JudgingConfig(Config):
     timeout_s: PositiveFloat = 600.0
     """Seconds a judge call may take; a longer one is given up and counts as "not now". A plain
     function given up runs on in its thread."""
-    concurrency: PositiveInt = 128
-    """Judge calls at once. Environments that compute their verdicts here (code, sql, math) make no
-    more than there are cores."""
+    concurrency: PositiveInt = 256
+    """Calls of a judge, or steps of episodes, at once. Environments that compute their verdicts
+    here (code, sql, math) make no more than there are cores."""
     max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of a step's attempts that may stay without a verdict; they are left out and counted in
     `env/unjudged`. With more, the run saves its last complete step and stops."""
@@ -194,11 +194,13 @@ class RolloutConfig(Config):
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is an error. Paper: 2048."""
     max_completion_tokens: PositiveInt = 128
-    """Attempts end here at the latest and count as truncated. Paper: 8192."""
+    """Attempts end here at the latest and count as truncated. In a conversation the environment's
+    replies count too. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
-    max_turns: PositiveInt = 1
-    """Completions per attempt in environments that reply."""
+    max_turns: PositiveInt | Literal["env"] = "env"
+    """Completions per attempt at most: as many as the environment says (1 where it never replies),
+    or another number."""
     engine: EngineConfig = LocalEngineConfig()
     """Who samples."""
 

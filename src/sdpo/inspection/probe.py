@@ -8,7 +8,7 @@ chose nothing: rating it by the attempts that decided which contexts exist (a de
 solved sibling) would let luck pass for skill. The control `no_context`, a fresh attempt at the bare
 task, must therefore have a gain near zero; `other_task` shows what any solved answer does.
 
-Nothing is trained. Attempts are of one turn.
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Group, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
-from sdpo.teacher.context import Reading, teacher_contexts
+from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 
 Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_context"]
 """What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
@@ -124,10 +124,9 @@ def probe_tasks(
     """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
 
     Everything random depends on `seed`, task and attempt only, not on the number of processes, each
-    of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
-    several turns, which a teacher cannot answer at once.
+    of which samples its share and returns the same probe. A teacher plays an episode of its own
+    after its context, so what was said about single turns stands in the context's beginning.
     """
-    check_can_probe(collector.max_turns)
     groups, again = (
         parallel.gather_shares(
             collector.collect(
@@ -160,9 +159,9 @@ def probe_tasks(
         )
     )
     solved = {
-        ask: verdict.solved
-        for ask, (_, verdict) in zip(distinct, answers, strict=True)
-        if verdict is not None
+        ask: answer[1].solved
+        for ask, answer in zip(distinct, answers, strict=True)
+        if answer is not None
     }
     return Probe(
         num_tasks=len(groups),
@@ -170,15 +169,6 @@ def probe_tasks(
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
         kinds={kind: _result(part, solved, student) for kind, part in asks.items()},
     )
-
-
-def check_can_probe(max_turns: int) -> None:
-    """Raises `ConfigError` for attempts of several turns."""
-    if max_turns > 1:
-        raise ConfigError(
-            f"rollout.max_turns = {max_turns}: the teacher probe handles attempts of one turn "
-            "only; set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
-        )
 
 
 def choose_tasks(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
@@ -229,7 +219,7 @@ def _failed(
         # One generator per task whatever the kind, so that all kinds show the same demonstration.
         contexts = teacher_contexts(
             group,
-            rules,
+            for_own_answers(rules),
             random.Random(derive(seed, "probe", group.task.id)),
             Reading.of(chat),
             others=groups,

@@ -3,10 +3,13 @@
     step, split       step it was sampled for; "train" or "eval"
     task, index       task id and place in the group
     prompt            messages the policy saw; on later rollouts of a group the index that has them
-    text              the completion; also `turns` [{text, reply}] when there was more than one
+    text              the completion; in a conversation the last one, and all of them in `turns`:
+                      [{text, reply: messages, reward, feedback}]
     reward, solved, category, feedback, metrics     the verdict
     teacher           messages the teacher reads; the index of an earlier rollout of the group that
                       has the same ones; null without a teacher
+    before_turns      what the teacher reads at the end of the reply before each turn; absent
+                      where it reads nothing there
     demonstration, feedback_used, sources, reason   how that context came about
     prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
 
@@ -106,6 +109,8 @@ def rollout_rows(
             if context.demonstration is not None:
                 # Attempts that could not be judged leave gaps: a place is not an index.
                 row["demonstration"] = group.rollouts[context.demonstration].index
+            if context.before_turns:
+                row["before_turns"] = list(context.before_turns)
             row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
             rows.append(row)
     return rows
@@ -119,9 +124,14 @@ def _attempt(rollout: Rollout) -> Row:
         "prompt_tokens": len((rollout.turns or (rollout,))[0].prompt_ids),
         "completion_tokens": num_completion_tokens(rollout),
     }
-    if len(rollout.turns) > 1:
+    if rollout.turns:
         row["turns"] = [
-            {"text": turn.text, "reply": None if turn.reply is None else dict(turn.reply)}
+            {
+                "text": turn.text,
+                "reply": _plain(turn.reply),
+                "reward": turn.reward,
+                "feedback": turn.feedback,
+            }
             for turn in rollout.turns
         ]
     return row

@@ -32,6 +32,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
+from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
@@ -97,7 +98,9 @@ class Learner:
             )
         self._builder = SampleBuilder(
             chat=sampler.chat,
-            rules=config.teacher.context,
+            rules=for_own_answers(config.teacher.context)
+            if isinstance(config.objective, SftConfig)
+            else config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
             reference_answer=reference_answers(sampler.env),

@@ -17,7 +17,7 @@ from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
 from sdpo.evaluation import attempt_tasks, summarise
-from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
@@ -364,8 +364,6 @@ def open_run(
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
     check_can_sample(config)
-    if config.eval.probe_tasks:
-        check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
     run_dir = Path(config.run)
     with ExitStack() as stack:

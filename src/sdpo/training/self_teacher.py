@@ -29,11 +29,6 @@ def check_can_sample(config: RunConfig) -> None:
             "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
             "use 'ema' or 'live'"
         )
-    if config.rollout.max_turns > 1:
-        raise ConfigError(
-            "objective.type = 'sft' samples one turn from the self-teacher: "
-            "set rollout.max_turns = 1"
-        )
 
 
 def solved_only(groups: Sequence[Group]) -> list[Group]:

@@ -62,7 +62,7 @@ def score_targets(
 ) -> Targets:
     """What the loss compares the student with, for `samples`, all of which train. Only taught
     samples (`ObjectiveSpec.is_taught`) have a teacher entry."""
-    taught = [s for s in samples if spec.is_taught(s)]
+    read = [s.as_taught for s in samples if spec.is_taught(s)]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
@@ -71,7 +71,7 @@ def score_targets(
         return {sample.key: rows for sample, rows in states}
 
     with applied(model, schedule.weights):
-        teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+        teacher = hidden(read, lambda s: s.teacher_prompt_ids or ())
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
@@ -79,7 +79,7 @@ def score_targets(
         assert schedule.initial is not None
         with applied(model, schedule.initial):
             if schedule.trust is not None:
-                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+                trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
     return Targets(

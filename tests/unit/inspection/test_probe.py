@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from click.testing import CliRunner
 
 import sdpo
@@ -161,10 +160,3 @@ def test_the_command_prints_the_probe(tmp_path):
     assert result.exit_code == 0, result.output
     assert "of 6 attempts at 3 tasks failed" in " ".join(result.output.split())
     assert "elf-distillation" in result.output
-
-
-def test_several_turns_are_refused():
-    collector = reader(copies)
-    with pytest.raises(sdpo.SdpoError, match=r"max_turns = 2"):
-        probed(Collector(env=collector.env, engine=collector.engine, chat=collector.chat,
-                         max_prompt_tokens=100, max_turns=2))  # fmt: skip

@@ -259,7 +259,7 @@ def played(index, *turns):
     made = tuple(
         Turn(
             prompt_ids=(), completion_ids=(), sampler_logprobs=(), text=said, truncated=False,
-            reply=None if reply is None else {"role": "user", "content": reply},
+            reply=() if reply is None else ({"role": "user", "content": reply},),
         )
         for said, reply in turns
     )  # fmt: skip
