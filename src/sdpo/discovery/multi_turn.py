@@ -120,7 +120,7 @@ def multi_turn(
                 continue  # Not judged: the next round makes the same attempt and asks again.
             rollout, verdict = group.rollouts[0], group.verdicts[0]
             tally = conversation.tally
-            attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
+            attempt = tally.add(rollout, verdict, seconds=tally.seconds + share)
             conversation.tell(sampler.chat, attempt, templates, show_attempts=rules.show_attempts)
             watch(tally)
 

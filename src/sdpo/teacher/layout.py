@@ -147,7 +147,7 @@ class Sections:
             limit = max(0, limit - len(feedback))
         before: list[str | None] = []
         for said in self.before_turns:
-            kept = None if said is None else cut_middle(said, limit)
+            kept = None if said is None else cut_middle(said, limit) or None
             limit = max(0, limit - len(kept or ""))
             before.append(kept)
         if attempt is not None:
