@@ -141,6 +141,7 @@ class FunctionEnv:
         episode: EpisodeFactory | None = None,
         max_turns: int = MAX_TURNS,
         tools: Sequence[Any] = (),
+        close: Callable[[], None] | None = None,
         solved_at: float = 1.0,
     ) -> None:
         if not tasks:
@@ -167,6 +168,8 @@ class FunctionEnv:
             self.max_turns = max_turns
         if tools:
             self.tools = tuple(tools)
+        if close is not None:
+            self.close = close
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of `train` or `eval`; without evaluation tasks, `eval` is `train` again."""
@@ -255,6 +258,7 @@ def env(
     episode: EpisodeFactory | None = None,
     max_turns: int = MAX_TURNS,
     tools: Sequence[Any] = (),
+    close: Callable[[], None] | None = None,
     solved_at: float = 1.0,
 ) -> FunctionEnv:
     """An environment from tasks and a function `judge(task, rollout)`, plain or async, that returns
@@ -268,9 +272,10 @@ def env(
     `reply(task, turns)` makes attempts conversations: it returns the messages that continue one, or
     None to end it. Where attempts have state, `episode(task, attempt)` (a class will do) makes an
     `Episode` for each, in the place of judge and reply. Either has `max_turns` turns at most.
-    `tools` are shown by the chat template: JSON schemas or documented functions. Raises `TaskError`
-    for an empty list, a repeated id, an unknown or malformed field, and a function that does not
-    take two arguments.
+    `tools` are shown by the chat template: JSON schemas or documented functions. `close` frees what
+    all attempts share, when a run that opened the environment itself (`env.path`) ends. Raises
+    `TaskError` for an empty list, a repeated id, an unknown or malformed field, and a function that
+    does not take two arguments.
     """
     for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
         if isinstance(given, str | Mapping):
@@ -287,6 +292,7 @@ def env(
         episode=episode,
         max_turns=max_turns,
         tools=tools,
+        close=close,
         solved_at=solved_at,
     )
 
