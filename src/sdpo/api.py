@@ -15,10 +15,12 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.model import model_findings
-from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
+from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
+from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
+from sdpo.training.custom import check_custom
 from sdpo.training.lengths import check_lengths
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
@@ -88,6 +90,7 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
     """
     config = _with_weights(arguments, env)
+    check_custom(config)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         check_lengths(sampler, config, splits=("train", "eval"))
@@ -122,15 +125,22 @@ def probe(
     config = _with_weights(arguments, env)
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
+    rules, temperature = config.teacher.context, config.rollout.temperature
     with open_sampler(config, env) as sampler:
-        return probe_tasks(
+        found = probe_tasks(
             sampler.collector,
             choose_tasks(sampler.env.load("train"), tasks, config.seed),
-            config.teacher.context,
+            rules,
             samples=samples,
-            sampling=sampler.sampling(config, temperature=config.rollout.temperature),
+            sampling=sampler.sampling(config, temperature=temperature),
             seed=config.seed,
+            reach_of=lambda asks: measure_reach(
+                sampler.policy, asks, top_k=support_size(config), temperature=temperature
+            ),
         )
+    assert found.reach is not None
+    advice = (layout_advice(found, rules), divergence_advice(found.reach, config))
+    return replace(found, advice=tuple(each for each in advice if each is not None))
 
 
 def _with_weights(arguments: tuple[str | Path | RunConfig, ...], env: Env | None) -> RunConfig:

@@ -31,6 +31,43 @@ from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
 from sdpo.training.run import open_run
 
+DOORS = """
+import torch
+
+def shown(group, index, others, rng, say=""):
+    solved = [r for r, v in zip(group.rollouts, group.verdicts) if v.solved and r.index != index]
+    said = group.verdicts[index].feedback or ""
+    example = solved[0] if solved else None
+    return {"demonstration": example, "feedback": say + said, "attempt": group.rollouts[index]}
+
+def other_shown(group, index, others, rng):
+    return {"feedback": "Try again."}
+
+def share(metrics, state, rate=0.5):
+    return rate
+
+def other_share(metrics, state):
+    return 0
+
+def rule(group, index, has_context, mix=0.4):
+    return {"pg": mix, "distill": 1 - mix} if has_context else {"pg": mix}
+
+def other_rule(group, index, has_context):
+    return {"pg": 1.0}
+
+def weights(tokens, slope=1.0):
+    return 1.0 + slope * torch.arange(len(tokens))
+
+def other_weights(tokens):
+    return torch.exp(-tokens.teacher_logprob)
+
+def divergence(log_p, log_q, alpha=0.5):
+    return 1 - ((1 - alpha) * log_p + alpha * log_q).exp().sum(-1)
+
+def other_divergence(log_p, log_q):
+    return (log_p.exp() * (log_p - log_q) * (1 + log_p.exp())).sum(-1)
+"""
+"""A module of functions for the plug points."""
 TEMPLATE_SWITCH = "{% if aloud %}(aloud) {% endif %}"
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
 LATE = 6
@@ -68,6 +105,7 @@ def make_world(folder: Path) -> None:
         tokenizer.chat_template = TEMPLATE_SWITCH + tokenizer.chat_template
         tokenizer.save_pretrained(folder / name)
         _model(seed, tokenizer.eos_token_id).save_pretrained(folder / name)
+    (folder / "doors.py").write_text(DOORS)
     options = "What?\n\nA: 1 kg\nB: 2 kg"
     tools = "Tools:\nfind: finds\nParameters: {}\nFind it."
     for number, name in enumerate(("", "other_")):

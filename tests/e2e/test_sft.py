@@ -56,7 +56,7 @@ def run(tmp_path, monkeypatch, *overrides, steps=1):
 
     def sampled(self, requests, sampling):
         weight = next(self._model.parameters()).detach().clone()
-        prompts.append(([request.prompt_ids for request in requests], weight))
+        prompts.append(([r.prompt_ids for r in requests for _ in r.seeds], weight))
         return generate(self, requests, sampling)
 
     monkeypatch.setattr(LocalEngine, "generate", sampled)
@@ -73,7 +73,7 @@ def text(ids):
 def test_only_solved_attempts_of_the_teacher_train_and_without_its_context(tmp_path, monkeypatch):
     judge, (samples,), prompts, rows = run(tmp_path, monkeypatch)
     # Evaluation, the policy, the self-teacher, evaluation.
-    assert [len(batch) for batch, _ in prompts[:2]] == [1, 4]
+    assert [len(batch) for batch, _ in prompts[:2]] == [1, 32]
     assert not any(MARK in text(ids) for ids in prompts[1][0])
     contexts = prompts[2][0]
     assert all(MARK in text(ids) or "correct solution" in text(ids) for ids in contexts)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
+from sdpo.config.custom import CustomConfig
 
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,8 +76,16 @@ class JSDConfig(_SupportConfig):
     """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
 
 
+class CustomDivergenceConfig(_SupportConfig, CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(log_p, log_q, **options)`: log-masses [R, K] of student and teacher over the
+    support; returns D per token [R], or D and p dD/dp [R, K]. Checked against finite differences
+    before the first step."""
+
+
 DivergenceConfig = Annotated[
-    ReverseKLConfig | ForwardKLConfig | ForwardCEConfig | JSDConfig, Field(discriminator="type")
+    ReverseKLConfig | ForwardKLConfig | ForwardCEConfig | JSDConfig | CustomDivergenceConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -103,8 +112,17 @@ class EntropyWeightingConfig(Config):
     """Strength per nat of the teacher's entropy. SRPO: 1."""
 
 
+class CustomWeightingConfig(CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(tokens, **options)`: one distilled rollout (`sdpo.losses.weighting.TaughtTokens`);
+    returns a weight of each of its trained tokens [T], none of them negative."""
+    relative: bool = True
+    """Whether weights are divided by their mean over the whole batch, so that the learning rate
+    keeps its meaning."""
+
+
 WeightingConfig = Annotated[
-    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig,
+    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig | CustomWeightingConfig,
     Field(discriminator="type"),
 ]
 
@@ -173,6 +191,11 @@ class RewardedConfig(_ObjectiveConfig):
 class DistillingConfig(_ObjectiveConfig):
     divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
+    teacher_exponent: NonNegative = 1.0
+    """lambda of the target initial^(1-lambda) teacher^lambda, the initial model in the student's
+    own prompt: above 1 it goes beyond the teacher (ExOPD, 2602.12125), below 1 it stays nearer to
+    where training began (beta-OPSD, 2607.28582). Other than 1: a copy of the weights and a pass
+    more."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
     advantage_clip: PositiveFloat | Literal["off"] = "off"
@@ -204,6 +227,16 @@ class DistillingConfig(_ObjectiveConfig):
                 "importance = 'logit' (Eq. 13) needs granularity = 'logit', "
                 "divergence.type = 'reverse_kl' and a number for divergence.top_k; "
                 "set these, or importance = 'token'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_custom_divergence_clips_itself(self) -> Self:
+        is_clipped = self.advantage_clip != "off" and self.granularity == "logit"
+        if is_clipped and self.divergence.type == "custom":
+            raise ValueError(
+                f"advantage_clip = {self.advantage_clip} bounds the log-ratio inside a built-in "
+                "divergence: leave it 'off' and bound log_q - log_p in your function"
             )
         return self
 
@@ -315,6 +348,12 @@ class SftConfig(_ObjectiveConfig):
     baseline of Table 5."""
 
 
+class CustomObjectiveConfig(DistillingConfig, RewardedConfig, CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(group, index, has_context, **options)`: which component that rollout of a judged
+    group feeds, as {"distill": factor, "pg": factor}; an absent one is not fed."""
+
+
 ObjectiveConfig = Annotated[
     SdpoConfig
     | GrpoConfig
@@ -324,6 +363,7 @@ ObjectiveConfig = Annotated[
     | RlsdConfig
     | RlcsdConfig
     | SdpgConfig
-    | SftConfig,
+    | SftConfig
+    | CustomObjectiveConfig,
     Field(discriminator="type"),
 ]

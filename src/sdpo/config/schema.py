@@ -11,7 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
-from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
+from sdpo.config.objective import (
+    DistillingConfig,
+    Fraction,
+    NonNegative,
+    ObjectiveConfig,
+    SdpoConfig,
+)
 from sdpo.config.teacher import TeacherConfig
 
 
@@ -207,10 +213,12 @@ class RolloutConfig(Config):
 
 class OptimConfig(Config):
     lr: PositiveFloat = 1e-5
-    """AdamW's learning rate, constant after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with
-    it."""
+    """AdamW's learning rate after warm-up. Paper: 1e-5 without rich feedback, 1e-6 with it."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up. Paper: 10 without rich feedback, 0 with it."""
+    decay_steps: NonNegativeInt = 0
+    """Steps after warm-up in which the rate halves: it falls as lr / (1 + t / decay_steps). 0:
+    constant. Paper: 0."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay. Paper: 0.01."""
     grad_clip: PositiveFloat = 1.0
@@ -218,6 +226,10 @@ class OptimConfig(Config):
     updates_per_step: PositiveInt = 1
     """Optimizer updates a step, each on its own share of the step's tasks; more than 1 is
     off-policy. Paper: 1 without rich feedback, 32 (one task each) with it."""
+    passes: PositiveInt = 1
+    """Passes over the step's attempts, each with all of its updates; more than 1 is off-policy.
+    Attempts cost more than updates, so a search or a small budget of attempts gains by 2 to 4.
+    Paper: 1."""
     micro_batch_tokens: PositiveInt = 4096
     """Packed tokens per forward pass; changes memory and speed, never the result."""
     gradient_checkpointing: bool = False
@@ -339,3 +351,17 @@ class RunConfig(Config):
     canaries: CanariesConfig = CanariesConfig()
     log: LogConfig = LogConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _one_mixture_of_targets(self) -> Self:
+        if (
+            isinstance(self.objective, DistillingConfig)
+            and self.objective.teacher_exponent != 1
+            and self.teacher.schedule.type == "trust_region"
+        ):
+            raise ValueError(
+                f"objective.teacher_exponent = {self.objective.teacher_exponent:g} mixes the "
+                "teacher with the initial model, and so does teacher.schedule.type = "
+                "'trust_region': leave the exponent at 1, or take another schedule"
+            )
+        return self

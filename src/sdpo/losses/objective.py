@@ -135,8 +135,8 @@ def objective_loss(
     `student_hidden` [T, D] and `student_head` [V, D] may require grad. `teacher_hidden` [R, D']
     belongs to the first R = `batch.num_taught` tokens. `reference_hidden` [T, D''] is the initial
     model in the student's prompt (KL component); `trust_hidden` [R, D''] the initial model in the
-    teacher's context (trust region); `reference_head` serves both. The `top_n` likeliest tokens are
-    kept where `top_where` [T]. T = 0 and R = 0 give zero loss with a graph.
+    prompt that `spec.trust_prompt` names (mixed targets); `reference_head` serves both. The `top_n`
+    likeliest tokens are kept where `top_where` [T]. T = 0 and R = 0 give zero loss with a graph.
     """
     taught = batch.num_taught
     _check_teacher(batch, teacher_hidden)

@@ -13,7 +13,7 @@ T tokens of the longest of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -204,18 +204,19 @@ def _separate_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Ten
     return torch.cat(rows)
 
 
-def pack_samples(
+def packed_hidden(
     model: PreTrainedModel,
     samples: Sequence[Sample],
     prompt: Callable[[Sample], tuple[int, ...]],
     *,
     budget_tokens: int,
-) -> list[tuple[MicroBatch, list[Sample]]]:
-    """Micro-batches for `model` of `samples`, each after its `prompt`, and the samples of each in
-    the order of its rows; see `pack`."""
+) -> Iterator[tuple[list[Sample], torch.Tensor]]:
+    """`samples`, each after its `prompt`, in micro-batches of `budget_tokens`: the samples of each
+    and their hidden states [R, D], sample after sample; see `pack` and `hidden_rows`. A micro-batch
+    is computed when it is asked for."""
     items = [pack_item(sample, prompt(sample)) for sample in samples]
-    packed = pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model))
-    return [(batch, [samples[index] for index in batch.item_indices]) for batch in packed]
+    for batch in pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model)):
+        yield [samples[index] for index in batch.item_indices], hidden_rows(model, batch)
 
 
 def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:

@@ -313,3 +313,28 @@ def _holder(attempt: Attempt) -> Callable[[Any, Task], Episode]:
         return episode if episode is attempt.episode else attempt.hold(episode)
 
     return read
+
+
+def flatten_turns(
+    rollout: Rollout,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[float, ...]]:
+    """First prompt, everything after it, which of that was sampled, and the sampler's log-probs (0
+    where not sampled).
+
+    The environment's tokens between turns are part of the completion, seen by attention and never
+    trained on.
+    """
+    if not rollout.turns:
+        count = len(rollout.completion_ids)
+        return rollout.prompt_ids, rollout.completion_ids, (True,) * count, rollout.sampler_logprobs
+    first = rollout.turns[0]
+    start = len(first.prompt_ids)
+    ids: list[int] = []
+    mask: list[bool] = []
+    logprobs: list[float] = []
+    for turn in rollout.turns:
+        between = turn.prompt_ids[start + len(ids) :]
+        ids += [*between, *turn.completion_ids]
+        mask += [False] * len(between) + [True] * len(turn.completion_ids)
+        logprobs += [0.0] * len(between) + list(turn.sampler_logprobs)
+    return first.prompt_ids, tuple(ids), tuple(mask), tuple(logprobs)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, assert_never
 
-from sdpo.config.teacher import ContextConfig, TemplatesConfig
+from sdpo.config.teacher import AnyContextConfig, TemplatesConfig
 from sdpo.envs.episodes import turns_of
 from sdpo.records import Message, Rollout
 
@@ -161,7 +161,7 @@ class Sections:
 
 
 def lay_out(
-    task: Sequence[Message], sections: Sections, rules: ContextConfig
+    task: Sequence[Message], sections: Sections, rules: AnyContextConfig
 ) -> tuple[Message, ...]:
     """The teacher's conversation, which ends with a user turn."""
     if sections.is_empty:

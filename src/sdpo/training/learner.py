@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Solving, reference_answers
 from sdpo.errors import ConfigError
 from sdpo.inspection.tokens import choose_inspected
@@ -34,7 +35,7 @@ from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
@@ -79,8 +80,9 @@ class Learner:
         """Steps completed; with `seed` it decides the random numbers of the next."""
         self.model = sampler.policy.model
         self.optimizer = Optimizer(config.optim, self.model)
+        keep_initial = config.objective.kl_coefficient > 0 or mixes_with_initial(config.objective)
         self.schedule = TeacherSchedule(
-            config.teacher.schedule, self.model, keep_initial=config.objective.kl_coefficient > 0
+            config.teacher.schedule, self.model, keep_initial=keep_initial
         )
         self._num_updates_followed = 0
         """Updates that the self-teacher has followed."""
@@ -89,18 +91,18 @@ class Learner:
         self._seed = seed
         self._num_inspected = num_inspected
         self._parallel = parallel
-        if config.teacher.context.demonstration == "reference" and not isinstance(
-            sampler.env, Solving
-        ):
+        context = config.teacher.context
+        wants_reference = (
+            isinstance(context, ContextConfig) and context.demonstration == "reference"
+        )
+        if wants_reference and not isinstance(sampler.env, Solving):
             raise ConfigError(
                 "teacher.context.demonstration = 'reference' needs an environment with solutions "
                 "(reference_answer(task)), and this one has none; take 'random'"
             )
         self._builder = SampleBuilder(
             chat=sampler.chat,
-            rules=for_own_answers(config.teacher.context)
-            if isinstance(config.objective, SftConfig)
-            else config.teacher.context,
+            rules=for_own_answers(context) if isinstance(config.objective, SftConfig) else context,
             objective=config.objective,
             rule=routing_rule(config.objective),
             reference_answer=reference_answers(sampler.env),
@@ -179,12 +181,11 @@ class Learner:
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """End the step: the self-teacher follows the policy as its schedule says, which may depend
         on the step's `metrics`; `teacher/refreshed` is 1 when it was replaced by the policy."""
-        moved = self.optimizer.num_updates != self._num_updates_followed
         refreshed = self.schedule.after_step(
             self.model,
-            self.optimizer.masters if moved else {},
-            mean_reward=metrics["train/reward"],
-            length_p90=metrics["rollouts/length_p90"],
+            self.optimizer.masters,
+            metrics,
+            has_moved=self.optimizer.num_updates != self._num_updates_followed,
         )
         self._num_updates_followed = self.optimizer.num_updates
         self.optimizer.num_steps += 1

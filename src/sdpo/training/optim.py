@@ -52,10 +52,11 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The rate of this step's updates: linear warm-up over steps, then constant."""
-        warmup = self._config.warmup_steps
+        """The rate of this step's updates: linear warm-up over steps t, then lr / (1 + t / d)."""
+        warmup, decay = self._config.warmup_steps, self._config.decay_steps
         ramp = min(1.0, (self.num_steps + 1) / warmup) if warmup else 1.0
-        return self._config.lr * self.lr_scale * ramp
+        fall = 1 + max(0, self.num_steps - warmup) / decay if decay else 1.0
+        return self._config.lr * self.lr_scale * ramp / fall
 
     @property
     def masters(self) -> Mapping[str, torch.Tensor]:

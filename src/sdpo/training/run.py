@@ -30,6 +30,7 @@ from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.custom import check_custom
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.lengths import check_lengths
 from sdpo.training.rollback import CURE, EvaluationHistory
@@ -364,12 +365,13 @@ def open_run(
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
     check_can_sample(config)
+    check_custom(config)
     parallel = start_parallel()
     run_dir = Path(config.run)
     with ExitStack() as stack:
         if parallel.is_main:
             stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(env))
+            open_run_dir(config, run_facts(config, env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
         check_lengths(sampler, config, splits=("train", "eval"))

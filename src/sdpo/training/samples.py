@@ -10,7 +10,7 @@ from itertools import islice
 
 from sdpo.chat import Chat
 from sdpo.config.objective import DistillingConfig, ObjectiveConfig, RlcsdConfig
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
 from sdpo.records import (
@@ -24,6 +24,7 @@ from sdpo.records import (
     Turn,
     Verdict,
 )
+from sdpo.rollouts.episodes import flatten_turns
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.training.objectives import divides_by_std, reads_contexts
@@ -46,7 +47,7 @@ class SampleBuilder:
     """
 
     chat: Chat
-    rules: ContextConfig
+    rules: AnyContextConfig
     objective: ObjectiveConfig
     rule: Rule
     reference_answer: Callable[[Task], str | None]
@@ -127,7 +128,9 @@ class SampleBuilder:
             rollouts=(group.rollouts[index], group.rollouts[wrong]),
             verdicts=(Verdict(reward=0.0, solved=False), Verdict(reward=1.0, solved=True)),
         )
-        rules = self.rules.model_copy(update={"demonstration": "random", "control": "none"})
+        rules = self.rules
+        if isinstance(rules, ContextConfig):
+            rules = rules.model_copy(update={"demonstration": "random", "control": "none"})
         return teacher_contexts(pair, rules, random.Random(0), Reading.of(self.chat))[0]
 
 
@@ -209,28 +212,3 @@ def _teacher_completion(
         mask += [True] * len(turn.completion_ids)
         previous = turn
     return tuple(ids), tuple(mask)
-
-
-def flatten_turns(
-    rollout: Rollout,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[float, ...]]:
-    """First prompt, everything after it, which of that was sampled, and the sampler's log-probs (0
-    where not sampled).
-
-    The environment's tokens between turns are part of the completion, seen by attention and never
-    trained on.
-    """
-    if not rollout.turns:
-        count = len(rollout.completion_ids)
-        return rollout.prompt_ids, rollout.completion_ids, (True,) * count, rollout.sampler_logprobs
-    first = rollout.turns[0]
-    start = len(first.prompt_ids)
-    ids: list[int] = []
-    mask: list[bool] = []
-    logprobs: list[float] = []
-    for turn in rollout.turns:
-        between = turn.prompt_ids[start + len(ids) :]
-        ids += [*between, *turn.completion_ids]
-        mask += [False] * len(between) + [True] * len(turn.completion_ids)
-        logprobs += [0.0] * len(between) + list(turn.sampler_logprobs)
-    return first.prompt_ids, tuple(ids), tuple(mask), tuple(logprobs)

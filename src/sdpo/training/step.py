@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdpo.config.objective import ObjectiveConfig
+from sdpo.config.objective import ObjectiveConfig, ScSdpoConfig
 from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
@@ -26,12 +26,13 @@ from sdpo.metrics.sampler_gap import add_sampler_gap
 from sdpo.metrics.values import Last, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
-from sdpo.models.packing import MicroBatch, hidden_rows, pack_samples
+from sdpo.models.packing import packed_hidden
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch, teacher_first
+from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
+from sdpo.training.objectives import token_weighting
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
@@ -86,7 +87,8 @@ class Updater:
         self.schedule = schedule
         self._tokenizer = tokenizer
         self._config = config
-        self._objective = objective
+        self._weighting = token_weighting(objective)
+        self._by_success_rate = isinstance(objective, ScSdpoConfig)
         self._parallel = parallel
 
     def step(
@@ -97,8 +99,8 @@ class Updater:
         where: str,
         inspect: frozenset[Key] = frozenset(),
     ) -> StepResult:
-        """All updates of a step. `updates` are this rank's samples of each update; `inspect` are
-        the rollouts whose credit is kept.
+        """All updates of a step, `optim.passes` times. `updates` are this rank's samples of each
+        update; `inspect` are the rollouts whose credit in the first pass is kept.
 
         Raises `NonFiniteLossError` naming `where` and the tasks, before the weights change.
         """
@@ -110,28 +112,29 @@ class Updater:
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
         result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
+        passes = self._config.passes
         old = self._old_policy([part for part, _ in counted], spec)
-        for number, (part, denominators) in enumerate(counted):
+        # A teacher that stands still during a step need not read an attempt twice.
+        keeps = passes > 1 and self.schedule.weights is not None
+        targets: list[Targets | None] = [None] * len(counted)
+        for number, (index, (part, denominators)) in enumerate([*enumerate(counted)] * passes):
             batch = _Batch(
                 is_first=number == 0,
                 denominators=denominators,
-                share=1.0 / len(counted),
+                share=1.0 / (len(counted) * passes),
                 spec=spec,
                 old=old,
                 where=where,
-                inspect=inspect,
+                inspect=inspect if number < len(counted) else frozenset(),
             )
-            self._update(part, batch, result)
+            active = [sample for sample in part if spec.trains(sample)]
+            scored = targets[index] or self._score(active, spec, result)
+            targets[index] = scored if keeps else None
+            self._update(active, scored, batch, result)
         return result
 
-    def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
-        """Counts of one update over all ranks."""
-        counts = count_denominators(samples, spec)
-        return Denominators(*self._parallel.sum([counts.routed, counts.kl]))
-
-    def _update(self, samples: Sequence[Sample], batch: _Batch, result: StepResult) -> None:
-        spec = batch.spec
-        active = [sample for sample in samples if spec.trains(sample)]
+    def _score(self, active: Sequence[Sample], spec: ObjectiveSpec, result: StepResult) -> Targets:
+        """What the loss compares the student with."""
         start = time.perf_counter()
         targets = score_targets(
             self.model,
@@ -142,8 +145,26 @@ class Updater:
         )
         finish(self.model.device)
         result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
-        weights = distill_weights(active, targets, self._objective, spec, self._parallel)
-        packed = pack_samples(
+        return targets
+
+    def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:
+        """Counts of one update over all ranks."""
+        counts = count_denominators(samples, spec)
+        return Denominators(*self._parallel.sum([counts.routed, counts.kl]))
+
+    def _update(
+        self, active: Sequence[Sample], targets: Targets, batch: _Batch, result: StepResult
+    ) -> None:
+        spec = batch.spec
+        weights = distill_weights(
+            active,
+            targets,
+            self._weighting,
+            spec,
+            self._parallel,
+            by_success_rate=self._by_success_rate,
+        )
+        packed = packed_hidden(
             self.model,
             active,
             lambda sample: sample.prompt_ids,
@@ -151,8 +172,8 @@ class Updater:
         )
         problem = ""
         with self.optimizer.accumulating():
-            for micro_batch, chosen in packed:
-                problem = self._micro_batch(micro_batch, chosen, targets, weights, batch, result)
+            for chosen, hidden in packed:
+                problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
                 if problem:
                     break
         # All ranks stop together; one that raised alone would leave the others waiting for it.
@@ -160,31 +181,30 @@ class Updater:
             self.optimizer.clear()
             raise NonFiniteLossError(problem)
         result.metrics.add("optim/lr", Last(self.optimizer.lr))
-        tasks = ", ".join(dict.fromkeys(sample.task_id for sample in samples))
+        tasks = ", ".join(dict.fromkeys(sample.task_id for sample in active))
         norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
         result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
 
     def _micro_batch(
         self,
-        micro_batch: MicroBatch,
         samples: Sequence[Sample],
+        hidden: torch.Tensor,
         targets: Targets,
         weights: Mapping[Key, torch.Tensor],
         batch: _Batch,
         result: StepResult,
     ) -> str:
-        """Forward, loss and backward of one micro-batch; gradients are added to the optimizer's
-        sums. Empty, or the message of a loss that is not finite."""
-        hidden = hidden_rows(self.model, micro_batch)
-        samples, hidden = teacher_first(samples, hidden, targets.teacher)
+        """Loss and backward of one micro-batch with its `hidden` [T, D]; gradients are added to
+        the optimizer's sums. Empty, or the message of a loss that is not finite."""
+        samples, hidden, columns = fill_batch(samples, hidden, targets, weights, batch.old)
         inspected = {sample.key for sample in samples} & batch.inspect
         loss = objective_loss(
             hidden,
             lm_head(self.model),
             _stack(samples, targets.teacher),
             targets.teacher_head,
-            fill_batch(samples, targets, weights, batch.old, self.model.device),
+            columns,
             batch.spec,
             batch.denominators,
             reference_hidden=_stack(samples, targets.reference),
@@ -252,10 +272,11 @@ class Updater:
     ) -> dict[Key, OldPolicy]:
         """What the weights at the start of the step think of the samples whose loss reads it.
 
-        The first update trains these very weights, so its ratios are 1 without a pass; the support
-        of Eq. 13 must be looked up for it too.
+        The first update trains these very weights, so its ratios are 1 without a pass, unless it
+        is repeated; the support of Eq. 13 must be looked up for it too.
         """
-        with_logprobs = {s.key for part in updates[1:] for s in part if spec.reads_old(s)}
+        later = updates[1:] if self._config.passes == 1 else updates
+        with_logprobs = {s.key for part in later for s in part if spec.reads_old(s)}
         with_support = {
             s.key for part in updates for s in part if spec.needs_old_support and spec.is_taught(s)
         }

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sdpo.losses.head.logits import LmHead, token_statistics
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.head import head_of, lm_head
-from sdpo.models.packing import hidden_rows, pack_samples
+from sdpo.models.packing import packed_hidden
 from sdpo.models.weights import applied
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
@@ -41,7 +41,8 @@ class Targets:
     """Teacher's hidden states [R, D] of distilled samples."""
     teacher_head: LmHead
     trust: dict[Key, torch.Tensor]
-    """Initial model's hidden states in the teacher's context; empty without a trust region."""
+    """Initial model's hidden states in the teacher's context, or in the student's prompt; empty
+    unless the target mixes with them."""
     reference: dict[Key, torch.Tensor]
     """Initial model's hidden states in the student's own prompt; empty without a KL to it."""
     initial_head: LmHead | None
@@ -62,7 +63,8 @@ def score_targets(
 ) -> Targets:
     """What the loss compares the student with, for `samples`, all of which train. Only taught
     samples (`ObjectiveSpec.is_taught`) have a teacher entry."""
-    read = [s.as_taught for s in samples if spec.is_taught(s)]
+    taught = [s for s in samples if spec.is_taught(s)]
+    read = [s.as_taught for s in taught]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
@@ -75,13 +77,16 @@ def score_targets(
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
-    if schedule.trust is not None or spec.needs_initial:
+    if spec.trust is not None or spec.needs_initial:
         assert schedule.initial is not None
         with applied(model, schedule.initial):
-            if schedule.trust is not None:
-                trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
+            if spec.trust is not None and spec.trust_prompt == "teacher":
+                trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
+            elif spec.trust is not None:
+                trust = {s.key: reference[s.key] for s in taught if s.key in reference}
+                trust = trust or hidden(taught, lambda s: s.prompt_ids)
     return Targets(
         teacher=teacher,
         teacher_head=head_of(model, schedule.weights),
@@ -101,8 +106,7 @@ def hidden_states(
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
     budget = budget_tokens * _BUDGET_WITHOUT_GRAPH
-    for micro_batch, packed in pack_samples(model, samples, prompt, budget_tokens=budget):
-        rows = hidden_rows(model, micro_batch)
+    for packed, rows in packed_hidden(model, samples, prompt, budget_tokens=budget):
         yield from zip(packed, rows.split([s.num_trained for s in packed]), strict=True)
 
 

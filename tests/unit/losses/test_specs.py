@@ -30,7 +30,7 @@ PG = {"kind": "grpo", "normalization": "token"}
         ({"support": "teacher", "top_k": None}, "top_k a number"),
         ({"support": "union", "importance": "logit"}, "support must be 'student'"),
         ({"granularity": "word"}, "granularity"),
-        ({"trust": 1.5}, "trust"),
+        ({"trust": -0.5}, "trust"),
         ({"importance": "logit", "top_k": None}, "top_k"),
         ({"importance": "logit", "divergence": "jsd", "beta": 0.5}, "Eq. 13"),
         ({"importance": "logit", "granularity": "token"}, "Eq. 13"),

@@ -120,9 +120,12 @@ def test_what_outlives_a_pass_is_there_before_it():
     assert kept() == moments
 
 
-def test_warmup_is_linear_then_constant():
+@pytest.mark.parametrize(
+    ("decay", "last"), [(0, [1.0, 1.0, 1.0]), (1, [1.0, 1 / 2, 1 / 3]), (2, [1.0, 2 / 3, 1 / 2])]
+)
+def test_warmup_is_linear_then_the_rate_is_constant_or_falls(decay, last):
     model = module()
-    optimizer = Optimizer(OptimConfig(lr=1.0, warmup_steps=4), model)
+    optimizer = Optimizer(OptimConfig(lr=1.0, warmup_steps=3, decay_steps=decay), model)
     rates = []
     for _ in range(6):
         rates.append(optimizer.lr)
@@ -130,7 +133,7 @@ def test_warmup_is_linear_then_constant():
             backward(model)
         optimizer.update(Parallel(), where="test")
         optimizer.num_steps += 1
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, *last])
 
 
 def test_non_finite_gradient_changes_nothing_and_names_the_place():
