@@ -1,6 +1,7 @@
 """What a setting names outside the package: `package.module:name` or `folder/file.py:name`.
 
-A module is imported once in a process; its file's hash is what a run records of it.
+A module is imported once in a process, or anew for another run when its file has changed; the hash
+of what was imported is what a run records.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -19,7 +19,17 @@ from typing import Any
 from sdpo.errors import ConfigError
 
 _HASHES: dict[str, str] = {}
-"""Of each file when this process first looked at it."""
+"""Of each file when this process imported it, or first looked at it."""
+_FILES: dict[str, str] = {}
+"""Module of each file that was named as a file."""
+
+
+def forget_changed_files() -> None:
+    """From now on a file that was named as a file and has changed is imported anew. For the start
+    of a run: within one, everything must stay what it was."""
+    for file, name in list(_FILES.items()):
+        if not Path(file).is_file() or _hash(Path(file).read_bytes()) != _HASHES[file]:
+            del sys.modules[name], _HASHES[file], _FILES[file]
 
 
 def load_object(key: str, path: str) -> object:
@@ -67,21 +77,23 @@ def source_of(key: str, path: str) -> dict[str, str]:
     file = _module(key, path).__file__
     if file is None:  # A namespace package has no file, and nothing that could be named in it.
         return {"path": path, "file": "", "sha256": ""}
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    if _HASHES[file] != digest:
+    if _HASHES[file] != _hash(Path(file).read_bytes()):
         raise ConfigError(
             f"{key} = {path!r}: {file} has changed since this process imported it; start a new one"
         )
-    return {"path": path, "file": file, "sha256": digest}
+    return {"path": path, "file": file, "sha256": _HASHES[file]}
 
 
 def _module(key: str, path: str) -> ModuleType:
     source = path.rpartition(":")[0]
     module = _load_file(key, path) if source.endswith(".py") else _load(key, path)
     if module.__file__ is not None and module.__file__ not in _HASHES:
-        content = Path(module.__file__).read_bytes()
-        _HASHES[module.__file__] = hashlib.sha256(content).hexdigest()
+        _HASHES[module.__file__] = _hash(Path(module.__file__).read_bytes())
     return module
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _load(key: str, path: str) -> ModuleType:
@@ -118,17 +130,18 @@ def _load_file(key: str, path: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     # Not under its own name: a user's `json.py` must not become everyone's `json`.
-    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
-    name = f"sdpo_custom_{file.stem}_{place}"
+    where = str(file.resolve())
+    name = f"sdpo_custom_{file.stem}_{_hash(where.encode())[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    content = file.read_bytes()
+    module = ModuleType(name)
+    module.__file__ = where
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # Compiled from the very bytes that are hashed: a cached file is told from another by size
+        # and the second it was written in.
+        exec(compile(content, where, "exec"), vars(module))
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, ModuleNotFoundError):
@@ -136,4 +149,5 @@ def _load_file(key: str, path: str) -> ModuleType:
                 f"{key} = {path!r}: {file} imports {error.name!r}, which is not installed"
             ) from error
         raise
+    _HASHES[where], _FILES[where] = _hash(content), name
     return module

@@ -213,6 +213,8 @@ def _divisor(spec: ObjectiveSpec) -> str:
     routed = " or ".join(name for name, part in components.items() if part is not None)
     if spec.pg is None:
         return f"tokens routed to {routed}"
+    if not spec.pg.counts_flat_groups:
+        routed += ", without those that only a flat group's rewards could teach,"
     return {
         "token": f"tokens routed to {routed}",
         "sequence": f"rollouts routed to {routed}, each the mean of its tokens,",

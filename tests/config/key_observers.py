@@ -118,6 +118,12 @@ def make_world(folder: Path) -> None:
         }  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
+            "contests": [
+                {"question_id": str(m), "question_content": "Print 1.", "starter_code": "",
+                 "contest_date": f"2025-0{m}-02T00:00:00", "private_test_cases": "[]",
+                 "public_test_cases": '[{"input": "", "output": "1", "testtype": "stdin"}]'}
+                for m in (1, 2, 6)
+            ],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
             "sql": [
                 {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",
@@ -137,6 +143,9 @@ def make_world(folder: Path) -> None:
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
+        (folder / f"{name}holdout.toml").write_text(
+            f"[env]\ntype = 'custom'\npath = '{folder}/{name}custom.py:ENV'\n"
+        )
         (folder / f"{name}custom.py").write_text(
             f"import sdpo\nENV = sdpo.env(['say {number}'], lambda task, rollout: 0.0)\n"
         )
@@ -185,7 +194,7 @@ REWARDS = (
 )
 
 
-def learned(config: RunConfig) -> Any:
+def learned(config: RunConfig, table: Any = REWARDS) -> Any:
     """Losses and weights after `config.steps` steps of a real run on written attempts; rewards
     rise from step to step."""
     facts: list[Any] = []
@@ -195,7 +204,7 @@ def learned(config: RunConfig) -> Any:
         for step in range(config.steps):
             groups = []
             for number, task in enumerate(tasks):
-                rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
+                rewards = table[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
             groups = run.learner.with_contexts(groups)
@@ -207,6 +216,11 @@ def learned(config: RunConfig) -> Any:
         weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
+
+
+def learned_beside_flat(config: RunConfig) -> Any:
+    """As `learned`, with a group of equal rewards."""
+    return learned(config, (REWARDS[0], [0.0] * 4, *REWARDS[2:]))
 
 
 # --- whole runs ------------------------------------------------------------------------------

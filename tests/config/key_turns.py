@@ -15,6 +15,7 @@ from key_observers import (
     judge_calls,
     judged,
     learned,
+    learned_beside_flat,
     loaded,
     mirrored,
     placed,
@@ -100,11 +101,15 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    "LoraConfig.options": turn("{{target_modules = ['q_proj']}}", observe=loaded),
     "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
     "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),
     "JudgingConfig.concurrency": turn("2", "env.retries=0", observe=judge_calls),
     "JudgingConfig.max_unjudged": turn("0.05", "env.retries=0", observe=judge_calls),
     "CodeEnvConfig.tasks": turn("{folder}/other_code.jsonl", observe=judged),
+    "CodeEnvConfig.contest_dates": turn(
+        '["2025-02-01", "2025-05-01"]', "env.tasks={folder}/contests.jsonl", observe=judged
+    ),
     "CodeEnvConfig.worked_example": turn("true", observe=judged),
     "CodeEnvConfig.sandbox": turn("auto", observe=isolated),
     "CodeEnvConfig.reward": turn("fraction", observe=judged),
@@ -194,6 +199,7 @@ TURNS = {
     "EvalConfig.samples": turn("2", observe=trained_single_turn),
     "EvalConfig.max_tasks": turn("2", observe=trained_single_turn),
     "EvalConfig.probe_tasks": turn("2", observe=trained_single_turn),
+    "EvalConfig.holdout": turn('["{folder}/holdout.toml"]', observe=trained_single_turn),
     "EvalConfig.temperature": turn("1.5", observe=trained_single_turn),
     "EvalConfig.top_p": turn("0.01", observe=trained_single_turn),
     "CheckpointConfig.every": turn("1", observe=trained_single_turn),
@@ -236,6 +242,9 @@ TURNS = {
     "_SurrogateConfig.ratio_cap": turn("0.5"),
     "_SurrogateConfig.normalization": turn("fixed"),
     "_SurrogateConfig.std": turn(TOGGLE),
+    "_SurrogateConfig.flat_groups": turn(
+        "excluded", "teacher.context.feedback=never", observe=learned_beside_flat
+    ),
     "_ObjectiveConfig.kl_coefficient": turn("0.3"),
     "DistillingConfig.teacher_exponent": turn("1.5"),
     "DistillingConfig.granularity": turn("token"),

@@ -78,9 +78,8 @@ def turn_of(key: Key) -> Turn | None:
     return None
 
 
-MOST_KEYS = 123
-"""112, the exponent of mixed targets, and what opens the five plug points to functions of the
-user's own: path and options of each, and whether weights are relative."""
+MOST_KEYS = 160
+"""Over all variants, the wording of templates aside."""
 
 ALL = list(keys())
 LEAVES = [key for key in ALL if not key.variants]

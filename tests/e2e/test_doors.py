@@ -187,17 +187,27 @@ def test_a_run_was_continued_with_another_function(world):
     write("recipe.toml", recipe)
     sdpo.train("recipe.toml", *world("run", "steps=1"))
     write(file, code.replace("> 0", "< 0"))
-    with pytest.raises(ConfigError, match=r"weights\.py has changed since"):
+    with pytest.raises(ConfigError, match=r"weights\.py has changed since run = 'run' began"):
         sdpo.train("recipe.toml", *world("run"))
     write(file, code)
-    record = Path("run/config.json")
-    text = record.read_text()
-    digest = json.loads(text)["custom"]["objective.weighting"]["sha256"]
-    record.write_text(text.replace(digest, "0" * 64))
-    with pytest.raises(ConfigError, match=r"changed since run = 'run' began \(SHA-256 000000"):
-        sdpo.train("recipe.toml", *world("run"))
-    record.write_text(text)
     sdpo.train("recipe.toml", *world("run"))
+    assert rows("run")[-1]["step"] == 3
+
+
+def test_the_second_run_of_a_process_took_the_functions_of_the_first(world):
+    write("own.py", "def share(metrics, state): return 1")
+    setting = "teacher.schedule={type='custom', path='own.py:share'}"
+    sdpo.train(*world("first", setting))
+    write("own.py", "def share(metrics, state): return 0")
+    sdpo.train(*world("second", setting))
+    sdpo.train(*world("frozen", "teacher.schedule.type=frozen"))
+    assert rows("second") == rows("frozen")
+    assert rows("second") != rows("first")
+    write("named.py", "def share(metrics, state): return 0")
+    sdpo.train(*world("third", "teacher.schedule={type='custom', path='named:share'}"))
+    write("named.py", "def share(metrics, state): return 1")
+    with pytest.raises(ConfigError, match="start a new one"):
+        sdpo.train(*world("fourth", "teacher.schedule={type='custom', path='named:share'}"))
 
 
 def test_a_search_learns_with_a_function(world):

@@ -76,6 +76,12 @@ OBJECTIVES = {
     "cispo": ("objective.type=grpo", "objective.policy_gradient.type=cispo"),
     "hybrid gspo": ("objective.type=hybrid", "objective.policy_gradient.type=gspo"),
     "hybrid": ("objective.type=hybrid", "objective.mix=0.3"),
+    "grpo without flat": ("objective.type=grpo", "objective.policy_gradient.flat_groups=excluded"),
+    "hybrid without flat": (
+        "objective.type=hybrid",
+        "objective.policy_gradient={flat_groups='excluded', normalization='fixed'}",
+    ),
+    "srpo without flat": ("objective.type=srpo", "objective.policy_gradient.flat_groups=excluded"),
     "srpo": ("objective.type=srpo",),
     "rlsd": ("objective.type=rlsd",),
     "rlcsd": ("objective.type=rlcsd", "objective.tau=0.5"),

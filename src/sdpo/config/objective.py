@@ -135,6 +135,10 @@ class _SurrogateConfig(Config):
     rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
     std: bool = False
     """Whether advantages are divided by the group's standard deviation. Paper: false."""
+    flat_groups: Literal["counted", "excluded"] = "counted"
+    """Whether attempts whose group has equal rewards, and which nothing but the reward could teach,
+    count in the denominator. Counted, the many flat groups of hard tasks shrink the gradient of the
+    others. Paper's code: counted."""
 
 
 class GrpoSurrogateConfig(_SurrogateConfig):
@@ -298,18 +302,20 @@ class HybridConfig(DistillingConfig, RewardedConfig):
 class SrpoConfig(DistillingConfig, RewardedConfig):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
-    (2604.02288)."""
+    (2604.02288). Its own teacher is SDPO's, the default of `teacher.schedule`."""
     weighting: WeightingConfig = EntropyWeightingConfig()
 
 
 class ScSdpoConfig(DistillingConfig):
     type: Literal["sc_sdpo"] = "sc_sdpo"
-    """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
+    """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765), with SDPO's
+    teacher."""
 
 
 class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
-    """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
+    """Policy gradient whose size, never sign, follows the teacher (2604.03128). Its own teacher is
+    the current policy: teacher.schedule.type = "live"."""
     mix: Fraction = 0.5
     """lambda: share of the advantage that the teacher modulates; decays to 0."""
     decay_steps: PositiveInt = 50
@@ -320,7 +326,9 @@ class RlsdConfig(RewardedConfig):
 
 class RlcsdConfig(RewardedConfig):
     type: Literal["rlcsd"] = "rlcsd"
-    """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
+    """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709). Its
+    own teacher is teacher.schedule.type = "snapshot"."""
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(eps_high=0.2)
     scale: PositiveFloat = 1.0
     """beta: size of the contrast term."""
     mix: Fraction = 0.5
@@ -334,7 +342,7 @@ class RlcsdConfig(RewardedConfig):
 class SdpgConfig(DistillingConfig, RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
-    (2606.04036)."""
+    (2606.04036). Its own teacher is the current policy: teacher.schedule.type = "live"."""
     divergence: DivergenceConfig = ReverseKLConfig(top_k="all")
     policy_gradient: SurrogateConfig = GrpoSurrogateConfig(std=True)
     coefficient: NonNegative = 1e-3

@@ -36,9 +36,11 @@ from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
+from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
+from sdpo.training.prompts import record_conditions
+from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -84,7 +86,7 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
-        if line := record_judging(run_dir, sampler.env):
+        for line in record_conditions(run_dir, sampler):
             say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
@@ -173,6 +175,7 @@ def _initial(
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
+    check_solutions(sampler.env, load_tasks(sampler.env, config), config)
     make_trainable(sampler.policy.model, config.optim)
     return copy_weights(sampler.policy.model)
 

@@ -117,7 +117,7 @@ class CheckReport:
     skipped: int
     """Tasks without a reference to check."""
     notes: tuple[str, ...] = ()
-    """What `sdpo check` found out besides; an environment leaves it empty."""
+    """What was found out besides, one line each."""
 
 
 Judge = Callable[[Task, Rollout], Judgement | Awaitable[Judgement]]

@@ -7,7 +7,7 @@ import inspect
 from typing import assert_never
 
 from sdpo.config import schema
-from sdpo.custom import load_object
+from sdpo.custom import forget_changed_files, load_object
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 
@@ -45,6 +45,7 @@ def open_env(config: schema.EnvConfig) -> Env:
 def _custom_env(path: str) -> Env:
     """The object at `package.module:Name` or `folder/file.py:Name`, or what it returns when
     called."""
+    forget_changed_files()
     found = load_object("env.path", path)
     # A class has `load` and `judge` too, so it would pass for an instance.
     if inspect.isclass(found) or (callable(found) and not isinstance(found, Env)):

@@ -28,6 +28,7 @@ from sdpo.inspection.reach import Reach
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 
@@ -138,17 +139,15 @@ def probe_tasks(
     of which samples its share and returns the same probe. A teacher plays an episode of its own
     after its context, so what was said about single turns stands in the context's beginning.
     """
-    groups, again = (
-        parallel.gather_shares(
-            collector.collect(
-                parallel.share(tasks),
-                group_size=samples,
-                sampling=sampling,
-                seed=derive(seed, "probe", which),
-            ).groups
+
+    def student_round(which: str) -> list[Group]:
+        seeds = derive(seed, "probe", which)
+        made = collector.collect(
+            tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
         )
-        for which in ("student", "student again")
-    )
+        return gather_groups(made.groups, parallel, count=len(tasks))
+
+    groups, again = student_round("student"), student_round("student again")
     # A task counts where both rounds have a judged attempt at it.
     student = {group.task.id: group.solved_rate for group in again if group.rollouts}
     groups = [group for group in groups if group.rollouts and group.task.id in student]

@@ -83,15 +83,19 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
     """Counts of this rank's share of the optimizer batch; sum them over ranks before use.
 
     One count serves distillation and policy gradient: the trained tokens of samples that are fed to
-    either (flat groups included), or, as the policy gradient is normalised, the number of these
-    samples (`sequence`) or number x length (`fixed`). KL counts every trained token of every
-    sample.
+    either, or, as the policy gradient is normalised, the number of these samples (`sequence`) or
+    number x length (`fixed`). Samples of flat groups that only the policy gradient is fed count
+    unless the spec leaves them out. KL counts every trained token of every sample.
     """
     routed = kl = 0.0
     for sample in samples:
         tokens = sample.num_trained
         is_distilled = sample.is_distilled and spec.distill is not None
-        is_rewarded = sample.is_rewarded and spec.pg is not None
+        is_rewarded = (
+            sample.is_rewarded
+            and spec.pg is not None
+            and (spec.pg.counts_flat_groups or not sample.is_flat)
+        )
         if tokens and (is_distilled or is_rewarded):
             routed += _count(spec.pg, tokens)
         kl += tokens * (spec.kl is not None)

@@ -95,6 +95,8 @@ def reference_counts(samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[str
         weights = sample.component_weights
         is_distilled = weights.get("distill") and sample.teacher_prompt_ids is not None
         is_rewarded = weights.get("pg")
+        if spec.pg and sample.is_flat and not spec.pg.counts_flat_groups:
+            is_rewarded = None  # All advantages are 0; the paper's code counts these tokens too.
         if length and ((spec.distill and is_distilled) or (spec.pg and is_rewarded)):
             if spec.pg is None or spec.pg.normalization == "token":  # tokens (Eq. 12)
                 routed += length

@@ -15,13 +15,17 @@ from sdpo.config.schema import JudgingConfig
 from sdpo.engines.base import Engine, Sampling
 from sdpo.envs.base import Env
 from sdpo.envs.episodes import turns_of
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.rollouts.episodes import Attempt, Player
 from sdpo.rollouts.judging import DEFAULTS
+from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
 
 Result = tuple[Rollout, Verdict]
 """An attempt with its verdict."""
+
+_ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,28 +66,35 @@ class Collector:
     judging: JudgingConfig = DEFAULTS
 
     def collect(
-        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
+        self,
+        tasks: Sequence[Task],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed: int,
+        parallel: Parallel = _ALONE,
     ) -> Collected:
         """A group of `group_size` attempts at each task, in order, without those that could not be
-        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty.
+        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty. Of several
+        ranks each makes its share, which `gather_groups` puts together.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
         tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
         `JudgeError` (`judge_all` says when).
         """
         start = time.perf_counter()
+        wanted = share_attempts(tasks, group_size, parallel)
+        prompts = self._prompts([task for task, _ in wanted])
         attempts = [
             Attempt(task=task, index=index, prompt_ids=prompt, read_ids=prompt)
-            for task, prompt in zip(tasks, self._prompts(tasks), strict=True)
-            for index in range(group_size)
+            for (task, indices), prompt in zip(wanted, prompts, strict=True)
+            for index in indices
         ]
         played = self._player.play(
             attempts, sampling, lambda a, number: derive(seed, a.task.id, a.index, number)
         )
-        groups = [
-            _group(task, played.results[i * group_size : (i + 1) * group_size])
-            for i, task in enumerate(tasks)
-        ]
+        results = iter(played.results)
+        groups = [_group(task, [next(results) for _ in indices]) for task, indices in wanted]
         return Collected(
             groups=groups,
             num_sampled=len(attempts),

@@ -170,14 +170,15 @@ class Player:
     ) -> None:
         """One more completion of every attempt."""
 
-        def prompt(attempt: Attempt) -> tuple[tuple[int, ...], int]:
+        def prompt(attempt: Attempt) -> tuple[int, tuple[int, ...], int]:
             room = sampling.max_new_tokens - len(attempt.played_ids)
-            return attempt.read_ids + attempt.played_ids, room
+            # A task that was drawn twice makes two requests, as other tasks do.
+            return id(attempt.task), attempt.read_ids + attempt.played_ids, room
 
         groups = [(key, list(group)) for key, group in itertools.groupby(active, prompt)]
         requests = [
             GenerationRequest(prompt_ids=ids, seeds=tuple(map(seed_of, group)), max_new_tokens=room)
-            for (ids, room), group in groups
+            for (_, ids, room), group in groups
         ]
         found = self.engine.generate(requests, sampling)
         for (_, group), completions in zip(groups, found, strict=True):

@@ -86,7 +86,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             engine=open_engine(config, policy),
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
-            max_turns=_max_turns(own_env, config.rollout.max_turns),
+            max_turns=max_turns(own_env, config.rollout.max_turns),
             judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
@@ -95,7 +95,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             own_env.close()
 
 
-def _max_turns(env: Env, wanted: int | Literal["env"]) -> int:
+def max_turns(env: Env, wanted: int | Literal["env"]) -> int:
     """Completions per attempt. Raises `ConfigError` when neither side says how many."""
     if not isinstance(env, Opening | Replying):
         return 1

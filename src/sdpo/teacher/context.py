@@ -377,30 +377,3 @@ def _tokens_between(between: Sequence[str | None], count_tokens: CountTokens) ->
 
     said = [text for text in between if text is not None]
     return sum(alone(f"\n\n{text}") for text in said) - (alone("") * len(said) if said else 0)
-
-
-def frames(messages: Sequence[Message], rules: AnyContextConfig) -> list[tuple[Message, ...]]:
-    """The frames `rules` can put around a task, with nothing in their sections: each must fit into
-    `rules.max_tokens` whatever is said about an attempt. A function may show everything."""
-    empty = ShownAttempt.single("")
-    if isinstance(rules, CustomContextConfig):
-        return [lay_out(messages, Sections(demonstration=empty, feedback="", attempt=empty), rules)]
-    if rules.control == "plain":
-        return [tuple(messages)]
-    kinds = []
-    if rules.demonstration != "none":
-        kinds.append((empty, rules.feedback == "always"))
-    if rules.feedback != "never":
-        kinds.append((None, True))
-    return [
-        lay_out(
-            messages,
-            Sections(
-                demonstration=demonstration,
-                feedback="" if has_feedback else None,
-                attempt=empty if rules.attempt and has_feedback else None,
-            ),
-            rules,
-        )
-        for demonstration, has_feedback in kinds
-    ]

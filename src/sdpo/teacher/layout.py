@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, assert_never
 
-from sdpo.config.teacher import AnyContextConfig, TemplatesConfig
+from sdpo.config.teacher import AnyContextConfig, CustomContextConfig, TemplatesConfig
 from sdpo.envs.episodes import turns_of
 from sdpo.records import Message, Rollout
 
@@ -220,3 +220,30 @@ def _before_first(sections: Sections, templates: TemplatesConfig) -> list[str]:
     """What stands before the attempt's first turn."""
     said = next(iter(sections.before_turns), None)
     return [] if said is None else [templates.turn_feedback.format(feedback=said)]
+
+
+def frames(messages: Sequence[Message], rules: AnyContextConfig) -> list[tuple[Message, ...]]:
+    """The frames `rules` can put around a task, with nothing in their sections: each must fit into
+    `rules.max_tokens` whatever is said about an attempt. A function may show everything."""
+    empty = ShownAttempt.single("")
+    if isinstance(rules, CustomContextConfig):
+        return [lay_out(messages, Sections(demonstration=empty, feedback="", attempt=empty), rules)]
+    if rules.control == "plain":
+        return [tuple(messages)]
+    kinds = []
+    if rules.demonstration != "none":
+        kinds.append((empty, rules.feedback == "always"))
+    if rules.feedback != "never":
+        kinds.append((None, True))
+    return [
+        lay_out(
+            messages,
+            Sections(
+                demonstration=demonstration,
+                feedback="" if has_feedback else None,
+                attempt=empty if rules.attempt and has_feedback else None,
+            ),
+            rules,
+        )
+        for demonstration, has_feedback in kinds
+    ]

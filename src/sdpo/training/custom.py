@@ -7,7 +7,7 @@ from sdpo.config.custom import CustomConfig
 from sdpo.config.objective import CustomDivergenceConfig, DistillingConfig
 from sdpo.config.schema import CustomEnvConfig, RunConfig
 from sdpo.config.teacher import CustomContextConfig, CustomScheduleConfig
-from sdpo.custom import source_of
+from sdpo.custom import forget_changed_files, source_of
 from sdpo.losses.check_divergence import check_divergence
 from sdpo.teacher.context import context_function
 from sdpo.teacher.schedule import share_function
@@ -17,6 +17,7 @@ from sdpo.training.objectives import custom_divergence, routing_rule, token_weig
 def check_custom(config: RunConfig) -> None:
     """Import every function that `config` names, and compare the derivative of a divergence with
     its value. Raises `ConfigError` before anything is loaded or sampled."""
+    forget_changed_files()
     routing_rule(config.objective)
     token_weighting(config.objective)
     if isinstance(config.teacher.context, CustomContextConfig):

@@ -20,9 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
-from sdpo.config.teacher import ContextConfig
-from sdpo.envs.base import Solving, reference_answers
-from sdpo.errors import ConfigError
+from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
@@ -32,6 +30,7 @@ from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.shares import gather_groups, share_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
@@ -91,18 +90,11 @@ class Learner:
         self._seed = seed
         self._num_inspected = num_inspected
         self._parallel = parallel
-        context = config.teacher.context
-        wants_reference = (
-            isinstance(context, ContextConfig) and context.demonstration == "reference"
-        )
-        if wants_reference and not isinstance(sampler.env, Solving):
-            raise ConfigError(
-                "teacher.context.demonstration = 'reference' needs an environment with solutions "
-                "(reference_answer(task)), and this one has none; take 'random'"
-            )
         self._builder = SampleBuilder(
             chat=sampler.chat,
-            rules=for_own_answers(context) if isinstance(config.objective, SftConfig) else context,
+            rules=for_own_answers(config.teacher.context)
+            if isinstance(config.objective, SftConfig)
+            else config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
             reference_answer=reference_answers(sampler.env),
@@ -248,13 +240,13 @@ class Learner:
             if self.schedule.weights is not None:
                 self._publish(collector.engine.policy_version)
             attempts = collector.collect_in_contexts(
-                self._parallel.share(groups),
+                share_groups(groups, self._parallel),
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
                 seed=self._derived("teacher"),
             )
-        return self._parallel.gather_shares(attempts)
+        return gather_groups(attempts, self._parallel, count=len(groups))
 
     def _spec(self) -> ObjectiveSpec:
         rollout = self._config.rollout

@@ -29,6 +29,8 @@ from sdpo.config.objective import (
     SftConfig,
     SrpoConfig,
 )
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import ContextConfig, TrustRegionConfig
 from sdpo.custom import load_function
 from sdpo.errors import ConfigError
 from sdpo.losses import routing
@@ -49,6 +51,41 @@ def reads_contexts(objective: ObjectiveConfig) -> bool:
     """Whether a teacher reads anything: the loss compares with it (distillation, token credit), or
     its own attempts are learnt (`sft`)."""
     return not isinstance(objective, GrpoConfig)
+
+
+def check_objective(config: RunConfig) -> None:
+    """Raises `ConfigError` where the objective of `config` cannot work under its other settings: a
+    self-teacher that cannot be sampled, or groups of one attempt whose only signal is how it
+    compares with others."""
+    objective, kind = config.objective, config.objective.type
+    schedule = config.teacher.schedule
+    if isinstance(objective, SftConfig) and isinstance(schedule, TrustRegionConfig):
+        raise ConfigError(
+            "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
+            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+            "use 'ema' or 'live'"
+        )
+    compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
+    if config.rollout.group_size == 1 and isinstance(objective, compares):
+        raise ConfigError(
+            f"objective.type = {kind!r} learns from how the attempts of a group differ, and "
+            "rollout.group_size = 1 leaves nothing to compare; make it at least 2, or take 'sdpo', "
+            "'hybrid', 'sdpg' or 'sft', which distil a single attempt"
+        )
+    context = config.teacher.context
+    reads_only_siblings = (
+        isinstance(context, ContextConfig)
+        and context.feedback == "never"
+        and context.control == "none"
+        and not context.own_demonstration
+        and context.demonstration in ("random", "majority", "none")
+    )
+    if config.rollout.group_size == 1 and reads_only_siblings:
+        raise ConfigError(
+            "rollout.group_size = 1 has no siblings to demonstrate and "
+            "teacher.context.feedback = 'never' shows nothing else; show feedback, or "
+            "teacher.context.demonstration = 'reference'"
+        )
 
 
 def mixes_with_initial(objective: ObjectiveConfig) -> bool:
@@ -209,4 +246,5 @@ def _policy_gradient(
         ratio_cap=config.ratio_cap,
         normalization=config.normalization,
         fixed_length=max_completion_tokens if config.normalization == "fixed" else None,
+        counts_flat_groups=config.flat_groups == "counted",
     )

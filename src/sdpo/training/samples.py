@@ -99,6 +99,7 @@ class SampleBuilder:
             replace(
                 _sample(rollout, context, self.chat, advantage, weights, wrong),
                 solved_rate=group.solved_rate,
+                is_flat=len(set(group.rewards)) == 1,
             )
             for rollout, context, advantage, weights, wrong in zip(
                 group.rollouts, group.contexts, advantages, routes, negatives, strict=True
