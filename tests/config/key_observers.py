@@ -38,7 +38,11 @@ def shown(group, index, others, rng, say=""):
     solved = [r for r, v in zip(group.rollouts, group.verdicts) if v.solved and r.index != index]
     said = group.verdicts[index].feedback or ""
     example = solved[0] if solved else None
-    return {"demonstration": example, "feedback": say + said, "attempt": group.rollouts[index]}
+    told = [turn.feedback for turn in group.rollouts[index].turns]
+    return {
+        "demonstration": example, "feedback": say + said, "attempt": group.rollouts[index],
+        "turn_feedback": told,
+    }
 
 def other_shown(group, index, others, rng):
     return {"feedback": "Try again."}

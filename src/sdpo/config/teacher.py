@@ -118,7 +118,8 @@ class CustomContextConfig(_ShownConfig, CustomConfig):
     type: Literal["custom"] = "custom"
     """`function(group, index, others, rng, **options)`: what the teacher of that rollout is shown,
     as {"demonstration": ..., "feedback": ..., "attempt": ...}, each a string or one of the
-    `Rollout`s and each optional; None: it has no teacher. `others` are the step's groups."""
+    `Rollout`s and each optional, and "turn_feedback", a string or None for each of its turns; None:
+    it has no teacher. `others` are the step's groups."""
 
 
 AnyContextConfig = Annotated[ContextConfig | CustomContextConfig, Field(discriminator="type")]

@@ -213,14 +213,19 @@ def _custom_context(
 ) -> TeacherContext:
     """The context that shows what a function returned for rollout `index`."""
     shown = {} if shown is None else shown
+    turns = group.rollouts[index].turns
     is_known = isinstance(shown, Mapping) and all(
-        name in SHOWN and isinstance(value, str | Rollout | None) for name, value in shown.items()
+        _is_about_turns(value, len(turns))
+        if name == "turn_feedback"
+        else name in SHOWN and isinstance(value, str | Rollout | None)
+        for name, value in shown.items()
     )
     if not is_known or isinstance(shown.get("feedback"), Rollout):
         raise ConfigError(
             f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
             f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
-            "string or (not feedback) a Rollout"
+            "string or (not feedback) a Rollout, and turn_feedback, a string or None for each of "
+            f"the attempt's {len(turns)} turns"
         )
 
     def episode(name: str) -> ShownAttempt | None:
@@ -238,10 +243,14 @@ def _custom_context(
         demonstration=episode("demonstration"),
         feedback=feedback or None,
         attempt=episode("attempt"),
+        before_turns=tuple(
+            reading.inert(said) if said and said.strip() else None
+            for said in shown.get("turn_feedback") or ()
+        ),
     )
     if not sections.num_chars:
         return TeacherContext(messages=None, reason="nothing_to_say")
-    messages, _, cut = _fit(group, sections, rules, reading.count_tokens)
+    messages, between, cut = _fit(group, sections, rules, reading.count_tokens)
     example = shown.get("demonstration")
     place = group.rollouts.index(example) if example in group.rollouts else None
     is_own_feedback = feedback == reading.inert(group.verdicts[index].feedback or "")
@@ -250,15 +259,25 @@ def _custom_context(
             sections.demonstration is not None
         ),
         "feedback" if is_own_feedback else "custom feedback": bool(feedback),
+        "turn_feedback": any(sections.before_turns),
         "attempt": sections.attempt is not None,
     }
     return TeacherContext(
         messages=messages,
         demonstration=place,
-        feedback_used=bool(feedback),
+        feedback_used=bool(feedback) or any(sections.before_turns),
+        before_turns=between,
         sources=tuple(name for name, is_shown in sources.items() if is_shown),
         reason=f"cut {cut} characters" if cut else None,
     )
+
+
+def _is_about_turns(value: object, count: int) -> bool:
+    """Whether `value` says something, or None, of each of `count` turns."""
+    if value is None:
+        return True
+    is_long_enough = isinstance(value, list | tuple) and len(value) == count
+    return is_long_enough and all(isinstance(each, str | None) for each in value)
 
 
 def _shows_feedback(rules: ContextConfig, *, has_demonstration: bool) -> bool:
