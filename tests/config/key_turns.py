@@ -157,7 +157,7 @@ TURNS = {
     "TemplatesConfig.turn_feedback": turn(
         '"Now: {{feedback}}"',
         "rollout.max_completion_tokens=80",
-        "teacher.context.feedback=always",
+        "rollout.group_size=1",
         observe=trained,
     ),
     "TemplatesConfig.attempt": turn('"Tried: {{attempt}}"', "teacher.context.attempt=true"),

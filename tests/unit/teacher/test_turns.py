@@ -11,7 +11,8 @@ import torch
 from sdpo import Group, Rollout, Task, Turn, Verdict
 from sdpo.chat import Chat
 from sdpo.config.objective import SdpoConfig
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import ContextConfig, CustomContextConfig
+from sdpo.errors import ConfigError
 from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 from sdpo.testing import byte_tokenizer, tiny_model
@@ -192,3 +193,19 @@ def test_more_turns_than_the_budget_has_frames_for_are_left_out():
 def test_a_teacher_that_answers_itself_reads_everything_first():
     assert for_own_answers(ContextConfig()).turn_feedback == "at_start"
     assert for_own_answers(ContextConfig(turn_feedback="never")).turn_feedback == "never"
+
+
+def test_a_function_of_the_users_own_says_something_of_each_turn(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "def shown(group, index, others, rng, said=('A', None, 'B')):\n"
+        "    return {'turn_feedback': said}\n"
+    )
+    rules = CustomContextConfig(path=f"{file}:shown")
+    (found,) = teacher_contexts(group(), rules, random.Random(0), Reading.of(CHAT))
+    assert "earlier answer at this point:\n\nA" in found.messages[-1]["content"]
+    assert [bool(said) for said in found.before_turns] == [False, False, True]
+    assert found.sources == ("turn_feedback",)
+    short = CustomContextConfig(path=f"{file}:shown", options={"said": ["A"]})
+    with pytest.raises(ConfigError, match="each of the attempt's 3 turns"):
+        teacher_contexts(group(), short, random.Random(0), Reading.of(CHAT))
