@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import sdpo
-from sdpo.config.schema import SqlEnvConfig
+from sdpo.config.environments import SqlEnvConfig
 from sdpo.envs.base import FunctionEnv
 from sdpo.envs.sql import SqlEnv
 from sdpo.envs.tool_calls import tool_calls

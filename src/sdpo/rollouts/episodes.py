@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdpo.chat import Chat
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env
 from sdpo.envs.episodes import Episode, Opening, Replying, as_reply

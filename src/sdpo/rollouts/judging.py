@@ -20,7 +20,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.envs.base import Computing, Env
 from sdpo.envs.verdicts import as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line

@@ -11,7 +11,7 @@ import pytest
 
 from sdpo import Reply, Task, Unjudged, Verdict, env
 from sdpo.chat import Chat
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.episodes import as_reply
 from sdpo.errors import JudgeError, ModelError, TaskError
