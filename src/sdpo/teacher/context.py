@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self, assert_never
+from typing import Any, Self, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.teacher import AnyContextConfig, ContextConfig, CustomContextConfig
@@ -20,7 +20,7 @@ from sdpo.custom import load_function
 from sdpo.envs.text import cut_middle
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.records import Group, Message, Rollout, TeacherContext
-from sdpo.teacher.layout import Sections, ShownAttempt, lay_out
+from sdpo.teacher.layout import Sections, ShownAttempt, lay_out, tokens_between
 
 CountTokens = Callable[[Sequence[Message]], int]
 """Tokens of a rendered conversation, generation prompt included."""
@@ -212,21 +212,7 @@ def _custom_context(
     group: Group, index: int, shown: object, rules: CustomContextConfig, reading: Reading
 ) -> TeacherContext:
     """The context that shows what a function returned for rollout `index`."""
-    shown = {} if shown is None else shown
-    turns = group.rollouts[index].turns
-    is_known = isinstance(shown, Mapping) and all(
-        _is_about_turns(value, len(turns))
-        if name == "turn_feedback"
-        else name in SHOWN and isinstance(value, str | Rollout | None)
-        for name, value in shown.items()
-    )
-    if not is_known or isinstance(shown.get("feedback"), Rollout):
-        raise ConfigError(
-            f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
-            f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
-            "string or (not feedback) a Rollout, and turn_feedback, a string or None for each of "
-            f"the attempt's {len(turns)} turns"
-        )
+    shown = _checked_shown(group, index, shown, rules)
 
     def episode(name: str) -> ShownAttempt | None:
         value = shown.get(name)
@@ -270,6 +256,27 @@ def _custom_context(
         sources=tuple(name for name, is_shown in sources.items() if is_shown),
         reason=f"cut {cut} characters" if cut else None,
     )
+
+
+def _checked_shown(
+    group: Group, index: int, shown: object, rules: CustomContextConfig
+) -> Mapping[str, Any]:
+    shown = {} if shown is None else shown
+    turns = group.rollouts[index].turns
+    is_known = isinstance(shown, Mapping) and all(
+        _is_about_turns(value, len(turns))
+        if name == "turn_feedback"
+        else name in SHOWN and isinstance(value, str | Rollout | None)
+        for name, value in shown.items()
+    )
+    if not is_known or isinstance(shown.get("feedback"), Rollout):
+        raise ConfigError(
+            f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
+            f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
+            "string or (not feedback) a Rollout, and turn_feedback, a string or None for each of "
+            f"the attempt's {len(turns)} turns"
+        )
+    return shown
 
 
 def _is_about_turns(value: object, count: int) -> bool:
@@ -363,7 +370,7 @@ def _fit(
 
     def count(limit: int) -> int:
         messages, between = laid(limit)
-        return count_tokens(messages) + _tokens_between(between, count_tokens)
+        return count_tokens(messages) + tokens_between(between, count_tokens)
 
     if count(total) <= rules.max_tokens:
         return *laid(total), 0
@@ -386,13 +393,3 @@ def _fit(
         else:
             high = middle
     return *laid(low), total - low
-
-
-def _tokens_between(between: Sequence[str | None], count_tokens: CountTokens) -> int:
-    """Tokens of what stands between turns, which is read inside replies."""
-
-    def alone(text: str) -> int:
-        return count_tokens([{"role": "user", "content": text}])
-
-    said = [text for text in between if text is not None]
-    return sum(alone(f"\n\n{text}") for text in said) - (alone("") * len(said) if said else 0)

@@ -247,3 +247,15 @@ def frames(messages: Sequence[Message], rules: AnyContextConfig) -> list[tuple[M
         )
         for demonstration, has_feedback in kinds
     ]
+
+
+def tokens_between(
+    between: Sequence[str | None], count_tokens: Callable[[Sequence[Message]], int]
+) -> int:
+    """Tokens of what stands between turns, which is read inside replies."""
+
+    def alone(text: str) -> int:
+        return count_tokens([{"role": "user", "content": text}])
+
+    said = [text for text in between if text is not None]
+    return sum(alone(f"\n\n{text}") for text in said) - (alone("") * len(said) if said else 0)
