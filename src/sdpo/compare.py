@@ -19,8 +19,8 @@ import numpy as np
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval
 from sdpo.metrics.jsonl import read_rows
-from sdpo.metrics.writer import METRICS
-from sdpo.rollouts.record import ROLLOUTS, read_rollouts
+from sdpo.metrics.writer import METRICS, run_folders
+from sdpo.rollouts.record import LEFT_OUT, ROLLOUTS, TRAINED, read_rollouts
 
 HOLDOUT = "holdout/"
 """What begins the split of rollouts at the tasks of `eval.holdout`."""
@@ -175,15 +175,6 @@ def load_arm(paths: Sequence[str | Path]) -> Arm:
     return Arm(name=name, runs=tuple(_load(path) for path in runs))
 
 
-def run_folders(path: Path) -> list[Path]:
-    """`path` itself, or the runs inside it when it is a folder of runs (`seeds = 3` makes one)."""
-    if path.is_dir() and not (path / METRICS).exists():
-        inside = sorted(each.parent for each in path.glob(f"*/{METRICS}"))
-        if inside:
-            return inside
-    return [path]
-
-
 def _load(path: Path) -> RunScores:
     if path.is_file():
         return _load_counts(path)
@@ -197,7 +188,7 @@ def _load(path: Path) -> RunScores:
     }
     counts: dict[str, dict[int, dict[str, list[bool]]]] = {"eval": {}}
     for row in read_rollouts(path):
-        if row["split"] != "train":
+        if row["split"] not in (TRAINED, LEFT_OUT):
             steps = counts.setdefault(row["split"], {})
             steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
     rates = {

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdpo.metrics.rollout_stats import num_completion_tokens
+from sdpo.progress import phase
 from sdpo.records import Group, Task
 from sdpo.seeds import derive
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     # The report asks for intervals and must not wait for torch.
     from sdpo.engines.base import Sampling
     from sdpo.parallel import Parallel
-    from sdpo.rollouts.collect import Collector
+    from sdpo.rollouts.collect import Collected, Collector
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples; the Monte Carlo error of a 90% bound is then about a hundredth of its width."""
@@ -102,20 +104,21 @@ def attempt_tasks(
     sampling: Sampling,
     seed: int,
     parallel: Parallel,
-) -> list[Group]:
+) -> Collected:
     """`samples` attempts at each of `tasks`, without those that could not be judged; of several
     ranks each returns its share, as `Collector.collect` does.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
-    return collector.collect(
-        tasks,
-        group_size=samples,
-        sampling=sampling,
-        seed=derive(seed, "eval"),
-        parallel=parallel,
-    ).groups
+    with phase("evaluate"):
+        return collector.collect(
+            tasks,
+            group_size=samples,
+            sampling=sampling,
+            seed=derive(seed, "eval"),
+            parallel=parallel,
+        )
 
 
 def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:
@@ -123,7 +126,7 @@ def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:
     be missing."""
     asked = samples * len(groups)
     groups = [group for group in groups if group.rollouts]
-    lengths = [len(r.completion_ids) for group in groups for r in group.rollouts]
+    lengths = [num_completion_tokens(r) for group in groups for r in group.rollouts]
     return Evaluation(
         samples=samples,
         num_solved={g.task.id: sum(v.solved for v in g.verdicts) for g in groups},

@@ -94,6 +94,16 @@ def supported_versions() -> dict[str, str]:
     return found
 
 
+def peak_memory_bytes() -> int | None:
+    """Most memory this process has held; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def _cgroup_cores() -> float | None:
     """CPU quota of the container, in cores."""
     quota, _, period = system_file("/sys/fs/cgroup/cpu.max").partition(" ")

@@ -1,4 +1,5 @@
-"""What every command needs of the terminal: errors as one message, text in any locale, the version.
+"""What commands need of the terminal: errors as one message, arguments in groups, text in any
+locale, the version.
 
 No command is here, and nothing that a command shows of its own; see `cli.py`.
 """
@@ -8,25 +9,69 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from sdpo._version import __version__
-from sdpo.errors import SandboxError, SdpoError
+from sdpo.errors import SandboxError, SdpoError, Terminated
+from sdpo.metrics.dashboard import REFRESH_S, SECONDS_BETWEEN_LINES
 from sdpo.printable import printable
+from sdpo.progress import Progress, listening
 
 
 class Errors(click.Group):
-    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+    """Turns `SdpoError` and an interrupt into one message and the exit status; anything else keeps
+    its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if fix := _as_setting(error.option_name, words):
+                raise click.UsageError(
+                    f"no option {error.option_name}: settings have no dashes; {fix}", error.ctx
+                ) from error
+            raise
         except SdpoError as error:
             text = _escape(printable(str(error)))
             Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stop:
+            Console(stderr=True).print(_escape(str(stop) or "interrupted"), soft_wrap=True)
+            ctx.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+def complete_settings(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Recipes and keys that begin with `incomplete`, for the shell; files too, as recipes."""
+    from sdpo.config.load import builtin_recipes, setting_keys
+
+    names = [*builtin_recipes(), *(f"{key}=" for key in sorted(setting_keys()))]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def _as_setting(option: str, words: Sequence[str]) -> str | None:
+    """How `--steps 3` is written as a setting; None where there is no such setting."""
+    from sdpo.config.load import settings_like
+
+    key = option.lstrip("-").replace("-", "_")
+    known = settings_like(key)
+    if not known:
+        return None
+    given = next((word for word in words if word.split("=")[0] == option), option)
+    after = words[words.index(given) + 1 :] if given in words else []
+    value = given.partition("=")[2] or (after[0] if after and "=" not in after[0] else "VALUE")
+    return "write " + " or ".join(f"{name}={value}" for name in known)
 
 
 def _escape(text: str) -> str:
@@ -64,3 +109,32 @@ def write_any_text() -> None:
             if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
                 stream.reconfigure(encoding="utf-8")
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def showing_progress(console: Console | None = None) -> Generator[None]:
+    """Show on standard error where the computation inside the block stands: one line that changes
+    in a terminal and goes at the end, elsewhere a line every ten seconds."""
+    console = console or Console(stderr=True)
+    live = Live(console=console, auto_refresh=False, transient=True)
+    wait = REFRESH_S if console.is_terminal else SECONDS_BETWEEN_LINES
+    shown_at = time.monotonic()
+
+    def show(found: Progress) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at < wait:
+            return
+        if console.is_terminal:
+            live.update(Text(str(found), style="dim"), refresh=True)
+        else:
+            console.print(str(found), highlight=False, markup=False)
+        shown_at = time.monotonic()
+
+    if console.is_terminal:
+        live.start()
+    try:
+        with listening(show):
+            yield
+    finally:
+        if console.is_terminal:
+            live.stop()

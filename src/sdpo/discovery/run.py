@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from sdpo.config.schema import RunConfig, SelectConfig
 from sdpo.config.teacher import ContextConfig
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.curves import write_summary
-from sdpo.discovery.log import SearchLog, Tally
+from sdpo.discovery.log import SOLUTIONS, SearchLog, Tally
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
 from sdpo.discovery.result import Discovery, Method, from_row
@@ -29,13 +30,14 @@ from sdpo.discovery.self_distillation import self_distillation
 from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 from sdpo.lock import sole_writer
-from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
+from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
@@ -44,7 +46,6 @@ from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
-SOLUTIONS = "solutions"
 
 Progress = Callable[[Sequence[Discovery], str], None]
 """Called with the finished searches and a line about the current one."""
@@ -59,25 +60,36 @@ def discover_tasks(
     of the same run directory are read, not repeated.
 
     Writes `discovery.jsonl`, `attempts.jsonl`, `updates.jsonl`, `discovery.json`, `discovery.png`
-    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
-    `SdpoError`.
+    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. SIGTERM is
+    raised as Ctrl-C is, as a `KeyboardInterrupt` that says what is finished; SIGUSR1 does nothing,
+    since all is written as it happens. Raises `SdpoError`.
     """
     if config.seeds > 1:
         raise ConfigError(
             f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
             "discover.seeds"
         )
-    with sole_writer(Path(config.run)):
-        return _search_all(config, env, progress)
+    results: list[Discovery] = []
+    with Signals(), sole_writer(Path(config.run)):
+        try:
+            _search_all(config, env, progress, results)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(
+                f"interrupted: {len(results)} searches are finished; the same command continues"
+            ) from None
+    return results
 
 
-def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -> list[Discovery]:
+def _search_all(
+    config: RunConfig, env: Env | None, progress: Progress | None, results: list[Discovery]
+) -> None:
+    """Adds to `results`, as they are read or found."""
     say = progress or (lambda results, line: None)
     check_custom(config)
     run_dir = open_run_dir(config, run_facts(config, env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
-    results = [from_row(row) for row in read_rows(file.path)]
+    results += _to_keep(file.path, config.discover.budget)
     finished = {(r.task_id, r.method, r.seed) for r in results}
     log = SearchLog(run_dir, finished)
 
@@ -105,8 +117,28 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
                 file.append([result.row() | {"step": len(results)}])
                 write_summary(results, run_dir)
                 say(results, "")
+    # Also for a process that was killed between a search's row and its summary.
+    write_summary(results, run_dir)
     write_plot(results, run_dir)
-    return results
+
+
+def _to_keep(path: Path, budget: int) -> list[Discovery]:
+    """The finished searches in `path`. One that ended without a solution at a smaller budget is
+    dropped from the file, to be made again with `budget`; so is best-of-k, which samples on."""
+    rows = list(read_rows(path))
+    found = [from_row(row) for row in rows]
+    kept = [
+        replace(one, budget=budget)
+        for one in found
+        if one.budget >= budget
+        or one.stopped is not None
+        or (one.solution is not None and one.method != "best_of_k")
+    ]
+    if kept != found:
+        with record_whole(path) as partial:
+            lines = (dumps(one.row() | {"step": n}) for n, one in enumerate(kept, start=1))
+            partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return kept
 
 
 def discover_one(
@@ -284,7 +316,7 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    with atomic_write(path) as partial:
+    with record_whole(path) as partial:
         partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
+from sdpo.engines.completions import cut_at_stop
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
 from sdpo.models.saved_weights import merged_weights, saved_weights
@@ -106,7 +107,7 @@ class VllmEngine:
                 seed=seed & _MAX_SEED,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=request.limit(sampling),
                 stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_ids),
                 ignore_eos=sampling.ignore_eos,
                 allowed_token_ids=allowed,
@@ -119,7 +120,8 @@ class VllmEngine:
         outputs = iter(self._llm.generate(prompts, params, use_tqdm=False) if prompts else ())
         is_greedy = sampling.temperature == 0.0
         return [
-            [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
+            [cut_at_stop(_completion(next(outputs), is_greedy), sampling) for _ in request.seeds]
+            for request in requests
         ]
 
 

@@ -8,7 +8,7 @@ chose nothing: rating it by the attempts that decided which contexts exist (a de
 solved sibling) would let luck pass for skill. The control `no_context`, a fresh attempt at the bare
 task, must therefore have a gain near zero; `other_task` shows what any solved answer does.
 
-Nothing is trained. Attempts are of one turn.
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.inspection.reach import Reach
 from sdpo.parallel import Parallel
+from sdpo.progress import phase
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.judging import check_unjudged
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
-from sdpo.teacher.context import Reading, teacher_contexts
+from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 
 Kind = Literal[
     "recipe", "other_layout", "demonstration", "feedback", "both", "other_task", "no_context"
@@ -120,6 +122,7 @@ class Probe:
         return f"Self-distillation is likely to help here: {rates}."
 
 
+@phase("probe")
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
@@ -136,16 +139,16 @@ def probe_tasks(
     contexts, the other layout is asked too.
 
     Everything random depends on `seed`, task and attempt only, not on the number of processes, each
-    of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
-    several turns, which a teacher cannot answer at once.
+    of which samples its share and returns the same probe. A teacher plays an episode of its own
+    after its context, so what was said about single turns stands in the context's beginning.
     """
-    check_can_probe(collector.max_turns)
 
     def student_round(which: str) -> list[Group]:
         seeds = derive(seed, "probe", which)
         made = collector.collect(
             tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
         )
+        check_unjudged(parallel.gather(made.judged), collector.judging.max_unjudged)
         return gather_groups(made.groups, parallel, count=len(tasks))
 
     groups, again = student_round("student"), student_round("student again")
@@ -191,9 +194,9 @@ def _solved(
         )
     )
     return {
-        ask: verdict.solved
-        for (ask, _, _), (_, verdict) in zip(asks, answers, strict=True)
-        if verdict is not None
+        ask: answer[1].solved
+        for (ask, _, _), answer in zip(asks, answers, strict=True)
+        if answer is not None
     }
 
 
@@ -208,15 +211,6 @@ def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
         f"the teacher solves {there.teacher:.0%} with teacher.context.layout={other}, where this "
         f"recipe's layout gives {here.teacher:.0%}"
     )
-
-
-def check_can_probe(max_turns: int) -> None:
-    """Raises `ConfigError` for attempts of several turns."""
-    if max_turns > 1:
-        raise ConfigError(
-            f"rollout.max_turns = {max_turns}: the teacher probe handles attempts of one turn "
-            "only; set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
-        )
 
 
 def choose_tasks(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
@@ -278,7 +272,7 @@ def _failed(
         # One generator per task whatever the kind, so that all kinds show the same demonstration.
         contexts = teacher_contexts(
             group,
-            rules,
+            for_own_answers(rules),
             random.Random(derive(seed, "probe", group.task.id)),
             Reading.of(chat),
             others=groups,

@@ -70,8 +70,11 @@ def tower_pattern(model: torch.nn.Module) -> str | None:
 
 
 def processor_files(source: str, *, is_online: bool) -> list[Path]:
-    """Files of the processors that belong to the model at `source` (folder or hub id)."""
+    """Files of the processors that belong to the model at `source` (folder or hub id; empty for a
+    model that was made in memory)."""
     found = []
+    if not source:
+        return found
     for name in _PROCESSOR_FILES:
         path = cached_file(
             source,

@@ -271,10 +271,17 @@ _COLLAPSE = (
             "rollouts/flat_groups": "all rewards equal",
             "rollouts/flat_failed": "all equal, none solved",
             "rollouts/groups_solved": "at least one solved",
+            "rollouts/redrawn": "replaced by others",
         },
         canaries=("flat_groups",),
         meaning="Where all rewards of a group are equal, rewards alone teach nothing; where none "
         "is solved, nobody can be a demonstration. Both at 1: only feedback can teach.",
+    ),
+    Panel(
+        group="Signs of collapse", title="Turns of a conversation", axis="turns per attempt",
+        keys={"rollouts/turns": "turns"}, bounds=POSITIVE,
+        meaning="Completions per attempt. Where an environment replies, a policy that stops asking "
+        "shows as a fall to 1, and one that never answers as rollout.max_turns.",
     ),
     Panel(
         group="Signs of collapse", title="Words of doubt", axis="words per attempt",

@@ -4,10 +4,11 @@ needs. Nothing here trains; the objective's specs are training/objectives.py.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import importlib.util
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.schema import (
@@ -18,10 +19,12 @@ from sdpo.config.schema import (
     RunConfig,
     VllmEngineConfig,
 )
-from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.base import Engine, Sampling, StopTexts
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
-from sdpo.envs.opening import open_env
+from sdpo.envs.episodes import Equipping, Limiting, Opening, Replying
+from sdpo.envs.opening import check_env, open_env
+from sdpo.errors import ConfigError
 from sdpo.models.adapters import has_adapter, new_adapter
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy, resolvable_name
@@ -50,20 +53,25 @@ class Sampler:
 
     def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
         """How this run draws completions at `temperature`."""
+        texts = config.rollout.stop
         return Sampling(
             max_new_tokens=config.rollout.max_completion_tokens,
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
             vocabulary=self.vocabulary,
+            stop=StopTexts(texts=texts, decode=self.chat.decode_all) if texts else None,
         )
 
 
 @contextmanager
-def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
+def open_sampler(
+    config: RunConfig, env: Env | None = None, policy: Policy | None = None
+) -> Generator[Sampler]:
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
-    stays open."""
-    policy = load_policy(
+    stays open; `policy` replaces the model that `config.model` names."""
+    check_engine(config)
+    policy = policy or load_policy(
         config.model.name,
         dtype=config.model.dtype,
         device=config.model.device,
@@ -72,15 +80,20 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     if policy.device.type == "cpu":
         keep_freed_memory()
     policy = with_adapter(policy, config.model, config.seed)
-    chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
+        check_env(own_env)
+        chat = chat_of(
+            policy,
+            config.model.chat_template_kwargs,
+            tools=own_env.tools if isinstance(own_env, Equipping) else (),
+        )
         collector = Collector(
             env=own_env,
             engine=open_engine(config, policy),
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
-            max_turns=config.rollout.max_turns,
+            max_turns=max_turns(own_env, config.rollout.max_turns),
             judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
@@ -89,14 +102,35 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
             own_env.close()
 
 
-def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) -> Chat:
-    """The policy's chat template, with every token that its generation config ends at."""
+def max_turns(env: Env, wanted: int | Literal["env"]) -> int:
+    """Completions per attempt. Raises `ConfigError` when neither side says how many."""
+    if not isinstance(env, Opening | Replying):
+        return 1
+    if wanted != "env":
+        return wanted
+    if not isinstance(env, Limiting):
+        raise ConfigError(
+            f"rollout.max_turns = 'env', but {type(env).__name__}, whose attempts are "
+            "conversations, has no attribute max_turns; add one, or set rollout.max_turns"
+        )
+    return env.max_turns
+
+
+def chat_of(
+    policy: Policy,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    tools: Sequence[Any] = (),
+) -> Chat:
+    """The policy's chat template with the environment's tools, and every token that its generation
+    config ends at."""
     generation = policy.model.generation_config
     stop_ids = None if generation is None else generation.eos_token_id
     return Chat(
         policy.tokenizer,
         template_kwargs=template_kwargs,
         model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
+        tools=tools,
     )
 
 
@@ -115,6 +149,18 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
             )
         case other:
             assert_never(other)
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raises `ConfigError` for an engine that is not installed, before a model is loaded."""
+    if not isinstance(config.rollout.engine, VllmEngineConfig):
+        return
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        raise ConfigError(
+            "rollout.engine.type = 'vllm' needs vLLM: pip install 'sdpo[vllm]', or take the local "
+            "engine (rollout.engine.type=local)"
+        )
 
 
 def open_engine(config: RunConfig, policy: Policy) -> Engine:

@@ -8,20 +8,22 @@ checkpoints (training/run.py). No tensors here.
 
 from __future__ import annotations
 
-import signal
+import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import JudgeError
-from sdpo.interrupt import BrokenOff, Terminated, terminable, undivided
+from sdpo.errors import ConfigError, JudgeError
 from sdpo.metrics.clock import Clock
+from sdpo.models.policy import Policy
 from sdpo.rollouts.curriculum import tasks_of_step
-from sdpo.training.run import Run, open_run
+from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
+from sdpo.signals import BrokenOff, Signals, exit_status
+from sdpo.training.opening import open_run
+from sdpo.training.run import Run
 
 OnStep = Callable[[Mapping[str, float]], object]
 """Receives a row of metrics.jsonl; what it returns is not looked at."""
@@ -43,46 +45,80 @@ class TrainResult:
     """The last row of metrics.jsonl."""
     finished: bool
     """False when interrupted; the same call continues the run."""
+    seconds: float = 0.0
+    """This call took, loading and evaluations included."""
     exit_status: int = 0
-    """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM."""
+    """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM (in every process)."""
     runs: tuple[TrainResult, ...] = ()
     """With `seeds` > 1 the result of each; the fields above are then about all of them: their
     folder, the steps of the last, means of metrics, whether all finished."""
 
 
 def train(
-    config: RunConfig, *, env: Env | None = None, on_step: OnStep | None = None
+    config: RunConfig,
+    *,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train as `config` says and return where the run ended. An existing run directory of the same
     config is resumed exactly.
 
-    `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
-    written, the first evaluation's included. Ctrl-C and SIGTERM save a checkpoint and return; a
-    second one during an update returns at once and leaves the last checkpoint as it is. Raises
-    `SdpoError` for anything a user can fix.
+    `env` and `policy` replace what `config` names; the weights of `policy` are trained in place.
+    `on_step` is called with every row of metrics.jsonl once it is written, the first evaluation's
+    included. Ctrl-C and SIGTERM save a checkpoint and return; a second one during an update or a
+    save returns at once and leaves the last checkpoint as it is. SIGUSR1 saves a checkpoint and
+    goes on. Raises `SdpoError` for anything a user can fix.
     """
     if config.seeds > 1:
+        if policy is not None:
+            raise ConfigError(
+                f"seeds = {config.seeds}: every seed begins with the same weights, and a model "
+                "object is trained in place; give a model by name, or one seed"
+            )
         return _train_seeds(config, env, on_step)
-    with open_run(config, env) as run:
+    start = time.perf_counter()
+    found = _train_one(config, env, policy, on_step)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _train_one(
+    config: RunConfig, env: Env | None, policy: Policy | None, on_step: OnStep | None
+) -> TrainResult:
+    with Signals() as signals:
         try:
-            # Several processes end together only when their launcher ends them.
-            with terminable() if run.is_alone else nullcontext():
-                for row in train_steps(run):
-                    if on_step is not None:
-                        on_step(row)
+            with open_run(config, env, policy, signals=signals) as run:
+                return _train(run, on_step)
+        except KeyboardInterrupt as stop:
+            # Before the run stood, or while it was being closed: what is on disk is all there is.
+            steps = checkpoint_steps(Path(config.run) / CHECKPOINTS)
+            return TrainResult(
+                run_dir=Path(config.run),
+                step=steps[-1] if steps else 0,
+                metrics={},
+                finished=False,
+                exit_status=exit_status(stop),
+            )
+
+
+def _train(run: Run, on_step: OnStep | None) -> TrainResult:
+    try:
+        try:
+            for row in train_steps(run):
+                if on_step is not None:
+                    on_step(row)
             return _result(run)
         except BrokenOff:
-            run.say(
-                "interrupted inside a step; the same command continues from the last checkpoint"
-            )
-            return _result(run, exit_status=128 + signal.SIGINT)
+            raise
         except JudgeError:
             run.save_before_stop()
             raise
         except KeyboardInterrupt as stop:
             run.save_interrupted()
-            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-            return _result(run, exit_status=128 + number)
+            return _result(run, exit_status=exit_status(stop))
+    except BrokenOff as stop:
+        run.say("interrupted at once; the same command continues from the last checkpoint")
+        return _result(run, exit_status=exit_status(stop))
 
 
 def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> TrainResult:
@@ -110,6 +146,7 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
         step=runs[-1].step,
         metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
         finished=len(runs) == config.seeds and runs[-1].finished,
+        seconds=sum(run.seconds for run in runs),
         exit_status=runs[-1].exit_status,
         runs=tuple(runs),
     )
@@ -120,9 +157,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
     config, learner = run.config, run.learner
     tasks = run.env.load("train")
     if run.start():
-        metrics = run.evaluate()
-        run.record(metrics, run.watch(metrics))
-        run.save_start()
+        run.begin(run.evaluate())
         yield run.last_metrics
     elif run.unevaluated is not None:
         run.complete(run.unevaluated)
@@ -134,16 +169,16 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
         )
         collected = run.collect(step_tasks)
-        with undivided(run.say):
+        with run.signals.undivided():
             with clock("update"):
                 groups = learner.with_contexts(collected.groups)
                 samples = learner.samples(groups)
                 losses = learner.update(samples)
-            metrics = run.measure(groups, losses)
+            metrics = run.measure(groups, losses, collected.left_out)
             metrics |= learner.follow(metrics)
-            run.record_rollouts(groups, losses)
-            metrics |= collected.metrics() | clock.seconds()
-            run.complete(metrics)
+            run.record_rollouts(groups, losses, collected.left_out)
+            run.complete(metrics | collected.metrics() | clock.seconds())
+        run.heed()
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics

@@ -58,24 +58,24 @@ def check_objective(config: RunConfig) -> None:
     self-teacher that cannot be sampled, or groups of one attempt whose only signal is how it
     compares with others."""
     objective, kind = config.objective, config.objective.type
-    if isinstance(objective, SftConfig):
-        if isinstance(config.teacher.schedule, TrustRegionConfig):
-            raise ConfigError(
-                "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
-                "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
-                "use 'ema' or 'live'"
-            )
-        if config.rollout.max_turns > 1:
-            raise ConfigError(
-                "objective.type = 'sft' samples one turn from the self-teacher: "
-                "set rollout.max_turns = 1"
-            )
+    schedule = config.teacher.schedule
+    if isinstance(objective, SftConfig) and isinstance(schedule, TrustRegionConfig):
+        raise ConfigError(
+            "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
+            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+            "use 'ema' or 'live'"
+        )
     compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
     if config.rollout.group_size == 1 and isinstance(objective, compares):
         raise ConfigError(
             f"objective.type = {kind!r} learns from how the attempts of a group differ, and "
             "rollout.group_size = 1 leaves nothing to compare; make it at least 2, or take 'sdpo', "
             "'hybrid', 'sdpg' or 'sft', which distil a single attempt"
+        )
+    if config.rollout.group_size == 1 and config.rollout.redraws:
+        raise ConfigError(
+            f"rollout.redraws = {config.rollout.redraws} replaces groups without a difference, and "
+            "with rollout.group_size = 1 no group has one; leave it at 0"
         )
     context = config.teacher.context
     reads_only_siblings = (

@@ -20,6 +20,7 @@ from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.head import head_of, lm_head
 from sdpo.models.packing import packed_hidden
 from sdpo.models.weights import applied
+from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
@@ -64,6 +65,7 @@ def score_targets(
     """What the loss compares the student with, for `samples`, all of which train. Only taught
     samples (`ObjectiveSpec.is_taught`) have a teacher entry."""
     taught = [s for s in samples if spec.is_taught(s)]
+    read = [s.as_taught for s in taught]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
@@ -72,7 +74,13 @@ def score_targets(
         return {sample.key: rows for sample, rows in states}
 
     with applied(model, schedule.weights):
-        teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+        teacher: dict[Key, torch.Tensor] = {}
+        tell("teacher", 0, len(read))
+        for sample, rows in hidden_states(
+            model, read, lambda s: s.teacher_prompt_ids or (), budget_tokens
+        ):
+            teacher[sample.key] = rows
+            tell("teacher", len(teacher), len(read))
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
@@ -82,7 +90,7 @@ def score_targets(
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
             if spec.trust is not None and spec.trust_prompt == "teacher":
-                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+                trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
             elif spec.trust is not None:
                 trust = {s.key: reference[s.key] for s in taught if s.key in reference}
                 trust = trust or hidden(taught, lambda s: s.prompt_ids)
