@@ -1,5 +1,5 @@
 """Models of many families go the whole way through the public interface: checked, trained, resumed
-to the same numbers, evaluated, and loaded by transformers from the checkpoint."""
+to the same numbers, evaluated, exported, and loaded by transformers from what was exported."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoConfig
 
 import sdpo
-from sdpo.models.wrapper import auto_class
+from sdpo.export import export_run
 from sdpo.testing import byte_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "families"))
@@ -86,13 +86,12 @@ def test_a_family_goes_the_whole_way(family, tmp_path):
     assert all(bool(weight.isfinite().all()) for weight in saved.values())
     assert any(not torch.equal(saved[name], before[name]) for name in saved)
 
+    exported = export_run(whole, tmp_path / "exported")
     evaluation = sdpo.evaluate(str(whole), env=env, split="train")
     assert set(evaluation.num_judged.values()) == {1}
-    loads = auto_class(AutoConfig.from_pretrained(folder))
+    loads = getattr(transformers, exported.loader)
     original = loads.from_pretrained(folder)
-    reloaded, info = loads.from_pretrained(
-        whole / "checkpoints" / "step-2", output_loading_info=True
-    )
+    reloaded, info = loads.from_pretrained(exported.folder, output_loading_info=True)
     assert type(reloaded) is type(original)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

@@ -45,7 +45,7 @@ def export(run: str, to: Path, merge: bool, gguf: bool, push: str | None, public
         click.echo(push_folder(found.folder, push, private=not public))
     elif found.base is None:
         click.echo(f"next: vllm serve {found.folder}     or in Python:")
-        click.echo(f'      transformers.AutoModelForCausalLM.from_pretrained("{found.folder}")')
+        click.echo(f'      transformers.{found.loader}.from_pretrained("{found.folder}")')
 
 
 @click.command()

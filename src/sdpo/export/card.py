@@ -31,7 +31,7 @@ class Card:
 
     Example:
         Card(name="my-model", record=json.loads(config_json), step=8, outcome=outcome,
-             adapter_of=None, is_merged=False)
+             adapter_of=None, is_merged=False, loader="AutoModelForCausalLM")
     """
 
     name: str
@@ -43,6 +43,8 @@ class Card:
     adapter_of: str | None
     """Of an adapter's folder, its base model's hub id or folder."""
     is_merged: bool
+    loader: str
+    """The class of transformers that loads the whole model."""
 
 
 def model_card(card: Card) -> str:
@@ -136,9 +138,15 @@ def _results(card: Card, config: RunConfig) -> Iterator[str]:
 def _use(card: Card) -> Iterator[str]:
     yield "```python"
     if card.adapter_of is None:
-        yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        yield f"from transformers import {card.loader}, AutoTokenizer"
         yield ""
-        yield f'model = AutoModelForCausalLM.from_pretrained("{card.name}")'
+        yield f'model = {card.loader}.from_pretrained("{card.name}")'
+    elif card.loader != "AutoModelForCausalLM":
+        yield "from peft import PeftModel"
+        yield f"from transformers import {card.loader}, AutoTokenizer"
+        yield ""
+        yield f'base = {card.loader}.from_pretrained("{card.adapter_of}")'
+        yield f'model = PeftModel.from_pretrained(base, "{card.name}")'
     else:
         yield "from peft import AutoPeftModelForCausalLM"
         yield "from transformers import AutoTokenizer"

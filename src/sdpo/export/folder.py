@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.export.card import CARD, Card, model_card
 from sdpo.export.gguf import check_can_write, write_gguf
 from sdpo.files import atomic_write
-from sdpo.models.adapters import ADAPTER, base_name, is_adapter
+from sdpo.models.adapters import ADAPTER, base_name, is_adapter, save_model
 from sdpo.models.gguf import DEMO, demo_folder
 from sdpo.models.policy import load_policy
 from sdpo.models.quiet import quiet
+from sdpo.models.wrapper import auto_class
 from sdpo.report.data import run_outcome
 from sdpo.run_folder import CHECKPOINTS, STATE, RunFolder, as_run
 from sdpo.training.checkpoint import WEIGHTS
@@ -30,13 +33,16 @@ class Exported:
     """What was written.
 
     Example:
-        Exported(folder=Path("model"), checkpoint=Path("runs/x/checkpoints/step-8"), kind="model")
+        Exported(folder=Path("model"), checkpoint=Path("runs/x/checkpoints/step-8"), kind="model",
+                 loader="AutoModelForCausalLM")
     """
 
     folder: Path
     checkpoint: Path
     kind: str
     """`model`, or `adapter` for a folder that needs its base model."""
+    loader: str
+    """The class of transformers that loads the whole model."""
     base: str | None = None
     """Of an adapter, the model it belongs to: a hub id or a folder of this machine."""
     gguf: Path | None = None
@@ -69,6 +75,8 @@ def export_run(
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {str(to)!r} exists and is not an empty folder; choose another")
     base = _portable_base(checkpoint) if is_lora and not merge else None
+    whole = _portable_base(checkpoint) if is_lora else str(checkpoint)
+    loader = auto_class(AutoConfig.from_pretrained(whole, local_files_only=True)).__name__
     record = found.record()
     step = int(checkpoint.name.removeprefix("step-"))
     card = Card(
@@ -78,6 +86,7 @@ def export_run(
         outcome=run_outcome(found.folder, through=step),
         adapter_of=base,
         is_merged=merge,
+        loader=loader,
     )
     try:
         with atomic_write(to) as partial:
@@ -93,6 +102,7 @@ def export_run(
         checkpoint=checkpoint,
         kind="model" if base is None else "adapter",
         base=base,
+        loader=loader,
         gguf=None if written is None else to / written,
     )
 
@@ -107,7 +117,7 @@ def _write(
             check_can_write(policy)
     if merge:
         with quiet():
-            policy.model.save_pretrained(folder)
+            save_model(policy.model, folder)
             policy.tokenizer.save_pretrained(folder)
     else:
         for path in checkpoint.iterdir():

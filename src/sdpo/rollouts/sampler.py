@@ -188,7 +188,7 @@ def _longest(config: RunConfig) -> int | None:
     """Tokens that a sampled sequence may have, its prompt included; None where nothing limits them:
     further turns and the recipes of held-out tasks have prompts of their own."""
     rollout = config.rollout
-    if rollout.max_turns > 1 or config.eval.holdout:
+    if rollout.max_turns != 1 or config.eval.holdout:
         return None
     prompts = (
         rollout.max_prompt_tokens,
