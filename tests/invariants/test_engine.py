@@ -12,7 +12,7 @@ from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.completions import open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import sample_prompt
+from sdpo.engines.fallback import can_batch, can_cache, sample_prompts
 from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
 from sdpo.kernels import sdpa as fused_attention
@@ -141,10 +141,10 @@ def test_temperature_enters_logprobs_alike(temperature):
 def test_both_paths_sample_the_same():
     model, requests = build("gemma2", FAST["gemma2"]), make_requests(LENGTHS, group=3)
     fast = LocalEngine(model).generate(requests, SAMPLING)
-    prompts, groups = open_completions(requests)
+    prompts, groups = open_completions(requests, SAMPLING)
     with torch.no_grad():
-        for prompt_ids, completions in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, completions, SAMPLING)
+        for completions in groups:
+            sample_prompts(model, prompts, completions, SAMPLING)
     assert [[c.token_ids for c in group] for group in fast] == [
         [completion.close().token_ids for completion in group] for group in groups
     ]
@@ -156,7 +156,7 @@ def test_steps_of_fixed_size_sample_the_same():
     model, requests = build("gemma3_text", FAST["gemma3_text"]), make_requests(LENGTHS, group=5)
     whole = LocalEngine(model).generate(requests, SAMPLING)
     fast = fast_path_of(model)
-    prompts, groups = open_completions(requests)
+    prompts, groups = open_completions(requests, SAMPLING)
     completions = [completion for group in groups for completion in group]
     captured = []
 
@@ -222,3 +222,28 @@ def test_a_beginning_that_prompts_share_is_computed_once(device_kind, monkeypatc
     lengths.clear()
     assert token_ids(engine.generate(requests, SAMPLING)) == token_ids(alone)
     assert lengths[0] == 20 + 4 + 0 + 8
+
+
+@pytest.mark.parametrize("family", GENERIC)
+def test_prompts_of_equal_length_are_sampled_together_as_each_alone(family):
+    model = build(family, GENERIC[family])
+    requests = make_requests((9, 12, 9, 9), group=3)
+    together = LocalEngine(model).generate(requests, SAMPLING)
+    assert can_batch(model)
+    alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
+    assert [[c.token_ids for c in g] for g in together] == [[c.token_ids for c in g] for g in alone]
+
+
+def test_a_cache_that_cannot_be_copied_is_used_for_one_prompt_at_a_time(monkeypatch):
+    def fails(*_):
+        raise NotImplementedError
+
+    expected = LocalEngine(build("lfm2", GENERIC["lfm2"])).generate(
+        make_requests((9, 9), group=3), SAMPLING
+    )
+    monkeypatch.setattr("transformers.cache_utils.Cache.reorder_cache", fails)
+    model = build("lfm2", GENERIC["lfm2"])
+    found = LocalEngine(model).generate(make_requests((9, 9), group=3), SAMPLING)
+    assert can_cache(model)
+    assert not can_batch(model)
+    assert [[c.token_ids for c in g] for g in found] == [[c.token_ids for c in g] for g in expected]

@@ -8,7 +8,7 @@ from engine_requests import make_requests, token_ids
 
 from sdpo.engines.base import Sampling
 from sdpo.engines.completions import open_completions
-from sdpo.engines.fallback import sample_prompt
+from sdpo.engines.fallback import sample_prompts
 from sdpo.engines.local import LocalEngine
 from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
@@ -39,10 +39,10 @@ def build(family: str, dtype: torch.dtype = torch.float32, window: int | None = 
 
 
 def one_at_a_time(model, requests, sampling):
-    prompts, groups = open_completions(requests)
+    prompts, groups = open_completions(requests, sampling)
     with torch.no_grad():
-        for prompt_ids, completions in zip(prompts, groups, strict=True):
-            sample_prompt(model, prompt_ids, completions, sampling)
+        for completions in groups:
+            sample_prompts(model, prompts, completions, sampling)
     return [[completion.close() for completion in group] for group in groups]
 
 

@@ -18,7 +18,7 @@ from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import OpenCompletion, open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import sample_prompt
+from sdpo.engines.fallback import can_batch, sample_prompts
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError, SdpoError, first_line
@@ -174,11 +174,15 @@ class LocalEngine:
         sampling: Sampling,
     ) -> None:
         tell("sample", 0, len(completions))
-        for index, prompt_ids in enumerate(prompts):
-            own = [completion for completion in completions if completion.prompt == index]
-            for start in range(0, len(own), self._max_sequences):
-                part = own[start : start + self._max_sequences]
-                sample_prompt(self._inner, prompt_ids, part, sampling)
+        together = can_batch(self._inner)
+        batches: dict[tuple[int, int], list[OpenCompletion]] = {}
+        for completion in completions:
+            key = (len(prompts[completion.prompt]), -1 if together else completion.prompt)
+            batches.setdefault(key, []).append(completion)
+        for batch in batches.values():
+            for start in range(0, len(batch), self._max_sequences):
+                part = batch[start : start + self._max_sequences]
+                sample_prompts(self._inner, prompts, part, sampling)
                 tell(
                     "sample",
                     sum(completion.is_finished for completion in completions),

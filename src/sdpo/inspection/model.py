@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.engines.base import Engine
-from sdpo.engines.fallback import can_cache
+from sdpo.engines.fallback import can_batch, can_cache
 from sdpo.engines.trial import check_sampler
 from sdpo.models.head import head_form_of
 from sdpo.models.qualify import Refusal, check_trainable, fast_path_of, tree_kind_of
@@ -33,7 +33,8 @@ def _sampling(model: PreTrainedModel) -> str:
     if not isinstance(path, Refusal):
         return "prompts are computed once for all their attempts"
     how = "its own cache" if can_cache(model) else "no cache, in time quadratic in the length"
-    return f"one prompt at a time with {how}, because {path.reason}"
+    together = "prompts of equal length together" if can_batch(model) else "one prompt at a time"
+    return f"{together} with {how}, because {path.reason}"
 
 
 def _training(model: PreTrainedModel) -> str:

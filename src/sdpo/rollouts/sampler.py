@@ -185,10 +185,10 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
 
 
 def _longest(config: RunConfig) -> int | None:
-    """Tokens that a sampled sequence may have, its prompt included; None where nothing limits them:
-    further turns and the recipes of held-out tasks have prompts of their own."""
+    """Tokens that a sampled sequence may have, its prompt included and all turns of a conversation;
+    None where the recipes of held-out tasks have sizes of their own."""
     rollout = config.rollout
-    if rollout.max_turns != 1 or config.eval.holdout:
+    if config.eval.holdout:
         return None
     prompts = (
         rollout.max_prompt_tokens,
