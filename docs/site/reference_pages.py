@@ -141,8 +141,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "`import sdpo` loads no torch; functions do when they are first called. What is listed here "
-        "is public: it changes with an entry in the changelog. Anything else may move.",
+        "`import sdpo` loads no torch; functions do when they are first called. What is listed "
+        "here is public: it changes with an entry in the changelog. Anything else may move.",
         "",
         "## sdpo",
         "",

@@ -1,5 +1,5 @@
-"""The reference of settings and recipes, from the config classes: docstrings under fields, defaults,
-types. No page of it is written by hand, so none can say what the code does not.
+"""The reference of settings and recipes, from the config classes: docstrings under fields,
+defaults, types. No page of it is written by hand, so none can say what the code does not.
 
 Pure: returns Markdown; `hooks.py` gives it to MkDocs.
 """
@@ -61,8 +61,8 @@ def settings_page() -> str:
         "Every setting of a run, from the classes in `src/sdpo/config/`, which hold the only "
         "defaults. Set one in a recipe's TOML (`[optim]`, `lr = 1e-5`) or on the command line "
         "(`optim.lr=1e-5`); `sdpo config show RECIPE --explain` prints a recipe's values with "
-        "their origin. Later files win over earlier ones, and `key=value` wins over all. An unknown "
-        "key is an error that suggests the right one.",
+        "their origin. Later files win over earlier ones, and `key=value` wins over all. An "
+        "unknown key is an error that suggests the right one.",
         "",
         "*Paper* is the value of arXiv 2601.20802 where it states one; a dash says that it does "
         "not, or that the key has no counterpart there.",

@@ -1,9 +1,9 @@
 """Runs the code blocks of a page as a reader would: in order, in one folder, with a tiny model.
 
-A fence says what it is. `python` runs (one namespace a page); with `title="FILE"` it is written to
-that file instead, as any language is. `sh` runs line by line. `toml` resolves as a recipe, `json` is
-parsed. `text` is output or a formula. After `<!-- read, not run: WHY -->` commands are only parsed
-and their settings resolved: for what needs a GPU, a service or minutes.
+A fence says what it is. `python` runs (one namespace a page); with `title="FILE"` it is written
+to that file instead, as any language is. `sh` runs line by line. `toml` resolves as a recipe,
+`json` is parsed. `text` is output or a formula. After `<!-- read, not run: WHY -->` commands are
+only parsed and their settings resolved: for what needs a GPU, a service or minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ CONFIGURED = ("train", "eval", "check", "discover")
 """Commands and functions that take recipes."""
 
 _FENCE = re.compile(
-    r"^(?P<note><!-- read, not run: [^\n]+ -->\n\n?)?(?P<indent> *)```(?P<head>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$",
+    r"^(?P<note><!-- read, not run: [^\n]+ -->\n\n?)?"
+    r"(?P<indent> *)```(?P<head>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -162,7 +163,7 @@ class Reader:
         if "--probe" in rest:
             small += ["--probe-tasks", "1", "--probe-samples", "1"]
         status = run([name, *small])
-        assert status == 0, f"sdpo {shlex.join(small)} exits with {status}"
+        assert status == 0, f"sdpo {name} {shlex.join(small)} exits with {status}"
 
     def _shrunk(self, function: Any) -> Any:
         @functools.wraps(function)
@@ -190,9 +191,9 @@ def commands(code: str) -> Iterator[list[str]]:
 
 
 def save_model(folder: Path) -> Path:
-    """A random tiny model that reads 8,192 bytes, so that no page's prompt is too long."""
+    """A random tiny model that reads 16,384 bytes, so that no page's prompt is too long."""
     model = tiny_model()
-    model.config.max_position_embeddings = 8192
+    model.config.max_position_embeddings = 16384
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder

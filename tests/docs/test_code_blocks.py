@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import DOCS, Reader, blocks, pages, save_model
+from pages import DOCS, Reader, blocks, pages
 
 pytestmark = [
     # PEFT asks a model whether it checkpoints activations by the name that is going away.
@@ -17,19 +17,14 @@ pytestmark = [
 WITH_CODE = [path for path in pages() if any(b.language != "text" for b in blocks(path))]
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.mark.parametrize("path", WITH_CODE, ids=lambda p: str(p.relative_to(DOCS)))
-def test_every_block_of_the_page_works(path, model, tmp_path, monkeypatch):
+def test_every_block_of_the_page_works(path, reader_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # Environments of pages are imported from the folder that the reader is in.
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
     try:
-        Reader(model, monkeypatch).follow(path)
+        Reader(reader_model, monkeypatch).follow(path)
     finally:
         for name in set(sys.modules) - known:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):

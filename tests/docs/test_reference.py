@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import reference_pages
+import settings_pages
 import yaml
 
 import sdpo
@@ -18,11 +20,6 @@ from sdpo.config.schema import RunConfig
 from sdpo.metrics.canaries import RULES
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs" / "site"))
-
-import reference_pages
-import settings_pages
-
 METRIC = re.compile(
     r"(train|eval|rollouts|teacher|policy|loss|optim|time|env|probe)/[a-z_0-9@]*[a-z0-9@]"
 )
@@ -32,9 +29,9 @@ def metrics_of_the_source():
     """Every string of the source that reads like the name of a metric."""
     for path in (ROOT / "src" / "sdpo").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                if METRIC.fullmatch(node.value):
-                    yield node.value
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and METRIC.fullmatch(text):
+                yield text
 
 
 def test_every_key_is_documented_with_its_meaning():
