@@ -85,7 +85,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 def first_paragraph(markdown: str) -> str:
     """The first sentence of a page's first paragraph, without markup."""
     for paragraph in re.split(r"\n\s*\n", markdown):
-        if paragraph[:1].isalpha() or paragraph.startswith("`"):
+        if re.match(r"[^\W\d_]|`(?!``)", paragraph):
             text = " ".join(paragraph.split())
             text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
             return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]

@@ -64,8 +64,9 @@ def settings_page() -> str:
         "their origin. Later files win over earlier ones, and `key=value` wins over all. An "
         "unknown key is an error that suggests the right one.",
         "",
-        "*Paper* is the value of arXiv 2601.20802 where it states one; a dash says that it does "
-        "not, or that the key has no counterpart there.",
+        "Under a key stands what it takes, and under its default the value of the paper (arXiv "
+        "2601.20802) where that states one. Where a section has variants, choose one with `type`; "
+        "keys that belong to some of them only say so.",
         "",
     ]
     for section, rows in sections().items():
@@ -169,20 +170,21 @@ def _shared(rows: list[Setting]) -> list[tuple[Setting, list[str]]]:
 
 
 def _table(section: str, rows: list[tuple[Setting, list[str]]], num_variants: int) -> list[str]:
-    lines = ["| key | value | default | paper | meaning |", "|---|---|---|---|---|"]
+    lines = ["| key | default | meaning |", "|---|---|---|"]
     for row, variants in rows:
         key = f"{section}.{row.name}" if section else row.name
         anchor = f'<a id="{key}-{variants[0]}"></a>' if num_variants else f'<a id="{key}"></a>'
         only = (
-            f"<br>with `{'`, `'.join(variants)}`"
+            f" Of `{'`, `'.join(variants)}`."
             if num_variants and len(variants) < num_variants
             else ""
         )
         paper = _PAPER.search(row.meaning)
         meaning = _PAPER.sub("", row.meaning)
+        stated = f"<br>paper: {_cell(paper.group(1))}" if paper else ""
         lines.append(
-            f"| {anchor}`{row.name}`{only} | {row.kind} | {row.default} "
-            f"| {_cell(paper.group(1)) if paper else '-'} | {_cell(meaning)} |"
+            f"| {anchor}`{row.name}`<br>{row.kind} | {row.default}{stated} "
+            f"| {_cell(meaning)}{only} |"
         )
     return [*lines, ""]
 
