@@ -252,7 +252,7 @@ def _option(option: click.Option, context: click.Context) -> str:
     has_default = option.show_default and default is not None and not option.is_flag
     shown = f"`{default}`" if has_default else ""
     required = " Required." if option.required else ""
-    return f"| {names}{_cell(value)} | {shown} | {_cell(option.help or '')}{required} |"
+    return f"| {names} {_cell(value)} | {shown} | {_cell(option.help or '')}{required} |"
 
 
 def _sentence(text: str) -> str:

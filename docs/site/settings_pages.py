@@ -175,7 +175,7 @@ def _table(section: str, rows: list[tuple[Setting, list[str]]], num_variants: in
         key = f"{section}.{row.name}" if section else row.name
         anchor = f'<a id="{key}-{variants[0]}"></a>' if num_variants else f'<a id="{key}"></a>'
         only = (
-            f" Of `{'`, `'.join(variants)}`."
+            f" *With `{'`, `'.join(variants)}`.*"
             if num_variants and len(variants) < num_variants
             else ""
         )
