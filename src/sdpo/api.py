@@ -15,13 +15,19 @@ from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
 from sdpo.inspection.model import model_findings
-from sdpo.inspection.probe import Probe, choose_tasks, probe_tasks
+from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
+from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
+from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
-from sdpo.training.lengths import check_lengths
+from sdpo.training.custom import check_custom
+from sdpo.training.held_out import open_holdouts
 from sdpo.training.loop import OnStep, TrainResult
 from sdpo.training.loop import train as train_config
+from sdpo.training.objectives import check_objective
+from sdpo.training.prompts import clock_note, prompt_facts
+from sdpo.training.tasks import check_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
@@ -62,6 +68,7 @@ def evaluate(
                 config, temperature=config.eval.temperature, top_p=config.eval.top_p
             ),
             seed=config.seed,
+            parallel=Parallel(),
         )
         found = summarise(groups, samples=config.eval.samples)
         return replace(found, model=sampler.policy.name)
@@ -83,14 +90,21 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     """Prove that a recipe can run before it costs anything.
 
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
-    and every frame of a teacher's context fits its budget and the model's positions; the tokenizer
-    has a chat template whose completions round-trip; the model can be trained, and the engine
-    samples from it. `notes` say how. Raises `SdpoError` for what no run could survive.
+    and every frame of a teacher's context fits its budget and the model's positions; the chat
+    template takes them, opens the answer and shows the whole task, and completions round-trip; the
+    model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for
+    what no run could survive.
     """
     config = _with_weights(arguments, env)
+    check_objective(config)
+    check_custom(config)
     with open_sampler(config, env) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
-        check_lengths(sampler, config, splits=("train", "eval"))
+        if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
+            notes += (line,)
+        check_tasks(sampler, config, splits=("train", "eval"))
+        with open_holdouts(sampler, config, has_env=env is not None):
+            pass  # Opening them finds what is wrong with them.
         for split in ("train", "eval"):
             for task in sampler.env.load(split):
                 if task.messages[-1]["content"].strip() not in sampler.chat.render(task.messages):
@@ -104,7 +118,8 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
                 f"the tokenizer of {config.model.name!r} does not give text back as it took it"
             )
         if isinstance(sampler.env, Checking):
-            return replace(sampler.env.check(), notes=notes)
+            report = sampler.env.check()
+            return replace(report, notes=(*notes, *report.notes))
         tasks = len(sampler.env.load("train"))
         return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
 
@@ -122,15 +137,22 @@ def probe(
     config = _with_weights(arguments, env)
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
+    rules, temperature = config.teacher.context, config.rollout.temperature
     with open_sampler(config, env) as sampler:
-        return probe_tasks(
+        found = probe_tasks(
             sampler.collector,
             choose_tasks(sampler.env.load("train"), tasks, config.seed),
-            config.teacher.context,
+            rules,
             samples=samples,
-            sampling=sampler.sampling(config, temperature=config.rollout.temperature),
+            sampling=sampler.sampling(config, temperature=temperature),
             seed=config.seed,
+            reach_of=lambda asks: measure_reach(
+                sampler.policy, asks, top_k=support_size(config), temperature=temperature
+            ),
         )
+    assert found.reach is not None
+    advice = (layout_advice(found, rules), divergence_advice(found.reach, config))
+    return replace(found, advice=tuple(each for each in advice if each is not None))
 
 
 def _with_weights(arguments: tuple[str | Path | RunConfig, ...], env: Env | None) -> RunConfig:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from sdpo.errors import ModelError, PromptTooLongError
+from sdpo.errors import ModelError, PromptTooLongError, first_line
 from sdpo.records import Message
 
 if TYPE_CHECKING:
@@ -29,6 +29,17 @@ THINKING_MARKERS = (
 
 _MARK = "\u241eanswer\u241e"
 """Stands for an assistant's message when the template is asked what it puts around one."""
+
+_ANSWERED: tuple[Message, ...] = (
+    {"role": "user", "content": "q"},
+    {"role": "assistant", "content": _MARK},
+)
+_PROBES: tuple[tuple[Message, ...], ...] = (
+    _ANSWERED[:1],
+    ({"role": "system", "content": "s"}, *_ANSWERED[:1]),
+    (*_ANSWERED, {"role": "user", "content": "again"}),
+)
+"""Every kind of conversation that prompts and teacher contexts are made of."""
 
 
 class Chat:
@@ -53,24 +64,33 @@ class Chat:
         self._special = special_tokens(tokenizer)
         self.stop_ids = self._find_stop_ids(model_stop_ids)
         self.end_of_turn_id = self.stop_ids[0]
+        self._check_boundary()
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as text, ending where the assistant's next turn begins."""
-        rendered = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._kwargs,
-        )
-        assert isinstance(rendered, str)
-        return rendered
+    def render(self, messages: Sequence[Message], *, what: str = "prompt") -> str:
+        """The conversation as text, ending where the assistant's next turn begins. Raises
+        `ModelError` for one that the template refuses; `what` names it there."""
+        return self._rendered(messages, what=what, add_generation_prompt=True)
+
+    def probe(self, before: str = "") -> str:
+        """What the template makes of one short conversation of each kind, to compare with another
+        day or machine. `before` is put in front of the template's text."""
+        template = before + self.tokenizer.get_chat_template()
+        texts = []
+        for messages in _PROBES:
+            try:
+                texts.append(
+                    self._rendered(messages, chat_template=template, add_generation_prompt=True)
+                )
+            except ModelError:
+                texts.append("refused")
+        return "\n\n".join(texts)
 
     def prompt_ids(
         self, messages: Sequence[Message], *, max_tokens: int | None = None, what: str = "prompt"
     ) -> tuple[int, ...]:
         """Token ids of `render(messages)`. Raises `PromptTooLongError` above `max_tokens`; `what`
-        names it there."""
-        ids = self.text_ids(self.render(messages))
+        names it there, and in what `render` raises."""
+        ids = self.text_ids(self.render(messages, what=what))
         if max_tokens is not None and len(ids) > max_tokens:
             raise PromptTooLongError(
                 f"{what} has {len(ids)} tokens, the limit is {max_tokens}; "
@@ -89,12 +109,8 @@ class Chat:
 
         Sampled tokens are kept as they were; only what the template puts around the reply is added.
         """
-        turns = [
-            {"role": "user", "content": "q"},
-            {"role": "assistant", "content": _MARK},
-            dict(reply) | {"content": self.inert(str(reply["content"]))},
-        ]
-        ids = self.text_ids(self.render(turns).rpartition(_MARK)[2])
+        turns = (*_ANSWERED, dict(reply) | {"content": self.inert(str(reply["content"]))})
+        ids = self.text_ids(self.render(turns, what="reply").rpartition(_MARK)[2])
         return ids[1:] if ended and ids[0] in self.stop_ids else ids
 
     def decode(self, completion_ids: Sequence[int]) -> str:
@@ -145,16 +161,52 @@ class Chat:
 
     def _probe_end_of_turn(self) -> str:
         """Text the template puts right after an assistant's message, found by rendering one."""
-        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": _MARK}]
+        return self._rendered(_ANSWERED, what="a question and its answer").rpartition(_MARK)[2]
+
+    def _check_boundary(self) -> None:
+        """Raises `ModelError` where a prompt ends before the text with which the template opens an
+        answer: the policy would have to write that text itself."""
+        prompt = self.render(_ANSWERED[:1])
+        if prompt != self._rendered(_ANSWERED[:1]):
+            return
+        answered = self._rendered(_ANSWERED).partition(_MARK)[0]
+        if prompt.rstrip() == answered.rstrip():
+            return  # The question's own end opens the answer, as [/INST] does.
+        header = answered.removeprefix(prompt)
+        raise ModelError(
+            f"the chat template of {self.tokenizer.name_or_path!r} ignores add_generation_prompt: "
+            f"prompts end before {header!r}, with which it opens an answer; end "
+            "chat_template.jinja with "
+            f"{{% if add_generation_prompt %}}{{{{ {header!r} }}}}{{% endif %}}"
+        )
+
+    def _rendered(
+        self, messages: Sequence[Message], *, what: str = "prompt", **options: Any
+    ) -> str:
         try:
-            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, **self._kwargs)
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                **self._kwargs,
+                **options,
+            )
         except TemplateError as error:
+            roles = [str(message["role"]) for message in messages]
             raise ModelError(
-                f"the chat template of {self.tokenizer.name_or_path!r} cannot render a question "
-                f"and its answer: {error}; repair chat_template.jinja or model.chat_template_kwargs"
+                f"{what}: the chat template of {self.tokenizer.name_or_path!r} refuses a "
+                f"conversation of {', '.join(roles)}: {first_line(error)}; {_cure(roles)}"
             ) from None
         assert isinstance(rendered, str)
-        return rendered.rpartition(_MARK)[2]
+        return rendered
+
+
+def _cure(roles: Sequence[str]) -> str:
+    if "system" in roles:
+        return (
+            "put the text of the system message at the beginning of the first user message, or "
+            "take a model whose template has a system role"
+        )
+    return "write the task as the template takes it, or repair chat_template.jinja"
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -8,12 +8,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from sdpo.commands.judge import judge
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
 from sdpo.terminal import Errors, show_version, write_any_text
@@ -86,7 +87,14 @@ def train(arguments: tuple[str, ...]) -> None:
 @ARGUMENTS
 @click.option("--split", type=click.Choice(["train", "eval"]), default="eval", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write per-task counts as JSON lines.")
-def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
+@click.option(
+    "--attempts",
+    type=click.Path(path_type=Path),
+    help="Write every attempt with its verdict, as in a run's rollouts.jsonl.",
+)
+def evaluate(
+    arguments: tuple[str, ...], split: str, out: Path | None, attempts: Path | None
+) -> None:
     """mean@k and pass@k with bootstrap intervals.
 
     A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
@@ -94,8 +102,11 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
     """
     from sdpo import api
 
-    if out is not None and not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist; create it")
+    for option, path in (("--out", out), ("--attempts", attempts)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(
+                f"{option} {path}: the folder {path.parent} does not exist; create it"
+            )
     evaluation = api.evaluate(*arguments, split=split)
     table = Table(
         title=f"{evaluation.model}: {len(evaluation.num_solved)} tasks x {evaluation.samples} "
@@ -121,46 +132,10 @@ def evaluate(arguments: tuple[str, ...], split: str, out: Path | None) -> None:
             for task, solved in evaluation.num_solved.items()
         )
         out.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+    if attempts is not None:
+        from sdpo.rollouts.record import write_attempts
 
-
-@main.command()
-@click.option("--tasks", required=True, help="Built-in set or task file.")
-@click.option(
-    "--responses",
-    required=True,
-    type=click.Path(path_type=Path),
-    help='File of lines {"id": ..., "response": ...}.',
-)
-@click.option(
-    "--split",
-    type=click.Choice(["public", "private"]),
-    default="private",
-    show_default=True,
-    help="Tests to run; feedback shows public ones only.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File for the verdict lines; default: standard output.",
-)
-@click.option(
-    "--sandbox",
-    type=click.Choice(["auto", "none"]),
-    default="auto",
-    show_default=True,
-    help="auto isolates programs or refuses; none runs them unprotected.",
-)
-def judge(
-    tasks: str,
-    responses: Path,
-    split: Literal["public", "private"],
-    out: Path | None,
-    sandbox: Literal["auto", "none"],
-) -> None:
-    """Judge a file of responses: one verdict line each, in order."""
-    from sdpo.envs.code import judge_file as write_verdicts
-
-    write_verdicts(tasks, responses, split=split, out=out, sandbox=sandbox)
+        write_attempts(attempts, evaluation.groups, split)
 
 
 @main.command()
@@ -372,6 +347,9 @@ def discover(arguments: tuple[str, ...]) -> None:
     with live_progress() as progress:
         results = discover_tasks(search_config(arguments), progress=progress)
     show(results)
+
+
+main.add_command(judge)
 
 
 def run(arguments: Sequence[str]) -> int:

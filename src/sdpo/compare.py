@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from sdpo.metrics.jsonl import read_rows
 from sdpo.metrics.writer import METRICS
 from sdpo.rollouts.record import ROLLOUTS, read_rollouts
 
+HOLDOUT = "holdout/"
+"""What begins the split of rollouts at the tasks of `eval.holdout`."""
 RESAMPLES = 10_000
 """Bootstrap draws; the Monte Carlo error of a 90% bound is about a hundredth of its width."""
 
@@ -42,6 +44,8 @@ class RunScores:
     """Training attempts so far, by evaluated step."""
     solved: Mapping[int, Mapping[str, float]]
     """Share of solved attempts by evaluated step and task."""
+    holdout: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
+    """The same of each set of `eval.holdout`, by its name."""
 
     @property
     def last(self) -> int:
@@ -58,6 +62,22 @@ class Arm:
 
     name: str
     runs: tuple[RunScores, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What an arm's training left of its rate on tasks from elsewhere.
+
+    Example:
+        Kept(name="mbpp", num_tasks=120, mean=interval, change=interval)
+    """
+
+    name: str
+    num_tasks: int
+    mean: Interval
+    """After the last step."""
+    change: Interval
+    """Over the same runs' first evaluation; below zero where something was forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +100,8 @@ class ArmResult:
     """Training attempts of each run up to the compared step."""
     reached: tuple[int | None, ...]
     """Training attempts after which each run was first evaluated at the level or above."""
+    holdout: tuple[Kept, ...] = ()
+    """Sets of `eval.holdout` that every run of the arm was evaluated on before and after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +195,20 @@ def _load(path: Path) -> RunScores:
     attempts = {
         row["step"]: int(row.get("rollouts_total") or 0) for row in read_rows(path / METRICS)
     }
-    counts: dict[int, dict[str, list[bool]]] = {}
+    counts: dict[str, dict[int, dict[str, list[bool]]]] = {"eval": {}}
     for row in read_rollouts(path):
-        if row["split"] == "eval":
-            counts.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
-    if not counts:
+        if row["split"] != "train":
+            steps = counts.setdefault(row["split"], {})
+            steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
+    rates = {
+        split.removeprefix(HOLDOUT): {
+            step: {task: statistics.fmean(solved) for task, solved in tasks.items()}
+            for step, tasks in steps.items()
+        }
+        for split, steps in counts.items()
+    }
+    own = rates.pop("eval")
+    if not own:
         raise ConfigError(
             f"{path}: {ROLLOUTS} holds no evaluation; comparisons need `eval.every` or a "
             "finished run, which is evaluated before and after"
@@ -187,10 +218,8 @@ def _load(path: Path) -> RunScores:
         path=path,
         seed=recorded["config"]["seed"],
         attempts=attempts,
-        solved={
-            step: {task: statistics.fmean(solved) for task, solved in tasks.items()}
-            for step, tasks in counts.items()
-        },
+        solved=own,
+        holdout=rates,
     )
 
 
@@ -262,7 +291,27 @@ def _arm_result(
             run.attempts.get(last, 0) for run, last in zip(arm.runs, chosen, strict=True)
         ),
         reached=tuple(_reached(run, tasks, level) for run in arm.runs),
+        holdout=tuple(_kept(arm, confidence)),
     )
+
+
+def _kept(arm: Arm, confidence: float) -> Iterator[Kept]:
+    """Each set that all runs of `arm` were evaluated on twice, on the tasks they share."""
+    for name in sorted(set.intersection(*(set(run.holdout) for run in arm.runs))):
+        sets = [run.holdout[name] for run in arm.runs]
+        ends = [(steps[min(steps)], steps[max(steps)]) for steps in sets]
+        tasks = sorted(set.intersection(*(set(rates) for pair in ends for rates in pair)))
+        if not tasks or any(len(steps) < 2 for steps in sets):
+            continue
+        before, after = (
+            np.array([[pair[place][task] for task in tasks] for pair in ends]) for place in (0, 1)
+        )
+        yield Kept(
+            name=name,
+            num_tasks=len(tasks),
+            mean=_interval(after, confidence),
+            change=_interval(after - before, confidence),
+        )
 
 
 def _reached(run: RunScores, tasks: Sequence[str], level: float) -> int | None:

@@ -42,15 +42,10 @@ class Arm:
     reveal: Reveal
 
 
-SDPO = (
-    "objective.type=sdpo",
-    "objective.divergence.type=forward_kl",
-    "objective.divergence.top_k=all",
-)
 ARMS = (
-    Arm(name="sdpo", title="sdpo", settings=SDPO, reveal="all"),
+    Arm(name="sdpo", title="sdpo", settings=(), reveal="all"),
     Arm(name="grpo", title="grpo", settings=("objective.type=grpo",), reveal="all"),
-    Arm(name="sdpo-told-nothing", title="sdpo, told nothing", settings=SDPO, reveal="none"),
+    Arm(name="sdpo-told-nothing", title="sdpo, told nothing", settings=(), reveal="none"),
 )
 
 
@@ -117,23 +112,5 @@ def _feedback(seed: int) -> str:
 
 def _config(arm: Arm, folder: Path, model: Path, seed: int) -> RunConfig:
     return load_config(
-        [
-            f"run={folder / arm.name}",
-            f"model.name={model}",
-            "model.device=cpu",
-            "model.dtype=float32",
-            f"seed={seed}",
-            "steps=24",
-            f"rollout.tasks_per_step={NUM_ITEMS}",
-            "rollout.group_size=16",
-            "rollout.max_completion_tokens=4",
-            "rollout.max_prompt_tokens=100",
-            "optim.lr=6e-3",
-            "eval.every=3",
-            "eval.samples=16",
-            "eval.temperature=1.0",
-            "eval.top_p=1.0",
-            "checkpoint.every=0",
-            *arm.settings,
-        ]
+        ["toy", f"run={folder / arm.name}", f"model.name={model}", f"seed={seed}", *arm.settings]
     )

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
+from typing import assert_never
 
 from sdpo.config.objective import (
+    CustomObjectiveConfig,
+    CustomWeightingConfig,
+    DistillingConfig,
     EntropyWeightingConfig,
+    NoWeightingConfig,
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
@@ -19,6 +24,7 @@ from sdpo.config.objective import (
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TrustRegionConfig
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
+from sdpo.losses.divergence import CustomDivergence
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
@@ -53,7 +59,12 @@ def describe_objective(config: RunConfig) -> list[str]:
         trust=schedule.mix if isinstance(schedule, TrustRegionConfig) else None,
     )
     lines = [f"objective {config.objective.type}, as it resolves:"]
-    lines += _routing(routing_rule(config.objective))
+    rule = routing_rule(config.objective)
+    if isinstance(config.objective, CustomObjectiveConfig):
+        # Its rule may look at what only real attempts have.
+        lines.append(f"routing   as {config.objective.path} says")
+    else:
+        lines += _routing(rule)
     if spec.distill is not None:
         lines += _distill(spec.distill, config, spec)
     if spec.pg is not None:
@@ -99,7 +110,8 @@ def _probe(*solved: bool) -> Group:
 
 
 def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> Iterator[str]:
-    name = DIVERGENCES[distill.divergence]
+    is_custom = isinstance(distill.divergence, CustomDivergence)
+    name = distill.divergence.name if is_custom else DIVERGENCES[distill.divergence]
     if distill.beta is not None:
         name += f", teacher's weight {distill.beta:g}"
     match distill.granularity:
@@ -110,7 +122,14 @@ def _distill(distill: DistillSpec, config: RunConfig, spec: ObjectiveSpec) -> It
             yield "distill   log teacher - log student of the sampled token is its advantage"
         case "sequence":
             yield "distill   the mean of log teacher - log student is the rollout's advantage"
+        case _:
+            assert_never(distill.granularity)
     yield from textwrap.wrap(_reach(distill), 88, initial_indent=INDENT, subsequent_indent=INDENT)
+    if distill.trust is not None and distill.trust_prompt == "student":
+        yield (
+            f"          target: teacher^{distill.trust:g} x (initial model in the student's prompt)"
+            f"^{1 - distill.trust:g}"
+        )
     if distill.advantage_clip is not None:
         yield f"          |log teacher - log student| at most {distill.advantage_clip:g}"
     if distill.importance == "logit":
@@ -145,6 +164,8 @@ def _reach(distill: DistillSpec) -> str:
     docs/algorithm.md, in one sentence."""
     if distill.granularity != "logit":
         return "raises no token that the student does not sample"
+    if isinstance(distill.divergence, CustomDivergence):
+        return "its function decides whether a token that the student does not propose is raised"
     if distill.divergence in ("reverse_kl", "jsd"):
         return (
             "hardly raises a token that the student does not propose: the gradient on a token is "
@@ -168,11 +189,19 @@ def _reach(distill: DistillSpec) -> str:
 
 def _weighting(config: RunConfig) -> str:
     parts = []
-    match getattr(config.objective, "weighting", None):
+    objective = config.objective
+    weighting = objective.weighting if isinstance(objective, DistillingConfig) else None
+    match weighting:
+        case None | NoWeightingConfig():
+            pass
         case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             parts.append(f"{w_min:g} + {1 - w_min:g} sigmoid((t/T - {tau:g}) / {s:g})")
         case EntropyWeightingConfig(beta=beta):
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
+        case CustomWeightingConfig(path=path, relative=relative):
+            parts.append(f"{path}{' over its mean in the batch' if relative else ''}")
+        case _:
+            assert_never(weighting)
     if isinstance(config.objective, ScSdpoConfig):
         parts.append("sqrt(p(1-p)) of the task's solved rate over its mean in the batch")
     return ", times ".join(parts) or "all tokens equal"
@@ -184,6 +213,8 @@ def _divisor(spec: ObjectiveSpec) -> str:
     routed = " or ".join(name for name, part in components.items() if part is not None)
     if spec.pg is None:
         return f"tokens routed to {routed}"
+    if not spec.pg.counts_flat_groups:
+        routed += ", without those that only a flat group's rewards could teach,"
     return {
         "token": f"tokens routed to {routed}",
         "sequence": f"rollouts routed to {routed}, each the mean of its tokens,",
@@ -203,6 +234,8 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
         f"          advantage: reward - group's mean{', over its deviation' if std else ''}",
     ]
     match spec.credit:
+        case None:
+            pass
         case RlsdCredit(mix=mix, clip=clip):
             lines.append(
                 f"          x (1 - {mix:g}) + {mix:g} exp(sign x gap), "
@@ -214,11 +247,17 @@ def _policy_gradient(pg: PolicyGradientSpec, config: RunConfig, spec: ObjectiveS
                 f"          + contrast with {config.objective.num_negatives} wrong demonstrations, "
                 f"scale {scale:g}, share {mix:g}, temperature {tau:g}"
             )
+        case _:
+            assert_never(spec.credit)
     return [*lines, over]
 
 
 def _teacher(config: RunConfig) -> str:
     settings = config.teacher.schedule.model_dump(exclude={"type"})
-    values = ", ".join(f"{key} {value:g}" for key, value in settings.items())
+    values = ", ".join(
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value}"
+        for key, value in settings.items()
+        if value != {}
+    )
     kind = config.teacher.schedule.type
     return f"{kind} ({values})" if values else kind

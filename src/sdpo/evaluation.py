@@ -16,6 +16,7 @@ from sdpo.seeds import derive
 if TYPE_CHECKING:
     # The report asks for intervals and must not wait for torch.
     from sdpo.engines.base import Sampling
+    from sdpo.parallel import Parallel
     from sdpo.rollouts.collect import Collector
 
 BOOTSTRAP_SAMPLES = 10_000
@@ -94,15 +95,26 @@ class Evaluation:
 
 
 def attempt_tasks(
-    collector: Collector, tasks: Sequence[Task], *, samples: int, sampling: Sampling, seed: int
+    collector: Collector,
+    tasks: Sequence[Task],
+    *,
+    samples: int,
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
 ) -> list[Group]:
-    """`samples` attempts at each of `tasks`, without those that could not be judged.
+    """`samples` attempts at each of `tasks`, without those that could not be judged; of several
+    ranks each returns its share, as `Collector.collect` does.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
     return collector.collect(
-        tasks, group_size=samples, sampling=sampling, seed=derive(seed, "eval")
+        tasks,
+        group_size=samples,
+        sampling=sampling,
+        seed=derive(seed, "eval"),
+        parallel=parallel,
     ).groups
 
 

@@ -1,7 +1,7 @@
 """Processes of one run: plain data parallel over `torchrun`, nothing at all for a single process.
 
-Every rank samples and judges its own tasks; counts are summed before the first forward, gradients
-after the last backward.
+Every rank samples and judges its share (rollouts/shares.py); counts are summed before the first
+forward, gradients after the last backward.
 """
 
 from __future__ import annotations

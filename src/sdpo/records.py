@@ -188,6 +188,8 @@ class Sample:
     """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
     """Group-relative credit from rewards, 0 for a flat group."""
+    is_flat: bool = False
+    """Whether all rewards of its group are equal."""
     solved_rate: float = 0.0
     """Share of its group that solved the task."""
     component_weights: Mapping[str, float]

@@ -65,3 +65,23 @@ def test_imports_follow_the_layers():
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
+
+
+OPEN_WORDS = {"outcome.status", "name", "tag"}
+"""What is matched against strings that are not the values of a setting."""
+
+
+def test_a_half_added_variant_was_silently_none():
+    """A match over the variants of a setting ends in `assert_never`: the type checker then names
+    every place that a new one has to be added to."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Match) or ast.unparse(node.subject) in OPEN_WORDS:
+                continue
+            text = " ".join(ast.unparse(case.pattern) for case in node.cases)
+            *_, last = node.cases
+            is_closed = isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None
+            if ("Config(" in text or text.startswith("'")) and not is_closed:
+                found.append(f"{path.name}:{node.lineno}")
+    assert not found

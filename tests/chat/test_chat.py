@@ -157,6 +157,52 @@ def test_special_tokens_that_a_tokenizer_does_not_name_are_broken_up(family):
     assert the_chat.inert(the_chat.inert(hostile)) == the_chat.inert(hostile)
 
 
+GEMMA_2 = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+SYSTEM = ({"role": "system", "content": "Be brief."}, *USER)
+
+
+def chat_with(template, **kwargs):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    return Chat(tokenizer, **kwargs)
+
+
+def test_a_template_without_a_system_role_was_a_raw_traceback():
+    with pytest.raises(ModelError) as said:
+        chat_with(GEMMA_2).prompt_ids(SYSTEM, what="task 'a': prompt")
+    assert str(said.value).startswith("task 'a': prompt: the chat template of ")
+    assert "refuses a conversation of system, user: System role not supported; put the" in str(
+        said.value
+    )
+    assert chat_with(GEMMA_2).render(USER).endswith("hi<end_of_turn>\n<start_of_turn>model\n")
+
+
+def test_roles_that_do_not_alternate_are_named():
+    with pytest.raises(ModelError, match="conversation of user, user: Conversation roles must"):
+        chat_with(GEMMA_2).render((*USER, *USER))
+
+
+def test_a_template_that_ignores_the_generation_prompt_was_accepted():
+    # The policy would begin with the header that the template writes before an answer.
+    deaf = GEMMA_2.partition("{% if add_generation_prompt %}")[0]
+    with pytest.raises(ModelError) as said:
+        chat_with(deaf)
+    assert "'<start_of_turn>model\\n'" in str(said.value)
+    assert "add_generation_prompt" in str(said.value)
+
+
+def test_a_template_whose_answers_need_no_header_is_no_fault():
+    family_chat(*UNNAMED["mistral"])  # [/INST] ends the question, with or without the flag
+
+
 def test_tokens_that_are_added_and_not_special_stay_text():
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<tool_call>"])

@@ -31,6 +31,43 @@ from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
 from sdpo.training.run import open_run
 
+DOORS = """
+import torch
+
+def shown(group, index, others, rng, say=""):
+    solved = [r for r, v in zip(group.rollouts, group.verdicts) if v.solved and r.index != index]
+    said = group.verdicts[index].feedback or ""
+    example = solved[0] if solved else None
+    return {"demonstration": example, "feedback": say + said, "attempt": group.rollouts[index]}
+
+def other_shown(group, index, others, rng):
+    return {"feedback": "Try again."}
+
+def share(metrics, state, rate=0.5):
+    return rate
+
+def other_share(metrics, state):
+    return 0
+
+def rule(group, index, has_context, mix=0.4):
+    return {"pg": mix, "distill": 1 - mix} if has_context else {"pg": mix}
+
+def other_rule(group, index, has_context):
+    return {"pg": 1.0}
+
+def weights(tokens, slope=1.0):
+    return 1.0 + slope * torch.arange(len(tokens))
+
+def other_weights(tokens):
+    return torch.exp(-tokens.teacher_logprob)
+
+def divergence(log_p, log_q, alpha=0.5):
+    return 1 - ((1 - alpha) * log_p + alpha * log_q).exp().sum(-1)
+
+def other_divergence(log_p, log_q):
+    return (log_p.exp() * (log_p - log_q) * (1 + log_p.exp())).sum(-1)
+"""
+"""A module of functions for the plug points."""
 TEMPLATE_SWITCH = "{% if aloud %}(aloud) {% endif %}"
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
 LATE = 6
@@ -66,6 +103,7 @@ def make_world(folder: Path) -> None:
         tokenizer.chat_template = TEMPLATE_SWITCH + tokenizer.chat_template
         tokenizer.save_pretrained(folder / name)
         _model(seed, tokenizer.eos_token_id).save_pretrained(folder / name)
+    (folder / "doors.py").write_text(DOORS)
     options = "What?\n\nA: 1 kg\nB: 2 kg"
     tools = "Tools:\nfind: finds\nParameters: {}\nFind it."
     for number, name in enumerate(("", "other_")):
@@ -78,6 +116,12 @@ def make_world(folder: Path) -> None:
         }  # fmt: skip
         rows: dict[str, list[dict[str, Any]]] = {
             "code": [code, code | {"id": f"more{number}"}],
+            "contests": [
+                {"question_id": str(m), "question_content": "Print 1.", "starter_code": "",
+                 "contest_date": f"2025-0{m}-02T00:00:00", "private_test_cases": "[]",
+                 "public_test_cases": '[{"input": "", "output": "1", "testtype": "stdin"}]'}
+                for m in (1, 2, 6)
+            ],
             "choice": [{"idx": i, "prompt": f"{options} {i}", "answer": "A"} for i in ids],
             "sql": [
                 {"id": str(i), "question": f"Who is older than {i}?", "database": "staff.sql",
@@ -97,6 +141,9 @@ def make_world(folder: Path) -> None:
         for kind, lines in rows.items():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (folder / f"{name}{kind}.jsonl").write_text(text)
+        (folder / f"{name}holdout.toml").write_text(
+            f"[env]\ntype = 'custom'\npath = '{folder}/{name}custom.py:ENV'\n"
+        )
         (folder / f"{name}custom.py").write_text(
             f"import sdpo\nENV = sdpo.env(['say {number}'], lambda task, rollout: 0.0)\n"
         )
@@ -145,7 +192,7 @@ REWARDS = (
 )
 
 
-def learned(config: RunConfig) -> Any:
+def learned(config: RunConfig, table: Any = REWARDS) -> Any:
     """Losses and weights after `config.steps` steps of a real run on written attempts; rewards
     rise from step to step."""
     facts: list[Any] = []
@@ -155,7 +202,7 @@ def learned(config: RunConfig) -> Any:
         for step in range(config.steps):
             groups = []
             for number, task in enumerate(tasks):
-                rewards = REWARDS[(number if number < 2 or step < 2 else 3)]
+                rewards = table[(number if number < 2 or step < 2 else 3)]
                 prompt = chat.prompt_ids(task.messages)
                 groups.append(_group(task, chat, step, rewards, prompt))
             groups = run.learner.with_contexts(groups)
@@ -167,6 +214,11 @@ def learned(config: RunConfig) -> Any:
         weights = run.learner.model.named_parameters()
         facts.append({name: p.detach().double().sum().item() for name, p in weights})
     return facts
+
+
+def learned_beside_flat(config: RunConfig) -> Any:
+    """As `learned`, with a group of equal rewards."""
+    return learned(config, (REWARDS[0], [0.0] * 4, *REWARDS[2:]))
 
 
 # --- whole runs ------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from sdpo.envs.code.judge import CodeJudge
@@ -109,7 +111,7 @@ def test_the_prelude_is_there_and_lines_count_from_the_program(judge: CodeJudge)
     task = reference("assert f(1) == 1", prelude="import math\ndef helper(x):\n    return x\n")
     assert judge.verdict(task, "def f(n):\n    return helper(math.floor(n))\n").solved
     verdict = judge.verdict(task, "def f(n):\n    return helper()\n", split="public")
-    assert "  return helper()\nLine 2 in f (Solution.py)" in verdict.feedback
+    assert "\nLine 2 in f (Solution.py)" in verdict.feedback
 
 
 def test_an_error_in_a_replayed_call_is_the_programs(judge: CodeJudge) -> None:
@@ -158,3 +160,14 @@ def test_a_wrong_test_names_itself(judge: CodeJudge) -> None:
     task = reference("for n in [2]:\n    assert f(object)", solution=solution)
     with pytest.raises(TaskError, match="not plain data"):
         judge.verdict(task, SQUARE)
+
+
+def test_the_solution_is_judged_not_the_example_after_it(judge: CodeJudge) -> None:
+    task = reference("assert f(3) == 9", solution=None)
+    for entry_point in ("f", None):
+        named = dataclasses.replace(task, entry_point=entry_point, judged="public")
+        text = f"```python\n{SQUARE}```\nExample:\n```python\nprint(f(3))\n```"
+        assert judge.verdict_on_text(named, text, False).solved
+        wrong = judge.verdict_on_text(named, text.replace("n * n", "n"), False)
+        assert wrong.feedback.startswith("Test Case 1: Wrong Answer")
+        assert wrong.feedback.endswith("Block 1 of the 2 code blocks in the answer was judged.")

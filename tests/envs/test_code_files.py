@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sdpo.envs.code.formats import load_code_tasks, pickled_text
+from sdpo.envs.code.formats import load_code_tasks
+from sdpo.envs.code.live_code_bench import pickled_text
 from sdpo.errors import TaskError
 
 MBPP = {
@@ -110,7 +111,7 @@ def test_a_damaged_gz_file_is_named(tmp_path: Path) -> None:
 def test_live_code_bench_programs(tmp_path: Path) -> None:
     ((split, task),) = load_code_tasks(write(tmp_path / "lcb.jsonl", live_code_bench()))
     assert (split, task.id, task.reference.kind) == ("train", "lcb/q1", "stdio")
-    assert [test.input for test in task.reference.public] == ["1 2"]
+    assert [test.input for test in task.reference.public] == ["5 6"]
     assert [test.input for test in task.reference.private] == ["1 2", "5 6"]
 
 
@@ -126,7 +127,14 @@ def test_live_code_bench_functions(tmp_path: Path) -> None:
     assert task.reference.entry_point == "solve"
     assert task.reference.public[0].input == [[1, 2], "a"]
     assert task.reference.public[0].output == [3]
-    assert "class Solution" in task.messages[0]["content"]
+    # The paper's prompt, word for word.
+    assert task.messages[0]["content"] == (
+        "You are a coding expert. You will be given a coding problem, and you need to write a "
+        "correct Python program that matches the specification and passes all tests. The time "
+        "limit is 1 second. You may start by outlining your thought process. In the end, please "
+        "provide the complete code in a code block enclosed with ``` ```.\n\nPrint the sum.\n\n"
+        "Your solution should have the following signature: ```python\ndef solve(xs, s):\n```"
+    )
 
 
 def test_without_public_tests_half_of_the_private_ones_are_shown(tmp_path: Path) -> None:
@@ -176,7 +184,7 @@ class Evil:
             },
             "metadata.func_name",
         ),
-        ({"question_content": None}, "question_content: expected str, got NoneType"),
+        ({"question_content": None}, "question_content: expected a string, got null"),
     ],
 )
 def test_a_wrong_live_code_bench_row_is_named(

@@ -20,6 +20,9 @@ BLOCK = f"```python\n{GOOD}```"
         BLOCK.replace("python", "Python"),
         BLOCK.replace("python", "py"),
         BLOCK.replace("python", "python3  "),
+        BLOCK.replace("python", "py3"),
+        f"[PYTHON]\n{GOOD}[/PYTHON]",
+        f"Sure.\n[PYTHON]{GOOD}[/PYTHON]\nDone.",
         BLOCK.replace("python", " python"),
         BLOCK.replace("python", "python title=a.py"),
         BLOCK.replace("python", "{.python}"),
@@ -59,7 +62,8 @@ def test_the_program_is_found(text: str) -> None:
         ("The answer is 42.", False),
         (GOOD, False),
         ("`def f(): return 1`", False),
-        ("```python print(1)```", False),
+        ("Call ```add(1, 2)``` first.", False),
+        ("```javascript let x = 1```", False),
         ("```bash\nls\n```", False),
         ("```javascript\nlet x = 1\n```", False),
         ("```python\ndef f():\n    ret", True),
@@ -88,6 +92,50 @@ def test_a_longer_fence_holds_shorter_ones() -> None:
 def test_thinking_tags_inside_a_program_survive() -> None:
     program = 'def f(s):\n    return s.replace("</think>", "").replace("<think>", "")\n'
     assert extract_program(f"```python\n{program}```").program == program
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "```python\nprint(f())\n```",
+        "```python\nassert f() == 1\n```",
+        "```python\nfrom solution import f\nprint(f())\n```",
+        "Test it:\n```py\nx = f()\n```\nAnd:\n```python\nif f() == 1:\n    print('ok')\n```",
+        "```python\nprint(f(\n",
+    ],
+)
+def test_a_usage_example_after_the_solution_is_not_judged(after: str) -> None:
+    """NVIDIA-NeMo/Gym#820: 18 of 100 answers had one."""
+    found = extract_program(f"{BLOCK}\n\nExample usage:\n\n{after}", names=("f",))
+    assert found.program == GOOD
+    assert found.position == 1
+    assert found.num_blocks > 1
+
+
+@pytest.mark.parametrize(
+    "better",
+    [
+        "def f():\n    return 2\n",
+        "async def f():\n    return 2\n",
+        "class Solution:\n    def f(self):\n        return 2\n",
+        "class f:\n    pass\n",
+        "f = lambda: 2\n",
+        "f: object = lambda: 2\n",
+        "def f(:\n",
+    ],
+)
+def test_the_last_definition_is_judged(better: str) -> None:
+    text = f"{BLOCK}\nBetter:\n```python\n{better}```\nUse:\n```python\nf == f()\n```"
+    assert extract_program(text, names=("f",)).program == better
+
+
+def test_if_no_block_defines_the_name_the_last_is_judged() -> None:
+    text = "```python\na = 1\n```\n```python\ndef ff(): pass\n```"
+    assert extract_program(text, names=("f",)).program == "def ff(): pass\n"
+
+
+def test_a_block_on_one_line_is_read() -> None:
+    assert extract_program("Sure:\n```python def f(): return 1```").program == "def f(): return 1\n"
 
 
 def test_the_last_of_two_python_blocks_wins() -> None:

@@ -111,17 +111,9 @@ def test_values_are_shown_as_python(value: object, text: str) -> None:
     assert envs_text.show(value) == text
 
 
-def test_source_lines_come_from_the_judges_copy() -> None:
-    source = ["def f(n):", "    return g(n)", "x = 1"]
-    assert wording.frame_lines([(2, "f"), (9, "g")], source) == [
-        "  return g(n)",
+def test_the_failing_line_is_not_quoted() -> None:
+    """The teacher repeats a mistake it reads: 0.08 of attempts corrected with it, 0.33 without."""
+    assert wording.frame_lines([(2, "f"), (9, "g")]) == [
         "Line 2 in f (Solution.py)",
         "Line 9 in g (Solution.py)",
     ]
-    assert len(wording.frame_lines([(1, "f")] * 50, source)) == 2 * wording.MAX_FRAMES
-
-
-def test_later_parts_go_first_when_space_is_short() -> None:
-    assert wording.fit(["aa", "bb"], 6) == "aa\n\nbb"
-    assert wording.fit(["aa", "bb"], 5) == "aa"
-    assert wording.fit(["a" * 50], 10) == "a" * 10

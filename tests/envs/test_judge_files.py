@@ -12,9 +12,10 @@ import pytest
 from code_rows import DIVIDE, ECHO, block
 
 from sdpo.envs.code.judge import CodeJudge
-from sdpo.envs.code.offline import judge_file, judge_program
+from sdpo.envs.code.offline import judge_program
 from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.errors import ConfigError, SdpoError, TaskError
+from sdpo.rollouts.responses import judge_file
 from sdpo.sandbox import Sandbox
 
 
@@ -40,6 +41,10 @@ def test_judge_program(sandbox: Sandbox) -> None:
         judge_program(DIVIDE, "", sandbox=sandbox, split="hidden")
 
 
+def code(tasks: str) -> tuple[str, str]:
+    return "env.type=code", f"env.tasks={json.dumps(tasks)}"
+
+
 def responses(tmp_path: Path, *rows: object) -> Path:
     path = tmp_path / "responses.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -54,10 +59,7 @@ def test_judge_file(tasks_file: str, tmp_path: Path) -> None:
     ]
     out = tmp_path / "verdicts.jsonl"
     verdicts = judge_file(
-        tasks_file,
-        responses(tmp_path, *rows),
-        split="public",
-        out=out,
+        *code(tasks_file), responses=responses(tmp_path, *rows), split="public", out=out
     )
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["divide", "echo", "divide"]
@@ -69,7 +71,7 @@ def test_judge_file(tasks_file: str, tmp_path: Path) -> None:
 def test_judge_file_writes_to_standard_output(
     tasks_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    judge_file(tasks_file, responses(tmp_path, {"id": "echo", "response": ""}))
+    judge_file(*code(tasks_file), responses=responses(tmp_path, {"id": "echo", "response": ""}))
     assert json.loads(capsys.readouterr().out)["category"] == "incorrect_format"
 
 
@@ -89,14 +91,14 @@ def test_a_wrong_response_is_named(
 ) -> None:
     path = responses(tmp_path, {"id": "echo", "response": ""}, row)
     with pytest.raises(TaskError) as caught:
-        judge_file(tasks_file, path)
+        judge_file(*code(tasks_file), responses=path)
     assert f"{path}:2: {message}" in str(caught.value)
 
 
 def test_an_output_that_cannot_be_written(tasks_file: str, tmp_path: Path) -> None:
     path = responses(tmp_path, {"id": "echo", "response": ""})
     with pytest.raises(SdpoError, match="cannot write"):
-        judge_file(tasks_file, path, out=tmp_path / "none" / "v.jsonl")
+        judge_file(*code(tasks_file), responses=path, out=tmp_path / "none" / "v.jsonl")
 
 
 def test_a_test_that_cannot_run_stops_with_the_reason(judge: CodeJudge) -> None:
@@ -110,7 +112,8 @@ def test_each_verdict_line_names_the_sandbox(
     tasks_file: str, tmp_path: Path, sandbox: Sandbox
 ) -> None:
     out = tmp_path / "verdicts.jsonl"
-    judge_file(tasks_file, responses(tmp_path, {"id": "echo", "response": ""}), out=out)
+    given = responses(tmp_path, {"id": "echo", "response": ""})
+    judge_file(*code(tasks_file), responses=given, out=out)
     assert json.loads(out.read_text())["sandbox"] == sandbox.level
 
 
@@ -139,5 +142,5 @@ def test_a_task_id_with_half_a_surrogate_pair_is_written_as_its_escape(tmp_path:
     tasks.write_text(json.dumps({**ECHO, "id": "a\ud800"}) + "\n")
     out = tmp_path / "verdicts.jsonl"
     given = responses(tmp_path, {"id": "a\ud800", "response": "no code"})
-    judge_file(str(tasks), given, out=out)
+    judge_file(*code(str(tasks)), responses=given, out=out)
     assert json.loads(out.read_text())["id"] == "a\ud800"

@@ -2,7 +2,7 @@
 directory to overrides, trained one after the other.
 
 Beside each run directory every rank leaves what the test cannot see otherwise: its weights after
-each step and the names of all files it touched inside the run directory.
+each step, the names of all files it touched inside the run directory, and the tasks it judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
 RANK = os.environ.get("RANK", "0")
 
 
+JUDGED: list[str] = []
+
+
 def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
+    JUDGED.append(task.id)
     hits = sum(character in "abcdefgh" for character in rollout.text)
     said = None if hits else f"none of the {len(rollout.text)} characters is a letter from a to h"
     return sdpo.Verdict(reward=float(hits > 0), solved=hits > 0, feedback=said)
@@ -58,9 +62,11 @@ def main(jobs: dict[str, list[str]]) -> None:
     sys.addaudithook(watch)
     for run, overrides in jobs.items():
         touched.clear()
+        JUDGED.clear()
         train(Path(run), overrides)
         inside = sorted(name for name in touched if name.startswith(f"{run}/") or name == run)
         Path(f"{run}.rank-{RANK}.json").write_text(json.dumps(inside))
+        Path(f"{run}.judged-{RANK}.json").write_text(json.dumps(JUDGED))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,26 @@ from sdpo.testing import byte_tokenizer, tiny_model
 WORKER = Path(__file__).with_name("processes_worker.py")
 LR = 1e-3
 
+# fmt: off
 CASES = {
     # More tasks than ranks and not a multiple: ranks have unequal shares. One task is evaluated,
     # so the second rank has none.
     "sdpo": ["objective.type=sdpo", "rollout.tasks_per_step=3", "eval.max_tasks=1"],
     # Three tasks are probed by two ranks.
     "grpo": ["objective.type=grpo", "rollout.tasks_per_step=4", "eval.probe_tasks=3"],
-    # The second rank has no task at all and still takes part in every sum.
-    "lone": ["objective.type=sdpo", "rollout.tasks_per_step=1"],
+    # One task, as at test time: its attempts are shared.
+    "lone": ["objective.type=sdpo", "rollout.tasks_per_step=1", "eval.max_tasks=1"],
+    # The self-teacher's attempts are shared too, and an evaluation of one attempt is not.
+    "lone sft": [
+        "objective.type=sft", "rollout.tasks_per_step=1", "rollout.group_size=8",
+        "rollout.max_completion_tokens=24", "eval.max_tasks=1",
+    ],
     # Token weights relative to their mean over the whole batch, and one count for two components.
     "srpo": ["objective.type=srpo", "rollout.tasks_per_step=5", "rollout.group_size=6"],
     # Off-policy: an update must see the same tasks, however many processes share them.
     "updates": ["objective.type=hybrid", "rollout.tasks_per_step=5", "optim.updates_per_step=2"],
 }
+# fmt: on
 
 
 def two_processes(script: Path, *arguments: object) -> None:
@@ -77,6 +84,17 @@ def test_rollouts_are_the_same_whoever_sampled_them(case, runs):
     assert [[row[key] for key in keys] for row in one] == [
         [row[key] for key in keys] for row in two
     ]
+
+
+@pytest.mark.parametrize("case", ["lone", "lone sft"])
+def test_a_rank_without_a_task_waited_for_the_others(case, runs):
+    alone, other = (
+        json.loads((runs / f"two-{case}.judged-{rank}.json").read_text()) for rank in (0, 1)
+    )
+    rows = lines(runs / f"one-{case}" / "rollouts.jsonl")
+    sampled = sum(row["split"] == "train" for row in rows)
+    assert len(other) >= sampled / 2
+    assert len(alone) >= sampled / 2
 
 
 @pytest.mark.parametrize("case", CASES)

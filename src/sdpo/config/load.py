@@ -82,7 +82,9 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         # A wrong key inside `X | "off"` is also reported as not being "off"; that line would only
         # confuse.
-        relevant = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
+        relevant = [
+            e for e in error.errors() if not str(("", *e["loc"])[-1]).startswith("literal[")
+        ]
         raise ConfigError("\n".join(_explain(e) for e in relevant or error.errors())) from None
 
 
@@ -209,7 +211,7 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "tuple_type":
         return f"{key} = {error['input']!r}: a list is needed; write '{key}=[\"...\"]'"
     if error["type"] == "value_error":
-        return f"{key}: {error['ctx']['error']}"
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
     if error["type"] == "missing":
         return f"{key} is required: add it to the recipe or pass {key}=..."
     return f"{key} = {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

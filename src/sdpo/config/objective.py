@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
+from sdpo.config.custom import CustomConfig
 
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,8 +76,16 @@ class JSDConfig(_SupportConfig):
     """Weight of the teacher in the mixture m = (1-beta) p + beta q. Paper: 0.5."""
 
 
+class CustomDivergenceConfig(_SupportConfig, CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(log_p, log_q, **options)`: log-masses [R, K] of student and teacher over the
+    support; returns D per token [R], or D and p dD/dp [R, K]. Checked against finite differences
+    before the first step."""
+
+
 DivergenceConfig = Annotated[
-    ReverseKLConfig | ForwardKLConfig | ForwardCEConfig | JSDConfig, Field(discriminator="type")
+    ReverseKLConfig | ForwardKLConfig | ForwardCEConfig | JSDConfig | CustomDivergenceConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -103,8 +112,17 @@ class EntropyWeightingConfig(Config):
     """Strength per nat of the teacher's entropy. SRPO: 1."""
 
 
+class CustomWeightingConfig(CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(tokens, **options)`: one distilled rollout (`sdpo.losses.weighting.TaughtTokens`);
+    returns a weight of each of its trained tokens [T], none of them negative."""
+    relative: bool = True
+    """Whether weights are divided by their mean over the whole batch, so that the learning rate
+    keeps its meaning."""
+
+
 WeightingConfig = Annotated[
-    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig,
+    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig | CustomWeightingConfig,
     Field(discriminator="type"),
 ]
 
@@ -117,6 +135,10 @@ class _SurrogateConfig(Config):
     rollout, or rollouts x max_completion_tokens (Dr.GRPO)."""
     std: bool = False
     """Whether advantages are divided by the group's standard deviation. Paper: false."""
+    flat_groups: Literal["counted", "excluded"] = "counted"
+    """Whether attempts whose group has equal rewards, and which nothing but the reward could teach,
+    count in the denominator. Counted, the many flat groups of hard tasks shrink the gradient of the
+    others. Paper's code: counted."""
 
 
 class GrpoSurrogateConfig(_SurrogateConfig):
@@ -173,6 +195,11 @@ class RewardedConfig(_ObjectiveConfig):
 class DistillingConfig(_ObjectiveConfig):
     divergence: DivergenceConfig = JSDConfig()
     """Distance between student and self-teacher."""
+    teacher_exponent: NonNegative = 1.0
+    """lambda of the target initial^(1-lambda) teacher^lambda, the initial model in the student's
+    own prompt: above 1 it goes beyond the teacher (ExOPD, 2602.12125), below 1 it stays nearer to
+    where training began (beta-OPSD, 2607.28582). Other than 1: a copy of the weights and a pass
+    more."""
     granularity: Literal["logit", "token", "sequence"] = "logit"
     """Credit per logit, per sampled token, or one mean per rollout (Fig. 10). Paper: logit."""
     advantage_clip: PositiveFloat | Literal["off"] = "off"
@@ -204,6 +231,16 @@ class DistillingConfig(_ObjectiveConfig):
                 "importance = 'logit' (Eq. 13) needs granularity = 'logit', "
                 "divergence.type = 'reverse_kl' and a number for divergence.top_k; "
                 "set these, or importance = 'token'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_custom_divergence_clips_itself(self) -> Self:
+        is_clipped = self.advantage_clip != "off" and self.granularity == "logit"
+        if is_clipped and self.divergence.type == "custom":
+            raise ValueError(
+                f"advantage_clip = {self.advantage_clip} bounds the log-ratio inside a built-in "
+                "divergence: leave it 'off' and bound log_q - log_p in your function"
             )
         return self
 
@@ -265,18 +302,20 @@ class HybridConfig(DistillingConfig, RewardedConfig):
 class SrpoConfig(DistillingConfig, RewardedConfig):
     type: Literal["srpo"] = "srpo"
     """Failed rollouts with a solved sibling are distilled, all others get the policy gradient
-    (2604.02288)."""
+    (2604.02288). Its own teacher is SDPO's, the default of `teacher.schedule`."""
     weighting: WeightingConfig = EntropyWeightingConfig()
 
 
 class ScSdpoConfig(DistillingConfig):
     type: Literal["sc_sdpo"] = "sc_sdpo"
-    """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765)."""
+    """SDPO with each task weighted by sqrt(p(1-p)) of its success rate (2605.27765), with SDPO's
+    teacher."""
 
 
 class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
-    """Policy gradient whose size, never sign, follows the teacher (2604.03128)."""
+    """Policy gradient whose size, never sign, follows the teacher (2604.03128). Its own teacher is
+    the current policy: teacher.schedule.type = "live"."""
     mix: Fraction = 0.5
     """lambda: share of the advantage that the teacher modulates; decays to 0."""
     decay_steps: PositiveInt = 50
@@ -287,7 +326,9 @@ class RlsdConfig(RewardedConfig):
 
 class RlcsdConfig(RewardedConfig):
     type: Literal["rlcsd"] = "rlcsd"
-    """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709)."""
+    """Policy gradient plus the contrast of a right against wrong demonstrations (2606.11709). Its
+    own teacher is teacher.schedule.type = "snapshot"."""
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(eps_high=0.2)
     scale: PositiveFloat = 1.0
     """beta: size of the contrast term."""
     mix: Fraction = 0.5
@@ -301,7 +342,7 @@ class RlcsdConfig(RewardedConfig):
 class SdpgConfig(DistillingConfig, RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
-    (2606.04036)."""
+    (2606.04036). Its own teacher is the current policy: teacher.schedule.type = "live"."""
     divergence: DivergenceConfig = ReverseKLConfig(top_k="all")
     policy_gradient: SurrogateConfig = GrpoSurrogateConfig(std=True)
     coefficient: NonNegative = 1e-3
@@ -315,6 +356,12 @@ class SftConfig(_ObjectiveConfig):
     baseline of Table 5."""
 
 
+class CustomObjectiveConfig(DistillingConfig, RewardedConfig, CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(group, index, has_context, **options)`: which component that rollout of a judged
+    group feeds, as {"distill": factor, "pg": factor}; an absent one is not fed."""
+
+
 ObjectiveConfig = Annotated[
     SdpoConfig
     | GrpoConfig
@@ -324,6 +371,7 @@ ObjectiveConfig = Annotated[
     | RlsdConfig
     | RlcsdConfig
     | SdpgConfig
-    | SftConfig,
+    | SftConfig
+    | CustomObjectiveConfig,
     Field(discriminator="type"),
 ]

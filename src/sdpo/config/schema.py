@@ -6,12 +6,18 @@ files and overrides.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
-from sdpo.config.objective import Fraction, NonNegative, ObjectiveConfig, SdpoConfig
+from sdpo.config.objective import (
+    DistillingConfig,
+    Fraction,
+    NonNegative,
+    ObjectiveConfig,
+    SdpoConfig,
+)
 from sdpo.config.teacher import TeacherConfig
 
 
@@ -28,6 +34,10 @@ class LoraConfig(Config):
     """Rank of each adapter."""
     alpha: PositiveInt = 32
     """Scale; the update is alpha / rank times the product."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More fields of PEFT's LoraConfig, for instance `{target_modules = ["q_proj", "v_proj"]}` or
+    `{use_rslora = true}`: which layers, and how they are scaled and start. Default: every linear
+    layer but the head."""
 
 
 AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="type")]
@@ -72,12 +82,19 @@ JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
 """The settings of `JudgingConfig` by their full names."""
 
 
+IsoDate = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+"""YYYY-MM-DD."""
+
+
 class CodeEnvConfig(JudgingConfig):
     type: Literal["code"] = "code"
     """Python programs judged by tests."""
     tasks: str = "python-basics"
     """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
     .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
+    contest_dates: tuple[()] | tuple[IsoDate, IsoDate] = ()
+    """Only tasks of contests (`contest_date`, LiveCodeBench) from the first date on and before the
+    second; `[]`: all tasks. Paper: 2025-02-01, 2025-05-01."""
     worked_example: bool = False
     """Show one solved task of the same kind before each task: small models keep the format and the
     function's name far more often."""
@@ -239,6 +256,10 @@ class EvalConfig(Config):
     probe_tasks: NonNegativeInt = 0
     """Training tasks of a teacher probe at every evaluation (`probe/*`), with `samples` attempts
     each: does what the teacher reads still help the current weights? 0: no probe."""
+    holdout: tuple[str, ...] = ()
+    """Other tasks that show what training forgets, evaluated before the first and after the last
+    step: recipes (built-in or .toml; with their own env, eval and rollout sections) or files of
+    tasks of the run's own kind. Paper: a hold-out average."""
     temperature: PositiveFloat = 0.6
     """Paper: 0.6."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
@@ -343,3 +364,17 @@ class RunConfig(Config):
     canaries: CanariesConfig = CanariesConfig()
     log: LogConfig = LogConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _one_mixture_of_targets(self) -> Self:
+        if (
+            isinstance(self.objective, DistillingConfig)
+            and self.objective.teacher_exponent != 1
+            and self.teacher.schedule.type == "trust_region"
+        ):
+            raise ValueError(
+                f"objective.teacher_exponent = {self.objective.teacher_exponent:g} mixes the "
+                "teacher with the initial model, and so does teacher.schedule.type = "
+                "'trust_region': leave the exponent at 1, or take another schedule"
+            )
+        return self

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from sdpo.config.base import Config
+from sdpo.config.custom import CustomConfig
 from sdpo.config.objective import Fraction, NonNegative
 
 
@@ -58,7 +59,21 @@ class TemplatesConfig(Config):
         return value
 
 
-class ContextConfig(Config):
+class _ShownConfig(Config):
+    layout: Literal["single_turn", "turns"] = "single_turn"
+    """Everything in one user turn (the paper), or the demonstration as an earlier answer in the
+    chat. Feedback without an answer beside it follows the question in both: placed before it, a
+    0.5B teacher solved 0 of 16 attempts where it solves 9 after it."""
+    templates: TemplatesConfig = TemplatesConfig()
+    """Wording of the sections."""
+    max_tokens: PositiveInt = 1024
+    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the
+    frame never."""
+
+
+class ContextConfig(_ShownConfig):
+    type: Literal["rules"] = "rules"
+    """Demonstration and feedback by the rules below (Table 2)."""
     demonstration: Literal["random", "majority", "reference", "none"] = "random"
     """Correct answer shown to the teacher: a random solved sibling (the paper), a sibling that
     gives the answer most attempts agree on (U-OPSD, 2608.06296; needs an environment that names an
@@ -78,15 +93,6 @@ class ContextConfig(Config):
     control: Literal["none", "plain", "other_task"] = "none"
     """For experiments: the teacher reads the bare task (`plain`), or another task's solved attempt
     as its demonstration (`other_task`). Paper: none."""
-    layout: Literal["single_turn", "turns"] = "single_turn"
-    """Everything in one user turn (the paper), or the demonstration as an earlier answer in the
-    chat. Feedback without an answer beside it follows the question in both: placed before it, a
-    0.5B teacher solved 0 of 16 attempts where it solves 9 after it."""
-    templates: TemplatesConfig = TemplatesConfig()
-    """Wording of the sections."""
-    max_tokens: PositiveInt = 1024
-    """Budget of the teacher's prompt; feedback and demonstration are cut in the middle to fit, the
-    frame never."""
 
     @model_validator(mode="after")
     def _controls_stand_alone(self) -> Self:
@@ -98,6 +104,16 @@ class ContextConfig(Config):
         if self.experience and self.feedback == "never":
             raise ValueError("experience = true shows feedback, and feedback = 'never' shows none")
         return self
+
+
+class CustomContextConfig(_ShownConfig, CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(group, index, others, rng, **options)`: what the teacher of that rollout is shown,
+    as {"demonstration": ..., "feedback": ..., "attempt": ...}, each a string or one of the
+    `Rollout`s and each optional; None: it has no teacher. `others` are the step's groups."""
+
+
+AnyContextConfig = Annotated[ContextConfig | CustomContextConfig, Field(discriminator="type")]
 
 
 class LiveConfig(Config):
@@ -147,14 +163,27 @@ class TrustRegionConfig(Config):
     """Share of the current student in the geometric mean. Paper: 0.01."""
 
 
+class CustomScheduleConfig(CustomConfig):
+    type: Literal["custom"] = "custom"
+    """`function(metrics, state, **options)` after every step: the share of the student in
+    teacher <- (1 - share) teacher + share student; 0 leaves the teacher, 1 replaces it. `state` is
+    a dict of plain values that the function may change and checkpoints keep. Memory as `ema`."""
+
+
 ScheduleConfig = Annotated[
-    LiveConfig | FrozenConfig | EmaConfig | SnapshotConfig | GatedConfig | TrustRegionConfig,
+    LiveConfig
+    | FrozenConfig
+    | EmaConfig
+    | SnapshotConfig
+    | GatedConfig
+    | TrustRegionConfig
+    | CustomScheduleConfig,
     Field(discriminator="type"),
 ]
 
 
 class TeacherConfig(Config):
-    context: ContextConfig = ContextConfig()
+    context: AnyContextConfig = ContextConfig()
     """What the teacher sees."""
     schedule: ScheduleConfig = EmaConfig()
     """Whose weights it has."""

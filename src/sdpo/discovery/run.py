@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from sdpo.config.objective import HybridConfig, SdpgConfig, SdpoConfig
+from sdpo.config.objective import CustomObjectiveConfig, HybridConfig, SdpgConfig, SdpoConfig
 from sdpo.config.schema import RunConfig, SelectConfig
+from sdpo.config.teacher import ContextConfig
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.curves import write_summary
 from sdpo.discovery.log import SearchLog, Tally
@@ -35,8 +36,11 @@ from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import open_run_dir, record_judging, run_facts
+from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
+from sdpo.training.prompts import record_conditions
+from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
@@ -69,7 +73,8 @@ def discover_tasks(
 
 def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -> list[Discovery]:
     say = progress or (lambda results, line: None)
-    run_dir = open_run_dir(config, run_facts(env))
+    check_custom(config)
+    run_dir = open_run_dir(config, run_facts(config, env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
     results = [from_row(row) for row in read_rows(file.path)]
@@ -81,7 +86,7 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
         say(results, _line(tally))
 
     with closing(file), closing(log), open_sampler(config, env) as sampler:
-        if line := record_judging(run_dir, sampler.env):
+        for line in record_conditions(run_dir, sampler):
             say(results, line)
         initial = _initial(sampler, config, config.discover.methods)
         tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
@@ -109,6 +114,7 @@ def discover_one(
 ) -> Discovery:
     """One search by self-distillation for one task (or its id in `config.discover.split`); writes
     nothing."""
+    check_custom(config)
     with open_sampler(config, env) as sampler:
         if isinstance(task, str):
             task = _named(load_tasks(sampler.env, config), [task])[0]
@@ -169,6 +175,7 @@ def _initial(
     if "self_distillation" not in methods:
         return {}
     _check_learns(config)
+    check_solutions(sampler.env, load_tasks(sampler.env, config), config)
     make_trainable(sampler.policy.model, config.optim)
     return copy_weights(sampler.policy.model)
 
@@ -176,14 +183,19 @@ def _initial(
 def _check_learns(config: RunConfig) -> None:
     """Raises `ConfigError` unless the objective learns from failures alone: all attempts before the
     last batch of a search have failed."""
-    if not isinstance(config.objective, SdpoConfig | HybridConfig | SdpgConfig):
+    learns_from_feedback = SdpoConfig | HybridConfig | SdpgConfig | CustomObjectiveConfig
+    if not isinstance(config.objective, learns_from_feedback):
         raise ConfigError(
             f"objective.type={config.objective.type!r} distils an attempt only when a sibling is "
             "solved, and that ends the search; set objective.type=sdpo, which learns from feedback "
             "alone, or leave self_distillation out of discover.methods"
         )
     context = config.teacher.context
-    if context.feedback == "never" and context.control != "plain":
+    if (
+        isinstance(context, ContextConfig)
+        and context.feedback == "never"
+        and context.control != "plain"
+    ):
         raise ConfigError(
             "teacher.context.feedback='never' leaves the teacher of a search nothing to read, "
             "since no attempt is solved before the search ends; set 'always' or "

@@ -124,7 +124,7 @@ class CheckReport:
     skipped: int
     """Tasks without a reference to check."""
     notes: tuple[str, ...] = ()
-    """What `sdpo check` found out besides; an environment leaves it empty."""
+    """What was found out besides, one line each."""
 
 
 Judgement = Verdict | float | tuple[float, str | None] | Mapping[str, Any]

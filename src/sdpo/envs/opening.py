@@ -3,15 +3,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import assert_never
 
 from sdpo.config import schema
+from sdpo.custom import forget_changed_files, load_object
 from sdpo.envs.base import Env
 from sdpo.errors import ConfigError
 
@@ -49,18 +45,8 @@ def open_env(config: schema.EnvConfig) -> Env:
 def _custom_env(path: str) -> Env:
     """The object at `package.module:Name` or `folder/file.py:Name`, or what it returns when
     called."""
-    source, _, name = path.rpartition(":")
-    if not source or not name:
-        raise ConfigError(f"env.path = {path!r}: write package.module:Name or folder/file.py:Name")
-    module = _load_file(path, Path(source)) if source.endswith(".py") else _load(path, source)
-    found: object = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = ", ".join(key for key in vars(module) if not key.startswith("_"))
-            raise ConfigError(
-                f"env.path = {path!r}: {source} has no {name!r}; it has {public or 'nothing'}"
-            )
-        found = getattr(found, part)
+    forget_changed_files()
+    found = load_object("env.path", path)
     # A class has `load` and `judge` too, so it would pass for an instance.
     if inspect.isclass(found) or (callable(found) and not isinstance(found, Env)):
         _refuse_arguments(path, found)
@@ -84,50 +70,3 @@ def _refuse_arguments(path: str, factory: object) -> None:
         ) from error
     except ValueError:
         return  # A built-in callable without a signature; the call itself will show.
-
-
-def _load(path: str, name: str) -> ModuleType:
-    # Unlike `python -m`, a console script does not search the current directory, where a user's
-    # module usually is. The directory stays on the path for what that module imports later.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if name == missing or name.startswith(missing + "."):
-            raise ConfigError(
-                f"env.path = {path!r}: no module {missing!r} in {here} or among installed packages"
-            ) from error
-        raise ConfigError(
-            f"env.path = {path!r}: {name} imports {missing!r}, which is not installed"
-        ) from error
-    except (TypeError, ValueError) as error:
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"env.path = {path!r}: {name!r} is not a module name") from error
-        raise
-
-
-def _load_file(path: str, file: Path) -> ModuleType:
-    if not file.is_file():
-        raise ConfigError(f"env.path = {path!r}: {file} does not exist in {Path.cwd()}")
-    # The file may import its neighbours.
-    folder = str(file.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    # Not under its own name: a user's `json.py` must not become everyone's `json`.
-    name = f"sdpo_custom_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"env.path = {path!r}: {file} imports {error.name!r}, which is not installed"
-        ) from error
-    return module

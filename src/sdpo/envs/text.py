@@ -18,8 +18,8 @@ MAX_VALUE_CHARS = 250
 MAX_INPUT_LINES = 8
 
 _HEADER_LINE = re.compile(
-    r"^(?=[ \t]*(?:Runtime Error|(?:Time|Memory|Output) Limit Exceeded|Last Executed Input"
-    r"|Test Case \S+:.*|Wrong Answer|Incorrect Format.*|Truncated Attempt.*"
+    r"^(?=[ \t]*(?:(?:Runtime|Compile) Error|(?:Time|Memory|Output) Limit Exceeded"
+    r"|Last Executed Input|Test Case \S+:.*|Wrong Answer|Incorrect Format.*|Truncated Attempt.*"
     r"|Input|Stdout|Output|Expected)[ \t]*$)",
     re.MULTILINE | re.IGNORECASE,
 )

@@ -79,8 +79,8 @@ def credit(
     rules = ContextConfig(feedback="always", layout=layout, max_tokens=max_context_tokens)
     context = _context(question, rollout, feedback, demonstration, rules, chat)
     assert context.messages is not None
-    sample = _sample(rollout, chat.prompt_ids(context.messages))
-    tokens = _token_outputs(policy, sample, temperature)
+    sample = sample_of(rollout, chat.prompt_ids(context.messages))
+    tokens = token_outputs(policy, sample, temperature, top_n=CREDIT_ALTERNATIVES)
     (seen,) = credit_of(tokens, [sample], {sample.key}, policy.tokenizer)
     return replace(
         seen,
@@ -159,7 +159,7 @@ def _context(
     )[0]
 
 
-def _sample(rollout: Rollout, teacher_prompt_ids: tuple[int, ...]) -> Sample:
+def sample_of(rollout: Rollout, teacher_prompt_ids: tuple[int, ...]) -> Sample:
     """`rollout` with every token to be looked at."""
     return Sample(
         task_id=rollout.task_id,
@@ -175,7 +175,11 @@ def _sample(rollout: Rollout, teacher_prompt_ids: tuple[int, ...]) -> Sample:
 
 
 @torch.no_grad()
-def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenOutputs:
+def token_outputs(
+    policy: Policy, sample: Sample, temperature: float, *, top_n: int
+) -> TokenOutputs:
+    """What student and teacher think of every token of `sample`, with the `top_n` likeliest tokens
+    of each."""
     head = lm_head(policy.model)
 
     def side(prompt_ids: tuple[int, ...]) -> Side:
@@ -188,6 +192,6 @@ def _token_outputs(policy: Policy, sample: Sample, temperature: float) -> TokenO
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
         vocabulary=policy.vocabulary,
-        top_n=CREDIT_ALTERNATIVES,
+        top_n=top_n,
     )
     return head_pass(inputs, None, lambda span, student, teacher: Terms()).tokens

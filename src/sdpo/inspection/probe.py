@@ -14,25 +14,30 @@ Nothing is trained. Attempts are of one turn.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
+from sdpo.inspection.reach import Reach
 from sdpo.parallel import Parallel
-from sdpo.records import Group, Task, TeacherContext
+from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 
-Kind = Literal["recipe", "demonstration", "feedback", "both", "other_task", "no_context"]
-"""What a teacher context holds: what the recipe's own rules say, a solved sibling, the attempt's
-feedback, both, or, as controls, another task's solved answer and nothing."""
+Kind = Literal[
+    "recipe", "other_layout", "demonstration", "feedback", "both", "other_task", "no_context"
+]
+"""What a teacher context holds: what the recipe's own rules say, the same in the other layout, a
+solved sibling, the attempt's feedback, both, or, as controls, another task's solved answer and
+nothing."""
 
 _ALONE = Parallel()
 
@@ -71,6 +76,10 @@ class Probe:
     """The student's attempts of the first round."""
     num_failed: int
     kinds: Mapping[Kind, KindResult]
+    reach: Reach | None = None
+    """Which corrections a divergence can move; None where only the answers were asked for."""
+    advice: tuple[str, ...] = ()
+    """Settings that fit what was measured better than the recipe's."""
 
     def metrics(self) -> dict[str, float]:
         """The `probe/*` keys of metrics.jsonl: the share of attempts that failed and every kind's
@@ -114,61 +123,90 @@ class Probe:
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],
-    rules: ContextConfig,
+    rules: AnyContextConfig,
     *,
     samples: int,
     sampling: Sampling,
     seed: int,
     parallel: Parallel = _ALONE,
+    reach_of: Callable[[Sequence[tuple[Rollout, tuple[int, ...]]]], Reach] | None = None,
 ) -> Probe:
     """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
+    With `reach_of`, which measures failed attempts and their teacher prompts in the recipe's
+    contexts, the other layout is asked too.
 
     Everything random depends on `seed`, task and attempt only, not on the number of processes, each
     of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
     several turns, which a teacher cannot answer at once.
     """
     check_can_probe(collector.max_turns)
-    groups, again = (
-        parallel.gather_shares(
-            collector.collect(
-                parallel.share(tasks),
-                group_size=samples,
-                sampling=sampling,
-                seed=derive(seed, "probe", which),
-            ).groups
+
+    def student_round(which: str) -> list[Group]:
+        seeds = derive(seed, "probe", which)
+        made = collector.collect(
+            tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
         )
-        for which in ("student", "student again")
-    )
+        return gather_groups(made.groups, parallel, count=len(tasks))
+
+    groups, again = student_round("student"), student_round("student again")
     # A task counts where both rounds have a judged attempt at it.
     student = {group.task.id: group.solved_rate for group in again if group.rollouts}
     groups = [group for group in groups if group.rollouts and group.task.id in student]
-    asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in _rules(rules)}
-    distinct = list(dict.fromkeys(ask for part in asks.values() for ask in part))
+    kinds = _rules(rules, both_layouts=reach_of is not None)
+    asks = {kind: _failed(collector, groups, kind, rules, seed) for kind, rules in kinds}
     attempts = {
         (group.task.id, rollout.index): (group.task, rollout)
         for group in groups
         for rollout in group.rollouts
     }
-    answers = parallel.gather_shares(
-        collector.answer(
-            [
-                (*attempts[ask.task_id, ask.index], ask.prompt_ids)
-                for ask in parallel.share(distinct)
-            ],
-            sampling=sampling,
-            seed=derive(seed, "probe", "teacher"),
-        )
+    wanted = list(dict.fromkeys(ask for part in asks.values() for ask in part))
+    solved = _solved(
+        collector, [(a, *attempts[a.task_id, a.index]) for a in wanted], sampling, seed, parallel
     )
-    solved = {
-        ask: verdict.solved
-        for ask, (_, verdict) in zip(distinct, answers, strict=True)
-        if verdict is not None
-    }
     return Probe(
         num_tasks=len(groups),
         num_attempts=sum(len(group.rollouts) for group in groups),
         num_failed=sum(not v.solved for group in groups for v in group.verdicts),
         kinds={kind: _result(part, solved, student) for kind, part in asks.items()},
+        reach=None
+        if reach_of is None
+        else reach_of([(attempts[a.task_id, a.index][1], a.prompt_ids) for a in asks["recipe"]]),
+    )
+
+
+def _solved(
+    collector: Collector,
+    asks: Sequence[tuple[_Ask, Task, Rollout]],
+    sampling: Sampling,
+    seed: int,
+    parallel: Parallel,
+) -> dict[_Ask, bool]:
+    """Whether the teacher's answer to each of `asks` is right; those that could not be judged are
+    left out."""
+    answers = parallel.gather_shares(
+        collector.answer(
+            [(task, rollout, ask.prompt_ids) for ask, task, rollout in parallel.share(asks)],
+            sampling=sampling,
+            seed=derive(seed, "probe", "teacher"),
+        )
+    )
+    return {
+        ask: verdict.solved
+        for (ask, _, _), (_, verdict) in zip(asks, answers, strict=True)
+        if verdict is not None
+    }
+
+
+def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
+    """The other layout, where the teacher's answers in it are better by more than the interval of
+    the recipe's gain; None otherwise."""
+    here, there = probe.kinds["recipe"], probe.kinds["other_layout"]
+    if here.gain is None or there.gain is None or there.gain.mean <= here.gain.high:
+        return None
+    other = "turns" if rules.layout == "single_turn" else "single_turn"
+    return (
+        f"the teacher solves {there.teacher:.0%} with teacher.context.layout={other}, where this "
+        f"recipe's layout gives {here.teacher:.0%}"
     )
 
 
@@ -204,12 +242,23 @@ class _Ask:
     prompt_ids: tuple[int, ...]
 
 
-def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
-    def varied(**changes: object) -> ContextConfig:
-        return rules.model_copy(update={"control": "none", **changes})
+def _rules(rules: AnyContextConfig, *, both_layouts: bool) -> list[tuple[Kind, AnyContextConfig]]:
+    shown = rules
+    if not isinstance(shown, ContextConfig):
+        shown = ContextConfig(
+            layout=rules.layout, templates=rules.templates, max_tokens=rules.max_tokens
+        )
 
+    def varied(**changes: object) -> ContextConfig:
+        return shown.model_copy(update={"control": "none", **changes})
+
+    other = "turns" if rules.layout == "single_turn" else "single_turn"
+    turned: list[tuple[Kind, AnyContextConfig]] = [
+        ("other_layout", rules.model_copy(update={"layout": other}))
+    ]
     return [
         ("recipe", rules),
+        *(turned if both_layouts else ()),
         ("demonstration", varied(demonstration="random", feedback="never")),
         ("feedback", varied(demonstration="none", feedback="always")),
         ("both", varied(demonstration="random", feedback="always")),
@@ -219,7 +268,7 @@ def _rules(rules: ContextConfig) -> list[tuple[Kind, ContextConfig]]:
 
 
 def _failed(
-    collector: Collector, groups: Sequence[Group], kind: Kind, rules: ContextConfig, seed: int
+    collector: Collector, groups: Sequence[Group], kind: Kind, rules: AnyContextConfig, seed: int
 ) -> list[_Ask]:
     """What to ask the teacher for the failed attempts that have a context of this kind."""
     chat = collector.chat

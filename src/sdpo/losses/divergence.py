@@ -13,13 +13,14 @@ where g_k = dD/dp_k. The chain through a softmax needs only p_k (g_k - sum p g) 
 docs/algorithm.md), so the *product* p_k g_k is what is computed: it stays finite where g itself
 does not (p_k = 0), and a constant added to g drops out (the +1 above is left out). This file knows
 entries only: where they come from is `head/support.py`, weights and denominators are
-`objective.py`.
+`objective.py`. A divergence of the user's own is a function.
 
 Legend: R completion tokens, K entries of the support.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
@@ -27,10 +28,41 @@ import torch
 from torch import Tensor
 
 DivergenceKind = Literal["reverse_kl", "forward_kl", "jsd", "forward_ce"]
+DivergenceFunction = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+"""(log p, log q), [R, K] each, to D per token [R], which autograd differentiates, or to D and the
+p_k g_k [R, K]. Neither argument may be overwritten. Entries with log-masses of -1e30 on both sides
+are not there and must add nothing."""
 
 _MAX_LOG_RATIO = 80.0
 """exp(80) is near the end of float32. Beyond it the student's mass is below e^-80 and the
 Jensen-Shannon divergence no longer depends on how far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomDivergence:
+    """A divergence of the user's own.
+
+    Example:
+        CustomDivergence(function=lambda log_p, log_q: (log_p - log_q).square().sum(-1), name="L2")
+    """
+
+    function: DivergenceFunction
+    name: str
+    """For people."""
+
+    def evaluate(self, log_p_RK: Tensor, log_q_RK: Tensor) -> tuple[Tensor, Tensor]:
+        """D per token [R] and p_k g_k [R, K]. With log-masses as the free variables autograd gives
+        p_k g_k itself: dD/d(log p_k) = p_k dD/dp_k."""
+        log_q_RK = log_q_RK.detach()
+        with torch.enable_grad():
+            leaf_RK = log_p_RK.detach().requires_grad_()
+            result = self.function(leaf_RK, log_q_RK)
+            if isinstance(result, tuple):
+                value_R, weighted_RK = result
+            else:
+                value_R = result
+                (weighted_RK,) = torch.autograd.grad(value_R.sum(), leaf_RK)
+        return value_R.detach(), weighted_RK.detach()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +73,7 @@ class Divergence:
         Divergence(kind="reverse_kl", clip=5.0)
     """
 
-    kind: DivergenceKind
+    kind: DivergenceKind | CustomDivergence
     beta: float | None = None
     """Weight of the teacher in the Jensen-Shannon mixture, strictly between 0 and 1; for `jsd`
     only."""
@@ -50,7 +82,13 @@ class Divergence:
     test time: 5). None: off."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("reverse_kl", "forward_kl", "jsd", "forward_ce"):
+        if isinstance(self.kind, CustomDivergence):
+            if self.clip is not None:
+                raise ValueError(
+                    "advantage clip bounds the log-ratio of a divergence that has a name: leave it "
+                    "None, and bound log q - log p in the function"
+                )
+        elif self.kind not in ("reverse_kl", "forward_kl", "jsd", "forward_ce"):
             raise ValueError(
                 f"divergence {self.kind!r} is none of reverse_kl, forward_kl, jsd, forward_ce"
             )
@@ -82,6 +120,8 @@ def support_divergence(
     log-ratio as a constant, so that the gradient is the policy gradient of Prop. 2.1 with bounded
     advantages; the value is taken with the same clipped ratio.
     """
+    if isinstance(spec.kind, CustomDivergence):
+        return spec.kind.evaluate(log_p_RK, log_q_RK)
     scratch_RK = torch.empty_like(q_RK) if scratch_RK is None else scratch_RK
     match spec.kind:
         case "reverse_kl":

@@ -83,15 +83,19 @@ def count_denominators(samples: Sequence[Sample], spec: ObjectiveSpec) -> Denomi
     """Counts of this rank's share of the optimizer batch; sum them over ranks before use.
 
     One count serves distillation and policy gradient: the trained tokens of samples that are fed to
-    either (flat groups included), or, as the policy gradient is normalised, the number of these
-    samples (`sequence`) or number x length (`fixed`). KL counts every trained token of every
-    sample.
+    either, or, as the policy gradient is normalised, the number of these samples (`sequence`) or
+    number x length (`fixed`). Samples of flat groups that only the policy gradient is fed count
+    unless the spec leaves them out. KL counts every trained token of every sample.
     """
     routed = kl = 0.0
     for sample in samples:
         tokens = sample.num_trained
         is_distilled = sample.is_distilled and spec.distill is not None
-        is_rewarded = sample.is_rewarded and spec.pg is not None
+        is_rewarded = (
+            sample.is_rewarded
+            and spec.pg is not None
+            and (spec.pg.counts_flat_groups or not sample.is_flat)
+        )
         if tokens and (is_distilled or is_rewarded):
             routed += _count(spec.pg, tokens)
         kl += tokens * (spec.kl is not None)
@@ -135,8 +139,8 @@ def objective_loss(
     `student_hidden` [T, D] and `student_head` [V, D] may require grad. `teacher_hidden` [R, D']
     belongs to the first R = `batch.num_taught` tokens. `reference_hidden` [T, D''] is the initial
     model in the student's prompt (KL component); `trust_hidden` [R, D''] the initial model in the
-    teacher's context (trust region); `reference_head` serves both. The `top_n` likeliest tokens are
-    kept where `top_where` [T]. T = 0 and R = 0 give zero loss with a graph.
+    prompt that `spec.trust_prompt` names (mixed targets); `reference_head` serves both. The `top_n`
+    likeliest tokens are kept where `top_where` [T]. T = 0 and R = 0 give zero loss with a graph.
     """
     taught = batch.num_taught
     _check_teacher(batch, teacher_hidden)

@@ -47,6 +47,9 @@ class PolicyGradientSpec:
     fixed_length: int | None = None
     """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
     completion)."""
+    counts_flat_groups: bool = True
+    """Whether that denominator counts a rollout that feeds the policy gradient alone and whose
+    group is flat: it has no gradient, and shrinks those of the others."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("grpo", "gspo", "cispo", "sft"):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import Divergence
+from sdpo.losses.divergence import CustomDivergence, Divergence
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
@@ -46,7 +46,7 @@ def reference_objective(
     """The parts `distill`, `pg` and `kl` of the loss, with a graph to `student_logits` [T, V], and
     what is known of every token.
 
-    `teacher_logits` [R, V] and `trust_logits` [R, V] (the initial model in the teacher's context)
+    `teacher_logits` [R, V] and `trust_logits` [R, V] (the initial model that the target mixes in)
     belong to the first R = `batch.num_taught` tokens; `initial_logits` [T, V] is the initial model
     in the student's prompt. `counts` are `reference_counts` of the whole optimizer batch.
     """
@@ -95,6 +95,8 @@ def reference_counts(samples: Sequence[Sample], spec: ObjectiveSpec) -> dict[str
         weights = sample.component_weights
         is_distilled = weights.get("distill") and sample.teacher_prompt_ids is not None
         is_rewarded = weights.get("pg")
+        if spec.pg and sample.is_flat and not spec.pg.counts_flat_groups:
+            is_rewarded = None  # All advantages are 0; the paper's code counts these tokens too.
         if length and ((spec.distill and is_distilled) or (spec.pg and is_rewarded)):
             if spec.pg is None or spec.pg.normalization == "token":  # tokens (Eq. 12)
                 routed += length
@@ -203,6 +205,12 @@ def divergence(token: Token, d: DistillSpec) -> Tensor:
 def distance(d: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
     """D(p, q) from log-masses [E] of a support's entries (Table 12)."""
     p, q = lp.exp(), lq.exp()
+    if isinstance(d.kind, CustomDivergence):  # of the user's own: D, or D and p dD/dp
+        result = d.kind.function(lp[None], lq[None])
+        if not isinstance(result, tuple):
+            return result[0]
+        value, weighted = (part[0].detach() for part in result)
+        return value + (weighted * (lp - lp.detach())).sum()
     match d.kind:
         case "reverse_kl":  # KL(p | q)
             return (p * (lp - lq)).sum()
@@ -248,6 +256,7 @@ def clipped_distance(d: Divergence, lp: Tensor, lq: Tensor) -> Tensor:
     p, q = lp.exp(), lq.exp()
     assert d.clip is not None
     gap = (lq - lp).detach().clamp(-d.clip, d.clip)
+    assert not isinstance(d.kind, CustomDivergence), "it has no clip"
     match d.kind:
         case "reverse_kl":
             value, slope = -(p * gap).sum(), -gap

@@ -2,7 +2,8 @@
 
 A rule looks at one rollout of a judged group and says {"distill": factor, "pg": factor}; absent
 means it does not feed it. A rule never sees tokens or other groups. Factors that need the whole
-batch (success-rate weights, entropy weights) are `weighting.py`. To add a method, write one rule.
+batch (success-rate weights, entropy weights) are `weighting.py`. A rule of the user's own
+comes with `objective.type = "custom"`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import get_args
 
+from sdpo.errors import ConfigError
 from sdpo.records import Component, Group
 
 Rule = Callable[[Group, int, bool], Mapping[Component, float]]
@@ -24,20 +26,34 @@ def route(group: Group, rule: Rule) -> list[dict[Component, float]]:
     """Factors per rollout of a group that has its contexts, in order; zero factors are dropped so
     that they do not count in a denominator.
 
-    Raises `ValueError` when a rule names an unknown component, gives a negative or non-finite
+    Raises `ConfigError` when a rule names an unknown component, gives a negative or non-finite
     factor, or distils a rollout that has no teacher context.
     """
     routes: list[dict[Component, float]] = []
     for index, (_, context) in enumerate(zip(group.rollouts, group.contexts, strict=True)):
         has_context = context.messages is not None
         factors = rule(group, index, has_context)
+        where = f"the routing rule, for attempt {index} of task {group.task.id!r},"
+        if not isinstance(factors, Mapping):
+            raise ConfigError(
+                f"{where} gave {factors!r}; return a factor for each component that it feeds, "
+                "for instance {'distill': 1.0}"
+            )
         for component, factor in factors.items():
             if component not in get_args(Component):
-                raise ValueError(f"a rule fed the unknown component {component!r}")
+                raise ConfigError(
+                    f"{where} fed {component!r}, an unknown component; choose of "
+                    f"{', '.join(get_args(Component))}"
+                )
             if not (math.isfinite(factor) and factor >= 0.0):
-                raise ValueError(f"a rule gave {component!r} the factor {factor}")
+                raise ConfigError(
+                    f"{where} gave {component!r} the factor {factor}; factors are finite, from 0 on"
+                )
             if component == "distill" and factor and not has_context:
-                raise ValueError(f"a rule distils rollout {index}, which has no teacher context")
+                raise ConfigError(
+                    f"{where} feeds distillation, but the attempt has no teacher context; look at "
+                    "has_context"
+                )
         routes.append({component: factor for component, factor in factors.items() if factor})
     return routes
 

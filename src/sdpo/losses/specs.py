@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import Divergence, DivergenceKind
+from sdpo.losses.divergence import CustomDivergence, Divergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.records import Sample
 
@@ -25,7 +25,7 @@ class DistillSpec:
                     granularity="logit", importance="token", ratio_cap=2.0, advantage_clip=5.0)
     """
 
-    divergence: DivergenceKind
+    divergence: DivergenceKind | CustomDivergence
     beta: float | None = None
     """Weight of the teacher in the Jensen-Shannon mixture, for `jsd` only."""
     support: Literal["student", "teacher", "union"]
@@ -42,8 +42,10 @@ class DistillSpec:
     advantage_clip: float | None = None
     """Bound on |log q - log p| before it becomes credit (Table 12, test time: 5). None: off."""
     trust: float | None = None
-    """Exponent of the teacher in the target ref^(1-trust) teacher^trust (Eq. 10); None: the teacher
-    alone."""
+    """Exponent of the teacher in the target initial^(1-trust) teacher^trust (Eq. 10); above 1 it
+    goes beyond the teacher. None: the teacher alone."""
+    trust_prompt: Literal["teacher", "student"] = "teacher"
+    """Whose prompt the initial model of that target reads."""
     importance: Literal["token", "logit"]
     """Off-policy correction: one truncated weight per token, or the clipped surrogate per logit
     (Eq. 13)."""
@@ -69,8 +71,8 @@ class DistillSpec:
             )
         if self.granularity not in ("logit", "token", "sequence"):
             raise ValueError(f"granularity {self.granularity!r} is none of logit, token, sequence")
-        if self.trust is not None and not 0.0 <= self.trust <= 1.0:
-            raise ValueError(f"trust must lie in [0, 1], got {self.trust}")
+        if self.trust is not None and not self.trust >= 0.0:
+            raise ValueError(f"trust must not be negative, got {self.trust}")
         self._check_importance()
         _ = self.distance  # validates divergence, beta and clip
 
@@ -157,6 +159,11 @@ class ObjectiveSpec:
     def trust(self) -> float | None:
         """Exponent of the teacher in the trust-region target; None: no trust region."""
         return self.credit_trust if self.distill is None else self.distill.trust
+
+    @property
+    def trust_prompt(self) -> Literal["teacher", "student"]:
+        """Whose prompt the initial model of that target reads."""
+        return "teacher" if self.distill is None else self.distill.trust_prompt
 
     @property
     def needs_initial(self) -> bool:

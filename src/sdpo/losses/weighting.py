@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from sdpo.records import Sample
 
 Reduce = Callable[[list[float]], list[float]]
 """Sums each number over ranks; the default is one process."""
@@ -22,25 +26,86 @@ def _one_process(values: list[float]) -> list[float]:
     return values
 
 
-def position_weights(
-    length: int, *, w_min: float, tau: float, s: float, device: torch.device | str = "cpu"
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class TaughtTokens:
+    """The trained tokens of one distilled rollout, as a weighting may look at them; T of them.
+
+    Example:
+        TaughtTokens(sample=sample, device=device, score=lambda: (logprobs_T, entropies_T))
+    """
+
+    sample: Sample
+    device: torch.device
+    score: Callable[[], tuple[Tensor, Tensor]]
+    """What the next two read; a pass over the vocabulary, taken when one of them is asked for."""
+
+    @cached_property
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        return self.score()
+
+    @property
+    def teacher_logprob(self) -> Tensor:
+        """[T] of the sampled tokens, in the teacher's context, at the sampling temperature."""
+        return self._scores[0].float()
+
+    @property
+    def teacher_entropy(self) -> Tensor:
+        """[T] of the target distribution over the whole vocabulary, nats."""
+        return self._scores[1].float()
+
+    @property
+    def sampler_logprob(self) -> Tensor:
+        """[T] as recorded while sampling: the student's before this step."""
+        sample = self.sample
+        kept = [p for p, m in zip(sample.sampler_logprobs, sample.loss_mask, strict=True) if m]
+        return torch.tensor(kept, dtype=torch.float32, device=self.device)
+
+    def __len__(self) -> int:
+        return self.sample.num_trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenWeighting:
+    """A rule that weighs the tokens of one rollout.
+
+    Example:
+        TokenWeighting(weigh=lambda tokens: torch.exp(-tokens.teacher_entropy), is_relative=True)
+    """
+
+    weigh: Callable[[TaughtTokens], Tensor]
+    is_relative: bool
+    """Whether only ratios count: weights are divided by their mean over the batch."""
+
+    def factors(self, rollouts: Sequence[TaughtTokens], reduce: Reduce) -> list[Tensor]:
+        """Weights [T_i] of every distilled rollout of this rank's share of the batch."""
+        raw = [self.weigh(tokens) for tokens in rollouts]
+        return over_mean(raw, reduce) if self.is_relative else raw
+
+
+def uniform_weights(tokens: TaughtTokens) -> Tensor:
+    """1 for every token [T]."""
+    return torch.ones(len(tokens), device=tokens.device)
+
+
+def position_weights(tokens: TaughtTokens, *, w_min: float, tau: float, s: float) -> Tensor:
     """w_t = w_min + (1-w_min) sigmoid((t/T - tau)/s) of one completion, float32 [T], t = 0..T-1
     (2605.21606)."""
-    place_T = torch.arange(length, dtype=torch.float32, device=device) / max(length, 1)
+    length = len(tokens)
+    place_T = torch.arange(length, dtype=torch.float32, device=tokens.device) / max(length, 1)
     return w_min + (1.0 - w_min) * torch.sigmoid((place_T - tau) / s)
 
 
-def entropy_weights(
-    entropies: Sequence[Tensor], *, beta: float, reduce: Reduce = _one_process
-) -> list[Tensor]:
-    """exp(-beta H(q_t)) over its mean, per rollout [T_i] (SRPO).
+def entropy_weights(tokens: TaughtTokens, *, beta: float) -> Tensor:
+    """exp(-beta H(q_t)) [T]; SRPO divides it by its mean."""
+    return torch.exp(-beta * tokens.teacher_entropy)
 
-    `entropies` are the teacher's, of every token routed to distillation in this rank's share of the
-    batch; `reduce` sums the total and the count over ranks. With no token at all the result is
-    empty.
+
+def over_mean(raw: Sequence[Tensor], reduce: Reduce = _one_process) -> list[Tensor]:
+    """Weights [T_i] of every rollout over their mean over all tokens of all ranks.
+
+    `raw` are those of this rank's share of the batch; `reduce` sums the total and the count over
+    ranks. With no token at all the result is empty; weights that are all 0 stay 0.
     """
-    raw = [torch.exp(-beta * entropy_T) for entropy_T in entropies]
     total, count = reduce(
         [
             math.fsum(float(w.sum(dtype=torch.float64)) for w in raw),
@@ -48,7 +113,7 @@ def entropy_weights(
         ]
     )
     if not total:
-        return raw
+        return list(raw)
     return [w * (count / total) for w in raw]
 
 

@@ -32,9 +32,11 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
     have their contexts."""
     metrics = Metrics()
     for group in groups:
-        is_flat = len(set(group.rewards)) == 1
-        metrics.add("rollouts/flat_groups", float(is_flat))
-        metrics.add("rollouts/flat_failed", float(is_flat and group.solved_rate == 0))
+        # One attempt compares with nothing: its group is neither flat nor not.
+        compares = float(len(group.rollouts) > 1)
+        is_flat = compares * (len(set(group.rewards)) == 1)
+        metrics.add("rollouts/flat_groups", Mean(is_flat, compares))
+        metrics.add("rollouts/flat_failed", Mean(is_flat * (group.solved_rate == 0), compares))
         metrics.add("rollouts/groups_solved", float(group.solved_rate > 0))
         for rollout, verdict, context in zip(
             group.rollouts, group.verdicts, group.contexts, strict=True

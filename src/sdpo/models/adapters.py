@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,22 @@ from sdpo.models.quiet import quiet
 
 ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+OPTIONS = (
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+)
+"""Fields of PEFT's LoraConfig that `model.adapter.options` may set. Dropout is none of them: what
+samples, what trains and what teaches must be one policy."""
+STARTS = (True, False, "gaussian", "orthogonal")
+"""Values of `init_lora_weights` that leave the base as it is; the others change its weights, and an
+adapter's file would fit no model that can be named."""
 _NAME = "default"
 """PEFT's name of the only adapter; it is in the parameters' names and not in the file's."""
 
@@ -43,24 +59,39 @@ def base_name(folder: Path) -> str:
 
 
 def continues(folder: Path, wanted: LoraConfig) -> bool:
-    """Whether training with `wanted` can go on with the very adapter in `folder`: same kind, rank
-    and alpha."""
+    """Whether training with `wanted` can go on with the very adapter in `folder`: same kind, rank,
+    alpha and options. How it started is past, and `all-linear` cannot be told from the list of
+    layers that PEFT writes."""
     settings = _settings(folder)
     found = (settings.get("peft_type"), settings.get("r"), settings.get("lora_alpha"))
-    return found == ("LORA", wanted.rank, wanted.alpha)
+    if found != ("LORA", wanted.rank, wanted.alpha):
+        return False
+    options = {"use_rslora": False, "use_dora": False, **wanted.options}
+    options.pop("init_lora_weights", None)
+    if options.get("target_modules") == "all-linear":
+        del options["target_modules"]
+    return all(_as_saved(settings.get(key)) == _as_saved(v) for key, v in options.items())
 
 
 def new_adapter(model: PreTrainedModel, wanted: LoraConfig, *, base: str, seed: int) -> Any:
     """`model` inside PEFT's wrapper, whose adapters alone train. `seed` decides their first weights
-    on every rank alike; `base` is recorded as the name of `model`."""
+    on every rank alike; `base` is recorded as the name of `model`. Raises `ConfigError` for options
+    that PEFT or this package does not take."""
     peft = _peft()
-    config = peft.LoraConfig(
-        r=wanted.rank, lora_alpha=wanted.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+    _check_options(wanted.options)
+    options = {"target_modules": "all-linear", **wanted.options}
     device = model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _without_advice():
         torch.manual_seed(seed)
-        adapted = peft.get_peft_model(model, config)
+        try:
+            config = peft.LoraConfig(
+                r=wanted.rank, lora_alpha=wanted.alpha, task_type="CAUSAL_LM", **options
+            )
+            adapted = peft.get_peft_model(model, config)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"model.adapter.options = {wanted.options}: PEFT refuses it ({error})"
+            ) from error
     adapted.peft_config[_NAME].base_model_name_or_path = base
     return adapted
 
@@ -106,7 +137,29 @@ def adapter_weights(folder: Path) -> dict[str, torch.Tensor]:
 def parameter_name(saved: str) -> str:
     """Name of the parameter that an adapter's file calls `saved`."""
     stem, _, kind = saved.rpartition(".")
-    return f"{stem}.{_NAME}.{kind}"
+    # DoRA's magnitude is a layer of its own, whose weight the file calls by the layer's name.
+    is_layer = kind == "lora_magnitude_vector"
+    return f"{saved}.{_NAME}.weight" if is_layer else f"{stem}.{_NAME}.{kind}"
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in OPTIONS:
+            raise ConfigError(
+                f"model.adapter.options: {name!r} is not among those that are passed to PEFT; "
+                f"choose from {', '.join(OPTIONS)}"
+            )
+    start = options.get("init_lora_weights", True)
+    if start not in STARTS:
+        raise ConfigError(
+            f"model.adapter.options: init_lora_weights = {start!r} changes the base's weights; "
+            f"choose from {', '.join(map(repr, STARTS))}"
+        )
+
+
+def _as_saved(value: Any) -> Any:
+    """`value` as JSON has it, names of layers in no order."""
+    return sorted(value) if isinstance(value, list | tuple) else value
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -31,6 +31,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "gain": plain(arm.gain),
                 "attempts": list(arm.attempts),
                 "reached": list(arm.reached),
+                "holdout": {
+                    kept.name: {
+                        "tasks": kept.num_tasks,
+                        "mean": plain(kept.mean),
+                        "change": plain(kept.change),
+                    }
+                    for kept in arm.holdout
+                },
             }
             for arm in comparison.arms
         ],
@@ -50,7 +58,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_text(comparison: Comparison) -> str:
-    """Three lines for each arm and one for each difference; fits a narrow terminal."""
+    """Three lines for each arm, one for each of its sets from elsewhere and for each difference;
+    fits a narrow terminal."""
     lines = []
     for arm in comparison.arms:
         seeds = f"{arm.num_runs} seed{'s' * (arm.num_runs > 1)}"
@@ -63,6 +72,11 @@ def as_text(comparison: Comparison) -> str:
         if arm.gain is not None:
             lines.append(f"  gain {shown(arm.gain, sign=True)} over its first evaluation")
         lines.append(f"  reached {comparison.level:.2f} after {_reached(arm)} attempts")
+        lines += [
+            f"  {kept.name} {shown(kept.mean)} on {kept.num_tasks} tasks elsewhere, "
+            f"change {shown(kept.change, sign=True)}"
+            for kept in arm.holdout
+        ]
     for each in comparison.differences:
         pairs = "tasks and seeds" if each.is_paired_by_seed else "tasks"
         lines += [
@@ -78,6 +92,9 @@ def _as_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the Markdown table."""
     header = ["runs", "seeds", "tasks", "attempts", "held out", "gain", "difference", "tasks +/-"]
     header.append(f"attempts to {comparison.level:.2f}")
+    has_holdout = any(arm.holdout for arm in comparison.arms)
+    if has_holdout:
+        header.append("change elsewhere")
     gaps: dict[int, Difference] = dict(enumerate(comparison.differences, start=1))
     rows = []
     for number, arm in enumerate(comparison.arms):
@@ -95,6 +112,9 @@ def _as_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 _reached(arm),
             ]
         )
+        if has_holdout:
+            changes = (f"{kept.name} {shown(kept.change, sign=True)}" for kept in arm.holdout)
+            rows[-1].append("; ".join(changes) or "-")
     return header, rows
 
 

@@ -57,7 +57,7 @@ def describe_outcome(
     steps = [row for row in rows if "loss/total" in row]
     idle = [row for row in steps if not row.get("optim/grad_norm")]
     result = _result(rows, held_out)
-    progress = _progress(rows, config, alerts)
+    progress = (*_forgotten(rows), *_progress(rows, config, alerts))
     if steps and len(idle) == len(steps):
         count = "the only step had" if len(steps) == 1 else f"none of the {len(steps)} steps had"
         return Outcome(
@@ -72,6 +72,21 @@ def describe_outcome(
     elif unread := _unread_feedback(steps, config):
         details.append(unread)
     return Outcome(headline=result.headline, tone=result.tone, details=tuple(details))
+
+
+def _forgotten(rows: Sequence[Row]) -> list[str]:
+    """What became of the rates on tasks from elsewhere (`eval.holdout`)."""
+    names = [n for row in rows[:1] for n in row if n.startswith("holdout/")]
+    said = []
+    for name in names:
+        rates = [row[name] for row in rows if row.get(name) is not None]
+        if len(rates) > 1 and not name.endswith(("_low", "_high")):
+            said.append(
+                f"Of the attempts at {name.removeprefix('holdout/')}, which it does not train on, "
+                f"{rates[0]:.2f} were solved before and {rates[-1]:.2f} after "
+                f"({rates[-1] - rates[0]:+.2f})."
+            )
+    return said
 
 
 def _result(rows: Sequence[Row], held_out: HeldOut) -> Outcome:

@@ -126,6 +126,13 @@ _OUTCOME = (
         meaning="Tasks that at least one of the k attempts of an evaluation solves. Falling while "
         "the solved rate rises means that the policy gives up variety.",
     ),
+    Panel(
+        group="Outcome", title="Solved, other tasks", keys={"holdout/*": ""},
+        axis=_ATTEMPTS, bounds=SHARE, sparse=True,
+        meaning="Attempts at the tasks of eval.holdout that were solved, before the first and "
+        "after the last step. A fall is what training on the run's own tasks made the policy "
+        "forget.",
+    ),
 )  # fmt: skip
 
 _LENGTH = (

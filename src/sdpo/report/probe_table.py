@@ -10,6 +10,7 @@ from sdpo.inspection.probe import Kind, KindResult, Probe
 
 KINDS: dict[Kind, str] = {
     "recipe": "this recipe",
+    "other_layout": "the other layout",
     "demonstration": "demonstration",
     "feedback": "feedback",
     "both": "both",
@@ -32,7 +33,11 @@ def probe_text(probe: Probe) -> RenderableType:
         table.add_column(column, justify="right")
     for kind, result in probe.kinds.items():
         table.add_row(KINDS[kind], *_cells(result))
-    return Group(table, Text(probe.sentence()))
+    lines = [probe.sentence()]
+    if probe.reach is not None:
+        lines.append(probe.reach.sentence())
+    lines += [f"Try: {advice}." for advice in probe.advice]
+    return Group(table, *map(Text, lines))
 
 
 def _cells(result: KindResult) -> list[str]:

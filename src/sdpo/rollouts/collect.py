@@ -15,9 +15,13 @@ from sdpo.chat import Chat
 from sdpo.config.schema import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
 from sdpo.rollouts.judging import DEFAULTS, judge_all
+from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
+
+_ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,27 +60,35 @@ class Collector:
     judging: JudgingConfig = DEFAULTS
 
     def collect(
-        self, tasks: Sequence[Task], *, group_size: int, sampling: Sampling, seed: int
+        self,
+        tasks: Sequence[Task],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        seed: int,
+        parallel: Parallel = _ALONE,
     ) -> Collected:
         """A group of `group_size` attempts at each task, in order, without those that could not be
-        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty.
+        judged: a group may be smaller, with gaps in its rollouts' `index`, or empty. Of several
+        ranks each makes its share, which `gather_groups` puts together.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
         tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
         `JudgeError` (`judge_all` says when).
         """
         start = time.perf_counter()
-        rollouts = self._sample(tasks, group_size, sampling, seed)
+        wanted = share_attempts(tasks, group_size, parallel)
+        rollouts = self._sample(wanted, sampling, seed)
         sampled = time.perf_counter()
         attempts = [
             (task, rollout)
-            for task, group in zip(tasks, rollouts, strict=True)
+            for (task, _), group in zip(wanted, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = judge_all(self.env, attempts, self.judging)
+        verdicts = iter(judge_all(self.env, attempts, self.judging))
         groups = [
-            _judged(task, group, verdicts[i * group_size : (i + 1) * group_size])
-            for i, (task, group) in enumerate(zip(tasks, rollouts, strict=True))
+            _judged(task, group, [next(verdicts) for _ in group])
+            for (task, _), group in zip(wanted, rollouts, strict=True)
         ]
         return Collected(
             groups=groups,
@@ -142,8 +154,16 @@ class Collector:
         return [(rollout, v) for (_, rollout), v in zip(attempts, verdicts, strict=True)]
 
     def _sample(
-        self, tasks: Sequence[Task], group_size: int, sampling: Sampling, seed: int
+        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
     ) -> list[list[Rollout]]:
+        """The attempts `wanted` at each task; at a task with none the engine is not asked."""
+        made = iter(self._sample_some([each for each in wanted if each[1]], sampling, seed))
+        return [next(made) if indices else [] for _, indices in wanted]
+
+    def _sample_some(
+        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
+    ) -> list[list[Rollout]]:
+        tasks = [task for task, _ in wanted]
         prompts = [
             self.chat.prompt_ids(
                 task.messages, max_tokens=self.max_prompt_tokens, what=f"task {task.id!r}: prompt"
@@ -153,17 +173,17 @@ class Collector:
         requests = [
             GenerationRequest(
                 prompt_ids=prompt,
-                seeds=tuple(derive(seed, task.id, index, 0) for index in range(group_size)),
+                seeds=tuple(derive(seed, task.id, index, 0) for index in indices),
             )
-            for task, prompt in zip(tasks, prompts, strict=True)
+            for (task, indices), prompt in zip(wanted, prompts, strict=True)
         ]
         completions = self.engine.generate(requests, sampling)
         rollouts = [
             [
                 self._rollout(task, index, prompt, completion)
-                for index, completion in enumerate(group)
+                for index, completion in zip(indices, group, strict=True)
             ]
-            for task, prompt, group in zip(tasks, prompts, completions, strict=True)
+            for (task, indices), prompt, group in zip(wanted, prompts, completions, strict=True)
         ]
         if self.max_turns > 1 and isinstance(self.env, Replying):
             rollouts = self._continue(self.env, tasks, rollouts, sampling, seed)

@@ -1,6 +1,6 @@
 """rollouts.jsonl: every rollout of a run with its verdict and what its teacher read, one a line.
 
-    step, split       step it was sampled for; "train" or "eval"
+    step, split       step it was sampled for; "train", "eval" or "holdout/NAME"
     task, index       task id and place in the group
     prompt            messages the policy saw; on later rollouts of a group the index that has them
     text              the completion; also `turns` [{text, reply}] when there was more than one
@@ -56,7 +56,7 @@ class RolloutRecorder:
         `is_evaluated` the evaluation of `step` itself is forgotten too."""
         self._rollouts.resume_at(
             step,
-            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] == "eval",
+            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] != "train",
         )
         self._credit.resume_at(step)
 
@@ -109,6 +109,16 @@ def rollout_rows(
             row["teacher_prompt_tokens"] = lengths.get((rollout.task_id, rollout.index))
             rows.append(row)
     return rows
+
+
+def write_attempts(path: Path, groups: Sequence[Group], split: str) -> None:
+    """Write the attempts of an evaluation outside of a run as a file of their own, step 0."""
+    file = JsonLines(path)
+    try:
+        path.unlink(missing_ok=True)
+        file.append(rollout_rows(0, groups, split=split))
+    finally:
+        file.close()
 
 
 def _attempt(rollout: Rollout) -> Row:

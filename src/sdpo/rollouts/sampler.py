@@ -119,7 +119,8 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
 
 def open_engine(config: RunConfig, policy: Policy) -> Engine:
     """The engine `config.rollout.engine` names, sampling with the policy's weights."""
-    match config.rollout.engine:
+    wanted = config.rollout.engine
+    match wanted:
         case LocalEngineConfig(max_sequences=max_sequences):
             from sdpo.engines.local import LocalEngine
 
@@ -131,3 +132,5 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
             # A library of its own reads the weights its own way; the local engine tries itself.
             check_sampler(engine, causal_lm(policy.model))
             return engine
+        case _:
+            assert_never(wanted)

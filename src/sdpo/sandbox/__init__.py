@@ -4,11 +4,15 @@
     --- other processes, standard library only ---
     zygote.py -> jail.py, landlock.py, namespaces.py -> runner.py, values.py
 
+languages.py, native_run.py -> zygote.py -> native.py: programs in other languages
+
 `plain.py` and `values.py` are the two ends of one encoding. Nothing here knows what a right answer
 is: the caller compares, in its own process.
 """
 
+from sdpo.sandbox.languages import COMPILE_ERROR, LANGUAGES, LanguageName
 from sdpo.sandbox.local import open_sandbox, require_linux
+from sdpo.sandbox.native_run import NativeSandbox, open_language
 from sdpo.sandbox.protocol import (
     Failure,
     Frame,
@@ -20,13 +24,18 @@ from sdpo.sandbox.protocol import (
 )
 
 __all__ = [
+    "COMPILE_ERROR",
+    "LANGUAGES",
     "Failure",
     "Frame",
+    "LanguageName",
     "Limits",
+    "NativeSandbox",
     "Opaque",
     "Outcome",
     "Program",
     "Sandbox",
+    "open_language",
     "open_sandbox",
     "require_linux",
 ]

@@ -63,12 +63,9 @@ class Child:
         self._program = program
         self._limits = limits
         self._spent = spent
-        largest = max((len(utf8(each)) for each in inputs if isinstance(each, str)), default=0)
-        job = {
-            "memory_bytes": limits.memory_mb << 20,
-            "file_bytes": largest + EXTRA_FILE_BYTES,
-            "cpu_s": int(limits.total_cpu_s + limits.cpu_s) + 2,
-        }
+        self._largest = max(
+            (len(utf8(each)) for each in inputs if isinstance(each, str)), default=0
+        )
         self._is_over = False
         self._last_cpu_s = 0.0
         self._resident_kb = 0
@@ -77,7 +74,7 @@ class Child:
         self._has_greeted = False
         self._pipes = Pipes()
         try:
-            self._pidfd = zygote.fork(job, self._pipes)
+            self._pidfd = zygote.fork(self._job(), self._pipes)
         except BaseException:
             self._pipes.close()
             raise
@@ -85,14 +82,25 @@ class Child:
         self._poller = select.poll()
         for fd in (self._pipes.results, self._pipes.stdout, self._pidfd):
             self._poller.register(fd, select.POLLIN)
-        self._send(
-            {
-                "code": program.source,
-                "mode": program.mode,
-                "fn": program.entry_point,
-                "setup": program.setup,
-            }
-        )
+        self._send(self._introduction())
+
+    def _job(self) -> dict[str, Any]:
+        """What the zygote must know."""
+        return {
+            "memory_bytes": self._limits.memory_mb << 20,
+            "file_bytes": self._largest + EXTRA_FILE_BYTES,
+            "cpu_s": int(self._limits.total_cpu_s + self._limits.cpu_s) + 2,
+        }
+
+    def _introduction(self) -> dict[str, Any]:
+        """The first message to the process."""
+        program = self._program
+        return {
+            "code": program.source,
+            "mode": program.mode,
+            "fn": program.entry_point,
+            "setup": program.setup,
+        }
 
     @property
     def is_alive(self) -> bool:
@@ -191,14 +199,21 @@ class Child:
     def _next_frame(self) -> Answer | Status | None:
         """The answer in the buffer, None while it is incomplete, "tampering" if it is not an answer
         or more than one."""
+        if not self._has_greeted and self._greeting() is None:
+            return None
         frame = take_frame(self._buffer)
-        if frame is not None and not self._has_greeted:
-            if not isinstance(frame, Answer) or frame.message != HELLO:
-                raise ZygoteDiedError
-            self._has_greeted = True
-            frame = take_frame(self._buffer)
         if frame is not None and self._buffer:
             return "tampering"
+        return frame
+
+    def _greeting(self) -> Answer | None:
+        """The frame that a locked-down process begins with, once it is complete."""
+        frame = take_frame(self._buffer)
+        if frame is None:
+            return None
+        if not isinstance(frame, Answer) or frame.message != HELLO:
+            raise ZygoteDiedError
+        self._has_greeted = True
         return frame
 
     def _ended(self, cpu: float) -> Outcome:

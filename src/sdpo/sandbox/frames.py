@@ -73,13 +73,17 @@ def read_failure(data: Any) -> Failure:
         for line, name in data["f"][:MAX_FAILURE_FRAMES]
         if type(line) is int and type(name) is str
     )
-    kind, message = data["k"], data["m"]
+    kind, message, bases = data["k"], data["m"], data["b"]
+    if type(bases) is not list or not all(type(name) is str for name in bases):
+        raise TypeError("the bases of an exception are names")
     if type(kind) is not str or type(message) is not str:
         raise TypeError("an exception has a name and a message")
     return Failure(
         kind=_clean(kind[:MAX_KIND_CHARS]),
         message=_clean(message[:MAX_MESSAGE_CHARS]),
         frames=frames,
+        bases=tuple(_clean(name[:MAX_KIND_CHARS]) for name in bases[:MAX_FAILURE_FRAMES]),
+        at_load=data["l"] is True,
     )
 
 

@@ -62,6 +62,18 @@ BY_ARGUMENT: dict[str, tuple[int, int]] = {
     "prlimit64": (302, 261), "socketpair": (53, 199), "ioctl": (16, 29), "fcntl": (72, 25),
     "sendto": (44, 206), "recvfrom": (45, 207),
 }  # fmt: skip
+NATIVE: dict[str, tuple[int | None, int | None]] = {
+    "execve": (59, 221), "arch_prctl": (158, None),
+}  # fmt: skip
+"""What a process needs to become another program and to start up."""
+BUILDING: dict[str, tuple[int | None, int | None]] = {
+    **NATIVE, "vfork": (58, None), "wait4": (61, 260), "umask": (95, 166), "chmod": (90, None),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "chdir": (80, 49), "fchdir": (81, 50),
+    "fallocate": (285, 47), "waitid": (247, 95), "copy_file_range": (326, 285),
+}  # fmt: skip
+"""What a compiler needs, which starts others (assembler, linker)."""
+NEW_NAMESPACES = 0x7E020080
+"""Flags of `clone` that make namespaces."""
 LAST_KNOWN = 441
 """Later calls return ENOSYS, so that a newer C library falls back to older ones."""
 
@@ -151,12 +163,17 @@ def only_null(argument: int) -> list[bytes]:
 
 
 def filter_head(
-    *, is_strict: bool, is_watched: bool = False, may_read: bool = False
+    *,
+    is_strict: bool,
+    is_watched: bool = False,
+    may_read: bool = False,
+    more: dict[str, tuple[int | None, int | None]] | None = None,
 ) -> list[bytes]:
     """The part of the filter that does not depend on the process.
 
     `is_strict`: no file can be opened, unless `may_read` allows it for reading. `is_watched`: the
-    judge counts what is written, so no file may be written through memory.
+    judge counts what is written, so no file may be written through memory. `more`: `NATIVE` or
+    `BUILDING`; only the latter may start processes.
     """
     column, audit = own_machine()
     number = {name: numbers[column] for name, numbers in BY_ARGUMENT.items()}
@@ -171,7 +188,8 @@ def filter_head(
         returns(ERRNO | ENOSYS),
     ]
     left_out = {*(NEED_LANDLOCK if is_strict else ()), *(("mmap",) if is_watched else ())}
-    plain = [numbers[column] for name, numbers in PLAIN.items() if name not in left_out]
+    allowed = PLAIN | (more or {})
+    plain = [numbers[column] for name, numbers in allowed.items() if name not in left_out]
     if is_watched:
         own_memory = [
             load_argument(3),
@@ -195,7 +213,8 @@ def filter_head(
         ]
     program += when(number["clone3"], [returns(ERRNO | ENOSYS)])
     a_thread = [load_argument(0), instruction(JSET, 0, 1, CLONE_THREAD), returns(ALLOW), DENY]
-    program += when(number["clone"], a_thread)
+    a_process = [load_argument(0), instruction(JSET, 0, 1, NEW_NAMESPACES), DENY, returns(ALLOW)]
+    program += when(number["clone"], a_process if more is BUILDING else a_thread)
     program += when(number["socketpair"], stream_pair())
     program += when(number["sendto"], only_null(4))
     program += when(number["recvfrom"], only_null(4))
@@ -249,6 +268,10 @@ def address_space() -> int:
 def set_limits(job: dict[str, int], base_bytes: int) -> None:
     """Set hard resource limits; memory is a budget beyond what the interpreter has mapped."""
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = min(stack, job.get("stack_bytes", stack))
+    data = job.get("data_bytes", resource.RLIM_INFINITY)
+    address = job.get("address_bytes", base_bytes + job["memory_bytes"])
+    address = resource.RLIM_INFINITY if address is None else address
     for kind, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_FSIZE, job["file_bytes"], job["file_bytes"]),
@@ -258,7 +281,8 @@ def set_limits(job: dict[str, int], base_bytes: int) -> None:
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_STACK, stack, stack),
-        (resource.RLIMIT_AS, base_bytes + job["memory_bytes"], base_bytes + job["memory_bytes"]),
+        (resource.RLIMIT_DATA, data, data),
+        (resource.RLIMIT_AS, address, address),
     ):
         resource.setrlimit(kind, (soft, hard))
 

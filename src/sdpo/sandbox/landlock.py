@@ -74,6 +74,12 @@ def readable_paths(packages: list[str]) -> list[str]:
     return [path for path in paths if os.path.exists(path)]
 
 
+def running_paths(own: list[str]) -> list[str]:
+    """What a compiled program or another interpreter may read: shared libraries and `own`."""
+    folders = [folder for folder in ("/lib64", "/usr/lib64") if os.path.isdir(folder)]
+    return [*folders, *shared_libraries(), "/etc/ld.so.cache", "/etc/localtime", *own]
+
+
 def ruleset(paths: list[str], writable: list[tuple[str, int]]) -> int | None:
     """A descriptor of rules to read `paths` and to write as `writable` says, and nothing else; None
     without Landlock."""

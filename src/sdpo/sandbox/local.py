@@ -183,7 +183,9 @@ class LocalSandbox:
             zygote = self._places.get()
             try:
                 zygote = zygote or self._start()
-                outcomes = _Run(zygote, program, inputs, limits).outcomes(should_stop, keeps_values)
+                outcomes = self._outcomes(
+                    zygote, program, inputs, limits, should_stop, keeps_values
+                )
             except ZygoteDiedError:
                 self._give_up(zygote)
                 continue
@@ -194,6 +196,17 @@ class LocalSandbox:
             self._places.put(zygote)
             return outcomes
         raise SandboxError(f"the judge's worker died {MAX_RETRIES} times on one program; see dmesg")
+
+    def _outcomes(
+        self,
+        zygote: Zygote,
+        program: Program,
+        inputs: Sequence[Any],
+        limits: Limits,
+        should_stop: Callable[[int, Outcome], bool],
+        keeps_values: bool,
+    ) -> list[Outcome]:
+        return _Run(zygote, program, inputs, limits).outcomes(should_stop, keeps_values)
 
     def _start(self) -> Zygote:
         try:

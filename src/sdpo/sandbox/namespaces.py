@@ -56,9 +56,9 @@ def mount(source: str, target: str, kind: str | None, flags: int, options: str =
         raise JailError(f"mount of {target}: {errno_text()}")
 
 
-def private_root(paths: list[str]) -> None:
+def private_root(paths: list[str], is_native: bool) -> None:
     """Replace the file system with a read-only one that holds `paths`, /dev/null, /dev/urandom,
-    /proc and a small folder to write to."""
+    /proc and a small folder to write to; `is_native`: and to run what was built there."""
     wanted = {path: os.path.realpath(path) for path in [*paths, "/dev/null", "/dev/urandom"]}
     column, _ = own_machine()
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -79,8 +79,9 @@ def private_root(paths: list[str]) -> None:
         raise JailError(f"umount of the old root: {errno_text()}")
     os.rmdir(OLD_ROOT)
     os.mkdir(scratch.INSIDE)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    size = f"size={scratch.MAX_BYTES},nr_inodes={scratch.MAX_ENTRIES},mode=700"
+    flags = MS_NOSUID | MS_NODEV | (0 if is_native else MS_NOEXEC)
+    num_bytes = scratch.MAX_BUILD_BYTES if is_native else scratch.MAX_BYTES
+    size = f"size={num_bytes},nr_inodes={scratch.MAX_ENTRIES},mode=700"
     mount("tmpfs", scratch.INSIDE, "tmpfs", flags, size)
     mount("none", "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 

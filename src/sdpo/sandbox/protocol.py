@@ -83,6 +83,10 @@ class Failure:
     message: str
     frames: tuple[Frame, ...] = ()
     """Outermost first."""
+    bases: tuple[str, ...] = ()
+    """Builtin classes that its class derives from, nearest first."""
+    at_load: bool = False
+    """Whether it came while the program was compiled or its module body ran, before any call."""
 
 
 @dataclass(frozen=True, slots=True)

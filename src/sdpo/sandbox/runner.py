@@ -43,8 +43,9 @@ def before_programs() -> None:
     atexit._clear()
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """Kind and message of an exception and its frames within the program, outermost first."""
+def describe(error: BaseException, at_load: bool) -> dict[str, Any]:
+    """Kind, message and builtin bases of an exception and its frames within the program, outermost
+    first; `at_load`: it came before the call."""
     frames: list[list[Any]] = []
     trace = error.__traceback__
     while trace is not None:
@@ -60,7 +61,17 @@ def describe(error: BaseException) -> dict[str, Any]:
         message = ""
     if len(frames) > MAX_FRAMES:
         frames = frames[: MAX_FRAMES // 2] + frames[-MAX_FRAMES // 2 :]
-    return {"k": type(error).__name__, "m": str(message)[:MAX_MESSAGE_CHARS], "f": frames}
+    kind = type(error)
+    bases = [
+        each.__name__ for each in type.mro(kind)[1:] if vars(builtins).get(each.__name__) is each
+    ]
+    return {
+        "k": kind.__name__,
+        "m": str(message)[:MAX_MESSAGE_CHARS],
+        "f": frames,
+        "b": bases[:MAX_CAUSES],
+        "l": at_load,
+    }
 
 
 def fresh_module(mode: str) -> dict[str, Any]:
@@ -159,6 +170,7 @@ def free_frames(error: BaseException, namespace: dict[str, Any]) -> None:
 def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) -> dict[str, Any]:
     """The reply to one request; `SystemExit` and any other exception are replies too."""
     namespace = fresh_module(job["mode"])
+    at_load = True
     try:
         for part in (setup, code):
             if isinstance(part, Exception):
@@ -167,6 +179,7 @@ def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) 
         if job["mode"] == "stdio":
             end_of_script(namespace)
             return {"v": None}
+        at_load = False
         reply = {"v": encode(call(namespace, job, request))}
         return {"big": 1} if len(json.dumps(reply)) > MAX_VALUE_BYTES else reply
     except SystemExit as end:
@@ -175,9 +188,9 @@ def answer(job: dict[str, Any], code: Any, setup: Any, request: dict[str, Any]) 
         return {"x": exit_code(end.code)}
     except BaseException as error:  # noqa: BLE001 - whatever a program raises is its answer
         if not is_out_of_memory(error):
-            return {"e": describe(error)}
+            return {"e": describe(error, at_load)}
         free_frames(error, namespace)
-        return {"mem": describe(error)}
+        return {"mem": describe(error, at_load)}
 
 
 def exit_code(code: Any) -> int:

@@ -15,6 +15,8 @@ INSIDE = "/scratch"
 MAX_BYTES = 16 << 20
 """Size of the tmpfs; without one, the judge counts what is written (`child.py`)."""
 MAX_ENTRIES = 128
+MAX_BUILD_BYTES = 64 << 20
+"""Size of the tmpfs where programs are compiled."""
 
 
 def empty(folder: str) -> None:

@@ -62,6 +62,10 @@ class Settings:
     """Where `preload` is found; on `sys.path` only while it is imported."""
     packages: tuple[str, ...] = ()
     """Folders and files that programs may read, besides the standard library."""
+    native: bool = False
+    """Children become compilers, which may read `packages`, and programs in other languages."""
+    runs: tuple[str, ...] = ()
+    """With `native`: what a program may read, besides itself and shared libraries."""
 
 
 class Pipes:

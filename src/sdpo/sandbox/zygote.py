@@ -68,13 +68,14 @@ THREAD_STACK_BYTES = 8 << 20
 NOT_LOCKED_DOWN = 70
 
 
-def child(job: dict[str, int], fds: list[int], prepared: dict[str, Any]) -> NoReturn:
+def child(job: dict[str, Any], fds: list[int], prepared: dict[str, Any]) -> NoReturn:
     """Lock down, then serve the judge. Nothing is read from the judge before the lock-down."""
     status = NOT_LOCKED_DOWN
     try:
         prepared["jail"].LIBC.prctl(prepared["jail"].PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != prepared["pid"]:
             os._exit(status)
+        prepared = {**prepared, **prepared["phases"].get(job.get("phase"), {})}
         arrange_descriptors(fds, prepared)
         lock_down(job, prepared)
         prepared["runner"].serve(range(FIRST_FD, FIRST_FD + NUM_FDS), prepared["folder"])
@@ -195,13 +196,14 @@ def as_bare_package() -> None:
 
 def prepare(settings: dict[str, Any]) -> dict[str, Any]:
     """Enter namespaces, preload, and build what all children share."""
-    from sdpo.sandbox import jail, landlock, namespaces, runner, scratch
+    # All of ours, `native` too, before namespaces hide where it is.
+    from sdpo.sandbox import jail, landlock, namespaces, native, runner, scratch  # noqa: F401
 
     jail.own_machine()
     paths = landlock.readable_paths(settings["packages"])
     if settings["namespaces"]:
         namespaces.enter()
-        namespaces.private_root(paths)
+        namespaces.private_root(paths, settings["native"])
     jail.LIBC.prctl(jail.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     is_jailed = settings["jailed"]
     settings["landlock"] = settings["landlock"] and landlock.abi() > 0
@@ -216,6 +218,7 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         folder = None
     is_watched = is_jailed and folder is not None and not settings["namespaces"]
     os.chdir(folder or "/")
+    phases = native_phases(settings, paths, writable, is_watched) if settings["native"] else {}
     if is_jailed:
         jail.drop_privileges()
     runner.before_programs()
@@ -226,6 +229,7 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "jail": jail,
         "runner": runner,
+        "phases": phases,
         "landlock": landlock,
         "is_jailed": is_jailed,
         "ruleset": ruleset,
@@ -235,6 +239,34 @@ def prepare(settings: dict[str, Any]) -> dict[str, Any]:
         "filter": b"".join(jail.filter_head(is_strict=ruleset is None, is_watched=is_watched)),
         "pid": os.getpid(),
         "base_bytes": jail.address_space(),
+    }
+
+
+def native_phases(
+    settings: dict[str, Any], paths: list[str], writable: list[tuple[str, int]], is_watched: bool
+) -> dict[str, dict[str, Any]]:
+    """Rules and filters of a child that builds, and of one that runs what was built."""
+    from sdpo.sandbox import jail, landlock, native
+
+    if not writable or not settings["landlock"]:
+        raise jail.JailError("other languages need Landlock and a folder to build in")
+    (folder, access), *_ = writable
+    run_access = landlock.READ_FILE | landlock.READ_DIR | landlock.EXECUTE
+    running = [path for path in landlock.running_paths(settings["runs"]) if os.path.exists(path)]
+    built = [(folder, access | landlock.READ_FILE | landlock.READ_DIR)]
+    return {
+        "build": {
+            "runner": native,
+            "ruleset": landlock.ruleset(paths, built),
+            "filter": b"".join(jail.filter_head(is_strict=False, more=jail.BUILDING)),
+        },
+        "run": {
+            "runner": native,
+            "ruleset": landlock.ruleset(running, [(folder, run_access)]),
+            "filter": b"".join(
+                jail.filter_head(is_strict=False, is_watched=is_watched, more=jail.NATIVE)
+            ),
+        },
     }
 
 
@@ -268,6 +300,10 @@ def answer(connection: socket.socket, prepared: dict[str, Any]) -> None:
         job, fds = receive(connection)
         if job is None:
             return
+        phase = job.get("phase")
+        if phase == "build":
+            # What the program before left behind: only a new one may remove it.
+            prepared["scratch"].empty(prepared["folder"])
         pid = os.fork()
         if pid == 0:
             child(job, fds, prepared)
@@ -279,7 +315,7 @@ def answer(connection: socket.socket, prepared: dict[str, Any]) -> None:
         os.close(pidfd)
         if ended is None:
             return
-        if prepared["folder"] is not None:
+        if prepared["folder"] is not None and phase is None:
             prepared["scratch"].empty(prepared["folder"])
         connection.send(json.dumps(ended).encode())
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, assert_never
 
 from sdpo.chat import Chat
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig, CustomContextConfig
+from sdpo.custom import load_function
 from sdpo.envs.text import cut_middle
-from sdpo.errors import PromptTooLongError
+from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.records import Group, Message, Rollout, TeacherContext
 from sdpo.teacher.layout import Episode, Sections, lay_out
 
@@ -51,7 +52,7 @@ class Reading:
 
 def teacher_contexts(
     group: Group,
-    rules: ContextConfig,
+    rules: AnyContextConfig,
     rng: random.Random,
     reading: Reading,
     *,
@@ -63,9 +64,16 @@ def teacher_contexts(
     Demonstrations are drawn in one random order per group and every rollout takes the first that
     is neither itself nor its own text again, so that a group has few different ones and their
     tokens are computed once. `others` are the step's groups, from which the control `other_task`
-    and `experience` draw. `reference` is the task's own solution. Raises `PromptTooLongError` when
-    the task alone exceeds `rules.max_tokens`.
+    and `experience` draw. `reference` is the task's own solution. A function of the user's own says
+    for each rollout what is shown instead. Raises `PromptTooLongError` when the task alone exceeds
+    `rules.max_tokens`.
     """
+    if isinstance(rules, CustomContextConfig):
+        show = context_function(rules)
+        return [
+            _custom_context(group, index, show(group, index, others, rng), rules, reading)
+            for index in range(len(group.rollouts))
+        ]
     if rules.control == "plain":
         plain = TeacherContext(messages=group.task.messages, sources=("plain",), reason="plain")
         return [plain] * len(group.rollouts)
@@ -158,6 +166,69 @@ class _Group:
         return None, "sibling", None
 
 
+SHOWN = ("demonstration", "feedback", "attempt")
+"""What a function of the user's own may show."""
+
+
+def context_function(rules: CustomContextConfig) -> Callable[..., object]:
+    """The function that `rules` name. Raises `ConfigError`."""
+    arguments = ("group", "index", "others", "rng")
+    return load_function("teacher.context", rules.path, rules.options, *arguments)
+
+
+def _custom_context(
+    group: Group, index: int, shown: object, rules: CustomContextConfig, reading: Reading
+) -> TeacherContext:
+    """The context that shows what a function returned for rollout `index`."""
+    shown = {} if shown is None else shown
+    is_known = isinstance(shown, Mapping) and all(
+        name in SHOWN and isinstance(value, str | Rollout | None) for name, value in shown.items()
+    )
+    if not is_known or isinstance(shown.get("feedback"), Rollout):
+        raise ConfigError(
+            f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
+            f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
+            "string or (not feedback) a Rollout"
+        )
+
+    def episode(name: str) -> Episode | None:
+        value = shown.get(name)
+        if isinstance(value, str):
+            found = Episode.single(reading.strip_thinking(value))
+        elif value is None:
+            return None
+        else:
+            found = Episode.of(value, reading.strip_thinking, reading.inert)
+        return None if found.is_blank else found
+
+    feedback = (shown.get("feedback") or "").strip() and reading.inert(shown["feedback"])
+    sections = Sections(
+        demonstration=episode("demonstration"),
+        feedback=feedback or None,
+        attempt=episode("attempt"),
+    )
+    if not sections.num_chars:
+        return TeacherContext(messages=None, reason="nothing_to_say")
+    messages, cut = _fit(group, sections, rules, reading.count_tokens)
+    example = shown.get("demonstration")
+    place = group.rollouts.index(example) if example in group.rollouts else None
+    is_own_feedback = feedback == reading.inert(group.verdicts[index].feedback or "")
+    sources = {
+        "custom" if place is None else "own" if place == index else "sibling": (
+            sections.demonstration is not None
+        ),
+        "feedback" if is_own_feedback else "custom feedback": bool(feedback),
+        "attempt": sections.attempt is not None,
+    }
+    return TeacherContext(
+        messages=messages,
+        demonstration=place,
+        feedback_used=bool(feedback),
+        sources=tuple(name for name, is_shown in sources.items() if is_shown),
+        reason=f"cut {cut} characters" if cut else None,
+    )
+
+
 def _shows_feedback(rules: ContextConfig, *, has_demonstration: bool) -> bool:
     match rules.feedback:
         case "always":
@@ -229,7 +300,7 @@ def _experience(group: Group, others: Sequence[Group]) -> str | None:
 
 
 def _fit(
-    group: Group, sections: Sections, rules: ContextConfig, count_tokens: CountTokens
+    group: Group, sections: Sections, rules: AnyContextConfig, count_tokens: CountTokens
 ) -> tuple[tuple[Message, ...], int]:
     """Messages within the budget and by how many characters their parts were shortened: attempt
     first, then feedback, then demonstration."""
@@ -257,12 +328,14 @@ def _fit(
     return messages(low), total - low
 
 
-def frames(messages: Sequence[Message], rules: ContextConfig) -> list[tuple[Message, ...]]:
+def frames(messages: Sequence[Message], rules: AnyContextConfig) -> list[tuple[Message, ...]]:
     """The frames `rules` can put around a task, with nothing in their sections: each must fit into
-    `rules.max_tokens` whatever is said about an attempt."""
+    `rules.max_tokens` whatever is said about an attempt. A function may show everything."""
+    empty = Episode.single("")
+    if isinstance(rules, CustomContextConfig):
+        return [lay_out(messages, Sections(demonstration=empty, feedback="", attempt=empty), rules)]
     if rules.control == "plain":
         return [tuple(messages)]
-    empty = Episode.single("")
     kinds = []
     if rules.demonstration != "none":
         kinds.append((empty, rules.feedback == "always"))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, assert_never
 
-from sdpo.config.teacher import ContextConfig, TemplatesConfig
+from sdpo.config.teacher import AnyContextConfig, TemplatesConfig
 from sdpo.records import Message, Rollout
 
 
@@ -133,7 +133,7 @@ class Sections:
 
 
 def lay_out(
-    task: Sequence[Message], sections: Sections, rules: ContextConfig
+    task: Sequence[Message], sections: Sections, rules: AnyContextConfig
 ) -> tuple[Message, ...]:
     """The teacher's conversation, which ends with a user turn."""
     match rules.layout:

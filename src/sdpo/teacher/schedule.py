@@ -1,4 +1,5 @@
-"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2).
+"""Whose weights the self-teacher has: live, frozen, EMA, snapshot, gated, trust region (A.2), or by
+a function of the user's own.
 
 A schedule keeps tensors for the *trainable* parameters only and lends them to the one module by
 swapping storage pointers (`applied`), so a teacher costs its weights and never a second module;
@@ -7,11 +8,13 @@ with LoRA that is megabytes. It reads no batch and computes no loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, assert_never
 
 import torch
 
 from sdpo.config.teacher import (
+    CustomScheduleConfig,
     EmaConfig,
     FrozenConfig,
     GatedConfig,
@@ -20,7 +23,8 @@ from sdpo.config.teacher import (
     SnapshotConfig,
     TrustRegionConfig,
 )
-from sdpo.errors import CheckpointError
+from sdpo.custom import load_function
+from sdpo.errors import CheckpointError, ConfigError
 from sdpo.models.weights import Weights, copy_weights
 
 
@@ -40,6 +44,7 @@ class TeacherSchedule:
         self.initial: Weights | None = copy_weights(student) if needs_initial else None
         self._average: dict[str, torch.Tensor] | None = None
         self._weights: Weights | None = None
+        self._share_of = None
         match config:
             case LiveConfig() | TrustRegionConfig():
                 pass
@@ -48,11 +53,14 @@ class TeacherSchedule:
             case SnapshotConfig() | GatedConfig():
                 self._weights = copy_weights(student)
             case EmaConfig():
-                self._weights = copy_weights(student)
-                self._average = {
-                    name: w if w.dtype == torch.float32 else w.float()
-                    for name, w in self._weights.items()
-                }
+                self._begin_average(student)
+            case CustomScheduleConfig():
+                self._share_of = share_function(config)
+                self._begin_average(student)
+            case _:
+                assert_never(config)
+        self._custom: dict[str, Any] = {}
+        """What a function of the user's own remembers."""
         self._window: list[tuple[float, float]] = []
         self._last_refresh: tuple[float, float] | None = None
         self.is_frozen = False
@@ -69,39 +77,83 @@ class TeacherSchedule:
         return self.config.mix if isinstance(self.config, TrustRegionConfig) else None
 
     def after_step(
-        self, student: torch.nn.Module, masters: Weights, *, mean_reward: float, length_p90: float
+        self,
+        student: torch.nn.Module,
+        masters: Weights,
+        metrics: Mapping[str, float],
+        *,
+        has_moved: bool = True,
     ) -> bool:
         """Follow one whole step, however many updates it had; true when the teacher was refreshed
-        from the student. `masters` are the student's weights in float32, unrounded; empty when the
-        step changed none."""
+        from the student. `masters` are the student's weights in float32, unrounded; `has_moved`
+        says whether the step changed them. Raises `ConfigError` for a share that is none."""
         if self.is_frozen:
             return False
-        if isinstance(self.config, EmaConfig):
-            self._average_in(masters)
-            return False
-        if not isinstance(self.config, (SnapshotConfig, GatedConfig)):
-            return False
-        self._window.append((mean_reward, length_p90))
-        if len(self._window) < self.config.every:
-            return False
-        if isinstance(self.config, GatedConfig) and not self._gate_opens(self.config):
-            self._window.clear()
-            return False
-        self._window.clear()
+        match self.config:
+            case LiveConfig() | TrustRegionConfig() | FrozenConfig():
+                return False
+            case EmaConfig(rate=rate):
+                if has_moved:
+                    self._average_in(masters, rate)
+                return False
+            case CustomScheduleConfig():
+                share = self._custom_share(self.config, metrics)
+                if share:
+                    self._average_in(masters, share)
+                return share == 1.0
+            case SnapshotConfig() | GatedConfig():
+                return self._refresh(self.config, student, metrics)
+            case _:
+                assert_never(self.config)
+
+    def _begin_average(self, student: torch.nn.Module) -> None:
         self._weights = copy_weights(student)
-        return True
+        self._average = {
+            name: w if w.dtype == torch.float32 else w.float() for name, w in self._weights.items()
+        }
 
     @torch.no_grad()
-    def _average_in(self, masters: Weights) -> None:
-        """theta' <- (1 - rate) theta' + rate theta, in float32 and in place."""
-        assert isinstance(self.config, EmaConfig)
+    def _average_in(self, masters: Weights, share: float) -> None:
+        """theta' <- (1 - share) theta' + share theta, in float32 and in place."""
         assert self._average is not None
         assert self._weights is not None
         for name, master in masters.items():
             average = self._average[name]
-            average.lerp_(master.detach().float(), self.config.rate)
+            average.lerp_(master.detach().float(), share)
             if self._weights[name] is not average:
                 self._weights[name].copy_(average)
+
+    def _custom_share(self, config: CustomScheduleConfig, metrics: Mapping[str, float]) -> float:
+        assert self._share_of is not None
+        share = self._share_of(metrics, self._custom)
+        named = f"teacher.schedule.path = {config.path!r}"
+        if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+            raise ConfigError(
+                f"{named} gave {share!r}; return the share of the student in the teacher, "
+                "a number from 0 to 1"
+            )
+        if not _is_plain(self._custom):
+            raise ConfigError(
+                f"{named} keeps {self._custom!r} in `state`; keep numbers, strings, None and lists "
+                "or dicts of these, which a checkpoint can hold"
+            )
+        return float(share)
+
+    def _refresh(
+        self,
+        config: SnapshotConfig | GatedConfig,
+        student: torch.nn.Module,
+        metrics: Mapping[str, float],
+    ) -> bool:
+        """Copy the student at the end of a window, if the gate opens."""
+        self._window.append((metrics["train/reward"], metrics["rollouts/length_p90"]))
+        if len(self._window) < config.every:
+            return False
+        opens = not isinstance(config, GatedConfig) or self._gate_opens(config)
+        self._window.clear()
+        if opens:
+            self._weights = copy_weights(student)
+        return opens
 
     def _gate_opens(self, config: GatedConfig) -> bool:
         """Reward rose since the last refresh and the length tail is safe; the first window sets the
@@ -136,6 +188,7 @@ class TeacherSchedule:
             "average": self._average,
             "window": self._window,
             "last_refresh": self._last_refresh,
+            "custom": self._custom,
             "is_frozen": self.is_frozen,
         }
 
@@ -159,4 +212,19 @@ class TeacherSchedule:
             }
         self._window = list(state["window"])  # ty: ignore[invalid-argument-type]
         self._last_refresh = state["last_refresh"]  # ty: ignore[invalid-assignment]
+        self._custom = dict(state["custom"])  # ty: ignore[no-matching-overload]
         self.is_frozen = bool(state["is_frozen"])
+
+
+def share_function(config: CustomScheduleConfig) -> Callable[..., object]:
+    """The function that `config` names. Raises `ConfigError`."""
+    return load_function("teacher.schedule", config.path, config.options, "metrics", "state")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a checkpoint can hold `value`."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str | int) and _is_plain(v) for key, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -33,6 +33,7 @@ from sdpo.machine import usable_cores
 from sdpo.models.adapters import adapter_weights, save_model
 from sdpo.models.weights import trainable
 from sdpo.run_folder import CHECKPOINTS, STATE, checkpoint_steps
+from sdpo.training.custom import custom_sources
 
 WEIGHTS = "trainable.safetensors"
 """Trained weights under the model's own names, kept apart only where the Hugging Face files have
@@ -141,6 +142,7 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
         if path.exists() and _has_begun(run_dir):
             recorded = check_same_run(config, path)
             _check_same_env(config, recorded.get("environment"), facts.get("environment"))
+            _check_same_sources(config, recorded.get("custom"), facts.get("custom"))
             if recorded["config"]["steps"] == config.steps:
                 return run_dir
             facts = {name: value for name, value in recorded.items() if name != "config"}
@@ -200,6 +202,18 @@ def _check_same_env(config: RunConfig, recorded: Any, given: Any) -> None:
     )
 
 
+def _check_same_sources(config: RunConfig, recorded: Any, given: Any) -> None:
+    """A judge may be repaired and the run continued; anything else makes another run of it."""
+    for key, source in (given or {}).items():
+        before = (recorded or {}).get(key, {}).get("sha256")
+        if key != "env" and before != source["sha256"]:
+            raise ConfigError(
+                f"{key}.path = {source['path']!r}: {source['file']} has changed since run = "
+                f"{config.run!r} began (SHA-256 {str(before)[:12]}, now {source['sha256'][:12]}); "
+                "bring it back as it was, or choose another directory with run=..."
+            )
+
+
 def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record at `path`. Raises `ConfigError` naming the keys that differ from `config`; `steps`
     may be larger than recorded."""
@@ -216,6 +230,8 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     different = set(_differences(before, dump(config)))
     # How judges are called changes no verdict; a run whose judge failed may need another way.
     different -= JUDGING_KEYS
+    # Compared by what they make of prompts: a clock may have to be pinned to go on.
+    different = {k for k in different if not k.startswith("model.chat_template_kwargs")}
     if is_longer:
         different.discard("steps")
     if different:
@@ -236,11 +252,13 @@ def _differences(left: Any, right: Any, key: str = "") -> list[str]:
     return [] if left == right else [key]
 
 
-def run_facts(env: Env | None = None) -> dict[str, Any]:
+def run_facts(config: RunConfig, env: Env | None = None) -> dict[str, Any]:
     """What it takes to repeat the run besides its config: versions, git commit and diff, command,
-    host, and the environment passed instead of the config's."""
+    host, the files of the functions that `config` names, and the environment passed instead of the
+    config's."""
     return {
         "environment": None if env is None else _fingerprint(env),
+        "custom": custom_sources(config),
         "versions": {
             "python": platform.python_version(),
             "sdpo": __version__,

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 
-from sdpo.config.objective import (
-    DistillingConfig,
-    EntropyWeightingConfig,
-    NoWeightingConfig,
-    ObjectiveConfig,
-    PositionWeightingConfig,
-    ScSdpoConfig,
-)
 from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import OldSupport, TokenBatch
-from sdpo.losses.weighting import entropy_weights, position_weights, success_rate_weights
+from sdpo.losses.weighting import TaughtTokens, TokenWeighting, success_rate_weights
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.training.targets import Targets
@@ -103,35 +94,23 @@ def _teacher_first(
 def distill_weights(
     samples: Sequence[Sample],
     targets: Targets,
-    objective: ObjectiveConfig,
+    weighting: TokenWeighting,
     spec: ObjectiveSpec,
     parallel: Parallel,
+    *,
+    by_success_rate: bool,
 ) -> dict[Key, torch.Tensor]:
     """Routing x weighting of every distilled sample's tokens, [T_i] each, undivided.
 
     Weightings that are relative to the batch's mean are normalised here over all ranks, before the
-    first forward.
+    first forward. `by_success_rate` weighs tasks too (SC-SDPO).
     """
-    distilled = [s for s in samples if s.is_distilled]
     if spec.distill is None:
         return {}
-    device = targets.teacher_head.device
-    factors = [torch.ones(s.num_trained, device=device) for s in distilled]
-    assert isinstance(objective, DistillingConfig)
-    match objective.weighting:
-        case NoWeightingConfig():
-            pass
-        case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
-            factors = [
-                position_weights(len(f), w_min=w_min, tau=tau, s=s, device=device) for f in factors
-            ]
-        case EntropyWeightingConfig(beta=beta):
-            entropies = [_teacher_entropy(s, targets, spec) for s in distilled]
-            factors = entropy_weights(entropies, beta=beta, reduce=parallel.sum)
-        case _:
-            assert_never(objective.weighting)
+    distilled = [s for s in samples if s.is_distilled]
+    factors = weighting.factors([_taught(s, targets, spec) for s in distilled], parallel.sum)
     rates = [1.0] * len(distilled)
-    if isinstance(objective, ScSdpoConfig):
+    if by_success_rate:
         rates = success_rate_weights(
             [s.solved_rate for s in distilled],
             [float(s.num_trained) for s in distilled],
@@ -143,20 +122,24 @@ def distill_weights(
     }
 
 
-def _teacher_entropy(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> torch.Tensor:
-    """[T_i] entropy of the target distribution, the trust region's mixture included."""
-    key = sample.key
+def _taught(sample: Sample, targets: Targets, spec: ObjectiveSpec) -> TaughtTokens:
+    """`sample` with the target distribution's numbers, the trust region's mixture included."""
+    key, device = sample.key, targets.teacher_head.device
     trust = spec.distill.trust if spec.distill is not None else None
-    return token_statistics(
-        targets.teacher[key],
-        targets.teacher_head,
-        torch.tensor(sample.trained_ids, device=targets.teacher_head.device, dtype=torch.long),
-        temperature=spec.temperature,
-        vocabulary=spec.vocabulary,
-        reference_hidden=targets.trust.get(key),
-        reference_head=targets.initial_head if trust is not None else None,
-        trust=trust,
-    )[1].float()
+
+    def score() -> tuple[torch.Tensor, torch.Tensor]:
+        return token_statistics(
+            targets.teacher[key],
+            targets.teacher_head,
+            torch.tensor(sample.trained_ids, device=device, dtype=torch.long),
+            temperature=spec.temperature,
+            vocabulary=spec.vocabulary,
+            reference_hidden=targets.trust.get(key),
+            reference_head=targets.initial_head if trust is not None else None,
+            trust=trust,
+        )
+
+    return TaughtTokens(sample=sample, device=device, score=score)
 
 
 def _negatives(

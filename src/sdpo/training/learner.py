@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
-from sdpo.envs.base import Solving, reference_answers
-from sdpo.errors import ConfigError
+from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.values import Mean, Metrics
@@ -31,9 +30,10 @@ from sdpo.models.weights import Weights, applied, trainable
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.shares import gather_groups, share_groups
 from sdpo.seeds import derive
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.objectives import objective_spec, routing_rule
+from sdpo.training.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
@@ -78,8 +78,9 @@ class Learner:
         """Steps completed; with `seed` it decides the random numbers of the next."""
         self.model = sampler.policy.model
         self.optimizer = Optimizer(config.optim, self.model)
+        keep_initial = config.objective.kl_coefficient > 0 or mixes_with_initial(config.objective)
         self.schedule = TeacherSchedule(
-            config.teacher.schedule, self.model, keep_initial=config.objective.kl_coefficient > 0
+            config.teacher.schedule, self.model, keep_initial=keep_initial
         )
         self._num_updates_followed = 0
         """Updates that the self-teacher has followed."""
@@ -88,13 +89,6 @@ class Learner:
         self._seed = seed
         self._num_inspected = num_inspected
         self._parallel = parallel
-        if config.teacher.context.demonstration == "reference" and not isinstance(
-            sampler.env, Solving
-        ):
-            raise ConfigError(
-                "teacher.context.demonstration = 'reference' needs an environment with solutions "
-                "(reference_answer(task)), and this one has none; take 'random'"
-            )
         self._builder = SampleBuilder(
             chat=sampler.chat,
             rules=config.teacher.context,
@@ -176,12 +170,11 @@ class Learner:
     def follow(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """End the step: the self-teacher follows the policy as its schedule says, which may depend
         on the step's `metrics`; `teacher/refreshed` is 1 when it was replaced by the policy."""
-        moved = self.optimizer.num_updates != self._num_updates_followed
         refreshed = self.schedule.after_step(
             self.model,
-            self.optimizer.masters if moved else {},
-            mean_reward=metrics["train/reward"],
-            length_p90=metrics["rollouts/length_p90"],
+            self.optimizer.masters,
+            metrics,
+            has_moved=self.optimizer.num_updates != self._num_updates_followed,
         )
         self._num_updates_followed = self.optimizer.num_updates
         self.optimizer.num_steps += 1
@@ -244,13 +237,13 @@ class Learner:
             if self.schedule.weights is not None:
                 self._publish(collector.engine.policy_version)
             attempts = collector.collect_in_contexts(
-                self._parallel.share(groups),
+                share_groups(groups, self._parallel),
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
                 seed=self._derived("teacher"),
             )
-        return self._parallel.gather_shares(attempts)
+        return gather_groups(attempts, self._parallel, count=len(groups))
 
     def _spec(self) -> ObjectiveSpec:
         rollout = self._config.rollout

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
+import torch
+
 from sdpo.config.objective import (
+    CustomDivergenceConfig,
+    CustomObjectiveConfig,
+    CustomWeightingConfig,
     DistillingConfig,
+    EntropyWeightingConfig,
     GrpoConfig,
     HybridConfig,
     JSDConfig,
+    NoWeightingConfig,
     ObjectiveConfig,
+    PositionWeightingConfig,
     RewardedConfig,
     RlcsdConfig,
     RlsdConfig,
@@ -19,16 +29,73 @@ from sdpo.config.objective import (
     SftConfig,
     SrpoConfig,
 )
+from sdpo.config.schema import RunConfig
+from sdpo.config.teacher import ContextConfig, TrustRegionConfig
+from sdpo.custom import load_function
+from sdpo.errors import ConfigError
 from sdpo.losses import routing
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, linear_decay
+from sdpo.losses.divergence import CustomDivergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.weighting import (
+    TaughtTokens,
+    TokenWeighting,
+    entropy_weights,
+    position_weights,
+    uniform_weights,
+)
 
 
 def reads_contexts(objective: ObjectiveConfig) -> bool:
     """Whether a teacher reads anything: the loss compares with it (distillation, token credit), or
     its own attempts are learnt (`sft`)."""
     return not isinstance(objective, GrpoConfig)
+
+
+def check_objective(config: RunConfig) -> None:
+    """Raises `ConfigError` where the objective of `config` cannot work under its other settings: a
+    self-teacher that cannot be sampled, or groups of one attempt whose only signal is how it
+    compares with others."""
+    objective, kind = config.objective, config.objective.type
+    if isinstance(objective, SftConfig):
+        if isinstance(config.teacher.schedule, TrustRegionConfig):
+            raise ConfigError(
+                "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
+                "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+                "use 'ema' or 'live'"
+            )
+        if config.rollout.max_turns > 1:
+            raise ConfigError(
+                "objective.type = 'sft' samples one turn from the self-teacher: "
+                "set rollout.max_turns = 1"
+            )
+    compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
+    if config.rollout.group_size == 1 and isinstance(objective, compares):
+        raise ConfigError(
+            f"objective.type = {kind!r} learns from how the attempts of a group differ, and "
+            "rollout.group_size = 1 leaves nothing to compare; make it at least 2, or take 'sdpo', "
+            "'hybrid', 'sdpg' or 'sft', which distil a single attempt"
+        )
+    context = config.teacher.context
+    reads_only_siblings = (
+        isinstance(context, ContextConfig)
+        and context.feedback == "never"
+        and context.control == "none"
+        and not context.own_demonstration
+        and context.demonstration in ("random", "majority", "none")
+    )
+    if config.rollout.group_size == 1 and reads_only_siblings:
+        raise ConfigError(
+            "rollout.group_size = 1 has no siblings to demonstrate and "
+            "teacher.context.feedback = 'never' shows nothing else; show feedback, or "
+            "teacher.context.demonstration = 'reference'"
+        )
+
+
+def mixes_with_initial(objective: ObjectiveConfig) -> bool:
+    """Whether the target is the teacher's with the initial model's in the student's prompt."""
+    return isinstance(objective, DistillingConfig) and objective.teacher_exponent != 1.0
 
 
 def divides_by_std(objective: ObjectiveConfig) -> bool:
@@ -57,8 +124,30 @@ def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
             return routing.sdpg(coefficient)
         case SftConfig():
             return routing.sft
+        case CustomObjectiveConfig(path=path, options=options):
+            arguments = ("group", "index", "has_context")
+            return load_function("objective", path, options, *arguments)
         case _:
             assert_never(objective)
+
+
+def token_weighting(objective: ObjectiveConfig) -> TokenWeighting:
+    """How strongly each distilled token counts."""
+    weighting = NoWeightingConfig()
+    if isinstance(objective, DistillingConfig):
+        weighting = objective.weighting
+    match weighting:
+        case NoWeightingConfig():
+            return TokenWeighting(weigh=uniform_weights, is_relative=False)
+        case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
+            weigh = partial(position_weights, w_min=w_min, tau=tau, s=s)
+            return TokenWeighting(weigh=weigh, is_relative=False)
+        case EntropyWeightingConfig(beta=beta):
+            return TokenWeighting(weigh=partial(entropy_weights, beta=beta), is_relative=True)
+        case CustomWeightingConfig(relative=relative):
+            return TokenWeighting(weigh=_custom_weights(weighting), is_relative=relative)
+        case _:
+            assert_never(weighting)
 
 
 def objective_spec(
@@ -73,11 +162,11 @@ def objective_spec(
     """The parts of `objective` at `step` (0-based; RLSD's mix decays). `trust` comes from the
     teacher's schedule; ids from `vocabulary` on are not tokens."""
     credit = None
-    match objective:
-        case RlsdConfig(mix=mix, decay_steps=decay_steps, clip=clip):
-            credit = RlsdCredit(mix=linear_decay(mix, step, decay_steps), clip=clip)
-        case RlcsdConfig(scale=scale, mix=mix, tau=tau):
-            credit = RlcsdCredit(scale=scale, mix=mix, tau=tau)
+    if isinstance(objective, RlsdConfig):
+        mix = linear_decay(objective.mix, step, objective.decay_steps)
+        credit = RlsdCredit(mix=mix, clip=objective.clip)
+    elif isinstance(objective, RlcsdConfig):
+        credit = RlcsdCredit(scale=objective.scale, mix=objective.mix, tau=objective.tau)
     kl = objective.kl_coefficient
     return ObjectiveSpec(
         distill=_distill(objective, trust) if isinstance(objective, DistillingConfig) else None,
@@ -93,21 +182,58 @@ def objective_spec(
 def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     divergence = objective.divergence
     clip = objective.advantage_clip
+    mixes = objective.teacher_exponent != 1.0
+    kind: DivergenceKind | CustomDivergence
+    if isinstance(divergence, CustomDivergenceConfig):
+        kind = custom_divergence(divergence)
+    else:
+        kind = divergence.type
     return DistillSpec(
-        divergence=divergence.type,
+        divergence=kind,
         beta=divergence.beta if isinstance(divergence, JSDConfig) else None,
         support=divergence.support,
         top_k=None if divergence.top_k == "all" else divergence.top_k,
         tail=divergence.tail,
         granularity=objective.granularity,
         advantage_clip=None if clip == "off" else clip,
-        trust=trust,
+        trust=objective.teacher_exponent if mixes else trust,
+        trust_prompt="student" if mixes else "teacher",
         importance=objective.importance,
         ratio_cap=objective.ratio_cap if objective.importance == "token" else None,
         eps_low=objective.importance_eps_low if objective.importance == "logit" else None,
         eps_high=objective.importance_eps_high if objective.importance == "logit" else None,
         sequence_estimator=objective.sequence_estimator,
     )
+
+
+def custom_divergence(config: CustomDivergenceConfig) -> CustomDivergence:
+    """The function that `config` names; `check_divergence` tries it."""
+    arguments = ("log_p", "log_q")
+    function = load_function("objective.divergence", config.path, config.options, *arguments)
+    return CustomDivergence(function=function, name=config.path)
+
+
+def _custom_weights(config: CustomWeightingConfig) -> Callable[[TaughtTokens], torch.Tensor]:
+    """The function that `config` names, whose every result is checked: a sum over tokens would
+    hide a weight of the wrong shape or sign."""
+    function = load_function("objective.weighting", config.path, config.options, "tokens")
+
+    def weigh(tokens: TaughtTokens) -> torch.Tensor:
+        weights = function(tokens)
+        is_tensor = isinstance(weights, torch.Tensor)
+        shape = tuple(weights.shape) if is_tensor else type(weights).__name__
+        if not is_tensor or shape != (len(tokens),):
+            problem = f"gave {shape}; return a tensor with one weight a token, ({len(tokens)},)"
+        elif not bool((weights.isfinite() & (weights >= 0)).all()):
+            problem = f"gave the weight {float(weights.min())}; weights are finite, from 0 on"
+        else:
+            return weights.detach().to(tokens.device, torch.float32)
+        raise ConfigError(
+            f"objective.weighting.path = {config.path!r} on task {tokens.sample.task_id!r} "
+            f"{problem}"
+        )
+
+    return weigh
 
 
 def _policy_gradient(
@@ -125,4 +251,5 @@ def _policy_gradient(
         ratio_cap=config.ratio_cap,
         normalization=config.normalization,
         fixed_length=max_completion_tokens if config.normalization == "fixed" else None,
+        counts_flat_groups=config.flat_groups == "counted",
     )

@@ -16,7 +16,6 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop, JudgeError
-from sdpo.evaluation import attempt_tasks, summarise
 from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
@@ -28,14 +27,18 @@ from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.record import RolloutRecorder, rollout_rows
 from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, record_judging, run_facts
+from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
+from sdpo.training.custom import check_custom
+from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks
 from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.lengths import check_lengths
+from sdpo.training.objectives import check_objective
+from sdpo.training.prompts import record_conditions
 from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback
-from sdpo.training.self_teacher import check_can_sample
 from sdpo.training.step import StepResult
+from sdpo.training.tasks import check_tasks
 
 T = TypeVar("T")
 
@@ -51,6 +54,7 @@ class Run:
         learner: Learner,
         parallel: Parallel,
         *,
+        holdouts: Sequence[TaskSet],
         is_quiet: bool,
     ) -> None:
         self.config = config
@@ -61,6 +65,8 @@ class Run:
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
         self._sampler = sampler
+        self._own = own_tasks(sampler, config)
+        self._holdouts = holdouts
         self._parallel = parallel
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
@@ -125,13 +131,14 @@ class Run:
         group_size = self.config.rollout.group_size
         collected = self._on_all_ranks(
             lambda: self._sampler.collector.collect(
-                self._parallel.share(tasks),
+                tasks,
                 group_size=group_size,
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "rollout", self.step),
+                parallel=self._parallel,
             )
         )
-        groups = self._parallel.gather_shares(collected.groups)
+        groups = gather_groups(collected.groups, self._parallel, count=len(tasks))
         return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
     def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
@@ -177,26 +184,24 @@ class Run:
         self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
-        """The `eval/*` metrics of the current weights on held-out tasks, and the `probe/*` metrics
-        on training tasks when the config asks for them."""
-        evaluation = self.config.eval
-        tasks = list(self.env.load("eval"))[: evaluation.max_tasks or None]
-        # With fewer tasks than ranks this share may be empty, so only the whole is summarised.
+        """The `eval/*` metrics of the current weights on held-out tasks, and where the config asks
+        for them `holdout/*` at both ends of the run and `probe/*` on training tasks."""
+        metrics = self._attempt(self._own)
+        if self.step in (0, self.config.steps):
+            for holdout in self._holdouts:
+                metrics |= self._attempt(holdout)
+        return metrics | self._probe()
+
+    def _attempt(self, tasks: TaskSet) -> dict[str, float]:
+        # Where there is little to do this share may be empty, so only the whole is summarised.
         part = self._on_all_ranks(
-            lambda: attempt_tasks(
-                self._sampler.collector,
-                self._parallel.share(tasks),
-                samples=evaluation.samples,
-                sampling=self._sampler.sampling(
-                    self.config, temperature=evaluation.temperature, top_p=evaluation.top_p
-                ),
-                seed=self.config.seed,
-            )
+            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel)
         )
-        groups = self._parallel.gather_shares(part)
+        groups = gather_groups(part, self._parallel, count=len(tasks.tasks))
         if self._parallel.is_main:
-            self._recorder.write(rollout_rows(self.step, drop_empty(groups), split="eval"))
-        return summarise(groups, samples=evaluation.samples).metrics() | self._probe()
+            rows = rollout_rows(self.step, drop_empty(groups), split=tasks.split)
+            self._recorder.write(rows)
+        return tasks.metrics(groups)
 
     def is_due(self, every: int) -> bool:
         """Whether something that happens every `every` steps and after the last one is due now; 0
@@ -363,7 +368,8 @@ def open_run(
 ) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
     `is_quiet` shows no steps."""
-    check_can_sample(config)
+    check_objective(config)
+    check_custom(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
@@ -371,10 +377,11 @@ def open_run(
     with ExitStack() as stack:
         if parallel.is_main:
             stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(env))
+            open_run_dir(config, run_facts(config, env))
         parallel.barrier()
         sampler = stack.enter_context(open_sampler(config, env))
-        check_lengths(sampler, config, splits=("train", "eval"))
+        check_tasks(sampler, config, splits=("train", "eval"))
+        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
         make_trainable(sampler.policy.model, config.optim)
         learner = Learner(
             sampler,
@@ -383,7 +390,10 @@ def open_run(
             num_inspected=config.credit.rollouts,
             parallel=parallel,
         )
-        with Run(config, run_dir, sampler, learner, parallel, is_quiet=is_quiet) as run:
-            if parallel.is_main and (line := record_judging(run_dir, run.env)):
-                run.say(line)
+        with Run(
+            config, run_dir, sampler, learner, parallel, holdouts=holdouts, is_quiet=is_quiet
+        ) as run:
+            if parallel.is_main:
+                for line in record_conditions(run_dir, sampler):
+                    run.say(line)
             yield run

@@ -10,7 +10,7 @@ from itertools import islice
 
 from sdpo.chat import Chat
 from sdpo.config.objective import DistillingConfig, ObjectiveConfig, RlcsdConfig
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
 from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherContext, Verdict
@@ -36,7 +36,7 @@ class SampleBuilder:
     """
 
     chat: Chat
-    rules: ContextConfig
+    rules: AnyContextConfig
     objective: ObjectiveConfig
     rule: Rule
     reference_answer: Callable[[Task], str | None]
@@ -88,6 +88,7 @@ class SampleBuilder:
             replace(
                 _sample(rollout, context, self.chat, advantage, weights, wrong),
                 solved_rate=group.solved_rate,
+                is_flat=len(set(group.rewards)) == 1,
             )
             for rollout, context, advantage, weights, wrong in zip(
                 group.rollouts, group.contexts, advantages, routes, negatives, strict=True
@@ -117,7 +118,9 @@ class SampleBuilder:
             rollouts=(group.rollouts[index], group.rollouts[wrong]),
             verdicts=(Verdict(reward=0.0, solved=False), Verdict(reward=1.0, solved=True)),
         )
-        rules = self.rules.model_copy(update={"demonstration": "random", "control": "none"})
+        rules = self.rules
+        if isinstance(rules, ContextConfig):
+            rules = rules.model_copy(update={"demonstration": "random", "control": "none"})
         return teacher_contexts(pair, rules, random.Random(0), Reading.of(self.chat))[0]
 
 

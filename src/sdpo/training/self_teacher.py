@@ -11,29 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdpo.config.objective import SftConfig
-from sdpo.config.schema import RunConfig
-from sdpo.config.teacher import TrustRegionConfig
-from sdpo.errors import ConfigError
 from sdpo.records import Group
 from sdpo.training.samples import without_teacher
-
-
-def check_can_sample(config: RunConfig) -> None:
-    """Raises `ConfigError` when the objective needs samples of a self-teacher that has none."""
-    if not isinstance(config.objective, SftConfig):
-        return
-    if isinstance(config.teacher.schedule, TrustRegionConfig):
-        raise ConfigError(
-            "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
-            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
-            "use 'ema' or 'live'"
-        )
-    if config.rollout.max_turns > 1:
-        raise ConfigError(
-            "objective.type = 'sft' samples one turn from the self-teacher: "
-            "set rollout.max_turns = 1"
-        )
 
 
 def solved_only(groups: Sequence[Group]) -> list[Group]:

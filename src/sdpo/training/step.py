@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, field
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdpo.config.objective import ObjectiveConfig
+from sdpo.config.objective import ObjectiveConfig, ScSdpoConfig
 from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
@@ -32,6 +32,7 @@ from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
+from sdpo.training.objectives import token_weighting
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 
@@ -86,7 +87,8 @@ class Updater:
         self.schedule = schedule
         self._tokenizer = tokenizer
         self._config = config
-        self._objective = objective
+        self._weighting = token_weighting(objective)
+        self._by_success_rate = isinstance(objective, ScSdpoConfig)
         self._parallel = parallel
 
     def step(
@@ -154,7 +156,14 @@ class Updater:
         self, active: Sequence[Sample], targets: Targets, batch: _Batch, result: StepResult
     ) -> None:
         spec = batch.spec
-        weights = distill_weights(active, targets, self._objective, spec, self._parallel)
+        weights = distill_weights(
+            active,
+            targets,
+            self._weighting,
+            spec,
+            self._parallel,
+            by_success_rate=self._by_success_rate,
+        )
         packed = packed_hidden(
             self.model,
             active,

@@ -41,7 +41,8 @@ class Targets:
     """Teacher's hidden states [R, D] of distilled samples."""
     teacher_head: LmHead
     trust: dict[Key, torch.Tensor]
-    """Initial model's hidden states in the teacher's context; empty without a trust region."""
+    """Initial model's hidden states in the teacher's context, or in the student's prompt; empty
+    unless the target mixes with them."""
     reference: dict[Key, torch.Tensor]
     """Initial model's hidden states in the student's own prompt; empty without a KL to it."""
     initial_head: LmHead | None
@@ -75,13 +76,16 @@ def score_targets(
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
-    if schedule.trust is not None or spec.needs_initial:
+    if spec.trust is not None or spec.needs_initial:
         assert schedule.initial is not None
         with applied(model, schedule.initial):
-            if schedule.trust is not None:
-                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
+            if spec.trust is not None and spec.trust_prompt == "teacher":
+                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+            elif spec.trust is not None:
+                trust = {s.key: reference[s.key] for s in taught if s.key in reference}
+                trust = trust or hidden(taught, lambda s: s.prompt_ids)
     return Targets(
         teacher=teacher,
         teacher_head=head_of(model, schedule.weights),

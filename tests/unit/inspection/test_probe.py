@@ -160,7 +160,10 @@ def test_the_command_prints_the_probe(tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "of 6 attempts at 3 tasks failed" in " ".join(result.output.split())
-    assert "elf-distillation" in result.output
+    printed = " ".join(result.output.split())
+    assert "elf-distillation" in printed
+    assert "the other layout" in printed
+    assert "of its corrections have a probability below 0.001" in printed
 
 
 def test_several_turns_are_refused():

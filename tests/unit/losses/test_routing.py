@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sdpo.errors import ConfigError
 from sdpo.losses import routing
 from sdpo.losses.routing import hybrid, route, sdpg
 from sdpo.records import Group, Rollout, Task, TeacherContext, Verdict
@@ -103,10 +104,11 @@ def test_srpo_does_not_count_an_attempt_as_its_own_sibling():
         ({"pg": -1.0}, "factor"),
         ({"pg": float("nan")}, "factor"),
         ({"distill": 1.0}, "no teacher context"),
+        (1.0, "for instance"),
     ],
 )
 def test_a_wrong_rule_is_noticed(factors, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         route(MIXED, lambda group, index, has_context: factors)
 
 

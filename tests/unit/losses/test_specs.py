@@ -6,7 +6,9 @@ from __future__ import annotations
 import pytest
 
 from sdpo.losses.advantages import RlsdCredit
+from sdpo.losses.objective import count_denominators
 from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.reference import reference_counts
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
 from sdpo.records import Sample
 
@@ -30,7 +32,7 @@ PG = {"kind": "grpo", "normalization": "token"}
         ({"support": "teacher", "top_k": None}, "top_k a number"),
         ({"support": "union", "importance": "logit"}, "support must be 'student'"),
         ({"granularity": "word"}, "granularity"),
-        ({"trust": 1.5}, "trust"),
+        ({"trust": -0.5}, "trust"),
         ({"importance": "logit", "top_k": None}, "top_k"),
         ({"importance": "logit", "divergence": "jsd", "beta": 0.5}, "Eq. 13"),
         ({"importance": "logit", "granularity": "token"}, "Eq. 13"),
@@ -114,3 +116,24 @@ def test_which_samples_train_and_which_the_teacher_reads(spec, fields, trains, i
 def test_only_a_kl_component_needs_the_initial_model():
     assert KL.needs_initial
     assert not GRPO.needs_initial
+
+
+@pytest.mark.parametrize(
+    ("excluded", "expected"),
+    [({}, 1 + 1 + 1 + 1), ({"counts_flat_groups": False}, 1 + 1 + 1)],
+)
+def test_flat_groups_shrank_every_other_gradient(excluded, expected):
+    """An attempt of a flat group has no reward to learn from; it may still be distilled. One with
+    the group's mean reward has an advantage of 0 and is no flat group."""
+    spec = ObjectiveSpec(distill=DistillSpec(**DISTILL), pg=PolicyGradientSpec(**PG | excluded))
+    flat = FLAT | {"is_flat": True}
+    samples = [
+        sample(**REWARDED),
+        sample(**REWARDED | FLAT),
+        sample(**REWARDED | flat),
+        sample(**flat),
+    ]
+    assert count_denominators(samples, spec).routed == expected
+    assert reference_counts(samples, spec)["routed"] == expected
+    only_flat = [sample(**REWARDED | flat)]
+    assert count_denominators(only_flat, spec).routed == expected - 3

@@ -44,7 +44,15 @@ def tiny_run(tmp_path_factory):
     """Self-distillation with everything that can be measured measured."""
     folder = tmp_path_factory.mktemp("real")
     env = sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)], judge)
-    options = ("objective.kl_coefficient=0.01", "eval.probe_tasks=4")
+    (folder / "other.py").write_text(
+        "import sdpo\nENV = sdpo.env(['a'], lambda task, rollout: rollout.completion_ids[0] % 2)\n"
+    )
+    (folder / "other.toml").write_text(
+        f"[env]\ntype = 'custom'\npath = '{folder}/other.py:ENV'\n"
+        "[rollout]\nmax_completion_tokens = 8\n"
+    )
+    holdout = f"eval.holdout=['{folder}/other.toml']"
+    options = ("objective.kl_coefficient=0.01", "eval.probe_tasks=4", holdout)
     model = saved(folder / "model", byte_tokenizer())
     return train(settings(folder / "tiny", model, *options), env=env).run_dir
 

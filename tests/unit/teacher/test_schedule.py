@@ -31,9 +31,8 @@ def move(student, amount=1.0):
 
 def follow(schedule, student, *, mean_reward=1.0, length_p90=1.0):
     """One step after which the student's float32 weights are its own."""
-    return schedule.after_step(
-        student, trainable(student), mean_reward=mean_reward, length_p90=length_p90
-    )
+    metrics = {"train/reward": mean_reward, "rollouts/length_p90": length_p90}
+    return schedule.after_step(student, trainable(student), metrics)
 
 
 def test_live_and_trust_region_use_the_students_own_weights():
@@ -80,7 +79,7 @@ def test_ema_averages_float32_masters_and_not_rounded_weights():
     student = module(torch.bfloat16)
     schedule = TeacherSchedule(EmaConfig(rate=1.0), student)
     masters = {name: w.float() + 1e-4 for name, w in trainable(student).items()}
-    schedule.after_step(student, masters, mean_reward=0, length_p90=1)
+    schedule.after_step(student, masters, {})
     assert torch.equal(schedule.state()["average"]["weight"], masters["weight"])
 
 
@@ -89,7 +88,7 @@ def test_ema_stays_after_a_step_that_changed_nothing():
     schedule = TeacherSchedule(EmaConfig(rate=0.5), student)
     before = schedule.weights["weight"].clone()
     move(student)
-    schedule.after_step(student, {}, mean_reward=0, length_p90=1)
+    schedule.after_step(student, trainable(student), {}, has_moved=False)
     assert torch.equal(schedule.weights["weight"], before)
 
 

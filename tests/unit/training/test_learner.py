@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -92,6 +93,27 @@ def test_a_step_without_a_gradient_leaves_weights_and_teacher_as_they_are(opened
         assert all(torch.equal(teacher[name], kept[name]) for name in teacher)
         assert run.learner.optimizer.num_updates == 1
         assert run.learner.optimizer.num_steps == 2
+
+
+def odd_fails(task, rollout):
+    is_even = rollout.completion_ids[0] % 2 == 0
+    return sdpo.Verdict(reward=float(is_even), solved=is_even, feedback="odd")
+
+
+@pytest.mark.parametrize("kind", ["sdpo", "hybrid", "sdpg", "sft"])
+def test_single_attempts_are_learnt_from_and_failures_too(opened, kind):
+    settings = (f"objective.type={kind}", "rollout.group_size=1", "optim.updates_per_step=2")
+    with opened(*settings, "teacher.context.max_tokens=400", judge=odd_fails) as run:
+        before = weights_of(run)
+        rows = train_steps(run)
+        next(rows)
+        steps = list(rows)
+        after = weights_of(run)
+    assert any(row["optim/grad_norm"] > 0 for row in steps)
+    for row in steps:
+        assert row["teacher/context_fraction"] == pytest.approx(1 - row["train/solved"])
+        assert math.isnan(row["rollouts/flat_groups"]), "one attempt compares with nothing"
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("updates", [1, 4])

@@ -7,7 +7,7 @@ import pytest
 from sdpo.config.load import load_config
 from sdpo.errors import ConfigError
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.training.objectives import divides_by_std, objective_spec
+from sdpo.training.objectives import check_objective, divides_by_std, objective_spec
 
 
 def spec(*overrides: str) -> ObjectiveSpec:
@@ -85,3 +85,23 @@ def test_a_recipes_clip_range_does_not_follow_to_another_surrogate(tmp_path):
     pg = spec(str(recipe), "objective.policy_gradient.type=gspo").pg
     assert pg is not None
     assert (pg.eps_low, pg.ratio_cap) == (3e-4, 3.0)
+
+
+ONE = "rollout.group_size=1"
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rlsd", "rlcsd", "srpo", "sc_sdpo"])
+def test_groups_of_one_are_refused_where_only_their_differences_teach(kind):
+    config = load_config([f"objective.type={kind}", ONE])
+    with pytest.raises(ConfigError, match=f"{kind!r} learns from how the attempts of a group"):
+        check_objective(config)
+    check_objective(load_config([f"objective.type={kind}"]))
+
+
+@pytest.mark.parametrize("kind", ["sdpo", "hybrid", "sdpg", "sft"])
+def test_groups_of_one_need_something_to_read(kind):
+    alone = [f"objective.type={kind}", ONE, "teacher.context.feedback=never"]
+    with pytest.raises(ConfigError, match="no siblings to demonstrate"):
+        check_objective(load_config(alone))
+    check_objective(load_config([f"objective.type={kind}", ONE]))
+    check_objective(load_config([*alone, "teacher.context.demonstration=reference"]))

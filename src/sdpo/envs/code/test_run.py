@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared
+from sdpo.envs.code.assert_runs import AssertTests, Decision, Prepared, is_answer
+from sdpo.envs.code.checker import complaint
 from sdpo.envs.code.compare import outputs_match, values_match
 from sdpo.envs.code.tasks import CodeReference, CodeTest
 from sdpo.envs.text import safe, show
@@ -159,7 +160,9 @@ class TestRun:
         while not self._has_enough() and len(self._results) < len(self._tests):
             test = len(self._results)
             own = self._seen[self._start(test) : self._ends[test]]
-            failed = next((k for k, each in enumerate(own) if each.status != "value"), None)
+            failed = next(
+                (k for k, each in enumerate(own) if not self._is_answer(test, k, each)), None
+            )
             if failed is not None:
                 given = self._given(test, self._start(test) + failed)
                 result = failure_result(own[failed], given)
@@ -174,9 +177,19 @@ class TestRun:
             self._num_failed += result is not None and result is not PASSED
         return self._has_enough()
 
+    def _is_answer(self, test: int, position: int, outcome: Outcome) -> bool:
+        """Whether the test can go on: to a replayed one, an exception is an answer."""
+        if outcome.status != "exception" or self._reference.kind != "asserts":
+            return outcome.status == "value"
+        for prepared in self._prepared[test]:
+            if position < len(prepared.probes):
+                return prepared.compiled.form == "replay" and is_answer(outcome)
+            position -= len(prepared.probes)
+        raise AssertionError("an outcome without an input")
+
     def _hold(self, test: int, outcomes: Sequence[Outcome]) -> TestResult | None:
         """None, to keep the values of an undecided test; `output_limit` if they are too many."""
-        self._held_bytes += sum(outcome.num_bytes for outcome in outcomes)
+        self._held_bytes += sum(each.num_bytes + len(each.stdout) for each in outcomes)
         if self._held_bytes <= MAX_HELD_BYTES:
             return None
         return TestResult(status="output_limit", given=self._given(test, self._start(test)))
@@ -208,18 +221,24 @@ class TestRun:
         test, tolerance = self._tests[index], self._reference.tolerance
         if self._reference.kind == "asserts":
             return self._decide_asserts(index, outcomes)
+        if self._reference.checker:
+            return None
         (outcome,) = outcomes
         is_text = self._reference.kind == "stdio"
         matches = outputs_match if is_text else values_match
-        answer = outcome.stdout if is_text else outcome.value
-        if matches(answer, test.output, tolerance):
+        if matches(outcome.stdout if is_text else outcome.value, test.output, tolerance):
             return PASSED
+        return self._wrong(index, outcome, test.output if is_text else show(test.output))
+
+    def _wrong(self, index: int, outcome: Outcome, expected: str) -> TestResult:
+        """The result of a `function` or `stdio` test with a wrong answer."""
+        is_text = self._reference.kind == "stdio"
         return TestResult(
             status="wrong_answer",
             given=self._given(index, self._ends[index] - 1),
             stdout="" if is_text else safe(outcome.stdout),
-            output=safe(answer if is_text else show(answer)),
-            expected=safe(test.output if is_text else show(test.output)),
+            output=safe(outcome.stdout if is_text else show(outcome.value)),
+            expected=safe(expected),
         )
 
     def _decide_asserts(self, index: int, outcomes: Sequence[Outcome]) -> TestResult | None:
@@ -239,16 +258,22 @@ class TestRun:
         return None if is_open else PASSED
 
     def _decide(self, index: int) -> TestResult:
-        """The result of a test that `_decide_asserts` left open."""
+        """The result of a test that was left open."""
         outcomes = self._seen
+        if self._reference.kind != "asserts":
+            outcome, test = outcomes[self._start(index)], self._tests[index]
+            answer = outcome.stdout if self._reference.kind == "stdio" else outcome.value
+            wrong = complaint(
+                self._assert_tests.sandbox, self._reference, test.input, answer, test.output
+            )
+            return PASSED if wrong is None else self._wrong(index, outcome, wrong)
         start = self._start(index)
         for prepared in self._prepared[index]:
             own = outcomes[start : start + len(prepared.probes)]
             start += len(own)
             if prepared.compiled.form in ("equals", "is"):
                 continue
-            values = [outcome.value for outcome in own]
-            decision = self._assert_tests.decide(prepared, values, self._reference, self._ask)
+            decision = self._assert_tests.decide(prepared, own, self._reference, self._ask)
             if not decision.holds:
                 return decision_result(decision, "".join(outcome.stdout for outcome in own))
         return PASSED

@@ -10,9 +10,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from sdpo.envs.code.extract import Extracted
 from sdpo.envs.text import cut_middle, safe
 
-INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
+INCORRECT_FORMAT = "Incorrect Format: Put your code inside a ```{language} ... ``` block."
+COMPILE_ERROR = "Compile Error"
 RUNTIME_ERROR = "Runtime Error"
 TIME_LIMIT = "Time Limit Exceeded"
 MEMORY_LIMIT = "Memory Limit Exceeded"
@@ -51,23 +53,27 @@ def exception_line(kind: str, message: str) -> str:
     return safe(f"{kind}: {message}" if message else kind)
 
 
+def which_block(found: Extracted) -> str | None:
+    """Which block of an answer was judged, if it had several."""
+    if found.num_blocks < 2:
+        return None
+    return f"Block {found.position} of the {found.num_blocks} code blocks in the answer was judged."
+
+
 def signal_name(number: int | None) -> str:
     """The line about a program that a signal ended."""
     return SIGNALS.get(number, f"Killed by signal {number}")
 
 
-def frame_lines(frames: Sequence[tuple[int, str]], source: Sequence[str]) -> list[str]:
-    """Source line and location of the last `MAX_FRAMES` frames, outermost first.
+def frame_lines(frames: Sequence[tuple[int, str]], file: str = "Solution.py") -> list[str]:
+    """Location of the last `MAX_FRAMES` frames, outermost first.
 
-    Only the line *number* comes from the program's process; the source is the judge's copy, so a
-    program cannot put text here.
+    The failing line itself is not quoted: a teacher that has the attempt's mistake before its eyes
+    repeats it (0.08 of 48 attempts at `private-api` corrected with the line, 0.33 without).
     """
-    lines = []
-    for number, function in frames[-MAX_FRAMES:]:
-        if 1 <= number <= len(source):
-            lines.append(f"  {safe(source[number - 1].strip())}")
-        lines.append(f"Line {number} in {safe(function)} (Solution.py)")
-    return lines
+    return [
+        f"Line {number} in {safe(function)} ({file})" for number, function in frames[-MAX_FRAMES:]
+    ]
 
 
 def last_input(text: str | None) -> list[str]:

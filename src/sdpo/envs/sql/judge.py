@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from sdpo.envs.code.compare import values_match
 from sdpo.envs.code.extract import extract_program, strip_thinking
@@ -203,6 +203,8 @@ class SqlJudge:
                 wanted = {name for name in self.tables(reference.database) if name.lower() in words}
             case "tables_and_columns":
                 wanted = self.right_answer(reference).tables
+            case _:
+                assert_never(self._hints)
         return tuple(
             wording.table_line(name, columns)
             for name, columns in self.tables(reference.database).items()

@@ -63,7 +63,7 @@ class HeadInputs:
     teacher: Side | None = None
     """Its hidden states may be fewer than T: they belong to the first tokens."""
     trust_reference: Side | None = None
-    """Initial model in the teacher's context, tokens as in `teacher`; with `trust` only."""
+    """Initial model that the target is mixed with, tokens as in `teacher`; with `trust` only."""
     trust: float | None = None
     initial: Side | None = None
     """Initial model in the student's prompt, for the KL component."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdpo.losses.divergence import CustomDivergence
 from sdpo.losses.head.support import DivergenceGradient, Tile, divergence_of_tile
 from sdpo.losses.specs import DistillSpec
 from sdpo.losses.token_batch import OldSupport
@@ -143,6 +144,8 @@ def compiled_tile(
     """Compiled functions where they pay and can be had; None means eager."""
     if device.type != "cuda" or elements < _COMPILE_ELEMENTS or not _has_triton():
         return None
+    if spec is not None and isinstance(spec.divergence, CustomDivergence):
+        return None  # A function may take its own autograd pass, which a traced tile cannot hold.
     return compile_tile(spec, needs_gradient)
 
 

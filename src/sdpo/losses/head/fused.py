@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sdpo.losses.divergence import DivergenceKind
+from sdpo.losses.divergence import CustomDivergence, DivergenceKind
 from sdpo.losses.head.chunks import ChunkedPass, HeadInputs, TermsOf
 from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
@@ -126,7 +126,7 @@ def distillation_loss(
     teacher_head: Tensor | LmHead,
     targets: Tensor,
     *,
-    divergence: DivergenceKind = "jsd",
+    divergence: DivergenceKind | CustomDivergence = "jsd",
     beta: float = 0.5,
     support: Literal["student", "teacher", "union"] = "student",
     top_k: int | None = 100,
@@ -146,10 +146,10 @@ def distillation_loss(
     `teacher_head` [V, D'] may have another width. A head that does more than multiply is an
     `LmHead`. `weights` [T] carry 1/(global count); None means the mean over the T tokens.
 
-    The divergence is over the `top_k` likeliest tokens of `support`
-    (the student, the teacher, or the union of both) and the `tail`; `tail` False renormalises,
-    `top_k` None is the whole vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p
-    + beta q; `reverse_kl` is KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy. With
+    The divergence is over the `top_k` likeliest tokens of `support` (the student, the teacher, or
+    the union of both) and the `tail`; `tail` False renormalises, `top_k` None is the whole
+    vocabulary. jsd is (1-beta) KL(p|m) + beta KL(q|m) with m = (1-beta) p + beta q; `reverse_kl` is
+    KL(p|q), `forward_kl` KL(q|p), `forward_ce` the cross-entropy, a `CustomDivergence` yours. With
     `trust`, the target is ref^(1-trust) teacher^trust over the whole vocabulary (Eq. 10). Rows of
     the heads from `vocabulary` on are not tokens. `chunk_tokens` bounds the logits held at once.
     """
