@@ -218,7 +218,9 @@ def _kind(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return " \\| ".join(f"`{value}`" for value in get_args(annotation))
     if origin is tuple:
-        return f"list of {_kind(get_args(annotation)[0], [])}"
+        members = [_kind(m, []) for m in get_args(annotation) if m is not Ellipsis]
+        is_any_length = Ellipsis in get_args(annotation)
+        return f"list of {members[0]}" if is_any_length else f"[{', '.join(members)}]"
     if origin is dict:
         return "table"
     if hasattr(annotation, "__metadata__"):
