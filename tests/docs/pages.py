@@ -23,7 +23,7 @@ from typing import Any
 import sdpo
 from sdpo.api import as_config
 from sdpo.cli import main, run
-from sdpo.config.load import load_config
+from sdpo.config.load import builtin_recipes, load_config
 from sdpo.testing import byte_tokenizer, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,8 @@ class Reader:
 
     def _few_tasks(self, arguments: list[str]) -> list[str]:
         """Six of the 220 built-in code tasks where a recipe would judge all of them."""
-        config = load_config([word for word in arguments if not word.startswith("-")])
+        named = [word for word in arguments if "=" in word or word in builtin_recipes()]
+        config = load_config([*named, *(word for word in arguments if word.endswith(".toml"))])
         if config.env.type != "code" or config.env.tasks != "python-basics":
             return []
         rows = (ROOT / "src/sdpo/envs/tasks/python_basics.jsonl").read_text(encoding="utf-8")
