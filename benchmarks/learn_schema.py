@@ -105,7 +105,8 @@ def record(run_dir: Path, to: Path) -> None:
     with (to / "rollouts.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             if row["split"] == "eval":
-                file.write(json.dumps({key: row.get(key) for key in KEPT}) + "\n")
+                kept = {key: row.get(key) for key in KEPT} | {"prompt": None, "teacher": None}
+                file.write(json.dumps(kept) + "\n")
     by_step: dict[int, Counter[str]] = {}
     for row in rows:
         if row["split"] == "train":

@@ -187,3 +187,8 @@ class TeacherConfig(Config):
     """What the teacher sees."""
     schedule: ScheduleConfig = EmaConfig()
     """Whose weights it has."""
+
+    @field_validator("context", mode="before")
+    @classmethod
+    def _follows_rules_unless_it_says_otherwise(cls, value: object) -> object:
+        return {"type": "rules", **value} if isinstance(value, dict) else value
