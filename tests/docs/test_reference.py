@@ -21,6 +21,8 @@ from sdpo.config.schema import RunConfig
 from sdpo.metrics.canaries import RULES
 
 ROOT = Path(__file__).parents[2]
+ATTRIBUTES = {"rollout.text", "rollout.turns"}
+"""Fields of records that pages name as a judge sees them."""
 METRIC = re.compile(
     r"(train|eval|rollouts|teacher|policy|loss|optim|time|env|probe)/[a-z_0-9@]*[a-z0-9@]"
 )
@@ -50,6 +52,25 @@ def test_defaults_and_the_papers_values_stand_in_their_column():
     page = settings_pages.settings_page()
     assert "`group_size`<br>integer > 0 | `8`<br>paper: 8 | Attempts per task. |" in page
     assert "integer > 0 \\| `all` | `100`<br>paper: 100 without rich feedback, 20 with it |" in page
+
+
+def test_every_key_that_a_page_names_exists():
+    rows = [row for part in settings_pages.sections().values() for row in part]
+    known = {f"{row.section}.{row.name}" for row in rows} | set(settings_pages.sections())
+    tables = {f"{row.section}.{row.name}" for row in rows if row.kind == "table"}
+    sections = "|".join(name for name in RunConfig.model_fields if name not in ("run", "seed"))
+    wrong = []
+    for path in (ROOT / "docs").rglob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        for key in re.findall(rf"`((?:{sections})\.[a-z_0-9.]+[a-z0-9_])[ =`]", text):
+            is_file = key.endswith((".py", ".jsonl", ".json", ".toml"))
+            if (
+                not is_file
+                and key not in known | ATTRIBUTES
+                and key.rpartition(".")[0] not in tables
+            ):
+                wrong.append(f"{path.name}: {key}")
+    assert wrong == []
 
 
 def test_every_metric_is_documented():
