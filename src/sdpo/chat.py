@@ -118,8 +118,12 @@ class Chat:
         ids = list(completion_ids)
         if ids and ids[-1] in self.stop_ids:
             ids.pop()
+        return self.decode_all(ids)
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """Text of any tokens; special ones stay visible."""
         text = self.tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         assert isinstance(text, str)
         return text

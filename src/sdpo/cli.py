@@ -157,11 +157,15 @@ def check(
     console = Console()
     for note in report.notes:
         console.print(printable(note), highlight=False, markup=False, soft_wrap=True)
+    for task, what in report.warnings.items():
+        text = printable(f"warning: {task}: {what}")
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     for task, what in report.failures.items():
         console.print(printable(f"{task}: {what}"), highlight=False, markup=False)
     console.print(
         f"{report.num_tasks} tasks, {len(report.failures)} failures, "
-        f"{report.skipped} without a reference",
+        + (f"{len(report.warnings)} warnings, " if report.warnings else "")
+        + f"{report.skipped} without a reference",
         highlight=False,
     )
     if report.failures:

@@ -20,7 +20,7 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval
 from sdpo.metrics.jsonl import read_rows
 from sdpo.metrics.writer import METRICS
-from sdpo.rollouts.record import ROLLOUTS, read_rollouts
+from sdpo.rollouts.record import LEFT_OUT, ROLLOUTS, TRAINED, read_rollouts
 
 HOLDOUT = "holdout/"
 """What begins the split of rollouts at the tasks of `eval.holdout`."""
@@ -197,7 +197,7 @@ def _load(path: Path) -> RunScores:
     }
     counts: dict[str, dict[int, dict[str, list[bool]]]] = {"eval": {}}
     for row in read_rollouts(path):
-        if row["split"] != "train":
+        if row["split"] not in (TRAINED, LEFT_OUT):
             steps = counts.setdefault(row["split"], {})
             steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
     rates = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,6 +66,20 @@ class Parallel:
         parts = self.gather(list(items))
         count = sum(len(part) for part in parts)
         return [parts[i % len(parts)][i // len(parts)] for i in range(count)]
+
+    def agreed(self, work: Callable[[], T], error: type[Exception]) -> T:
+        """What `work` returns here. An `error` that it raises on any rank is raised on all of them,
+        which would otherwise wait for it."""
+        found, raised = None, None
+        try:
+            found = work()
+        except error as problem:
+            raised = problem
+        for problem in self.gather(raised):
+            if problem is not None:
+                raise problem
+        assert found is not None
+        return found
 
     def barrier(self) -> None:
         """Wait for all ranks."""

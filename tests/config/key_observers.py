@@ -11,6 +11,7 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,8 @@ import sdpo
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
+from sdpo.envs.adapters import reasoning_gym
+from sdpo.envs.adapters.llm_judge import LlmJudge
 from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
@@ -351,7 +354,9 @@ ANSWERS = (
     "```python\ndef f(x):\n    return x\n```",
     "```python\ndef f(x):\n    return x * 'a long story'\n```",
     "<answer>B</answer>",
+    "<answer>B",
     "Action: find\nAction Input: {}",
+    "Action: find()\nAction Input: {}",
     "\\boxed{3}",
     "SELECT name FROM employees",
     "SELECT a.lbl FROM stf a, stf b",
@@ -359,13 +364,24 @@ ANSWERS = (
 )
 
 
+GYM = SimpleNamespace(
+    create_dataset=lambda name, *, size, **options: [
+        {"question": f"{name} {options} {i}?", "answer": str(i)} for i in range(size)
+    ],
+    factory=SimpleNamespace(DATASETS=("one", "two")),
+    utils=SimpleNamespace(SYSTEM_PROMPTS={"default": "Answer."}),
+)
+"""What is used of the library Reasoning Gym to make tasks."""
+
+
 def judged(config: RunConfig) -> Any:
     """Tasks of both splits of the environment and verdicts on a few answers."""
-    env = open_env(config.env)
+    with mock.patch.object(reasoning_gym, "library", return_value=GYM):
+        env = open_env(config.env)
     try:
         tasks = {split: env.load(split) for split in ("train", "eval")}
         facts: list[Any] = [{s: [(t.id, t.messages) for t in ts] for s, ts in tasks.items()}]
-        if config.env.type in ("custom", "math"):
+        if config.env.type in ("custom", "math", "reasoning-gym", "judge"):
             return facts
         for text in ANSWERS:
             rollout = Rollout(
@@ -379,6 +395,26 @@ def judged(config: RunConfig) -> Any:
     finally:
         if hasattr(env, "close"):
             env.close()
+
+
+def asked(config: RunConfig) -> Any:
+    """Tasks of an environment that a model judges, what it would be asked, and the verdict."""
+    questions: list[Any] = []
+
+    def reply(judge: LlmJudge, question: str) -> str:
+        questions.append((judge.config.url, judge.config.model, question))
+        return '{"feedback": "no", "score": 0.5}'
+
+    with mock.patch.object(LlmJudge, "_reply", reply):
+        env = LlmJudge(config.env)  # ty: ignore[invalid-argument-type]
+        tasks = [(split, task.id, task.messages) for split in ("train", "eval")
+                 for task in env.load(split)]  # fmt: skip
+        rollout = Rollout(
+            task_id="", index=0, prompt_ids=(1,), completion_ids=(2,), sampler_logprobs=(0.0,),
+            text="so", truncated=False, policy_version=0,
+        )  # fmt: skip
+        verdicts = [env.judge(env.load("train")[0], rollout) for _ in range(2)]
+    return tasks, questions, [(v.reward, v.feedback) for v in verdicts]
 
 
 def judge_calls(config: RunConfig) -> Any:

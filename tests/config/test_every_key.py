@@ -171,5 +171,7 @@ def _outer(key: Key) -> tuple[str, ...]:
 def test_turning_nothing_changes_nothing(name, seen):
     observers = {t.observe.__name__: t.observe for t in TURNS.values()}
     needs = ("env.type=code", *NEEDS["CodeEnvConfig"]) if name in ("judged", "isolated") else ()
+    if name == "asked":
+        needs = ("env.type=judge", *NEEDS["LlmJudgeEnvConfig"])
     observe = functools.partial(seen, observers[name], needs)
     assert observe() == observe(again=True)

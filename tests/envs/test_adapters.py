@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import threading
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
+import torch
 
 import sdpo
 from sdpo.envs.adapters.datasets import tasks_from_rows
 from sdpo.envs.adapters.reward_functions import from_trl, from_verl
 from sdpo.envs.adapters.verifiers import from_verifiers
 from sdpo.envs.base import Env
-from sdpo.errors import ConfigError, JudgeError, TaskError
+from sdpo.errors import ConfigError, JudgeError, TaskError, Unjudged
 from sdpo.records import Rollout
 from sdpo.rollouts.judging import judge_all
 
@@ -142,11 +147,96 @@ def test_trl_feedback_is_written_by_the_user():
     assert len(env.load("eval")) == 1
 
 
-@pytest.mark.parametrize("returned", [[None], [], [1.0, 2.0], 1.0])
+@pytest.mark.parametrize("returned", [[], [1.0, 2.0], 1.0])
 def test_trl_reward_that_is_no_single_number_stops_the_run(returned):
     env = from_trl(lambda prompts, completions, **kwargs: returned, TRL_ROWS)
     with pytest.raises(JudgeError, match="for one completion"):
         judge_all(env, [(env.load("train")[0], attempt("x"))])
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [numpy.array([0.25]), torch.tensor([0.25]), (0.25,), [numpy.float32(0.25)]],
+    ids=["numpy", "torch", "tuple", "scalar"],
+)
+def test_trl_arrays_and_tensors_were_no_sequences(returned):
+    env = from_trl(lambda completions: returned, TRL_ROWS)
+    assert judged(env, "x").reward == 0.25
+
+
+def test_trl_none_says_that_the_function_does_not_apply():
+    """TRL's accuracy_reward returns it for a gold answer that cannot be parsed; the run died."""
+
+    def nothing(completions):
+        return [None]
+
+    env = from_trl([nothing, nothing], TRL_ROWS)
+    with pytest.raises(Unjudged, match="all returned None"):
+        env.judge(env.load("train")[0], attempt("x"))
+    assert judged(from_trl([nothing, trl_reward], TRL_ROWS), "2").reward == 1.0
+
+
+def test_trl_functions_add_up_and_one_of_them_says_what_is_solved():
+    def form(completions):
+        return [1.0]
+
+    async def short(completions):
+        return [0.5]
+
+    env = from_trl(
+        [trl_reward, form, short], TRL_ROWS, weights=[0.5, 0.25, 0.5], solved_by="trl_reward"
+    )
+    wrong = judged(env, "3")
+    assert (wrong.reward, wrong.solved) == (0.5, False)
+    assert wrong.metrics == {"trl_reward": 0.0, "form": 1.0, "short": 0.5}
+    assert judged(env, "2").solved
+    twice = from_trl([lambda completions: [0.25], lambda completions: [0.5]], TRL_ROWS)
+    assert judged(twice, "3").metrics == {"<lambda>": 0.25, "<lambda>#2": 0.5}
+    with pytest.raises(TaskError, match="the functions are trl_reward, form"):
+        from_trl([trl_reward, form], TRL_ROWS, solved_by="accuracy")
+    with pytest.raises(TaskError, match="2 reward functions and 1 weights"):
+        from_trl([trl_reward, form], TRL_ROWS, weights=[1.0])
+
+
+def test_trl_state_and_logging_were_unknown_arguments():
+    def reward(completions, trainer_state, log_metric, log_extra):
+        log_metric("length", len(completions[0]))
+        log_extra("said", [completions[0]])
+        return [float(trainer_state.global_step == 0)]
+
+    verdict = judged(from_trl(reward, TRL_ROWS), "abc")
+    assert (verdict.reward, verdict.metrics) == (1.0, {"length": 3.0})
+    assert verdict.info["said"] == "abc"
+
+
+@pytest.mark.parametrize("make", [
+    lambda slow: from_trl(lambda completions: slow() or [1.0], TRL_ROWS),
+    lambda slow: from_verl(lambda **_: slow() or 1.0, VERL_ROWS),
+])  # fmt: skip
+def test_waiting_rewards_wait_at_the_same_time(make):
+    """32 rewards of a quarter of a second took eight."""
+    together = threading.Barrier(8, timeout=20)
+    env = make(lambda: together.wait() * 0)
+    attempts = [(env.load("train")[0], attempt("x")) for _ in range(8)]
+    assert [verdict.reward for verdict in judge_all(env, attempts)] == [1.0] * 8
+
+
+def test_trls_own_reward_functions(monkeypatch):
+    rewards = pytest.importorskip("trl.rewards")
+    rows = [
+        {"prompt": [{"role": "user", "content": "1+1?"}], "solution": "\\boxed{2}"},
+        {"prompt": [{"role": "user", "content": "Why?"}], "solution": "because"},
+    ]
+    env = from_trl(
+        [rewards.accuracy_reward, rewards.think_format_reward], rows,
+        weights=[1.0, 0.1], solved_by="accuracy_reward",
+    )  # fmt: skip
+    task, unparsable = env.load("train")
+    right = env.judge(task, attempt("<think>\nadd\n</think>\n\\boxed{2}"))
+    assert (round(right.reward, 6), right.solved) == (1.1, True)
+    wrong = env.judge(task, attempt("<think>\nadd\n</think>\n\\boxed{3}"))
+    assert (round(wrong.reward, 6), wrong.solved) == (0.1, False)
+    assert "accuracy_reward" not in env.judge(unparsable, attempt("\\boxed{3}")).metrics
 
 
 # --- verl -------------------------------------------------------------------------------------
@@ -179,6 +269,30 @@ def test_verl_dict_gives_feedback_and_metrics():
     verdict = judged(from_verl(compute_score, VERL_ROWS), "3")
     assert (verdict.reward, verdict.solved, verdict.feedback) == (0.25, False, "not 3")
     assert verdict.metrics == {"acc": 0.0}
+
+
+def test_verls_own_score_function():
+    spec = importlib.util.find_spec("verl")
+    if spec is None or spec.origin is None:
+        pytest.skip("verl is not installed")
+    # The package itself imports ray; the function needs nothing.
+    path = Path(spec.origin).parent / "utils" / "reward_score" / "gsm8k.py"
+    loaded = importlib.util.spec_from_file_location("verl_gsm8k", path)
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+        return module.compute_score(solution_str, ground_truth)
+
+    env = from_verl(compute_score, VERL_ROWS)
+    assert judged(env, "so\n#### 2").solved
+    assert judged(env, "so\n#### 3").reward == 0
+
+
+def test_verl_numbers_of_numpy_are_numbers():
+    score = {"score": numpy.float32(1.0), "acc": numpy.bool_(True), "many": numpy.ones(2)}
+    verdict = judged(from_verl(lambda **_: score, VERL_ROWS), "2")
+    assert (verdict.reward, verdict.metrics) == (1.0, {"acc": 1.0})
 
 
 def test_verl_prompts_may_be_arrays():
@@ -261,6 +375,22 @@ def test_verifiers_questions_get_the_system_prompt_and_groups_of_rubrics_add_up(
     assert env.load("eval")[0].messages[0] == {"role": "system", "content": "Be brief."}
     (verdict,) = judge_all(env, [(env.load("eval")[0], attempt("answer: 4"))])
     assert (verdict.reward, verdict.feedback) == (1.0, "4!")
+
+
+def test_verifiers_wrong_answer_in_the_right_form_was_solved():
+    def form(completion):
+        return 1.0
+
+    def brief(completion):
+        return 1.0
+
+    environment = FakeEnvironment([correct, form, brief], [0.5, 0.25, 0.25])
+    assert not judged(from_verifiers(environment), "answer: 3").solved
+    assert judged(from_verifiers(environment), "answer: 2").solved
+    assert not judged(from_verifiers(environment, solved_by="correct"), "answer: 3").solved
+    assert judged(from_verifiers(environment, solved_by="form"), "answer: 3").solved
+    with pytest.raises(JudgeError, match="the rewards are correct, form, brief"):
+        judged(from_verifiers(environment, solved_by="exact"), "answer: 3")
 
 
 def test_verifiers_reward_that_raises_stops_the_run_instead_of_becoming_zero():

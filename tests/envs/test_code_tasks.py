@@ -10,8 +10,10 @@ import pytest
 from sdpo.config import schema
 from sdpo.envs.code.env import CodeEnv
 from sdpo.envs.code.formats import load_code_tasks
-from sdpo.envs.code.tasks import REQUEST
+from sdpo.envs.code.tasks import REQUEST as REQUEST_OF
 from sdpo.errors import ConfigError, SdpoError, TaskError
+
+REQUEST = REQUEST_OF.format(language="python")
 
 FUNCTION = {
     "id": "clamp",
@@ -275,7 +277,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"latin.jsonl:1: not UTF-8"):
         load_code_tasks(str(tmp_path / "latin.jsonl"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TaskError, match=r"no .jsonl file in this folder"):
+    with pytest.raises(TaskError, match=r"no file of rows in this folder"):
         load_code_tasks(str(tmp_path / "empty"))
     assert issubclass(TaskError, SdpoError)
     assert TaskError.exit_code == 2

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from sdpo.config import schema
-from sdpo.envs.math import INSTRUCTION, Math, last_box
-from sdpo.envs.math_process import Comparer
+from sdpo.envs.math import INSTRUCTION, WORKER, Math, last_box
 from sdpo.envs.opening import open_env
+from sdpo.envs.workers import Worker
 from sdpo.errors import ConfigError, TaskError
 
 pytest.importorskip("math_verify")
@@ -127,8 +127,8 @@ def test_check_passes(env):
 
 def test_malformed_rows_name_file_line_and_key(tmp_path):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"problem": "p", "answer": 3}\n')
-    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a non-empty string, got 3"):
+    path.write_text('{"problem": "p", "answer": []}\n')
+    with pytest.raises(TaskError, match=r"bad.jsonl:1: answer: expected a non-empty string, got"):
         open_env(schema.MathEnvConfig(tasks=str(path))).load("train")
 
 
@@ -152,9 +152,9 @@ def test_missing_math_verify_names_the_extra(monkeypatch, tmp_path):
 def test_workers_are_jailed_like_programs(env, monkeypatch):
     """Before: model text went through sympy with the trainer's environment and privileges."""
     monkeypatch.setenv("SECRET_TOKEN", "s3cr3t")
-    with closing(Comparer()) as comparer:
-        assert comparer.compare("\\frac{1}{2}", "0.5", 30.0) == "right"
-        proc = Path(f"/proc/{comparer.pid}")
+    with closing(Worker(WORKER)) as worker:
+        assert worker.ask(["\\frac{1}{2}", "0.5"], 30.0) == "right"
+        proc = Path(f"/proc/{worker.pid}")
         status = dict(
             line.split(":\t", 1)
             for line in (proc / "status").read_text().splitlines()
@@ -164,7 +164,7 @@ def test_workers_are_jailed_like_programs(env, monkeypatch):
         assert status["NoNewPrivs"] == "1"
         assert int(status["CapEff"], 16) == 0
         assert b"s3cr3t" not in (proc / "environ").read_bytes()
-        assert "seccomp" in comparer.level
+        assert "seccomp" in worker.level
 
 
 CONFINED = """

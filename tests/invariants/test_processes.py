@@ -32,6 +32,11 @@ CASES = {
         "objective.type=sft", "rollout.tasks_per_step=1", "rollout.group_size=8",
         "rollout.max_completion_tokens=24", "eval.max_tasks=1",
     ],
+    # Which groups are flat is known to all ranks only once they are gathered.
+    "redraws": [
+        "objective.type=grpo", "rollout.tasks_per_step=3", "rollout.group_size=3",
+        "rollout.max_completion_tokens=12", "rollout.redraws=2",
+    ],
     # Token weights relative to their mean over the whole batch, and one count for two components.
     "srpo": ["objective.type=srpo", "rollout.tasks_per_step=5", "rollout.group_size=6"],
     # Off-policy: an update must see the same tasks, however many processes share them.

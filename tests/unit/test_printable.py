@@ -61,7 +61,9 @@ def test_discover_prints_no_escape_sequence() -> None:
 def test_check_prints_no_escape_sequence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = CheckReport(num_tasks=1, failures={HOSTILE: HOSTILE}, skipped=0)
+    report = CheckReport(
+        num_tasks=1, failures={HOSTILE: HOSTILE}, skipped=0, warnings={HOSTILE: HOSTILE}
+    )
     monkeypatch.setattr(sdpo.api, "check", lambda *arguments: report)
     assert cli.run(["check", "quickstart"]) == 1
     printed = capsys.readouterr().out

@@ -11,6 +11,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sdpo.config.base import Config
+from sdpo.config.environments import (
+    ChoiceEnvConfig,
+    CodeEnvConfig,
+    CustomEnvConfig,
+    LlmJudgeEnvConfig,
+    MathEnvConfig,
+    ReasoningGymEnvConfig,
+    SqlEnvConfig,
+    ToolsEnvConfig,
+)
 from sdpo.config.objective import (
     DistillingConfig,
     Fraction,
@@ -60,127 +70,14 @@ class ModelConfig(Config):
     off."""
 
 
-class JudgingConfig(Config):
-    """How any environment's judge is called; inherited by every variant of `env`, and valid for an
-    environment given in Python too."""
-
-    retries: NonNegativeInt = 2
-    """Further calls for an attempt whose judge says "not now": `sdpo.Unjudged`, a timeout, HTTP 429
-    or 503. The pauses before them double, from one second on."""
-    timeout_s: PositiveFloat = 600.0
-    """Seconds a judge call may take; a longer one is given up and counts as "not now". A plain
-    function given up runs on in its thread."""
-    concurrency: PositiveInt = 128
-    """Judge calls at once. Environments that compute their verdicts here (code, sql, math) make no
-    more than there are cores."""
-    max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of a step's attempts that may stay without a verdict; they are left out and counted in
-    `env/unjudged`. With more, the run saves its last complete step and stops."""
-
-
-JUDGING_KEYS = frozenset(f"env.{name}" for name in JudgingConfig.model_fields)
-"""The settings of `JudgingConfig` by their full names."""
-
-
-IsoDate = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
-"""YYYY-MM-DD."""
-
-
-class CodeEnvConfig(JudgingConfig):
-    type: Literal["code"] = "code"
-    """Python programs judged by tests."""
-    tasks: str = "python-basics"
-    """`python-basics`, `private-api` or `private-api-v2` (a library the model is not shown), or a
-    .jsonl file (own format, MBPP, HumanEval, LiveCodeBench)."""
-    contest_dates: tuple[()] | tuple[IsoDate, IsoDate] = ()
-    """Only tasks of contests (`contest_date`, LiveCodeBench) from the first date on and before the
-    second; `[]`: all tasks. Paper: 2025-02-01, 2025-05-01."""
-    worked_example: bool = False
-    """Show one solved task of the same kind before each task: small models keep the format and the
-    function's name far more often."""
-    sandbox: Literal["auto", "none"] = "auto"
-    """`auto` isolates or refuses; `none` runs model-written code unprotected and is stamped into
-    the run."""
-    reward: Literal["solved", "fraction"] = "solved"
-    """1 when every test passes, or the share of passed tests. Paper: solved."""
-    stop_after_failures: PositiveInt = 2
-    """Failed tests after which the rest of an attempt's tests are not run (only with reward
-    `solved`)."""
-    max_feedback_chars: PositiveInt = 2000
-    """Upper bound of one feedback text."""
-
-
-class ChoiceEnvConfig(JudgingConfig):
-    type: Literal["choice"] = "choice"
-    """Multiple-choice questions answered in <answer> tags (SciKnowEval)."""
-    tasks: str
-    """Path of a .json or .jsonl file."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation when the file has no split of its own; chosen by the
-    row's id."""
-
-
-class ToolsEnvConfig(JudgingConfig):
-    type: Literal["tools"] = "tools"
-    """Tool calls in Thought / Action / Action Input form (ToolAlpaca)."""
-    tasks: str
-    """Path of a .json or .jsonl file."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation; chosen by the row's id."""
-
-
-class MathEnvConfig(JudgingConfig):
-    type: Literal["math"] = "math"
-    """Final answers in \\boxed{} compared symbolically (math-verify)."""
-    tasks: str
-    """Path of a .jsonl file of {"problem", "answer"}."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation; chosen by the row's id."""
-
-
-class SqlEnvConfig(JudgingConfig):
-    type: Literal["sql"] = "sql"
-    """Questions answered with an SQL query on a SQLite database; right means the same rows."""
-    tasks: str = "company"
-    """Built-in set, the path of a .json or .jsonl file, or a Spider or BIRD folder as it is
-    downloaded."""
-    eval_fraction: Fraction = 0.1
-    """Share of rows held out for evaluation when the tasks have no split of their own; chosen by
-    the row's id."""
-    tables: Literal["hidden", "shown"] = "hidden"
-    """Whether the prompt lists the database's tables and columns. Hidden ones are learnt from
-    feedback."""
-    evidence: bool = True
-    """Whether a question is followed by the evidence that BIRD gives for it."""
-    worked_examples: bool = True
-    """Show two solved questions about another database first: they fix the form of an answer."""
-    hints: Literal["none", "columns", "tables_and_columns"] = "tables_and_columns"
-    """What feedback adds to SQLite's message: nothing, the columns of the tables that the attempt
-    names rightly, or the tables that the question is about with their columns."""
-    time_limit_s: PositiveFloat = 2.0
-    """CPU seconds of one query."""
-    max_rows: PositiveInt = 10_000
-    """A query with more rows is stopped and wrong."""
-    sandbox: Literal["auto", "none"] = "auto"
-    """`auto` isolates or refuses; `none` runs model-written queries in an unprotected process and
-    is stamped into the run."""
-    max_feedback_chars: PositiveInt = 2000
-    """Upper bound of one feedback text."""
-
-
-class CustomEnvConfig(JudgingConfig):
-    type: Literal["custom"] = "custom"
-    """An environment of the user's."""
-    path: str
-    """`package.module:Name` of an `Env` instance, or of a callable that returns one."""
-
-
 EnvConfig = Annotated[
     CodeEnvConfig
     | ChoiceEnvConfig
     | ToolsEnvConfig
     | MathEnvConfig
     | SqlEnvConfig
+    | LlmJudgeEnvConfig
+    | ReasoningGymEnvConfig
     | CustomEnvConfig,
     Field(discriminator="type"),
 ]
@@ -208,12 +105,19 @@ class RolloutConfig(Config):
     """Tasks sampled each step, without replacement until all were seen. Paper: 32."""
     group_size: PositiveInt = 8
     """Attempts per task. Paper: 8."""
+    redraws: NonNegativeInt = 0
+    """Rounds in which tasks whose attempts all got the same reward are replaced by others, so that
+    rewards have something to compare (DAPO's dynamic sampling). `rollouts/redrawn` counts what is
+    left out; what is still equal after the last round is kept. Paper: 0."""
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is an error. Paper: 2048."""
     max_completion_tokens: PositiveInt = 128
     """Attempts end here at the latest and count as truncated. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts that end a completion besides the end of turn, such as `</answer>`. They stay in it,
+    and it does not count as truncated. Paper: none."""
     max_turns: PositiveInt = 1
     """Completions per attempt in environments that reply."""
     engine: EngineConfig = LocalEngineConfig()

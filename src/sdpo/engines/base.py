@@ -6,11 +6,34 @@ comes in as one integer seed per completion, so that an attempt is the same in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+_SLACK = 8
+"""Tokens looked at beyond the longest text: some decoders treat the first ones of a text apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTexts:
+    """Texts that end a completion wherever they come, over the ends of tokens.
+
+    Example:
+        StopTexts(texts=("</answer>",), decode=tokenizer.decode)
+    """
+
+    texts: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
+    """Token ids to text, special tokens included."""
+
+    def ends(self, token_ids: Sequence[int]) -> bool:
+        """Whether the last token completes one of the texts."""
+        # A token has a byte at least, so these hold the longest text and what began before it.
+        window = max(len(text.encode()) for text in self.texts) + _SLACK
+        said = self.decode(token_ids[-window:])
+        return any(text in said for text in self.texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +59,8 @@ class Sampling:
     """
     ignore_eos: bool = False
     """Sample to `max_new_tokens` whatever comes; for benchmarks only."""
+    stop: StopTexts | None = None
+    """Texts that end a completion like a stop token; the token that completes one is its last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,10 @@ class OpenCompletion:
             )
         self.token_ids.append(token)
         self.logprobs.append(logprob)
-        self.is_stopped = not sampling.ignore_eos and token in sampling.stop_ids
+        self.is_stopped = not sampling.ignore_eos and (
+            token in sampling.stop_ids
+            or (sampling.stop is not None and sampling.stop.ends(self.token_ids))
+        )
         self.is_finished = self.is_stopped or len(self.token_ids) == sampling.max_new_tokens
 
     def close(self) -> Completion:
@@ -56,3 +59,15 @@ def open_completions(
         prompt = indices.setdefault(request.prompt_ids, len(indices))
         groups.append([OpenCompletion(prompt=prompt, seed=seed) for seed in request.seeds])
     return list(indices), groups
+
+
+def cut_at_stop(completion: Completion, sampling: Sampling) -> Completion:
+    """`completion` up to the token that completes the first text of `sampling.stop`, for engines
+    that know no text; as it is where there is none."""
+    stop, ids = sampling.stop, completion.token_ids
+    if stop is None or sampling.ignore_eos:
+        return completion
+    end = next((n for n in range(1, len(ids) + 1) if stop.ends(ids[:n])), None)
+    if end is None:
+        return completion
+    return Completion(token_ids=ids[:end], logprobs=completion.logprobs[:end], truncated=False)

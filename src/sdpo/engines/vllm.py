@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
+from sdpo.engines.completions import cut_at_stop
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
 from sdpo.models.structure import causal_lm
@@ -110,7 +111,8 @@ class VllmEngine:
         outputs = iter(self._llm.generate(prompts, params, use_tqdm=False) if prompts else ())
         is_greedy = sampling.temperature == 0.0
         return [
-            [_completion(next(outputs), is_greedy) for _ in request.seeds] for request in requests
+            [cut_at_stop(_completion(next(outputs), is_greedy), sampling) for _ in request.seeds]
+            for request in requests
         ]
 
 

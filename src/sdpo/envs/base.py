@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -123,6 +123,8 @@ class CheckReport:
     """Task id to what is wrong with the task."""
     skipped: int
     """Tasks without a reference to check."""
+    warnings: Mapping[str, str] = field(default_factory=dict)
+    """Task id to why it may be that nobody can solve the task, or that a wrong answer passes."""
     notes: tuple[str, ...] = ()
     """What was found out besides, one line each."""
 

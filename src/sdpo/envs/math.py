@@ -1,9 +1,12 @@
 """Mathematics with a final answer in `\\boxed{}`, compared by math-verify (extra `math`).
 
-A row has `problem` and `answer` (LaTeX or plain text), and may have `id` or `idx`, `system`,
-`split`; other keys are ignored. A problem that does not ask for a box gets one line that does.
+A row has `problem` and `answer` (LaTeX, plain text or a number), and may have `id` or `idx`,
+`system`, `split`; other keys are ignored. `math_rows.py` reads published sets. A problem that does
+not ask for a box gets one line that does.
 
-The last box of an answer counts. Parsing and comparing formulas can take forever
+The last box of an answer counts. Numbers are the same within a relative error, however small they
+are (`math_values.py`); units are compared where both sides give one that is known; a chain such as
+`41 = 42` is wrong. Parsing and comparing formulas can take forever
 (`9^{9^{9^9}}`), and math-verify's own time limit works only in the main thread. So worker processes
 do it, and are killed when the time is up.
 """
@@ -11,21 +14,25 @@ do it, and are killed when the time is up.
 from __future__ import annotations
 
 import importlib.util
-import queue
 import sys
-import threading
+from pathlib import Path
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.math_process import Comparer
-from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
+from sdpo.envs.math_forms import doubt_about, is_zero
+from sdpo.envs.math_rows import own_row
+from sdpo.envs.rows import RowsEnv
+from sdpo.envs.table import Line, id_of, messages_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
+from sdpo.envs.workers import WorkerPool
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 
+ZERO = "0.0"
 INSTRUCTION = "Put your final answer within \\boxed{}."
+WORKER = Path(__file__).with_name("math_worker.py")
 TIME_LIMIT_S = 10.0
 """For one answer. Honest ones take milliseconds; on a busy machine, more."""
 MAX_ANSWER_CHARS = 2000
@@ -48,7 +55,7 @@ class Math(RowsEnv):
     """
 
     def __init__(self, config: schema.MathEnvConfig, *, time_limit_s: float = TIME_LIMIT_S) -> None:
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
         if sys.platform == "win32":
@@ -57,12 +64,12 @@ class Math(RowsEnv):
                 "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
             )
         self._time_limit_s = time_limit_s
-        self._idle: queue.SimpleQueue[Comparer] = queue.SimpleQueue()
-        self._slots = threading.BoundedSemaphore(usable_cores())
+        self._workers = WorkerPool(WORKER)
 
     def parse(self, line: Line) -> Task:
         """The task of one row."""
-        problem, answer = text_of(line, "problem"), text_of(line, "answer")
+        line = own_row(line)
+        problem, answer = line.row["problem"], line.row["answer"]
         boxed, _ = last_box(answer)
         prompt = problem if "\\boxed" in problem else f"{problem}\n\n{INSTRUCTION}"
         return Task(
@@ -103,26 +110,32 @@ class Math(RowsEnv):
         """A box with a number that is the answer to nothing."""
         return "\\boxed{-8675309.125}"
 
+    def doubt(self, task: Task) -> str | None:
+        """Whether the reference is not one value, or a zero passes for it."""
+        found = doubt_about(task.reference)
+        if found is None and not is_zero(task.reference):
+            if self._compare(task, ZERO) == "right":
+                return "0 is accepted, although the reference is not written as a zero"
+            # Compared with itself it would be the same text, whatever it is.
+            if self._asked("1", task.reference) == "unreadable":
+                return "the reference cannot be read as mathematics; only the same text is right"
+        return found
+
     def close(self) -> None:
         """End the worker processes; a later verdict starts new ones."""
-        while not self._idle.empty():
-            self._idle.get().close()
+        self._workers.close()
 
     def _compare(self, task: Task, answer: str) -> str:
         # Answers in words ("Tuesday") are not formulas and compare as strings.
         if "".join(answer.split()) == "".join(task.reference.split()):
             return "right"
+        return self._asked(task.reference, answer)
+
+    def _asked(self, reference: str, answer: str) -> str:
+        """What the algebra says about an answer."""
         if len(answer) > MAX_ANSWER_CHARS:
             return "unreadable"
-        with self._slots:
-            try:
-                comparer = self._idle.get_nowait()
-            except queue.Empty:
-                comparer = Comparer()
-            outcome = comparer.compare(task.reference, answer, self._time_limit_s)
-            if comparer.is_alive:
-                self._idle.put(comparer)
-        return outcome
+        return self._workers.ask([reference, answer], self._time_limit_s) or "too_slow"
 
 
 def last_box(text: str) -> tuple[str | None, str | None]:

@@ -1,4 +1,4 @@
-"""The process that compares formulas: the other end of `math_process.py`.
+"""The process that compares formulas: the other end of `workers.py`.
 
 Run as a script, `python -I -S -B math_worker.py PATHS`, with an empty environment; PATHS are the
 folders to import from, as JSON. It imports the algebra, confines itself, and only then reads lines
@@ -7,15 +7,18 @@ folders to import from, as JSON. It imports the algebra, confines itself, and on
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 MEMORY_BYTES = 4 << 30
 """Address space of the process: a number of 10^10 digits must not take the machine down."""
+READ_AT_ONCE = 4096
+"""Formulas kept as they were read: a reference comes again with every attempt at its task."""
 PACKAGES = ("antlr4", "gmpy2", "latex2sympy2_extended", "math_verify", "mpmath", "sympy")
 """What may be imported after the process is confined."""
 
@@ -24,26 +27,30 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
     """Answer requests until there are no more; the first reply says that the process is ready."""
     from math_verify import parse, verify
 
+    from sdpo.envs.math_values import same
+
+    read_once = functools.lru_cache(READ_AT_ONCE)(functools.partial(_parsed, parse))
+
+    def equal(gold: list[Any], answer: list[Any]) -> bool:
+        return bool(verify(gold, answer, timeout_seconds=None))
+
     logging.disable(logging.CRITICAL)
     # Load grammars and unit tables now, not within some attempt's time limit.
     verify(_parsed(parse, "7\\text{ cm}"), _parsed(parse, "\\frac{7}{2}"), timeout_seconds=None)
-    _reply(replies, f"ready {_confine()}")
-    gold: dict[str, list[Any]] = {}
+    reply(replies, f"ready {confined(PACKAGES)}")
     for line in requests:
         reference, answer = json.loads(line)
         try:
-            if reference not in gold:
-                gold[reference] = _parsed(parse, reference)
-            read = _parsed(parse, answer)
-            is_right = bool(read) and verify(gold[reference], read, timeout_seconds=None)
+            is_right, read = same(reference, answer, read_once, equal)
             outcome = "right" if is_right else "wrong" if _is_formula(read) else "unreadable"
         except Exception:  # noqa: BLE001 - a formula may raise anything in the algebra
             outcome = "unreadable"
-        _reply(replies, outcome)
+        reply(replies, outcome)
 
 
-def _confine() -> str:
-    """Bounds memory and locks the process down as far as the system can; the layers in use."""
+def confined(packages: Sequence[str]) -> str:
+    """Bounds memory and locks the process down as far as the system can, but for reading
+    `packages`; the layers in use."""
     try:
         import resource
     except ImportError:  # Windows
@@ -57,19 +64,20 @@ def _confine() -> str:
     from sdpo.sandbox.jail import JailError
 
     try:
-        return confine(_package_paths())
+        return confine(_paths_of(packages))
     except JailError:
         # Defence in depth: the algebra evaluates no code of the model's, so a system without
         # these layers may do without.
         return "none"
 
 
-def _package_paths() -> list[str]:
-    found = [getattr(sys.modules.get(name), "__path__", None) for name in PACKAGES]
+def _paths_of(packages: Sequence[str]) -> list[str]:
+    found = [getattr(sys.modules.get(name), "__path__", None) for name in packages]
     return [folder for folders in found if folders is not None for folder in folders]
 
 
-def _reply(replies: TextIO, text: str) -> None:
+def reply(replies: TextIO, text: str) -> None:
+    """Write one line."""
     replies.write(text + "\n")
     replies.flush()
 
@@ -83,9 +91,13 @@ def _is_formula(parsed: list[Any]) -> bool:
     return any(not isinstance(part, str) for part in parsed)
 
 
+def own_replies() -> TextIO:
+    """Where to reply to; what a library prints goes elsewhere from now on."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return replies
+
+
 if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])
-    # What a library prints must not be taken for a reply.
-    own_replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    serve(sys.stdin, own_replies)
+    serve(sys.stdin, own_replies())

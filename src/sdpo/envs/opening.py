@@ -36,6 +36,14 @@ def open_env(config: schema.EnvConfig) -> Env:
             from sdpo.envs.sql import SqlEnv
 
             return SqlEnv(config)
+        case schema.LlmJudgeEnvConfig():
+            from sdpo.envs.adapters.llm_judge import LlmJudge
+
+            return LlmJudge(config)
+        case schema.ReasoningGymEnvConfig():
+            from sdpo.envs.adapters.reasoning_gym import ReasoningGym
+
+            return ReasoningGym(config)
         case schema.CustomEnvConfig(path=path):
             return _custom_env(path)
         case _:

@@ -1,8 +1,6 @@
-"""Task files: their rows, ids and splits. `RowsEnv` is what choice, tools and math share.
+"""Rows of task files: one JSON object each, their ids and fields, and where an error stands.
 
-Whether a row is held out for evaluation is decided by a hash of its id, so adding or removing rows
-moves no other row, and a larger `eval_fraction` only adds to the held-out ones. A file whose rows
-have a `split` key keeps its own split.
+`sources.py` finds the files, `rows.py` makes an environment of them.
 """
 
 from __future__ import annotations
@@ -11,118 +9,24 @@ import gzip
 import hashlib
 import io
 import json
-import threading
 import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdpo.envs.base import CheckReport
-from sdpo.envs.verdicts import guarded
-from sdpo.errors import ConfigError, TaskError
-from sdpo.records import Message, Rollout, Task, Verdict
+from sdpo.errors import TaskError
+from sdpo.records import Message, Task
 from sdpo.seeds import derive
-
-_SPLITS = {"train": "train", "eval": "eval", "test": "eval", "validation": "eval"}
-"""Split names that occur in files to ours."""
 
 MAX_LINE_BYTES = 256 << 20
 """Bound of one row; a small gzip file may expand to anything."""
 MAX_ARRAY_BYTES = 1 << 30
 """Bound of a JSON array, which can only be parsed whole."""
 
-
-class RowsEnv(ABC):
-    """An environment whose tasks are the rows of one `.json` or `.jsonl` file.
-
-    A subclass turns a row into a task, judges an answer, and writes the answer that the reference
-    stands for; loading, splitting and checking are done here.
-    """
-
-    def __init__(self, tasks: str, eval_fraction: float) -> None:
-        self._path = tasks
-        self._eval_fraction = eval_fraction
-        self._lock = threading.Lock()
-        self._splits: dict[str, list[Task]] | None = None
-
-    def load(self, split: str) -> Sequence[Task]:
-        """Tasks of `train` or `eval`, in file order.
-
-        When no row is held out (`eval_fraction = 0`), the training tasks are evaluated.
-        """
-        if split not in ("train", "eval"):
-            raise ConfigError(f"split {split!r} does not exist; choose train or eval")
-        splits = self._load()
-        if split == "train" and not splits["train"]:
-            raise TaskError(
-                f"env.tasks = {self._path!r} has no training row; lower env.eval_fraction "
-                f'= {self._eval_fraction:g} or give some rows "split": "train"'
-            )
-        return splits[split] or splits["train"]
-
-    def judge(self, task: Task, rollout: Rollout) -> Verdict:
-        """The verdict on the attempt's text; thread-safe."""
-        return guarded(lambda: self.judge_text(task, rollout.text, is_truncated=rollout.truncated))
-
-    def check(self) -> CheckReport:
-        """Whether every row's reference passes and a trivial answer does not."""
-        failures = {}
-        splits = self._load()
-        tasks = [*splits["train"], *splits["eval"]]
-        for task in tasks:
-            verdict = self.judge_text(task, self.reference_answer(task), is_truncated=False)
-            if not verdict.solved:
-                failures[task.id] = f"the reference fails: {verdict.feedback}"
-            elif self.judge_text(task, self.trivial_answer(task), is_truncated=False).solved:
-                failures[task.id] = "a trivial answer passes"
-        return CheckReport(num_tasks=len(tasks), failures=failures, skipped=0)
-
-    @abstractmethod
-    def parse(self, line: Line) -> Task:
-        """The task of one row. Raises `TaskError` naming file, line and key."""
-
-    @abstractmethod
-    def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
-        """The verdict on one answer."""
-
-    @abstractmethod
-    def reference_answer(self, task: Task) -> str:
-        """A completion that must pass, built from the reference."""
-
-    @abstractmethod
-    def trivial_answer(self, task: Task) -> str:
-        """A completion that must not pass."""
-
-    def _load(self) -> dict[str, list[Task]]:
-        with self._lock:
-            if self._splits is None:
-                rows = self._read()
-                self._splits = {
-                    name: [task for split, task in rows if split == name]
-                    for name in ("train", "eval")
-                }
-            return self._splits
-
-    def _read(self) -> list[tuple[str, Task]]:
-        return self.parse_all(list(read_lines(Path(self._path))))
-
-    def parse_all(self, lines: Sequence[Line]) -> list[tuple[str, Task]]:
-        """(split, task) of every row. Raises `TaskError` when only some rows name a split."""
-        own = ["split" in line.row for line in lines]
-        if any(own) and not all(own):
-            raise lines[own.index(False)].error("split", "missing, but other rows have one")
-        return unique_ids((self._split(line), line) for line in lines)
-
-    def _split(self, line: Line) -> tuple[str, Task]:
-        task = self.parse(line)
-        if "split" not in line.row:
-            return "eval" if is_held_out(task.id, self._eval_fraction) else "train", task
-        name = line.row["split"]
-        if not isinstance(name, str) or name not in _SPLITS:
-            raise line.error("split", f"{name!r} is not a split; use {', '.join(_SPLITS)}")
-        return _SPLITS[name], task
+OWN_ID_KEYS = ("id", "idx")
+ID_KEYS = (*OWN_ID_KEYS, "ID", "task_id", "unique_id", "question_id", "problem_id", "Record ID")
+"""Where a row's id is looked for, in this order."""
 
 
 def is_held_out(task_id: str, fraction: float) -> bool:
@@ -141,8 +45,9 @@ def text_of(line: Line, key: str) -> str:
 
 
 def id_of(line: Line, text: str) -> str:
-    """The row's `id` or `idx`, or else a hash of its question."""
-    for key in ("id", "idx"):
+    """The row's `id` or `idx` (or what a published data set calls it), or else a hash of its
+    question."""
+    for key in ID_KEYS:
         value = line.row.get(key)
         if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value):
             return str(value)
@@ -173,6 +78,9 @@ class Line:
     path: str
     number: int
     row: Mapping[str, Any]
+    split: str | None = None
+    """`train` or `eval` where the file's name or a setting says it; then the row's own counts for
+    nothing."""
 
     def error(self, key: str, problem: str) -> TaskError:
         """`file:line: key: what is wrong and how to fix it`."""
@@ -187,7 +95,7 @@ def read_lines(path: Path) -> Iterator[Line]:
     """
     num_rows = 0
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             is_array = file.peek(1).lstrip().startswith(b"[")
             rows = _array(file, path) if is_array else _json_lines(file, path)
             for num_rows, line in enumerate(rows, start=1):  # noqa: B007
@@ -199,7 +107,8 @@ def read_lines(path: Path) -> Iterator[Line]:
         raise TaskError(f"{path}: the file holds no row; write one JSON object per line")
 
 
-def _open(path: Path) -> io.BufferedReader | gzip.GzipFile:
+def open_file(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file as bytes, unpacked if it ends in `.gz`."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
@@ -249,15 +158,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def unique_ids(tasks: Iterable[tuple[tuple[str, Task], Line]]) -> list[tuple[str, Task]]:
-    """The tasks as a list; raises `TaskError` for an id that occurs twice."""
-    places: dict[str, str] = {}
+    """The tasks as a list; raises `TaskError` for an id that occurs twice.
+
+    Rows of a file for training and of another for evaluation may share an id: both often count from
+    zero. A row without an id of its own that repeats another word for word is left out: published
+    data sets have such rows (DAPO each a hundred times), and split by chance they would leak.
+    """
+    seen: dict[tuple[str | None, str], tuple[Task, Line]] = {}
     result = []
     for (split, task), line in tasks:
-        if task.id in places:
-            raise line.error(
-                "id", f"{task.id!r} is already the id of {places[task.id]}; ids must be unique"
-            )
-        places[task.id] = f"{line.path}:{line.number}"
+        first, place = seen.setdefault((line.split, task.id), (task, line))
+        if place is not line:
+            if first == task and not line.row.keys() & set(OWN_ID_KEYS):
+                continue
+            where = f"{place.path}:{place.number}"
+            raise line.error("id", f"{task.id!r} is already the id of {where}; ids must be unique")
         result.append((split, task))
     return result
 

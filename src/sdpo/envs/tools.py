@@ -9,6 +9,11 @@ calls, are too: for each argument the same values, in any order. (Keeping only a
 value would accept "small, small, large" for "small, medium, large".) Numbers compare by value. A
 reference action marked `[Optional]` may be omitted.
 
+The paper's judge keeps the last value of an argument, passes over input that is not JSON or has
+objects inside, and finds `Action:` anywhere; `env.grading = "paper"` judges so, for numbers that
+compare with its tables. (There an `[Optional]` call is needed; the paper's own judge accepts
+nothing for such a row, one of the 68 of the test file.)
+
 Feedback reads like that of a tool server: input that is not JSON and where it breaks, unknown
 actions, missing and unexpected arguments, arguments with a wrong value. It names arguments, never a
 right value or a missing action.
@@ -21,11 +26,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 from sdpo.chat import strip_thinking
 from sdpo.config import schema
-from sdpo.envs.table import Line, RowsEnv, id_of, messages_of, text_of
+from sdpo.envs.rows import RowsEnv
+from sdpo.envs.table import Line, id_of, messages_of, text_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed
 from sdpo.records import Task, Verdict
@@ -34,6 +40,9 @@ _ACTION = re.compile(r"^[ \t]*Action[ \t]*:(.*)$", re.MULTILINE)
 _INPUT = re.compile(r"^[ \t]*Action Input[ \t]*:[ \t]*", re.MULTILINE)
 _TOOL = re.compile(r"^(\S+): .*\nParameters:", re.MULTILINE)
 _OPTIONAL = "[Optional]"
+
+_PAPER_ACTION = re.compile(r"Action:\s*(\w+)")
+_PAPER_INPUT = re.compile(r"Action Input:\s*(\{[^}]*\})")
 
 MAX_PROBLEMS = 5
 """Most lines of one feedback text."""
@@ -50,6 +59,7 @@ NOT_NEEDED = "Wrong Answer: Action {name} is not needed."
 TOO_FEW = "Wrong Answer: {count} more {calls} needed."
 MISSING = "Wrong Answer: Missing argument: {names}."
 EXTRA = "Wrong Answer: Unexpected argument: {names}."
+LAST_COUNTS = "Wrong Answer: The calls or the last value of an argument are not as expected."
 WRONG_VALUE = "Wrong Answer: The value of argument {name} is wrong: {value}."
 
 
@@ -73,7 +83,8 @@ class Tools(RowsEnv):
     """
 
     def __init__(self, config: schema.ToolsEnvConfig) -> None:
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
+        self._grading = config.grading
 
     def parse(self, line: Line) -> Task:
         """The task of one row; its reference holds every accepted list of calls, longest first."""
@@ -94,6 +105,28 @@ class Tools(RowsEnv):
 
     def judge_text(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         """The verdict on one answer; of several accepted lists, feedback is about the nearest."""
+        match self._grading:
+            case "strict":
+                return self._strict(task, text, is_truncated=is_truncated)
+            case "paper":
+                found = self._strict(task, text, is_truncated=is_truncated)
+                return _as_the_paper(found, task, text)
+            case _:
+                assert_never(self._grading)
+
+    def doubt(self, task: Task) -> str | None:
+        """Whether the reference needs a tool or an argument that the prompt does not document."""
+        documented = _documented(task.messages[-1]["content"])
+        for call in task.reference["calls"][-1]:
+            if call.action not in documented:
+                return f"needs the tool {call.action}, which the prompt does not document"
+            known = documented[call.action]
+            strange = [name for name in call.arguments if known is not None and name not in known]
+            if strange:
+                return f"needs {call.action}'s argument {strange[0]}, which is not documented"
+        return None
+
+    def _strict(self, task: Task, text: str, *, is_truncated: bool) -> Verdict:
         calls, problem = parse_calls(strip_thinking(text))
         if problem is not None:
             if is_truncated:
@@ -124,6 +157,34 @@ class Tools(RowsEnv):
     def trivial_answer(self, task: Task) -> str:
         """A call of a tool that does not exist, without arguments."""
         return "Thought: Nothing to do.\nAction: none\nAction Input: {}"
+
+
+def _documented(prompt: str) -> dict[str, set[str] | None]:
+    """Tool to the names of its parameters; None where they are not JSON."""
+    found: dict[str, set[str] | None] = {}
+    for match in _TOOL.finditer(prompt):
+        parameters, problem = _parse_object(prompt[match.end() :])
+        found[match[1]] = set(parameters) if problem is None else None
+    return found
+
+
+def _as_the_paper(found: Verdict, task: Task, text: str) -> Verdict:
+    """The verdict by the paper's rule, with our feedback where there is any: the same names after
+    `Action:`, wherever they stand, and the same input, where objects without an inner object count
+    and of several values the last."""
+    wanted = task.reference["calls"][0]
+    names = Counter(_PAPER_ACTION.findall(text))
+    given: dict[str, Any] = {}
+    for written in _PAPER_INPUT.findall(text):
+        arguments, problem = _parse_object(written)
+        if problem is None:
+            given.update(arguments)
+    merged: dict[str, Any] = {}
+    for call in wanted:
+        merged.update(call.arguments)
+    if names == Counter(call.action for call in wanted) and given == merged:
+        return accepted(**found.metrics)
+    return failed("wrong_answer", LAST_COUNTS, **found.metrics) if found.solved else found
 
 
 def parse_calls(text: str) -> tuple[list[Call], str | None]:

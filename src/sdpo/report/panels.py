@@ -271,6 +271,7 @@ _COLLAPSE = (
             "rollouts/flat_groups": "all rewards equal",
             "rollouts/flat_failed": "all equal, none solved",
             "rollouts/groups_solved": "at least one solved",
+            "rollouts/redrawn": "replaced by others",
         },
         canaries=("flat_groups",),
         meaning="Where all rewards of a group are equal, rewards alone teach nothing; where none "

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sdpo.chat import Chat
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
 from sdpo.parallel import Parallel
@@ -37,11 +37,16 @@ class Collected:
     """Attempts made, judged or not."""
     generate_s: float
     judge_s: float
+    left_out: list[Group] = field(default_factory=list)
+    """Judged groups that others have replaced (`rollout.redraws`)."""
 
     def metrics(self) -> dict[str, float]:
-        """The times, and the share of attempts that could not be judged."""
-        judged = sum(len(group.rollouts) for group in self.groups)
+        """The times, the share of attempts that could not be judged, and that of groups replaced
+        by others."""
+        drawn = [*self.groups, *self.left_out]
+        judged = sum(len(group.rollouts) for group in drawn)
         return {
+            "rollouts/redrawn": len(self.left_out) / len(drawn) if drawn else 0.0,
             "time/generate_s": self.generate_s,
             "time/judge_s": self.judge_s,
             "env/unjudged": 1 - judged / self.num_sampled,

@@ -31,6 +31,17 @@ def tasks_of_step(tasks: Sequence[Task], *, step: int, count: int, seed: int) ->
     return [tasks[index] for index in chosen]
 
 
+def other_tasks(
+    tasks: Sequence[Task], taken: Sequence[Task], *, step: int, seed: int
+) -> list[Task]:
+    """All tasks but those `taken` in `step`, in an order of that step's own. The order of the
+    epochs does not notice them: a task drawn here comes again in its turn."""
+    ids = {task.id for task in taken}
+    others = [task for task in tasks if task.id not in ids]
+    random.Random(derive(seed, "redraw", step)).shuffle(others)
+    return others
+
+
 def _order_of_epoch(
     previous: Sequence[int], epoch: int, *, size: int, count: int, seed: int
 ) -> list[int]:

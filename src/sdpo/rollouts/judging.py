@@ -18,7 +18,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.envs.base import Computing, Env, as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line
 from sdpo.records import Rollout, Task, Verdict

@@ -1,6 +1,7 @@
 """rollouts.jsonl: every rollout of a run with its verdict and what its teacher read, one a line.
 
-    step, split       step it was sampled for; "train", "eval" or "holdout/NAME"
+    step, split       step it was sampled for; "train", "eval", "holdout/NAME", or "redrawn"
+                      for what other tasks have replaced in a step
     task, index       task id and place in the group
     prompt            messages the policy saw; on later rollouts of a group the index that has them
     text              the completion; also `turns` [{text, reply}] when there was more than one
@@ -28,6 +29,9 @@ from sdpo.records import Group, Key, Message, Rollout, TeacherContext, Verdict
 from sdpo.rollouts.credit import CREDIT, TokenCredit
 
 ROLLOUTS = "rollouts.jsonl"
+TRAINED = "train"
+LEFT_OUT = "redrawn"
+"""Splits of the rollouts of a step; the others are evaluations."""
 
 Row = dict[str, Any]
 
@@ -56,7 +60,9 @@ class RolloutRecorder:
         `is_evaluated` the evaluation of `step` itself is forgotten too."""
         self._rollouts.resume_at(
             step,
-            drops=lambda row: not is_evaluated and row["step"] == step and row["split"] != "train",
+            drops=lambda row: (
+                not is_evaluated and row["step"] == step and row["split"] not in (TRAINED, LEFT_OUT)
+            ),
         )
         self._credit.resume_at(step)
 
@@ -83,7 +89,7 @@ def rollout_rows(
     step: int,
     groups: Sequence[Group],
     *,
-    split: str = "train",
+    split: str = TRAINED,
     teacher_prompt_tokens: Mapping[Key, int] | None = None,
 ) -> list[Row]:
     """The lines of `groups` as plain data.

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.envs.base import Closing, Computing, Env
 from sdpo.envs.code.tasks import CodeReference, TestSplit, with_tests
 from sdpo.envs.opening import open_env

@@ -18,7 +18,7 @@ from sdpo.config.schema import (
     RunConfig,
     VllmEngineConfig,
 )
-from sdpo.engines.base import Engine, Sampling
+from sdpo.engines.base import Engine, Sampling, StopTexts
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.opening import open_env
@@ -50,12 +50,14 @@ class Sampler:
 
     def sampling(self, config: RunConfig, *, temperature: float, top_p: float = 1.0) -> Sampling:
         """How this run draws completions at `temperature`."""
+        texts = config.rollout.stop
         return Sampling(
             max_new_tokens=config.rollout.max_completion_tokens,
             stop_ids=self.chat.stop_ids,
             temperature=temperature,
             top_p=top_p,
             vocabulary=self.vocabulary,
+            stop=StopTexts(texts=texts, decode=self.chat.decode_all) if texts else None,
         )
 
 

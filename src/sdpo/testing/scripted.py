@@ -14,6 +14,7 @@ from itertools import cycle
 import torch
 
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
+from sdpo.engines.completions import cut_at_stop
 from sdpo.errors import EngineError
 
 
@@ -80,7 +81,7 @@ class ScriptedEngine:
                 logprobs=completion.logprobs[:cut],
                 truncated=True,
             )
-        return completion
+        return cut_at_stop(completion, sampling)
 
 
 def in_order(

@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo._version import __version__
+from sdpo.config.environments import JUDGING_KEYS
 from sdpo.config.load import dump
-from sdpo.config.schema import JUDGING_KEYS, RunConfig
+from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write, delete_folder

@@ -133,9 +133,9 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
                 groups = learner.with_contexts(collected.groups)
                 samples = learner.samples(groups)
                 losses = learner.update(samples)
-            metrics = run.measure(groups, losses)
+            metrics = run.measure(groups, losses, collected.left_out)
             metrics |= learner.follow(metrics)
-            run.record_rollouts(groups, losses)
+            run.record_rollouts(groups, losses, collected.left_out)
             metrics |= collected.metrics() | clock.seconds()
             run.complete(metrics)
         if run.is_due(config.checkpoint.every):

@@ -77,6 +77,11 @@ def check_objective(config: RunConfig) -> None:
             "rollout.group_size = 1 leaves nothing to compare; make it at least 2, or take 'sdpo', "
             "'hybrid', 'sdpg' or 'sft', which distil a single attempt"
         )
+    if config.rollout.group_size == 1 and config.rollout.redraws:
+        raise ConfigError(
+            f"rollout.redraws = {config.rollout.redraws} replaces groups without a difference, and "
+            "with rollout.group_size = 1 no group has one; leave it at 0"
+        )
     context = config.teacher.context
     reads_only_siblings = (
         isinstance(context, ContextConfig)

@@ -6,11 +6,11 @@ need no further exchange. What a step learns from them is learner.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
@@ -25,7 +25,9 @@ from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
-from sdpo.rollouts.record import RolloutRecorder, rollout_rows
+from sdpo.rollouts.curriculum import other_tasks
+from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder, rollout_rows
+from sdpo.rollouts.redraw import collect_varied
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
@@ -36,11 +38,9 @@ from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.objectives import check_objective
 from sdpo.training.prompts import record_conditions
 from sdpo.training.rollback import CURE, EvaluationHistory
-from sdpo.training.samples import unread_feedback
+from sdpo.training.samples import unread_feedback, without_teacher
 from sdpo.training.step import StepResult
 from sdpo.training.tasks import check_tasks
-
-T = TypeVar("T")
 
 
 class Run:
@@ -127,23 +127,31 @@ class Run:
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
-        could be judged. Raises `JudgeError` on every rank."""
+        could be judged, and with others in the place of flat ones where the config asks for it.
+        Raises `JudgeError` on every rank."""
+        others = other_tasks(self.env.load("train"), tasks, step=self.step, seed=self.config.seed)
+        return collect_varied(self._collect, tasks, others, rounds=self.config.rollout.redraws)
+
+    def _collect(self, tasks: Sequence[Task]) -> Collected:
         group_size = self.config.rollout.group_size
-        collected = self._on_all_ranks(
+        collected = self._parallel.agreed(
             lambda: self._sampler.collector.collect(
                 tasks,
                 group_size=group_size,
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "rollout", self.step),
                 parallel=self._parallel,
-            )
+            ),
+            JudgeError,
         )
         groups = gather_groups(collected.groups, self._parallel, count=len(tasks))
         return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
 
-    def measure(self, groups: Sequence[Group], losses: StepResult) -> dict[str, float]:
-        """The metrics of the step that `learner` has just trained, without times; its rollouts and
-        tokens are added to the run's totals."""
+    def measure(
+        self, groups: Sequence[Group], losses: StepResult, left_out: Sequence[Group] = ()
+    ) -> dict[str, float]:
+        """The metrics of the step that `learner` has just trained on `groups`, without times; the
+        rollouts and tokens of all groups are added to the run's totals."""
         if self.step == 0 and (unread := unread_feedback(groups)):
             self.say(
                 f"objective.type = {self.config.objective.type!r} does not learn from feedback "
@@ -151,6 +159,7 @@ class Run:
                 "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
                 "would help)"
             )
+        groups = [*groups, *map(without_teacher, left_out)]
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
         self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
@@ -159,13 +168,16 @@ class Run:
         )
         return metrics.reduce() | self._totals
 
-    def record_rollouts(self, groups: Sequence[Group], losses: StepResult) -> None:
+    def record_rollouts(
+        self, groups: Sequence[Group], losses: StepResult, left_out: Sequence[Group] = ()
+    ) -> None:
         """Write the rollouts and the token credit of the step that has just ended."""
         if self._parallel.is_main:
             rows = rollout_rows(
                 self.step, groups, teacher_prompt_tokens=losses.teacher_prompt_tokens
             )
             self._recorder.write(rows)
+            self._recorder.write(rollout_rows(self.step, left_out, split=LEFT_OUT))
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
@@ -194,8 +206,8 @@ class Run:
 
     def _attempt(self, tasks: TaskSet) -> dict[str, float]:
         # Where there is little to do this share may be empty, so only the whole is summarised.
-        part = self._on_all_ranks(
-            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel)
+        part = self._parallel.agreed(
+            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel), JudgeError
         )
         groups = gather_groups(part, self._parallel, count=len(tasks.tasks))
         if self._parallel.is_main:
@@ -286,20 +298,6 @@ class Run:
         if any(self._parallel.gather(is_saved)):
             return
         self.save()
-
-    def _on_all_ranks(self, judge: Callable[[], T]) -> T:
-        """What `judge` returns here. A `JudgeError` of any rank is raised on all of them, which
-        would otherwise wait for it."""
-        found, error = None, None
-        try:
-            found = judge()
-        except JudgeError as raised:
-            error = raised
-        for raised in self._parallel.gather(error):
-            if raised is not None:
-                raise raised
-        assert found is not None
-        return found
 
     def say(self, text: str) -> None:
         """One line for the user."""

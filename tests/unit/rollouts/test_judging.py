@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sdpo import Rollout, Task, Unjudged, Verdict, env
-from sdpo.config.schema import JudgingConfig
+from sdpo.config.environments import JudgingConfig
 from sdpo.errors import JudgeError, TaskError
 from sdpo.rollouts.judging import judge_all
 
@@ -180,7 +180,7 @@ def test_a_judge_that_hangs_did_hang_the_run(is_async):
 def test_the_interpreter_ends_while_a_judge_hangs():
     code = (
         "import time, sdpo\n"
-        "from sdpo.config.schema import JudgingConfig\n"
+        "from sdpo.config.environments import JudgingConfig\n"
         "from sdpo.rollouts.judging import judge_all\n"
         "task = sdpo.Task(id='a', messages=({'role': 'user', 'content': 'x'},))\n"
         "attempt = sdpo.Rollout(task_id='a', index=0, prompt_ids=(1,), completion_ids=(2,),\n"

@@ -116,6 +116,33 @@ def test_single_attempts_are_learnt_from_and_failures_too(opened, kind):
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_flat_groups_make_room_for_others_and_are_still_counted(opened, tmp_path):
+    """Half of the tasks have nothing to compare."""
+
+    def only_the_last_two_differ(task, rollout):
+        return float(task.id in ("t2", "t3") and rollout.index % 2)
+
+    settings = ("objective.type=grpo", "rollout.tasks_per_step=2", "rollout.redraws=3")
+    with opened(*settings, judge=only_the_last_two_differ) as run:
+        rows = [dict(row) for row in train_steps(run)][1:]
+    assert [row["rollouts_total"] for row in rows] == sorted(row["rollouts_total"] for row in rows)
+    lines = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
+    recorded = [json.loads(line) for line in lines]
+    for row in rows:
+        split = {
+            name: {r["task"] for r in recorded if (r["step"], r["split"]) == (row["step"], name)}
+            for name in ("train", "redrawn")
+        }
+        assert split["train"] == {"t2", "t3"}
+        assert split["redrawn"] <= {"t0", "t1"}
+        drawn = 2 + len(split["redrawn"])
+        assert row["rollouts/redrawn"] == len(split["redrawn"]) / drawn
+        assert row["rollouts/flat_groups"] == pytest.approx(len(split["redrawn"]) / drawn)
+        assert row["train/reward"] == pytest.approx(0.5 * 2 / drawn), "of everything drawn"
+        assert row["optim/grad_norm"] > 0
+    assert sum(row["rollouts/redrawn"] > 0 for row in rows) > 0
+
+
 @pytest.mark.parametrize("updates", [1, 4])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
 def test_no_rank_is_idle_while_there_are_rollouts(opened, updates, world_size):

@@ -105,3 +105,8 @@ def test_groups_of_one_need_something_to_read(kind):
         check_objective(load_config(alone))
     check_objective(load_config([f"objective.type={kind}", ONE]))
     check_objective(load_config([*alone, "teacher.context.demonstration=reference"]))
+
+
+def test_groups_of_one_are_not_redrawn_for_ever():
+    with pytest.raises(ConfigError, match=r"with rollout.group_size = 1 no"):
+        check_objective(load_config([ONE, "rollout.redraws=1", "objective.type=sdpo"]))

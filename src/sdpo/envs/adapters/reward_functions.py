@@ -9,59 +9,159 @@ the attempts of a group with each other cannot be used.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from numbers import Real
+from types import SimpleNamespace
 from typing import Any
 
 from sdpo.envs.adapters.datasets import as_messages, tasks_from_rows
 from sdpo.envs.base import FunctionEnv
-from sdpo.errors import TaskError
+from sdpo.errors import TaskError, Unjudged
 from sdpo.records import Rollout, Task, Verdict
 
 Rows = Iterable[Mapping[str, Any]]
+RewardFunction = Callable[..., Any]
 WriteFeedback = Callable[[Task, str, float], str | None]
 """(task, attempt's text, its reward) to feedback, or None."""
 
 
 def from_trl(
-    reward: Callable[..., Any],
+    reward: RewardFunction | Sequence[RewardFunction],
     rows: Rows,
     *,
     eval_rows: Rows | None = None,
+    weights: Sequence[float] | None = None,
+    solved_by: str | None = None,
     solved_at: float = 1.0,
     feedback: WriteFeedback | None = None,
 ) -> FunctionEnv:
-    """An environment from a TRL reward function, which may be `async`, and its dataset (column
-    `prompt`, and whatever columns the function takes). An attempt with a reward of at least
-    `solved_at` is solved.
+    """An environment from TRL reward functions and their dataset (column `prompt`, and whatever
+    columns they take).
 
-    If a prompt is a list of messages, completions are lists of one message, as in TRL. None (in
-    TRL: "this function does not apply") is an error, because the attempt would have no reward.
+    The reward is the sum over the functions, each with its weight (default 1), and each becomes a
+    metric `env/NAME`. An attempt is solved where the function named `solved_by` gives at least
+    `solved_at`, or else where the sum is at least that share of the weights. If a prompt is a list
+    of messages, completions are lists of one message. `trainer_state.global_step` is the number of
+    updates so far; what goes to `log_metric` becomes a metric, to `log_extra` the verdict's info.
+    A function that returns None does not apply; if none does, the attempt is left out
+    (`sdpo.Unjudged`). Functions may be `async`; others run in threads.
 
     Example:
-        env = from_trl(accuracy_reward, dataset, feedback=lambda task, text, reward: ...)
+        env = from_trl([accuracy_reward, think_format_reward], dataset,
+                       weights=[1.0, 0.1], solved_by="accuracy_reward")
     """
-
-    async def judge(task: Task, rollout: Rollout) -> Verdict:
-        row = task.reference
-        is_chat = not isinstance(row["prompt"], str)
-        message = [{"role": "assistant", "content": rollout.text}]
-        values = {key: [value] for key, value in row.items()}
-        values["completions"] = [message if is_chat else rollout.text]
-        values["completion_ids"] = [list(rollout.completion_ids)]
-        values["prompts"] = values.pop("prompt")
-        rewards = reward(**_accepted(reward, values))
-        if inspect.isawaitable(rewards):
-            rewards = await rewards
-        if not isinstance(rewards, Sequence) or len(rewards) != 1 or rewards[0] is None:
-            raise TypeError(f"the reward function returned {rewards!r:.80} for one completion")
-        return _verdict(task, rollout.text, float(rewards[0]), {}, solved_at, feedback)
-
+    functions = [reward] if callable(reward) else list(reward)
+    factors = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
+    if not functions or len(factors) != len(functions):
+        raise TaskError(f"from_trl: {len(functions)} reward functions and {len(factors)} weights")
+    judge = _TrlJudge(functions, factors, solved_by, solved_at, feedback)
+    if solved_by is not None and solved_by not in judge.names:
+        raise TaskError(
+            f"from_trl(solved_by={solved_by!r}): the functions are {', '.join(judge.names)}"
+        )
     return FunctionEnv(
         tasks_from_rows(rows, reference=None),
         judge,
         eval_tasks=None if eval_rows is None else tasks_from_rows(eval_rows, reference=None),
     )
+
+
+class _TrlJudge:
+    """Calls TRL's reward functions for one attempt at a time."""
+
+    def __init__(
+        self,
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float],
+        solved_by: str | None,
+        solved_at: float,
+        feedback: WriteFeedback | None,
+    ) -> None:
+        self.names: list[str] = []
+        for function in functions:
+            name = getattr(function, "__name__", type(function).__name__)
+            taken = sum(each.partition("#")[0] == name for each in self.names)
+            self.names.append(f"{name}#{taken + 1}" if taken else name)
+        self._functions, self._weights = functions, weights
+        self._solved_by, self._solved_at = solved_by, solved_at
+        self._feedback = feedback
+
+    def __call__(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
+        """The verdict; awaitable where a function is."""
+        log = _Log()
+        values = _trl_values(task.reference, rollout, log)
+        found = [function(**_accepted(function, values)) for function in self._functions]
+        if any(map(inspect.isawaitable, found)):
+            return self._awaited(task, rollout, log, found)
+        return self._verdict(task, rollout, log, found)
+
+    async def _awaited(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
+        done = iter(await asyncio.gather(*(one for one in found if inspect.isawaitable(one))))
+        ready = [next(done) if inspect.isawaitable(one) else one for one in found]
+        return self._verdict(task, rollout, log, ready)
+
+    def _verdict(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
+        rewards = dict(zip(self.names, map(_one_of, found), strict=True))
+        known = {name: reward for name, reward in rewards.items() if reward is not None}
+        if not known:
+            raise Unjudged(f"no reward function applies to task {task.id!r}: all returned None")
+        weights = dict(zip(self.names, self._weights, strict=True))
+        total = sum(weights[name] * reward for name, reward in known.items())
+        if self._solved_by is None:
+            greatest = sum(max(0.0, weights[name]) for name in known)
+            is_solved = total >= self._solved_at * greatest - 1e-9
+        else:
+            is_solved = known.get(self._solved_by, float("-inf")) >= self._solved_at
+        return Verdict(
+            reward=total,
+            solved=is_solved,
+            feedback=None if self._feedback is None else self._feedback(task, rollout.text, total),
+            metrics=(known if len(known) > 1 else {}) | log.metrics,
+            info=log.extra,
+        )
+
+
+class _Log:
+    """What reward functions log about one attempt."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+        self.extra: dict[str, Any] = {}
+
+    def metric(self, name: str, value: Any) -> None:
+        """TRL's `log_metric`."""
+        self.metrics[name] = float(value)
+
+    def column(self, name: str, values: Sequence[Any]) -> None:
+        """TRL's `log_extra`, which gets a value for each attempt."""
+        self.extra[name] = values[0]
+
+
+def _trl_values(row: Mapping[str, Any], rollout: Rollout, log: _Log) -> dict[str, Any]:
+    """What TRL calls a reward function with, for one attempt."""
+    is_chat = not isinstance(row["prompt"], str)
+    message = [{"role": "assistant", "content": rollout.text}]
+    values: dict[str, Any] = {key: [value] for key, value in row.items()}
+    values["completions"] = [message if is_chat else rollout.text]
+    values["completion_ids"] = [list(rollout.completion_ids)]
+    values["prompts"] = values.pop("prompt")
+    values["trainer_state"] = SimpleNamespace(global_step=rollout.policy_version)
+    return values | {"log_metric": log.metric, "log_extra": log.column}
+
+
+def _one_of(rewards: Any) -> float | None:
+    """The reward in a list, array or tensor of one; None where the function does not apply."""
+    try:
+        (reward,) = rewards
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"the reward function returned {rewards!r:.80} for one completion"
+        ) from error
+    reward = None if reward is None else float(reward)
+    return None if reward is None or math.isnan(reward) else reward
 
 
 def from_verl(
@@ -76,13 +176,14 @@ def from_verl(
     `reward_model.ground_truth`, `extra_info`).
 
     A dict must have the key `score`; `feedback` becomes the verdict's, and other numbers become
-    `env/NAME` metrics. An attempt with a score of at least `solved_at` is solved.
+    `env/NAME` metrics. An attempt with a score of at least `solved_at` is solved. The function may
+    be `async`; others run in threads.
 
     Example:
         env = from_verl(compute_score, pandas.read_parquet("train.parquet").to_dict("records"))
     """
 
-    async def judge(task: Task, rollout: Rollout) -> Verdict:
+    def judge(task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         row = task.reference
         score = compute_score(
             data_source=row.get("data_source", "unknown"),
@@ -91,17 +192,43 @@ def from_verl(
             extra_info=row.get("extra_info"),
         )
         if inspect.isawaitable(score):
-            score = await score
+            return awaited(task, rollout, score)
+        return verdict(task, rollout, score)
+
+    async def awaited(task: Task, rollout: Rollout, score: Awaitable[Any]) -> Verdict:
+        return verdict(task, rollout, await score)
+
+    def verdict(task: Task, rollout: Rollout, score: Any) -> Verdict:
         details: Mapping[str, Any] = score if isinstance(score, Mapping) else {"score": score}
         if "score" not in details:
             raise TypeError(f"the score function returned no key 'score': {details!r:.80}")
-        return _verdict(task, rollout.text, float(details["score"]), details, solved_at, feedback)
+        reward = float(details["score"])
+        if feedback is None:
+            written = details.get("feedback")
+        else:
+            written = feedback(task, rollout.text, reward)
+        numbers = {
+            key: float(value)
+            for key, value in details.items()
+            if key != "score" and _is_number(value)
+        }
+        return Verdict(
+            reward=reward,
+            solved=reward >= solved_at,
+            feedback=None if written is None else str(written),
+            metrics=numbers,
+        )
 
     return FunctionEnv(
         _verl_tasks(rows),
         judge,
         eval_tasks=None if eval_rows is None else _verl_tasks(eval_rows),
     )
+
+
+def _is_number(value: Any) -> bool:
+    """Numpy's numbers too."""
+    return isinstance(value, Real) or (hasattr(value, "dtype") and getattr(value, "ndim", 1) == 0)
 
 
 def _verl_tasks(rows: Rows) -> list[Task]:
@@ -130,25 +257,3 @@ def _accepted(function: Callable[..., Any], values: dict[str, Any]) -> dict[str,
         return values
     names = {parameter.name for parameter in parameters}
     return {key: value for key, value in values.items() if key in names}
-
-
-def _verdict(
-    task: Task,
-    text: str,
-    reward: float,
-    details: Mapping[str, Any],
-    solved_at: float,
-    feedback: WriteFeedback | None,
-) -> Verdict:
-    written = details.get("feedback") if feedback is None else feedback(task, text, reward)
-    numbers = {
-        key: float(value)
-        for key, value in details.items()
-        if key != "score" and isinstance(value, (bool, int, float))
-    }
-    return Verdict(
-        reward=reward,
-        solved=reward >= solved_at,
-        feedback=None if written is None else str(written),
-        metrics=numbers,
-    )

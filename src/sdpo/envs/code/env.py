@@ -120,7 +120,10 @@ class CodeEnv:
     def _load(self) -> list[tuple[str, Task]]:
         with self._lock:
             if self._tasks is None:
-                tasks = self._in_window(load_code_tasks(self.config.tasks))
+                config = self.config
+                tasks = self._in_window(
+                    load_code_tasks(config.tasks, config.eval_tasks, config.fields)
+                )
                 if self.config.worked_example:
                     tasks = [(split, with_worked_example(task)) for split, task in tasks]
                 self._tasks = tasks

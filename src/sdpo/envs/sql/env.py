@@ -15,10 +15,11 @@ from dataclasses import replace
 
 from sdpo.config import schema
 from sdpo.envs.base import CheckReport
+from sdpo.envs.rows import RowsEnv
 from sdpo.envs.sql import wording
 from sdpo.envs.sql.formats import SCRIPT, parse_task, read_tasks, with_tables
 from sdpo.envs.sql.judge import SqlJudge
-from sdpo.envs.table import Line, RowsEnv
+from sdpo.envs.table import Line
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
 from sdpo.sandbox import open_sandbox, require_linux
@@ -35,7 +36,7 @@ class SqlEnv(RowsEnv):
 
     def __init__(self, config: schema.SqlEnvConfig) -> None:
         require_linux()
-        super().__init__(config.tasks, config.eval_fraction)
+        super().__init__(config)
         self.config = config
         self._judge: SqlJudge | None = None
         self._opening = threading.Lock()

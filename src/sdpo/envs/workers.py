@@ -1,7 +1,8 @@
-"""Compares formulas in a process of its own, which can be killed when it takes too long.
+"""Processes that look at a model's text in place of the trainer's, and a pool of them.
 
-One process makes one comparison at a time; `math.py` keeps several. `math_worker.py` is what runs
-in it.
+A library that parses what a model wrote may run it (sympy's parser evaluates Python), take for ever
+or take all memory. So a worker does it: a script that imports the library, confines itself, says
+`ready LEVEL`, and then answers each line of JSON with one line.
 """
 
 from __future__ import annotations
@@ -9,34 +10,37 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import selectors
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from sdpo.errors import SdpoError
+from sdpo.machine import usable_cores
 
 START_LIMIT_S = 120.0
-"""Importing sympy takes a second, and far longer on a busy machine."""
-WORKER = Path(__file__).with_name("math_worker.py")
+"""Importing a library takes seconds, and far longer on a busy machine."""
 NEEDED = ("SYSTEMROOT",)
 """Environment variables without which Python does not start; Windows has one."""
 _READY = "ready "
 
 
-class Comparer:
-    """A process that compares formulas.
+class Worker:
+    """A process that runs `script`.
 
     Example:
-        Comparer().compare("1/2", "0.5", time_limit_s=5)   # "right"
+        Worker(Path("math_worker.py")).ask(["1/2", "0.5"], time_limit_s=5)   # "right"
     """
 
-    def __init__(self) -> None:
+    def __init__(self, script: Path) -> None:
         # The worker gets our import path and nothing else: not the current directory, which may
         # have a `math.py` or `sympy.py`, and no environment, which may have secrets.
-        command = [sys.executable, "-I", "-S", "-B", str(WORKER), json.dumps(_import_path())]
+        command = [sys.executable, "-I", "-S", "-B", str(script), json.dumps(_import_path())]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -48,8 +52,7 @@ class Comparer:
         if ready is None or not ready.startswith(_READY):
             self.close()
             raise SdpoError(
-                f"the process that compares formulas did not start; run `{shlex.join(command)}` "
-                "to see why"
+                f"the process of {script.name} did not start; `{shlex.join(command)}` shows why"
             )
         self.level = ready.removeprefix(_READY)
         """The layers that confine the process, or `none`."""
@@ -61,21 +64,21 @@ class Comparer:
 
     @property
     def is_alive(self) -> bool:
-        """False once a comparison has taken too long or crashed the process."""
+        """False once an answer has taken too long or crashed the process."""
         return self._process.poll() is None
 
-    def compare(self, reference: str, answer: str, time_limit_s: float) -> str:
-        """`right`, `wrong`, `unreadable` or `too_slow`; after the last, the process is gone."""
+    def ask(self, request: Any, time_limit_s: float) -> str | None:
+        """The line that answers a request; None if the time is up or the process has crashed, which
+        ends it."""
         assert self._process.stdin is not None
-        # An earlier answer may have crashed the process.
+        # An earlier request may have crashed the process.
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        outcome = self._read(time_limit_s)
-        if outcome is None:
+        answer = self._read(time_limit_s)
+        if answer is None:
             self.close()
-            return "too_slow"
-        return outcome
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -102,6 +105,36 @@ class Comparer:
                     return None
                 line += part
         return line.decode().strip()
+
+
+class WorkerPool:
+    """Workers of one script, started when they are needed, as many at once as there are cores.
+
+    Example:
+        WorkerPool(Path("math_worker.py")).ask(["1/2", "0.5"], time_limit_s=5)   # "right"
+    """
+
+    def __init__(self, script: Path) -> None:
+        self._script = script
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._slots = threading.BoundedSemaphore(usable_cores())
+
+    def ask(self, request: Any, time_limit_s: float) -> str | None:
+        """What a free worker answers, as `Worker.ask`; thread-safe."""
+        with self._slots:
+            try:
+                worker = self._idle.get_nowait()
+            except queue.Empty:
+                worker = Worker(self._script)
+            answer = worker.ask(request, time_limit_s)
+            if worker.is_alive:
+                self._idle.put(worker)
+        return answer
+
+    def close(self) -> None:
+        """End the workers; a later request starts new ones."""
+        while not self._idle.empty():
+            self._idle.get().close()
 
 
 def _import_path() -> list[str]:
