@@ -7,6 +7,7 @@ import fnmatch
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,13 @@ def test_every_public_name_is_documented():
 def test_every_recipe_is_documented():
     page = settings_pages.recipes_page()
     assert [name for name in builtin_recipes() if f"\n## {name}\n" not in page] == []
+
+
+def test_every_extra_is_documented():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(tomllib.loads(text)["project"]["optional-dependencies"]) - {"dev", "docs"}
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert [extra for extra in sorted(extras) if f"`{extra}`" not in page] == []
 
 
 def test_every_package_has_a_line_on_the_map():
