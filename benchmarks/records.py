@@ -44,7 +44,7 @@ from sdpo.training.loop import train
 from sdpo.training.run import Run
 
 RECORDING = (
-    (RolloutRecorder, "write"), (run, "rollout_rows"), (RolloutRecorder, "record_credit"),
+    (RolloutRecorder, "write"), (RolloutRecorder, "record_credit"),
     (MetricsWriter, "write"), (MetricsWriter, "write_rollouts"), (Dashboard, "update"),
     (Canaries, "observe"),
     (run, "rollout_metrics"), (learner, "choose_inspected"), (step, "credit_of"),

@@ -69,7 +69,7 @@ def evaluate(
             ),
             seed=config.seed,
             parallel=Parallel(),
-        )
+        ).groups
         found = summarise(groups, samples=config.eval.samples)
         return replace(found, model=sampler.policy.name)
 

@@ -3,7 +3,6 @@ came back."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.table import Table
 from sdpo.commands.judge import judge
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
-from sdpo.terminal import Errors, show_version, write_any_text
+from sdpo.terminal import Arms, Errors, show_version, write_any_text
 
 ARGUMENTS = click.argument(
     "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
@@ -272,33 +271,22 @@ def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | No
     watch_runs(list(runs), port=port, say=say)
 
 
-class _Arms(click.Command):
-    """`A... -- B...`: click drops the separator, so the groups are noted before it parses."""
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(0), help="Of this step only.")
+@click.option("--task", metavar="ID", help="At this task only.")
+@click.option("--solved/--failed", default=None, help="Those that solved it, or did not.")
+@click.option("--json", "as_json", is_flag=True, help="A line of JSON each, with everything.")
+def rollouts(
+    run: Path, step: int | None, task: str | None, solved: bool | None, as_json: bool
+) -> None:
+    """Read what a run recorded of its attempts."""
+    from sdpo.report.rollouts_command import show_rollouts
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        arms: list[list[str]] = [[]]
-        options: list[str] = []
-        takes_value = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and not option.is_flag
-            for name in option.opts
-        }
-        words = iter(args)
-        for word in words:
-            if word == "--":
-                arms.append([])
-            elif word.startswith("-"):
-                options.append(word)
-                if word in takes_value:
-                    options += itertools.islice(words, 1)
-            else:
-                arms[-1].append(word)
-        ctx.meta["arms"] = arms
-        return super().parse_args(ctx, [*options, *(path for arm in arms for path in arm)])
+    show_rollouts(run, click.echo, step=step, task=task, solved=solved, as_json=as_json)
 
 
-@main.command(cls=_Arms)
+@main.command(cls=Arms)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN... -- RUN... [-- RUN...]")
 @click.option("--step", type=click.IntRange(0), help="Evaluated step; default: each run's last.")
 @click.option("--reach", type=float, help="Held-out mean to count attempts to.")

@@ -78,6 +78,10 @@ class CanaryStop(SdpoError):
     """A canary with action `stop` fired; the run ended on purpose."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: like Ctrl-C, but the command exits with 143 as a scheduler expects."""
+
+
 def first_line(error: BaseException) -> str:
     """What a library's error says first, short enough for one sentence."""
     text = str(error).strip()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     # The report asks for intervals and must not wait for torch.
     from sdpo.engines.base import Sampling
     from sdpo.parallel import Parallel
-    from sdpo.rollouts.collect import Collector
+    from sdpo.rollouts.collect import Collected, Collector
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples; the Monte Carlo error of a 90% bound is then about a hundredth of its width."""
@@ -102,7 +102,7 @@ def attempt_tasks(
     sampling: Sampling,
     seed: int,
     parallel: Parallel,
-) -> list[Group]:
+) -> Collected:
     """`samples` attempts at each of `tasks`, without those that could not be judged; of several
     ranks each returns its share, as `Collector.collect` does.
 
@@ -115,7 +115,7 @@ def attempt_tasks(
         sampling=sampling,
         seed=derive(seed, "eval"),
         parallel=parallel,
-    ).groups
+    )
 
 
 def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:

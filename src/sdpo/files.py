@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sdpo.errors import SdpoError
+
 _PARTIAL = ".partial-"
 _ASIDE = ".old-"
 _DELETED = ".deleted-"
@@ -36,6 +38,24 @@ def atomic_write(path: Path, *, unless: Callable[[], bool] | None = None) -> Gen
             _put(partial, path, aside=path.with_name(f"{_ASIDE}{path.name}{suffix}"))
     finally:
         _remove(partial)
+
+
+@contextmanager
+def record_whole(path: Path) -> Generator[Path]:
+    """As `atomic_write`, for a file of a run: raises `SdpoError` saying what to do instead of
+    `OSError`."""
+    try:
+        with atomic_write(path) as partial:
+            yield partial
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> SdpoError:
+    """What to tell the user when a file of a run cannot be written."""
+    return SdpoError(
+        f"cannot write {path}: {error.strerror}; free space or choose another `run` directory"
+    )
 
 
 def delete_folder(path: Path) -> None:

@@ -1,4 +1,5 @@
-"""What every command needs of the terminal: errors as one message, text in any locale, the version.
+"""What commands need of the terminal: errors as one message, arguments in groups, text in any
+locale, the version.
 
 No command is here, and nothing that a command shows of its own; see `cli.py`.
 """
@@ -6,6 +7,7 @@ No command is here, and nothing that a command shows of its own; see `cli.py`.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import sys
 
@@ -13,12 +15,13 @@ import click
 from rich.console import Console
 
 from sdpo._version import __version__
-from sdpo.errors import SandboxError, SdpoError
+from sdpo.errors import SandboxError, SdpoError, Terminated
 from sdpo.printable import printable
 
 
 class Errors(click.Group):
-    """Turns `SdpoError` into one message and its exit status; anything else keeps its traceback."""
+    """Turns `SdpoError` and an interrupt into one message and the exit status; anything else keeps
+    its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -27,6 +30,35 @@ class Errors(click.Group):
             text = _escape(printable(str(error)))
             Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt as stop:
+            Console(stderr=True).print(_escape(str(stop) or "interrupted"), soft_wrap=True)
+            ctx.exit(143 if isinstance(stop, Terminated) else 130)
+
+
+class Arms(click.Command):
+    """`A... -- B...`: click drops the separator, so the groups are noted before it parses."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        arms: list[list[str]] = [[]]
+        options: list[str] = []
+        takes_value = {
+            name
+            for option in self.params
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        words = iter(args)
+        for word in words:
+            if word == "--":
+                arms.append([])
+            elif word.startswith("-"):
+                options.append(word)
+                if word in takes_value:
+                    options += itertools.islice(words, 1)
+            else:
+                arms[-1].append(word)
+        ctx.meta["arms"] = arms
+        return super().parse_args(ctx, [*options, *(path for arm in arms for path in arm)])
 
 
 def _escape(text: str) -> str:

@@ -29,6 +29,7 @@ from sdpo.errors import SdpoError
 from sdpo.metrics import writer
 from sdpo.records import Group, Rollout, Verdict
 from sdpo.rollouts import sampler as sampler_module
+from sdpo.rollouts.record import read_rollouts
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
@@ -348,6 +349,13 @@ def mirrored(config: RunConfig) -> Any:
     finally:
         writer.check_installed, writer.open_backend = originals
     return opened
+
+
+def recorded(config: RunConfig) -> Any:
+    """The texts that a run recorded."""
+    with _in_fresh_directory(config):
+        train(config, env=QUIET_ENV)
+        return [row["text"] for row in read_rollouts(Path(config.run))]
 
 
 ANSWERS = (

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from pages import Reader
 
+from sdpo.rollouts.record import read_rollouts
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -71,4 +73,5 @@ def test_a_judge_that_asks_a_service(start, monkeypatch, capsys):
         start("async_judge.py")
         server.shutdown()
     assert Critic.calls > 4
-    assert Path("runs/async-judge/rollouts.jsonl").read_text(encoding="utf-8").count("base case")
+    said = [row["feedback"] for row in read_rollouts(Path("runs/async-judge"))]
+    assert "Name the base case." in said

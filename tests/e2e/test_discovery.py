@@ -45,7 +45,7 @@ def settings(model_dir, run_dir, **discover) -> RunConfig:
             "run": str(run_dir),
             "model": {"name": str(model_dir), "device": "cpu", "dtype": "float32"},
             "rollout": {"max_completion_tokens": 4, "max_prompt_tokens": 400},
-            "teacher": {"context": {"max_tokens": 600}},
+            "teacher": {"context": {"type": "rules", "max_tokens": 600}},
             "optim": {"lr": 1e-2},
             "discover": {"budget": BUDGET, "batch": 4, "seeds": 2, "window_tokens": 300} | discover,
         }
@@ -325,6 +325,16 @@ def test_killed_and_resumed_equals_uninterrupted(model_dir, tmp_path):
     for name in ("a", "b"):
         solution = tmp_path / f"cut/solutions/{name}.txt"
         assert solution.read_text() == (tmp_path / f"whole/solutions/{name}.txt").read_text()
+
+
+def test_a_kill_before_the_last_summary_left_it_without_that_search(model_dir, tmp_path):
+    config = settings(model_dir, tmp_path / "run", methods=["best_of_k"], seeds=1)
+    discover_tasks(config, world())
+    summary = tmp_path / "run/discovery.json"
+    whole = summary.read_text()
+    summary.unlink()
+    discover_tasks(config, world())
+    assert summary.read_text() == whole
 
 
 def test_an_environment_may_pose_its_tasks_anew(model_dir, tmp_path):

@@ -67,7 +67,7 @@ def test_groups_with_gaps_keep_their_indices_and_resume_exactly(model, tmp_path,
         train(config(model, broken, *overrides), env=flaky(35), on_step=stop)
     train(config(model, broken, *overrides), env=flaky(35))
     assert rows(whole) == rows(broken)
-    lines = [(run / "rollouts.jsonl").read_text() for run in (whole, broken)]
+    lines = [(run / "rollouts.jsonl.gz").read_bytes() for run in (whole, broken)]
     assert lines[0] == lines[1]
     groups: dict[tuple, dict[int, dict]] = {}
     for row in read_rollouts(whole):
@@ -143,4 +143,4 @@ def test_a_judge_failing_in_an_evaluation_lost_the_step_it_came_after(model, tmp
     is_broken = False
     assert train(config(model, run, *overrides), env=sdpo.env(TASKS, breaks)).finished
     assert rows(run) == rows(whole)
-    assert (run / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
+    assert (run / "rollouts.jsonl.gz").read_bytes() == (whole / "rollouts.jsonl.gz").read_bytes()

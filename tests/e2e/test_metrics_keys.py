@@ -9,6 +9,7 @@ import pytest
 
 import sdpo
 from sdpo.config.load import load_config
+from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
 
@@ -81,8 +82,7 @@ def test_credit_is_kept_of_attempts_that_are_distilled(model, tmp_path):
     tasks = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(9)]
     train(config, env=sdpo.env(tasks, mostly_wrong))
     rows, credit = (
-        [json.loads(line) for line in (tmp_path / "run" / name).read_text().splitlines()]
-        for name in ("rollouts.jsonl", "credit.jsonl")
+        list(read_rows(tmp_path / "run" / name)) for name in ("rollouts.jsonl", "credit.jsonl")
     )
     found = 0
     for step in (1, 2, 3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
+from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import toy_env, toy_model, toy_tokenizer
 
 NUM_TASKS = 4
@@ -115,10 +115,7 @@ def learn(model: Path, run: Path, *overrides: str, reveal: str = "all", seed: in
     )  # fmt: skip
     env = toy_env(NUM_TASKS, seed=seed, reveal=reveal)
     result = sdpo.train(config, env=env)
-    rows, attempts = (
-        [json.loads(line) for line in (run / name).read_text().splitlines()]
-        for name in ("metrics.jsonl", "rollouts.jsonl")
-    )
+    rows, attempts = (list(read_rows(run / name)) for name in ("metrics.jsonl", "rollouts.jsonl"))
     trained = run / "checkpoints" / f"step-{result.step}"
     learnt = Learnt(rows=rows, attempts=attempts, nats=code_nats(trained, env))
     # `pytest -rP` shows it: the numbers of docs/results.md.

@@ -261,7 +261,7 @@ def test_format_and_truncation(env: CodeEnv) -> None:
     for text in ("no code", "def divide(a, b): return a // b", "```python\ndef divide"):
         verdict = env.judge(task, rollout(text))
         assert verdict.info["category"] == "incorrect_format"
-        assert verdict.feedback == wording.INCORRECT_FORMAT
+        assert verdict.feedback == wording.INCORRECT_FORMAT.format(language="python")
         verdict = env.judge(task, rollout(text, truncated=True))
         assert verdict.info["category"] == "truncated"
         assert verdict.feedback == envs_text.TRUNCATED

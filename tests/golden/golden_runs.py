@@ -12,6 +12,7 @@ step is another one. `regenerate.py --spread` shows how far from such borders th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,8 @@ from safetensors.torch import load_file
 
 import sdpo
 from sdpo.cli import run as command
+from sdpo.metrics.jsonl import read_rows
+from sdpo.rollouts.record import with_contexts
 from sdpo.testing import byte_tokenizer, tiny_model, toy_env
 
 RUNS = ("sdpo", "srpo", "grpo", "discover")
@@ -111,7 +114,9 @@ def carry_out(name: str, model: Path, folder: Path) -> list[dict[str, Any]]:
         ]
     sdpo.train(*settings, *_OWN[name], env=sdpo.env(_TASKS, _judge))
     rows = [row for row in _lines(folder / "metrics.jsonl") if row["step"] > 0]
-    rollouts = [row for row in _lines(folder / "rollouts.jsonl") if row["split"] == "train"]
+    rollouts = [row for row in read_rows(folder / "rollouts.jsonl") if row["split"] == "train"]
+    for _, group in itertools.groupby(rollouts, lambda row: (row["step"], row["task"])):
+        with_contexts(list(group))
     seen = ("task", "index", "text", "reward", "feedback", "teacher", "completion_tokens")
     for row in rows:
         own = [rollout for rollout in rollouts if rollout["step"] == row["step"]]

@@ -13,6 +13,7 @@ import pytest
 from processes_worker import train
 from safetensors.torch import load_file
 
+from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 
 WORKER = Path(__file__).with_name("processes_worker.py")
@@ -79,7 +80,7 @@ def runs(tmp_path_factory) -> Path:
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_rows(path))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -204,3 +205,98 @@ def test_processes_leave_their_group_before_they_end(tmp_path):
     (tmp_path / "leaves.py").write_text(LEAVES)
     two_processes(tmp_path / "leaves.py", tmp_path)
     assert [(tmp_path / f"left.{rank}").read_text() for rank in (0, 1)] == ["True", "True"]
+
+
+SIGNALLED = """
+import os, signal, sys
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.training.run import Run
+
+folder, model, case = sys.argv[1:]
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)
+rank = os.environ["RANK"]
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
+
+def judge(task, rollout):
+    if case == "judging" and step == 2 and rank == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return sdpo.Verdict(reward=0.0, solved=False, feedback="no")
+
+step = 0
+
+def on_step(row):
+    global step
+    step = row["step"]
+    if case == "save" and step == 1 and rank == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+measure = Run.measure
+
+def measured(self, *arguments):
+    if case == "training" and step == 2 and rank == "0":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return measure(self, *arguments)
+
+Run.measure = measured
+result = sdpo.train(load_config([
+    f"run={folder}/{case}", f"model.name={model}", "model.device=cpu",
+    "model.dtype=float32", "steps=4", "checkpoint.every=0", "eval.every=0",
+    "rollout.tasks_per_step=4", "rollout.group_size=2", "rollout.max_completion_tokens=4",
+    "rollout.max_prompt_tokens=200", "eval.samples=1", "objective.type=sdpo",
+]), env=sdpo.env(TASKS, judge), on_step=on_step)
+open(f"{folder}/{case}.{rank}", "w").write(f"{result.step} {result.exit_status}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "step", "status"), [("judging", 2, 143), ("training", 3, 143), ("save", 4, 0)]
+)
+def test_a_signal_to_one_process_stops_or_saves_all(runs, tmp_path, case, step, status):
+    """A scheduler that signals one rank left the others waiting for it, and nothing was saved."""
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    two_processes(tmp_path / "signalled.py", tmp_path, runs / "model", case)
+    said = [(tmp_path / f"{case}.{rank}").read_text() for rank in (0, 1)]
+    assert said == [f"{step} {status}"] * 2
+    saved = sorted(path.name for path in (tmp_path / case / "checkpoints").iterdir())
+    assert saved == {"save": ["step-1", "step-4"]}.get(case, [f"step-{step}"])
+
+
+UNJUDGED = """
+import os, sys
+import sdpo
+from sdpo.config.load import load_config
+
+folder, model, share = sys.argv[1:]
+TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
+
+def judge(task, rollout):
+    # Both attempts at t1 and t3: all of the second process, half of the step.
+    if task.id in ("t1", "t3"):
+        raise sdpo.Unjudged("busy")
+    return sdpo.Verdict(reward=0.0, solved=False, feedback="no")
+
+said = "finished"
+try:
+    result = sdpo.train(load_config([
+        f"run={folder}/{share}", f"model.name={model}", "model.device=cpu",
+        "model.dtype=float32", "steps=1", "checkpoint.every=0", "eval.every=0", "env.retries=0",
+        f"env.max_unjudged={share}", "rollout.tasks_per_step=4", "rollout.group_size=2",
+        "rollout.max_completion_tokens=4", "rollout.max_prompt_tokens=200", "eval.samples=1",
+        "objective.type=sdpo",
+    ]), env=sdpo.env(TASKS, judge))
+    said = str(result.metrics["env/unjudged"])
+except sdpo.SdpoError as error:
+    said = str(error)
+open(f"{folder}/{share}.{os.environ['RANK']}", "w").write(said)
+"""
+
+
+@pytest.mark.parametrize(("share", "said"), [("0.6", "0.5"), ("0.4", "could not be judged")])
+def test_the_share_without_a_verdict_was_that_of_one_process(runs, tmp_path, share, said):
+    (tmp_path / "unjudged.py").write_text(UNJUDGED)
+    two_processes(tmp_path / "unjudged.py", tmp_path, runs / "model", share)
+    found = [(tmp_path / f"{share}.{rank}").read_text() for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert said in found[0]

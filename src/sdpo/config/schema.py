@@ -194,6 +194,10 @@ class CanariesConfig(Config):
 class LogConfig(Config):
     backends: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Services that receive the metrics besides metrics.jsonl."""
+    rollouts: Literal["all", "sample", "failures"] = "all"
+    """Whose texts (attempt, prompt, feedback, teacher's context) rollouts.jsonl.gz keeps: of all
+    attempts, of four tasks a step and an evaluation, or of those not solved. Verdicts and numbers
+    of all are kept always."""
 
 
 class SelectConfig(Config):

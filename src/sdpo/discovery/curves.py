@@ -17,7 +17,7 @@ import numpy as np
 
 from sdpo.discovery.result import Discovery
 from sdpo.evaluation import Interval
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 
 RESAMPLES = 2000
 """Bootstrap resamples; all points of a curve share them."""
@@ -127,7 +127,7 @@ def write_summary(results: Sequence[Discovery], run_dir: Path) -> None:
     """Write discovery.json into the run directory; nothing without results."""
     if not results:
         return
-    with atomic_write(run_dir / SUMMARY) as partial:
+    with record_whole(run_dir / SUMMARY) as partial:
         partial.write_text(
             json.dumps(summarise_discovery(results), indent=2) + "\n", encoding="utf-8"
         )

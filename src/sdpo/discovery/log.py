@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.discovery.result import Discovery, Method
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.records import Verdict
 
@@ -184,7 +184,7 @@ class _Rows:
         self.kept = [row for row in read_rows(path) if keeps(row)]
         self._num_rows = 0
         if path.exists():
-            with atomic_write(path) as partial:
+            with record_whole(path) as partial:
                 partial.write_text(
                     "".join(dumps(row) + "\n" for row in self._numbered(self.kept)),
                     encoding="utf-8",

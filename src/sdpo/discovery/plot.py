@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdpo.discovery.curves import LEVEL, summarise_discovery
 from sdpo.discovery.result import Discovery
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 
 PLOT = "discovery.png"
 
@@ -51,6 +51,6 @@ def write_plot(results: Sequence[Discovery], run_dir: Path) -> Path | None:
     axes.legend(loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path = run_dir / PLOT
-    with atomic_write(path) as partial:
+    with record_whole(path) as partial:
         figure.savefig(partial, format="png")
     return path

@@ -29,13 +29,14 @@ from sdpo.discovery.self_distillation import self_distillation
 from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 from sdpo.lock import sole_writer
 from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.seeds import derive
+from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
@@ -59,25 +60,36 @@ def discover_tasks(
     of the same run directory are read, not repeated.
 
     Writes `discovery.jsonl`, `attempts.jsonl`, `updates.jsonl`, `discovery.json`, `discovery.png`
-    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. Raises
-    `SdpoError`.
+    (with matplotlib installed) and `solutions/TASK.txt`. `env` replaces `config.env`. SIGTERM is
+    raised as Ctrl-C is, as a `KeyboardInterrupt` that says what is finished; SIGUSR1 does nothing,
+    since all is written as it happens. Raises `SdpoError`.
     """
     if config.seeds > 1:
         raise ConfigError(
             f"seeds = {config.seeds} is for `sdpo train`; a search repeats itself with "
             "discover.seeds"
         )
-    with sole_writer(Path(config.run)):
-        return _search_all(config, env, progress)
+    results: list[Discovery] = []
+    with Signals(), sole_writer(Path(config.run)):
+        try:
+            _search_all(config, env, progress, results)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(
+                f"interrupted: {len(results)} searches are finished; the same command continues"
+            ) from None
+    return results
 
 
-def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -> list[Discovery]:
+def _search_all(
+    config: RunConfig, env: Env | None, progress: Progress | None, results: list[Discovery]
+) -> None:
+    """Adds to `results`, as they are read or found."""
     say = progress or (lambda results, line: None)
     check_custom(config)
     run_dir = open_run_dir(config, run_facts(config, env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
-    results = [from_row(row) for row in read_rows(file.path)]
+    results += [from_row(row) for row in read_rows(file.path)]
     finished = {(r.task_id, r.method, r.seed) for r in results}
     log = SearchLog(run_dir, finished)
 
@@ -105,8 +117,9 @@ def _search_all(config: RunConfig, env: Env | None, progress: Progress | None) -
                 file.append([result.row() | {"step": len(results)}])
                 write_summary(results, run_dir)
                 say(results, "")
+    # Also for a process that was killed between a search's row and its summary.
+    write_summary(results, run_dir)
     write_plot(results, run_dir)
-    return results
 
 
 def discover_one(
@@ -284,7 +297,7 @@ def _save_solution(run_dir: Path, result: Discovery) -> None:
     path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
     if result.solution is None or path.exists():
         return
-    with atomic_write(path) as partial:
+    with record_whole(path) as partial:
         partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
 
 

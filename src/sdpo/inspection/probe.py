@@ -28,6 +28,7 @@ from sdpo.inspection.reach import Reach
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.judging import check_unjudged
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
@@ -146,6 +147,7 @@ def probe_tasks(
         made = collector.collect(
             tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
         )
+        check_unjudged(parallel.gather(made.judged), collector.judging.max_unjudged)
         return gather_groups(made.groups, parallel, count=len(tasks))
 
     groups, again = student_round("student"), student_round("student again")

@@ -1,5 +1,5 @@
 """Append-only files of JSON objects, one a line, each with its `step`; cut back to a step when a
-run is resumed.
+run is resumed. Those that grow large are compressed (segments.py); readers take either.
 
 A line is complete or absent for every reader: a last line without its newline (a killed process, a
 full disk) is ignored when reading and removed when resuming.
@@ -8,6 +8,7 @@ full disk) is ignored when reading and removed when resuming.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.errors import SdpoError
+from sdpo.files import record_whole, unwritable
+from sdpo.metrics.segments import lines_at, pack, packed_path, stored
 
 
 class JsonLines:
@@ -38,7 +41,7 @@ class JsonLines:
 
         Raises `SdpoError` when the disk is full or read-only; earlier lines stay intact.
         """
-        data = memoryview("".join(dumps(row) + "\n" for row in rows).encode())
+        data = memoryview(self._encode(rows))
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +57,7 @@ class JsonLines:
                 raise
         except OSError as error:
             self.close()
-            raise SdpoError(
-                f"cannot write {self.path}: {error.strerror}; free space or choose another `run` "
-                "directory"
-            ) from error
+            raise unwritable(self.path, error) from error
 
     def resume_at(
         self, step: int, *, drops: Callable[[Mapping[str, Any]], bool] = lambda row: False
@@ -68,14 +68,11 @@ class JsonLines:
         if not self.path.exists():
             return
         keep = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                row = _row(self.path, number, line)
-                if row["step"] > step or drops(row):
-                    break
-                keep += len(line)
+        for number, (place, line) in enumerate(lines_at(self.path), start=1):
+            row = _row(self.path, number, line)
+            if row["step"] > step or drops(row):
+                break
+            keep = place.offset + place.size
         if keep < self.path.stat().st_size:
             os.truncate(self.path, keep)
 
@@ -97,17 +94,55 @@ class JsonLines:
             self._file.close()
             self._file = None
 
+    def _encode(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        return b"".join(map(_line, rows))
+
+
+class CompressedLines(JsonLines):
+    """The same, compressed. `unit` names by more than one level which rows belong together, the
+    finest last: those of one unit are never divided into segments, and a segment holds no two
+    units that differ in anything but the last level, so that `resume_at` cuts between segments.
+
+    Example:
+        file = CompressedLines(path, unit=lambda row: (row["step"], row["task"]))
+    """
+
+    def __init__(
+        self, path: Path, *, unit: Callable[[Mapping[str, Any]], tuple[object, ...]]
+    ) -> None:
+        super().__init__(packed_path(path))
+        self._plain = path
+        self._unit = unit
+
+    def resume_at(
+        self, step: int, *, drops: Callable[[Mapping[str, Any]], bool] = lambda row: False
+    ) -> None:
+        """As for plain files; rows that an older version left uncompressed are taken over."""
+        if self._plain.exists():
+            if not self.path.exists():
+                with record_whole(self.path) as partial:
+                    partial.write_bytes(self._encode(read_rows(self._plain)))
+            self._plain.unlink()
+        super().resume_at(step, drops=drops)
+
+    def begin_anew(self) -> None:
+        """Start with an empty file; what was written is kept as `.bak`."""
+        JsonLines(self._plain).begin_anew()
+        super().begin_anew()
+
+    def _encode(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        return b"".join(
+            pack(b"".join(map(_line, unit)) for _, unit in itertools.groupby(part, self._unit))
+            for _, part in itertools.groupby(rows, lambda row: self._unit(row)[:-1])
+        )
+
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The complete lines of `path`; nothing when it does not exist. Raises `SdpoError` naming a
     line that is not JSON."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            yield _row(path, number, line)
+    path = stored(path)
+    for number, (_, line) in enumerate(lines_at(path), start=1):
+        yield _row(path, number, line)
 
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -121,6 +156,10 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         return json.loads(line)
     except ValueError as error:
         raise SdpoError(f"{path}, line {number}: not a JSON object ({error})") from error
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (dumps(row) + "\n").encode()
 
 
 def dumps(value: Any) -> str:

@@ -101,6 +101,22 @@ class Last:
 
 
 @dataclass(frozen=True, slots=True)
+class Max:
+    """The largest observation: of the seconds of processes that wait for the slowest."""
+
+    value: float
+
+    def merge(self, other: Max) -> Max:
+        return Max(max(self.value, other.value))
+
+    def reduce(self) -> float:
+        return self.value
+
+    def numbers(self) -> tuple[float, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
 class Percentile:
     """A percentile, kept as the pool of its observations: percentiles of parts do not determine
     that of the whole.
@@ -133,7 +149,7 @@ class Percentile:
         return (self.q, *self.pool)
 
 
-_KINDS: dict[str, Callable[..., Value]] = {kind.__name__: kind for kind in (Mean, Sum, Last)}
+_KINDS: dict[str, Callable[..., Value]] = {kind.__name__: kind for kind in (Mean, Sum, Last, Max)}
 _KINDS[Percentile.__name__] = lambda q, *pool: Percentile(q, pool)
 
 

@@ -25,7 +25,7 @@ from sdpo.rollouts.record import ROLLOUTS
 CONFIG = "config.json"
 DISCOVERY = "discovery.json"
 """What a discovery run leaves instead of metrics; discovery/curves.py writes it."""
-FILES = (CONFIG, METRICS, ALERTS, ROLLOUTS, CREDIT, DISCOVERY)
+FILES = (CONFIG, METRICS, ALERTS, ROLLOUTS, f"{ROLLOUTS}.gz", CREDIT, DISCOVERY)
 """All a report reads."""
 
 Row = dict[str, Any]

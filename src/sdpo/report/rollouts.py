@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sdpo.metrics.segments import Place
 from sdpo.report.lines import GrowingLines
 from sdpo.report.packed import Packed, fill
+from sdpo.rollouts.record import with_contexts
 
 Row = dict[str, Any]
 Item = TypeVar("Item")
@@ -32,13 +34,11 @@ KEPT_ALTERNATIVES = 400
 
 
 @dataclass(slots=True)
-class _Place:
+class _Group:
     """Where the lines of one group are."""
 
     key: GroupKey
-    offset: int
-    size: int
-    """Bytes."""
+    place: Place
 
 
 class RolloutIndex:
@@ -55,7 +55,7 @@ class RolloutIndex:
         self._forget()
 
     def _forget(self) -> None:
-        self._places: list[_Place] = []
+        self._groups: list[_Group] = []
         self._verdicts: dict[tuple[str, int], Counter[str]] = {}
         self._solved_names: set[str] = set()
         self.held_out: dict[int, dict[str, list[int]]] = {}
@@ -70,14 +70,16 @@ class RolloutIndex:
         """Read what is new. Raises `SdpoError` naming a line that is not JSON."""
         if self._lines.was_rewritten():
             self._forget()
-        for offset, line in self._lines.new():
+        for place, line in self._lines.new():
             row = self._lines.parse(line)
             self._count(row)
+            if row["text"] is None:
+                continue  # log.rollouts kept its verdict only
             key = (row["step"], row["split"], row["task"])
-            if self._places and self._places[-1].key == key:
-                self._places[-1].size += len(line)
+            if self._groups and self._groups[-1].key == key:
+                self._groups[-1].place = self._groups[-1].place.to(place)
             else:
-                self._places.append(_Place(key, offset, len(line)))
+                self._groups.append(_Group(key, place))
 
     def _count(self, row: Row) -> None:
         name = row["category"] or ("solved" if row["solved"] else "not solved")
@@ -118,21 +120,22 @@ class RolloutIndex:
         """
         units: dict[tuple[int, str], list[int]] = {}
         wanted: list[int] = []
-        for number, place in enumerate(self._places):
-            if place.key in first:
+        for number, group in enumerate(self._groups):
+            if group.key in first:
                 wanted.append(number)
             else:
-                units.setdefault(place.key[:2], []).append(number)
+                units.setdefault(group.key[:2], []).append(number)
         ordered = [units[key] for key in spread_order(sorted(units))]
         rounds = itertools.chain.from_iterable(itertools.zip_longest(*ordered))
         others = (number for number in rounds if number is not None)
-        order = ((n, self._places[n].size) for n in itertools.chain(wanted, others))
+        order = ((n, self._groups[n].place.length) for n in itertools.chain(wanted, others))
         chosen = fill(order, budget, self._load)
         return [chosen[number] for number in sorted(chosen)]
 
     def _load(self, number: int) -> Row:
-        place = self._places[number]
-        return _group(place.key, self._lines.read(place.offset, place.size))
+        group = self._groups[number]
+        rows = [row for row in self._lines.read(group.place) if row["text"] is not None]
+        return _group(group.key, rows)
 
 
 def _bins(steps: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -143,7 +146,8 @@ def _bins(steps: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _group(key: GroupKey, rollouts: Sequence[Row]) -> Row:
-    """The lines of a group, its prompt once; `teacher` keeps its references."""
+    """The lines of a group, its prompt once; `teacher` may be the index that has the same one."""
+    with_contexts(rollouts)
     step, split, task = key
     prompt = next((r["prompt"] for r in rollouts if not isinstance(r["prompt"], int)), None)
     repeated = ("step", "split", "task", "prompt")
@@ -167,13 +171,13 @@ class CreditIndex:
 
     def __init__(self, path: Path) -> None:
         self._lines = GrowingLines(path)
-        self._places: list[tuple[int, int]] = []
+        self._places: list[Place] = []
 
     def update(self) -> None:
         """Find the new lines."""
         if self._lines.was_rewritten():
             self._places = []
-        self._places += [(offset, len(line)) for offset, line in self._lines.new()]
+        self._places += [place for place, _ in self._lines.new()]
 
     def choose(self, budget: int, count: int) -> tuple[list[Packed], set[GroupKey]]:
         """At most `count` rows worth about `budget` compressed bytes, evenly spread, in order; and
@@ -181,12 +185,12 @@ class CreditIndex:
         keys: dict[int, GroupKey] = {}
 
         def load(number: int) -> Row:
-            (row,) = self._lines.read(*self._places[number])
+            (row,) = self._lines.read(self._places[number])
             keys[number] = (row["step"], row["split"], row["task"])
             return thinned(row)
 
         order = itertools.islice(spread_order(range(len(self._places))), count)
-        chosen = fill(((number, self._places[number][1]) for number in order), budget, load)
+        chosen = fill(((number, self._places[number].length) for number in order), budget, load)
         return [chosen[number] for number in sorted(chosen)], {keys[number] for number in chosen}
 
 

@@ -17,7 +17,7 @@ from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
 from sdpo.envs.base import Env, Replying
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
-from sdpo.rollouts.judging import DEFAULTS, judge_all
+from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged, judge_all, judge_share
 from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
 
@@ -29,12 +29,12 @@ class Collected:
     """The groups of one step, one per task, and how long each part took.
 
     Example:
-        Collected(groups=[group], num_sampled=8, generate_s=3.1, judge_s=0.2)
+        Collected(groups=[group], judged=judged, generate_s=3.1, judge_s=0.2)
     """
 
     groups: list[Group]
-    num_sampled: int
-    """Attempts made, judged or not."""
+    judged: Judged
+    """The verdicts of all attempts made, in order, where there are some."""
     generate_s: float
     judge_s: float
     left_out: list[Group] = field(default_factory=list)
@@ -44,12 +44,12 @@ class Collected:
         """The times, the share of attempts that could not be judged, and that of groups replaced
         by others."""
         drawn = [*self.groups, *self.left_out]
-        judged = sum(len(group.rollouts) for group in drawn)
+        verdicts = self.judged.verdicts
         return {
             "rollouts/redrawn": len(self.left_out) / len(drawn) if drawn else 0.0,
             "time/generate_s": self.generate_s,
             "time/judge_s": self.judge_s,
-            "env/unjudged": 1 - judged / self.num_sampled,
+            "env/unjudged": verdicts.count(None) / len(verdicts),
         }
 
 
@@ -75,7 +75,8 @@ class Collector:
     ) -> Collected:
         """A group of `group_size` attempts at each task, in order, without those that could not be
         judged: a group may be smaller, with gaps in its rollouts' `index`, or empty. Of several
-        ranks each makes its share, which `gather_groups` puts together.
+        ranks each makes its share, which `gather_groups` puts together; `check_unjudged` is then
+        for the caller, who knows what the others have judged.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
         tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
@@ -90,14 +91,17 @@ class Collector:
             for (task, _), group in zip(wanted, rollouts, strict=True)
             for rollout in group
         ]
-        verdicts = iter(judge_all(self.env, attempts, self.judging))
+        judged = judge_share(self.env, attempts, self.judging)
+        if parallel.world_size == 1:
+            check_unjudged([judged], self.judging.max_unjudged)
+        verdicts = iter(judged.verdicts)
         groups = [
             _judged(task, group, [next(verdicts) for _ in group])
             for (task, _), group in zip(wanted, rollouts, strict=True)
         ]
         return Collected(
             groups=groups,
-            num_sampled=len(attempts),
+            judged=judged,
             generate_s=sampled - start,
             judge_s=time.perf_counter() - sampled,
         )

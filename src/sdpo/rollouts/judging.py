@@ -14,6 +14,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,32 +37,64 @@ DEFAULTS = JudgingConfig()
 """How judges are called where no recipe says it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What came of a number of attempts: all of a step, or one process's share of them.
+
+    Example:
+        Judged(verdicts=(verdict, None), first="task 'a', attempt 1: Unjudged: busy")
+    """
+
+    verdicts: tuple[Verdict | None, ...] = ()
+    """None where the judge said "not now" to the last retry."""
+    first: str = ""
+    """The first attempt without a verdict and what its judge said."""
+
+
 def judge_all(
     env: Env, attempts: Sequence[tuple[Task, Rollout]], settings: JudgingConfig = DEFAULTS
 ) -> list[Verdict | None]:
+    """As `judge_share`, for all attempts there are: raises `JudgeError` also when more than
+    `settings.max_unjudged` of them have no verdict."""
+    judged = judge_share(env, attempts, settings)
+    check_unjudged([judged], settings.max_unjudged)
+    return list(judged.verdicts)
+
+
+def check_unjudged(shares: Sequence[Judged], max_unjudged: float) -> None:
+    """Raises `JudgeError` when more than `max_unjudged` of the attempts of all `shares` together
+    have no verdict."""
+    verdicts = [verdict for share in shares for verdict in share.verdicts]
+    if verdicts.count(None) > max_unjudged * len(verdicts):
+        raise JudgeError(
+            f"{verdicts.count(None)} of {len(verdicts)} attempts could not be judged, more than "
+            f"env.max_unjudged = {max_unjudged:g} allows; the first is "
+            f"{next(share.first for share in shares if share.first)}. See to the judge's service, "
+            "or raise env.retries, env.timeout_s or env.max_unjudged"
+        )
+
+
+def judge_share(
+    env: Env, attempts: Sequence[tuple[Task, Rollout]], settings: JudgingConfig = DEFAULTS
+) -> Judged:
     """Verdicts in the order of `attempts`, judged concurrently: threads for plain judges, one event
-    loop for async ones. None where the judge said "not now" to the last retry.
+    loop for async ones.
 
     Raises `JudgeError` with the task's id, the attempt and the judge's own frames when a judge
-    raises anything else, and when more than `settings.max_unjudged` of the attempts have no
-    verdict.
+    raises anything but "not now".
     """
     if not attempts:
-        return []
+        return Judged()
     found = run_on_loop(_judge_all(env, attempts, settings))
-    unjudged = [
-        (task, rollout, outcome)
-        for (task, rollout), outcome in zip(attempts, found, strict=True)
-        if not isinstance(outcome, Verdict)
-    ]
-    if len(unjudged) > settings.max_unjudged * len(attempts):
-        task, rollout, error = unjudged[0]
-        raise JudgeError(
-            f"{len(unjudged)} of {len(attempts)} attempts could not be judged, more than "
-            f"env.max_unjudged = {settings.max_unjudged:g} allows; the first is task {task.id!r}, "
-            f"attempt {rollout.index}: {type(error).__name__}: {first_line(error)}. See to the "
-            "judge's service, or raise env.retries, env.timeout_s or env.max_unjudged"
-        )
+    first = next(
+        (
+            f"task {task.id!r}, attempt {rollout.index}: {type(outcome).__name__}: "
+            f"{first_line(outcome)}"
+            for (task, rollout), outcome in zip(attempts, found, strict=True)
+            if not isinstance(outcome, Verdict)
+        ),
+        "",
+    )
     verdicts = [outcome if isinstance(outcome, Verdict) else None for outcome in found]
     if any(verdict is not None and not 0 <= verdict.reward <= 1 for verdict in verdicts):
         # The text is always the same, so that Python shows it once.
@@ -71,7 +104,7 @@ def judge_all(
             "sdpo.env(..., solved_at=...) from which reward on a task is solved",
             stacklevel=2,
         )
-    return verdicts
+    return Judged(verdicts=tuple(verdicts), first=first)
 
 
 async def _judge_all(

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from sdpo.records import Group, Task
 from sdpo.rollouts.collect import Collected
+from sdpo.rollouts.judging import Judged
 
 
 def collect_varied(
@@ -51,7 +52,10 @@ def _replaced(found: Collected, more: Collected) -> Collected:
         found,
         groups=groups,
         left_out=left_out,
-        num_sampled=found.num_sampled + more.num_sampled,
+        judged=Judged(
+            verdicts=found.judged.verdicts + more.judged.verdicts,
+            first=found.judged.first or more.judged.first,
+        ),
         generate_s=found.generate_s + more.generate_s,
         judge_s=found.judge_s + more.judge_s,
     )

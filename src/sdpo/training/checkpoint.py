@@ -29,7 +29,7 @@ from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Describing, Env
 from sdpo.errors import CheckpointError, ConfigError
-from sdpo.files import atomic_write, delete_folder
+from sdpo.files import atomic_write, delete_folder, record_whole
 from sdpo.machine import usable_cores
 from sdpo.models.adapters import adapter_weights, save_model
 from sdpo.models.weights import trainable
@@ -171,7 +171,7 @@ def record_judging(run_dir: Path, env: Env) -> str | None:
     line = "judging: " + _named(facts)
     if before != facts:
         return f"{line} (the run began with {_named(before)})"
-    with atomic_write(path) as partial:
+    with record_whole(path) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return line
 

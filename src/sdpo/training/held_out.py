@@ -17,9 +17,10 @@ from sdpo.envs.base import Closing
 from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
+from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
-from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.collect import Collected, Collector
 from sdpo.rollouts.sampler import Sampler
 from sdpo.training.tasks import check_prompts
 
@@ -44,7 +45,7 @@ class TaskSet:
     """Attempts per task."""
     sampling: Sampling
 
-    def attempts(self, *, seed: int, parallel: Parallel) -> list[Group]:
+    def attempts(self, *, seed: int, parallel: Parallel) -> Collected:
         """This rank's share of the attempts; equal seeds make equal attempts."""
         return attempt_tasks(
             self.collector,
@@ -150,3 +151,18 @@ def _task_set(split: str, sampler: Sampler, collector: Collector, config: RunCon
             config, temperature=evaluation.temperature, top_p=evaluation.top_p
         ),
     )
+
+
+def probe(sampler: Sampler, config: RunConfig, parallel: Parallel) -> dict[str, float]:
+    """The `probe/*` metrics on training tasks, if `eval.probe_tasks` asks for them."""
+    if not config.eval.probe_tasks:
+        return {}
+    return probe_tasks(
+        sampler.collector,
+        choose_tasks(sampler.env.load("train"), config.eval.probe_tasks, config.seed),
+        config.teacher.context,
+        samples=config.eval.samples,
+        sampling=sampler.sampling(config, temperature=config.rollout.temperature),
+        seed=config.seed,
+        parallel=parallel,
+    ).metrics()

@@ -8,9 +8,7 @@ checkpoints (training/run.py). No tensors here.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Generator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,9 +16,10 @@ from statistics import fmean
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
 from sdpo.errors import JudgeError
-from sdpo.interrupt import BrokenOff, Terminated, terminable, undivided
 from sdpo.metrics.clock import Clock
 from sdpo.rollouts.curriculum import tasks_of_step
+from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
+from sdpo.signals import BrokenOff, Signals, exit_status
 from sdpo.training.run import Run, open_run
 
 OnStep = Callable[[Mapping[str, float]], object]
@@ -44,7 +43,7 @@ class TrainResult:
     finished: bool
     """False when interrupted; the same call continues the run."""
     exit_status: int = 0
-    """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM."""
+    """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM (in every process)."""
     runs: tuple[TrainResult, ...] = ()
     """With `seeds` > 1 the result of each; the fields above are then about all of them: their
     folder, the steps of the last, means of metrics, whether all finished."""
@@ -58,31 +57,45 @@ def train(
 
     `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
     written, the first evaluation's included. Ctrl-C and SIGTERM save a checkpoint and return; a
-    second one during an update returns at once and leaves the last checkpoint as it is. Raises
-    `SdpoError` for anything a user can fix.
+    second one during an update or a save returns at once and leaves the last checkpoint as it is.
+    SIGUSR1 saves a checkpoint and goes on. Raises `SdpoError` for anything a user can fix.
     """
     if config.seeds > 1:
         return _train_seeds(config, env, on_step)
-    with open_run(config, env) as run:
+    with Signals() as signals:
         try:
-            # Several processes end together only when their launcher ends them.
-            with terminable() if run.is_alone else nullcontext():
-                for row in train_steps(run):
-                    if on_step is not None:
-                        on_step(row)
+            with open_run(config, env, signals=signals) as run:
+                return _train(run, on_step)
+        except KeyboardInterrupt as stop:
+            # Before the run stood, or while it was being closed: what is on disk is all there is.
+            steps = checkpoint_steps(Path(config.run) / CHECKPOINTS)
+            return TrainResult(
+                run_dir=Path(config.run),
+                step=steps[-1] if steps else 0,
+                metrics={},
+                finished=False,
+                exit_status=exit_status(stop),
+            )
+
+
+def _train(run: Run, on_step: OnStep | None) -> TrainResult:
+    try:
+        try:
+            for row in train_steps(run):
+                if on_step is not None:
+                    on_step(row)
             return _result(run)
         except BrokenOff:
-            run.say(
-                "interrupted inside a step; the same command continues from the last checkpoint"
-            )
-            return _result(run, exit_status=128 + signal.SIGINT)
+            raise
         except JudgeError:
             run.save_before_stop()
             raise
         except KeyboardInterrupt as stop:
             run.save_interrupted()
-            number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-            return _result(run, exit_status=128 + number)
+            return _result(run, exit_status=exit_status(stop))
+    except BrokenOff as stop:
+        run.say("interrupted at once; the same command continues from the last checkpoint")
+        return _result(run, exit_status=exit_status(stop))
 
 
 def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> TrainResult:
@@ -114,9 +127,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
     config, learner = run.config, run.learner
     tasks = run.env.load("train")
     if run.start():
-        metrics = run.evaluate()
-        run.record(metrics, run.watch(metrics))
-        run.save_start()
+        run.begin(run.evaluate())
         yield run.last_metrics
     elif run.unevaluated is not None:
         run.complete(run.unevaluated)
@@ -128,7 +139,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
         )
         collected = run.collect(step_tasks)
-        with undivided(run.say):
+        with run.signals.undivided():
             with clock("update"):
                 groups = learner.with_contexts(collected.groups)
                 samples = learner.samples(groups)
@@ -136,8 +147,8 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             metrics = run.measure(groups, losses, collected.left_out)
             metrics |= learner.follow(metrics)
             run.record_rollouts(groups, losses, collected.left_out)
-            metrics |= collected.metrics() | clock.seconds()
-            run.complete(metrics)
+            run.complete(metrics | collected.metrics() | clock.seconds())
+        run.heed()
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics

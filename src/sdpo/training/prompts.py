@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sdpo.chat import Chat
 from sdpo.errors import ConfigError
-from sdpo.files import atomic_write
+from sdpo.files import record_whole
 from sdpo.rollouts.sampler import Sampler
 from sdpo.training.checkpoint import record_judging
 
@@ -79,7 +79,7 @@ def record_prompts(run_dir: Path, chat: Chat) -> str | None:
     facts = prompt_facts(chat)
     if "prompts" not in record:
         record["prompts"] = asdict(facts)
-        with atomic_write(path) as partial:
+        with record_whole(path) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return clock_note(chat, facts)
     before = PromptFacts(**record["prompts"])

@@ -15,8 +15,8 @@ from typing import Any
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Env
-from sdpo.errors import CanaryStop, JudgeError
-from sdpo.inspection.probe import check_can_probe, choose_tasks, probe_tasks
+from sdpo.errors import CanaryStop
+from sdpo.inspection.probe import check_can_probe
 from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
@@ -26,14 +26,14 @@ from sdpo.parallel import Parallel, start_parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.curriculum import other_tasks
-from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder, rollout_rows
+from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder
 from sdpo.rollouts.redraw import collect_varied
 from sdpo.rollouts.sampler import Sampler, open_sampler
-from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
+from sdpo.signals import Signals
 from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
 from sdpo.training.custom import check_custom
-from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks
+from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks, probe
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.objectives import check_objective
 from sdpo.training.prompts import record_conditions
@@ -41,6 +41,7 @@ from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_feedback, without_teacher
 from sdpo.training.step import StepResult
 from sdpo.training.tasks import check_tasks
+from sdpo.training.together import collect_together
 
 
 class Run:
@@ -53,6 +54,7 @@ class Run:
         sampler: Sampler,
         learner: Learner,
         parallel: Parallel,
+        signals: Signals,
         *,
         holdouts: Sequence[TaskSet],
         is_quiet: bool,
@@ -61,6 +63,7 @@ class Run:
         self.dir = run_dir
         self.env = sampler.env
         self.learner = learner
+        self.signals = signals
         self.last_metrics: dict[str, float] = {}
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
@@ -75,10 +78,11 @@ class Run:
         self._last_rollout: tuple[str, Verdict] | None = None
         backends = config.log.backends if parallel.is_main else ()
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
-        self._recorder = RolloutRecorder(run_dir)
+        self._recorder = RolloutRecorder(run_dir, kept=config.log.rollouts)
         self._dashboard = Dashboard(
             config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
         )
+        signals.say = self.say
 
     def __enter__(self) -> Run:
         self._dashboard.__enter__()
@@ -88,11 +92,6 @@ class Run:
         self._dashboard.__exit__(*error)
         self._writer.close()
         self._recorder.close()
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether one process makes this run."""
-        return self._parallel.world_size == 1
 
     @property
     def step(self) -> int:
@@ -128,37 +127,35 @@ class Run:
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
         could be judged, and with others in the place of flat ones where the config asks for it.
-        Raises `JudgeError` on every rank."""
+        Raises `JudgeError` on every rank, as it does an interrupt of any."""
         others = other_tasks(self.env.load("train"), tasks, step=self.step, seed=self.config.seed)
         return collect_varied(self._collect, tasks, others, rounds=self.config.rollout.redraws)
 
     def _collect(self, tasks: Sequence[Task]) -> Collected:
-        group_size = self.config.rollout.group_size
-        collected = self._parallel.agreed(
-            lambda: self._sampler.collector.collect(
+        collector = self._sampler.collector
+        collected = collect_together(
+            self._parallel,
+            self.signals,
+            lambda: collector.collect(
                 tasks,
-                group_size=group_size,
+                group_size=self.config.rollout.group_size,
                 sampling=self._sampling(),
                 seed=derive(self.config.seed, "rollout", self.step),
                 parallel=self._parallel,
             ),
-            JudgeError,
+            count=len(tasks),
+            max_unjudged=collector.judging.max_unjudged,
         )
-        groups = gather_groups(collected.groups, self._parallel, count=len(tasks))
-        return replace(collected, groups=drop_empty(groups), num_sampled=len(tasks) * group_size)
+        self.heed()
+        return replace(collected, groups=drop_empty(collected.groups))
 
     def measure(
         self, groups: Sequence[Group], losses: StepResult, left_out: Sequence[Group] = ()
     ) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained on `groups`, without times; the
         rollouts and tokens of all groups are added to the run's totals."""
-        if self.step == 0 and (unread := unread_feedback(groups)):
-            self.say(
-                f"objective.type = {self.config.objective.type!r} does not learn from feedback "
-                f"alone: no teacher reads what the judge wrote to {unread} failed attempts; "
-                "objective.type=sdpo or hybrid distils it (`sdpo check --probe` says whether that "
-                "would help)"
-            )
+        if self.step == 0 and (note := unread_feedback(groups, self.config.objective)):
+            self.say(note)
         groups = [*groups, *map(without_teacher, left_out)]
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
@@ -173,27 +170,34 @@ class Run:
     ) -> None:
         """Write the rollouts and the token credit of the step that has just ended."""
         if self._parallel.is_main:
-            rows = rollout_rows(
-                self.step, groups, teacher_prompt_tokens=losses.teacher_prompt_tokens
-            )
-            self._recorder.write(rows)
-            self._recorder.write(rollout_rows(self.step, left_out, split=LEFT_OUT))
+            lengths = losses.teacher_prompt_tokens
+            rows = self._recorder.write(self.step, groups, teacher_prompt_tokens=lengths)
+            self._recorder.write(self.step, left_out, split=LEFT_OUT)
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
 
+    def begin(self, metrics: Mapping[str, float]) -> None:
+        """Write the row of the initial weights, and a checkpoint where a rollback may need it."""
+        with self.signals.undivided():
+            self.record(metrics, self.watch(metrics))
+            if self._canaries.action == "rollback":
+                self.save()
+
     def complete(self, metrics: Mapping[str, float]) -> None:
         """Evaluate the step that has just trained if that is due, write its row and act on its
-        alerts. A judge that fails here leaves the step `unevaluated`; saved so, the run makes the
-        evaluation when it continues."""
+        alerts. A judge that fails in the evaluation, or an interrupt, leaves the step
+        `unevaluated`; saved so, the run makes the evaluation when it continues."""
         self.unevaluated = dict(metrics)
         if self.is_due(self.config.eval.every):
             metrics = {**metrics, **self.evaluate()}
-        alerts = self.watch(metrics)
-        self.record(metrics, alerts)
-        self.unevaluated = None
-        # Before any save: a run killed in between resumes before the alert and acts on it again.
-        self.act(alerts)
+        with self.signals.undivided():
+            alerts = self.watch(metrics)
+            self.record(metrics, alerts)
+            self.unevaluated = None
+            # Before any save: a run killed in between resumes before the alert and acts on it
+            # again.
+            self.act(alerts)
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and where the config asks
@@ -202,17 +206,19 @@ class Run:
         if self.step in (0, self.config.steps):
             for holdout in self._holdouts:
                 metrics |= self._attempt(holdout)
-        return metrics | self._probe()
+        return metrics | probe(self._sampler, self.config, self._parallel)
 
     def _attempt(self, tasks: TaskSet) -> dict[str, float]:
         # Where there is little to do this share may be empty, so only the whole is summarised.
-        part = self._parallel.agreed(
-            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel), JudgeError
-        )
-        groups = gather_groups(part, self._parallel, count=len(tasks.tasks))
+        groups = collect_together(
+            self._parallel,
+            self.signals,
+            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel),
+            count=len(tasks.tasks),
+            max_unjudged=tasks.collector.judging.max_unjudged,
+        ).groups
         if self._parallel.is_main:
-            rows = rollout_rows(self.step, drop_empty(groups), split=tasks.split)
-            self._recorder.write(rows)
+            self._recorder.write(self.step, drop_empty(groups), split=tasks.split)
         return tasks.metrics(groups)
 
     def is_due(self, every: int) -> bool:
@@ -252,11 +258,6 @@ class Run:
             )
         self._parallel.barrier()
 
-    def save_start(self) -> None:
-        """Write a checkpoint of the initial weights where a rollback may need it."""
-        if self._canaries.action == "rollback":
-            self.save()
-
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""
         if self.last_metrics:
@@ -269,6 +270,16 @@ class Run:
         if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
             self._save_unless_saved()
             self.say(f"a judge failed: step {self.step} is saved; the same command continues")
+
+    def heed(self) -> None:
+        """Do what signals ask of any rank: save this step and go on, or end."""
+        asked = self._parallel.gather((self.signals.takes_save(), self.signals.noted()))
+        if any(saves for saves, _ in asked) and self.last_metrics:
+            self._save_unless_saved()
+            self.say(f"saved step {self.step}, as SIGUSR1 asks")
+        for _, stop in asked:
+            if stop is not None:
+                raise stop
 
     def act(self, alerts: Sequence[Alert]) -> None:
         """Do what fired canaries ask for: nothing, end the run (`CanaryStop`), or go back to the
@@ -325,20 +336,6 @@ class Run:
         self._parallel.barrier()
         self.save()
 
-    def _probe(self) -> dict[str, float]:
-        config = self.config
-        if not config.eval.probe_tasks:
-            return {}
-        return probe_tasks(
-            self._sampler.collector,
-            choose_tasks(self.env.load("train"), config.eval.probe_tasks, config.seed),
-            config.teacher.context,
-            samples=config.eval.samples,
-            sampling=self._sampling(),
-            seed=config.seed,
-            parallel=self._parallel,
-        ).metrics()
-
     def _sampling(self) -> Sampling:
         temperature = self.config.rollout.temperature
         return self._sampler.sampling(self.config, temperature=temperature)
@@ -362,15 +359,22 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: RunConfig, env: Env | None = None, *, is_quiet: bool = False
+    config: RunConfig,
+    env: Env | None = None,
+    *,
+    signals: Signals | None = None,
+    is_quiet: bool = False,
 ) -> Generator[Run]:
     """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
-    `is_quiet` shows no steps."""
+    `signals` are those that the run heeds, none by default; `is_quiet` shows no steps."""
+    signals = signals or Signals()
     check_objective(config)
     check_custom(config)
     if config.eval.probe_tasks:
         check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
+    if parallel.world_size > 1:
+        signals.hold()
     run_dir = Path(config.run)
     with ExitStack() as stack:
         if parallel.is_main:
@@ -389,7 +393,14 @@ def open_run(
             parallel=parallel,
         )
         with Run(
-            config, run_dir, sampler, learner, parallel, holdouts=holdouts, is_quiet=is_quiet
+            config,
+            run_dir,
+            sampler,
+            learner,
+            parallel,
+            signals,
+            holdouts=holdouts,
+            is_quiet=is_quiet,
         ) as run:
             if parallel.is_main:
                 for line in record_conditions(run_dir, sampler):

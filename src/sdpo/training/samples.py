@@ -129,13 +129,20 @@ def without_teacher(group: Group) -> Group:
     return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
 
 
-def unread_feedback(groups: Sequence[Group]) -> int:
-    """Failed attempts with feedback which the objective leaves without a teacher although there
-    could be one."""
-    return sum(
+def unread_feedback(groups: Sequence[Group], objective: ObjectiveConfig) -> str | None:
+    """What to say when the objective leaves failed attempts with feedback without a teacher
+    although there could be one."""
+    unread = sum(
         context.reason == NOT_USED and not verdict.solved and bool((verdict.feedback or "").strip())
         for group in groups
         for context, verdict in zip(group.contexts, group.verdicts, strict=True)
+    )
+    if not unread:
+        return None
+    return (
+        f"objective.type = {objective.type!r} does not learn from feedback alone: no teacher reads "
+        f"what the judge wrote to {unread} failed attempts; objective.type=sdpo or hybrid distils "
+        "it (`sdpo check --probe` says whether that would help)"
     )
 
 

@@ -23,7 +23,7 @@ from sdpo.losses.head.logits import token_statistics, token_support
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics.sampler_gap import add_sampler_gap
-from sdpo.metrics.values import Last, Mean, Metrics, Sum
+from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
@@ -51,6 +51,8 @@ class StepResult:
     """Token credit of the inspected rollouts."""
     teacher_prompt_tokens: Mapping[Key, int] = field(default_factory=dict)
     """Length of the teacher's prompt of every sample that has one."""
+    teacher_s: float = 0.0
+    """Seconds that this process's teacher took; `time/teacher_s` is the slowest process's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,7 @@ class Updater:
             scored = targets[index] or self._score(active, spec, result)
             targets[index] = scored if keeps else None
             self._update(active, scored, batch, result)
+        result.metrics.add("time/teacher_s", Max(result.teacher_s))
         return result
 
     def _score(self, active: Sequence[Sample], spec: ObjectiveSpec, result: StepResult) -> Targets:
@@ -144,7 +147,7 @@ class Updater:
             spec=spec,
         )
         finish(self.model.device)
-        result.metrics.add("time/teacher_s", Sum(time.perf_counter() - start))
+        result.teacher_s += time.perf_counter() - start
         return targets
 
     def _denominators(self, samples: Sequence[Sample], spec: ObjectiveSpec) -> Denominators:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sdpo.metrics.values import Last, Mean, Metrics, Percentile, Sum
+from sdpo.metrics.values import Last, Max, Mean, Metrics, Percentile, Sum
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from sdpo.metrics.values import Last, Mean, Metrics, Percentile, Sum
         ([Mean.of([1, 2]), Mean.of([])], 1.5),
         ([Sum(3), Sum(4)], 7.0),
         ([Last(1), Last(9)], 9.0),
+        ([Max(9), Max(1)], 9.0),
         ([Percentile(50, (4.0, 1.0)), Percentile(50, (2.0,))], 2.0),
         ([Percentile(90, tuple(map(float, range(11))))], 9.0),
         ([Percentile(75, (0.0, 1.0))], 0.75),

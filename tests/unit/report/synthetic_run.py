@@ -13,7 +13,7 @@ from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.records import Group, Rollout, Task, TeacherContext, Verdict
 from sdpo.rollouts.credit import TokenCredit
-from sdpo.rollouts.record import RolloutRecorder, rollout_rows
+from sdpo.rollouts.record import RolloutRecorder
 
 ATTACK = "</script><script>document.body.dataset.pwned=1</script><!-- <img src=x onerror=alert(1)>"
 NAMES = ("clamp", "rotate", "count_words", "merge", "is_prime", "flatten", "digits", "gcd")
@@ -75,7 +75,7 @@ def make_run(
             if collapse and progress > 0.6:
                 solved *= max(0.0, 1 - (progress - 0.6) * 5)
             groups = _rollouts(rng, step, tasks, group_size, length, solved)
-            recorder.write(rollout_rows(step, groups))
+            recorder.write(step, groups)
             recorder.record_credit(_credit(rng, step, groups[0], i) for i in range(2))
             metrics = rollout_metrics(groups).reduce()
             metrics |= _training(rng, step, progress, collapse, tasks * group_size, length)
@@ -111,7 +111,7 @@ def _evaluation(rng, recorder, step, samples, length, solved):
     """Attempts at every task, recorded and summarised as in training, and a probe."""
     groups = _rollouts(rng, step, len(NAMES), samples, length, solved)
     bare = [replace(group, contexts=()) for group in groups]
-    recorder.write(rollout_rows(step, bare, split="eval"))
+    recorder.write(step, bare, split="eval")
     return summarise(groups, samples=samples).metrics() | {
         "probe/failed": 1 - solved,
         **_gain("recipe", 0.12 - solved / 5),

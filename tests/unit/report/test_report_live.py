@@ -1,11 +1,11 @@
 """The page that follows a run, in Chromium: the records of a real run, appended step by step."""
 
-import json
 import threading
 
 import pytest
 from chromium import Browser, find
 
+from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.report.watch import ReportServer
 
 pytestmark = [
@@ -14,6 +14,7 @@ pytestmark = [
 ]
 
 FILES = ("rollouts.jsonl", "credit.jsonl", "metrics.jsonl")
+"""The first as older versions left it: not compressed."""
 STATE = "document.querySelector('#live').textContent"
 SOLVED = (
     "[...document.querySelectorAll('.chart')].find((c) => c.querySelector('h3').textContent"
@@ -32,9 +33,8 @@ class Replayed:
     def go_on(self, step):
         """Append what the run wrote at `step`, the metrics last, as training does."""
         for name in FILES:
-            lines = (self._source / name).read_text().splitlines(keepends=True)
-            with (self.folder / name).open("a") as file:
-                file.writelines(line for line in lines if json.loads(line)["step"] == step)
+            rows = (row for row in read_rows(self._source / name) if row["step"] == step)
+            JsonLines(self.folder / name).append(rows)
 
 
 @pytest.fixture

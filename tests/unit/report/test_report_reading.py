@@ -10,6 +10,7 @@ import pytest
 from chromium import Browser, find
 from synthetic_run import make_run
 
+from sdpo.metrics.jsonl import read_rows
 from sdpo.records import TeacherContext
 from sdpo.report import write_report
 
@@ -53,7 +54,7 @@ def page(opened):
 
 
 def rows(run, name):
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+    return list(read_rows(run / name))
 
 
 def texts(page, selector):

@@ -9,9 +9,12 @@ import pytest
 from synthetic_run import make_run
 
 from sdpo.errors import SdpoError
+from sdpo.metrics.jsonl import read_rows
+from sdpo.metrics.segments import Place
 from sdpo.report import rollouts
 from sdpo.report.lines import GrowingLines
 from sdpo.report.rollouts import CreditIndex, RolloutIndex, thinned
+from sdpo.rollouts.record import RolloutRecorder
 
 
 def index_of(run):
@@ -120,13 +123,13 @@ def test_lines_are_handed_out_once(tmp_path):
     lines = GrowingLines(path)
     assert list(lines.new()) == []
     path.write_bytes(b'{"a":1}\n{"a":2}\n{"a"')
-    assert [offset for offset, _ in lines.new()] == [0, 8]
+    assert [place.offset for place, _ in lines.new()] == [0, 8]
     assert list(lines.new()) == []
     assert not lines.was_rewritten()
     with path.open("ab") as file:
         file.write(b":3}\n")
-    assert list(lines.new()) == [(16, b'{"a":3}\n')]
-    assert lines.read(8, 16) == [{"a": 2}, {"a": 3}]
+    assert list(lines.new()) == [(Place(16, 8, 0, 8), b'{"a":3}\n')]
+    assert lines.read(Place(8, 16, 0, 16)) == [{"a": 2}, {"a": 3}]
     path.write_bytes(b'{"a":1}\n{"a":2}\n{"b":3}\n')
     assert lines.was_rewritten()
     assert len(list(lines.new())) == 3
@@ -190,9 +193,10 @@ def test_the_report_of_a_run_with_huge_records_needs_little_memory(tmp_path):
         for step in range(600_000_000 // len(line)):
             file.write(line.replace('"step": 0', f'"step": {step}', 1) + "\n")
     text = "".join(f"{i * i} " for i in range(4_000))
-    with (run / "rollouts.jsonl").open("a") as file:
+    like = _like(run, text="")
+    with RolloutRecorder(run) as recorder:
         for step in range(4, 4 + 300_000_000 // len(text)):
-            file.write(json.dumps(_like(run, step=step, text=f"{step} {text}")) + "\n")
+            recorder._rollouts.append([like | {"step": step, "text": f"{step} {text}"}])
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", REPORT, run], capture_output=True, text=True, check=False
@@ -201,10 +205,9 @@ def test_the_report_of_a_run_with_huge_records_needs_little_memory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300
     assert (run / "report.html").stat().st_size < 10_000_000
-    for path in (run / "credit.jsonl", run / "rollouts.jsonl"):
+    for path in (run / "credit.jsonl", run / "rollouts.jsonl.gz"):
         path.unlink()
 
 
 def _like(run: Path, **fields):
-    with (run / "rollouts.jsonl").open() as file:
-        return json.loads(file.readline()) | {"split": "train"} | fields
+    return next(read_rows(run / "rollouts.jsonl")) | {"split": "train"} | fields

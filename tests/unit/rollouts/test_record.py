@@ -1,4 +1,6 @@
+import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -51,8 +53,9 @@ CONTEXTS = (SHOWN, TOLD, SHOWN)
 
 def test_a_line_per_rollout_with_what_the_teacher_read(tmp_path):
     with RolloutRecorder(tmp_path) as recorder:
-        recorder.write(rollout_rows(3, [group(CONTEXTS)], teacher_prompt_tokens={("t", 0): 9}))
-    lines = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+        recorder.write(3, [group(CONTEXTS)], teacher_prompt_tokens={("t", 0): 9})
+    found = gzip.decompress((tmp_path / "rollouts.jsonl.gz").read_bytes())
+    lines = [json.loads(line) for line in found.splitlines()]
     assert [line["prompt"] for line in lines] == [list(ASK), 0, 0]
     assert lines[2]["teacher"] == 0
     rows = list(read_rollouts(tmp_path))
@@ -74,7 +77,7 @@ def test_evaluation_has_no_teacher():
 def test_resuming_forgets_later_steps(tmp_path):
     recorder = RolloutRecorder(tmp_path)
     for step in (1, 2):
-        recorder.write(rollout_rows(step, [group(CONTEXTS)]))
+        recorder.write(step, [group(CONTEXTS)])
         recorder.record_credit([credit(step)])
     recorder.resume_at(1)
     assert {row["step"] for row in read_rollouts(tmp_path)} == {1}
@@ -130,3 +133,67 @@ def test_credit_round_trips_up_to_rounding(tmp_path):
     assert back.texts == {9: "return", 2: " x", 4: " y"}
     assert back.trained == (True, False)
     assert back.advantage == -0.25
+
+
+LONG = "a long attempt, word by word, " * 5
+SAID = "what the judge says about it, at length, so that it is worth naming; " * 2
+
+
+def long_group():
+    """Attempt 1 is solved; the others are shown it, and what was said about them."""
+    contexts = tuple(
+        TeacherContext(
+            messages=(
+                {"role": "system", "content": "be right"},
+                {"role": "user", "content": f"{ASKED}\nA solution:\n{LONG} 1\n\n{SAID} {i}\nNow."},
+            ),
+            demonstration=1,
+            feedback_used=True,
+            sources=("sibling", "feedback"),
+        )
+        for i in range(3)
+    )
+    return Group(
+        task=Task(id="t", messages=({"role": "user", "content": ASKED},)),
+        rollouts=tuple(replace(attempt(i), text=f"{LONG} {i}") for i in range(3)),
+        verdicts=tuple(
+            Verdict(reward=float(i == 1), solved=i == 1, feedback=f"{SAID} {i}") for i in range(3)
+        ),
+        contexts=contexts,
+    )
+
+
+ASKED = "a question that takes some room to ask, as most of those worth asking do; " * 2
+
+
+def test_contexts_repeated_the_prompt_the_demonstration_and_the_feedback(tmp_path):
+    with RolloutRecorder(tmp_path) as recorder:
+        rows = recorder.write(1, [long_group()])
+    assert rows[0]["teacher"][1]["content"] == [
+        ["prompt", 0], "\nA solution:\n", ["text", 1], "\n\n", ["feedback", 0], "\nNow.",
+    ]  # fmt: skip
+    assert rows[0]["teacher"][0]["content"] == "be right"
+    back = list(read_rollouts(tmp_path))
+    for row, context in zip(back, long_group().contexts, strict=True):
+        assert row["teacher"] == [dict(message) for message in context.messages]
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"), [("failures", [0, 2]), ("sample", []), ("all", [0, 1, 2])]
+)
+def test_texts_that_are_not_kept_leave_their_verdicts(tmp_path, kept, expected):
+    whole = rollout_rows(1, [group(), group(), group(), group(), long_group()])
+    with RolloutRecorder(tmp_path, kept=kept) as recorder:
+        recorder.write(1, [group(), group(), group(), group(), long_group()])
+    back = list(read_rollouts(tmp_path))[-3:]
+    assert [row["index"] for row in back if row["text"] is not None] == expected
+    texts = ("text", "prompt", "feedback", "teacher")
+    for row, full in zip(back, whole[-3:], strict=True):
+        assert {k: v for k, v in row.items() if k not in texts} == {
+            k: v for k, v in full.items() if k not in texts
+        }
+        is_kept = row["index"] in expected
+        assert all((row[name] is not None) == is_kept for name in texts)
+        if is_kept:
+            assert f"{LONG} 1" in row["teacher"][1]["content"]
+            assert row["prompt"][0]["content"] == ASKED

@@ -38,7 +38,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, assert_never
 
-from sdpo.envs.code.assert_names import CANDIDATE, loaded, parse_python, program_names, stored
+from sdpo.envs.code.assert_names import (
+    CANDIDATE,
+    is_class,
+    loaded,
+    parse_python,
+    program_names,
+    stored,
+)
 
 Form = Literal["equals", "is", "trusted", "replay"]
 
@@ -102,6 +109,12 @@ def compile_test(
         several = ", ".join(sorted(set(used)))
         raise ValueError(f"which of {several} is the program's function? Name it as entry_point")
     function = entry_point or used[0]
+    if is_class(function, solution):
+        raise ValueError(
+            f"a loop, try or with around objects of the class {function} cannot be judged, because "
+            "they stay in the program's process; ask for a function that uses them, or write "
+            "asserts after lines that build them"
+        )
     expects_errors = any(isinstance(node, (ast.Try, ast.With)) for node in ast.walk(tree))
     return (
         Compiled(

@@ -114,6 +114,14 @@ def defined_names(source: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def is_class(name: str, solution: str | None) -> bool:
+    """Whether `name` is a class of the reference, or looks like one where there is none."""
+    tree = _parsed(solution) if solution else None
+    if tree is None:
+        return name[:1].isupper()
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
+
+
 def missing_names(own: Iterable[str], defining: Iterable[str]) -> list[str]:
     """Names that the sources `own`, which the trusted process runs, use although neither they nor
     the sources `defining` bind them; also modules that this process cannot import."""

@@ -18,6 +18,8 @@ PYTHON_TAGS = frozenset({"py", "py3", "python", "python3"})
 """Language tags of a Python block, in any case; untagged blocks count if there is no tagged one."""
 
 _OPEN = re.compile(r"^([ \t]*)(`{3,}|~{3,})([^\n]*)$")
+_END = re.compile(r"(?:<\|(?:endoftext|im_end|eot_id|end_of_text)\|>|</s>)\s*\Z")
+"""An end token that a response from elsewhere still carries, perhaps behind the closing fence."""
 _BRACKETS = re.compile(r"\[(python)\](.*?)\[/\1\]", re.DOTALL | re.IGNORECASE)
 """How CodeLlama marks a program."""
 _ONE_LINE = re.compile(r"^[ \t]*`{3,}([\w+]+)[ \t]+([^`\n]+)`{3,}[ \t]*$", re.MULTILINE)
@@ -59,7 +61,7 @@ def extract_program(
     nobody knows what would have followed. An unclosed fence with nothing after it is a stray line
     and is ignored. Without any fence, `[PYTHON] ... [/PYTHON]` and a block on one line count.
     """
-    text = strip_thinking(text).replace("\r\n", "\n").replace("\r", "\n")
+    text = _END.sub("", strip_thinking(text)).replace("\r\n", "\n").replace("\r", "\n")
     blocks = [
         block for block in _blocks(text, tags) if block.closed or any(map(str.strip, block.lines))
     ]

@@ -51,7 +51,7 @@ class RolloutSection {
     this.note.textContent = !all
       ? "This run recorded no rollouts."
       : shown < all
-        ? `${number(shown)} of ${number(all)} rollouts, spread evenly over the run to keep this page small; rollouts.jsonl has all of them.`
+        ? `${number(shown)} of ${number(all)} rollouts, spread evenly over the run to keep this page small; rollouts.jsonl.gz has all of them.`
         : "";
     if (this.browser) this.browser.update(data.runs);
   }
@@ -307,6 +307,6 @@ class RolloutBrowser {
 function missing({ step, split, task, index }) {
   return el("p", {
     className: "card soft",
-    textContent: `Attempt ${index} at ${task} (step ${step}, ${split}) is not on this page; look for it in rollouts.jsonl.`,
+    textContent: `Attempt ${index} at ${task} (step ${step}, ${split}) is not on this page; look for it with sdpo rollouts.`,
   });
 }
