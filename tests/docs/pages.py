@@ -199,6 +199,8 @@ def commands(code: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
+        # What a reader pipes the output into is the reader's.
+        words = words[: words.index("|")] if "|" in words else words
         if words:
             words[0] = words[0].removeprefix(".venv/bin/")
             yield words
