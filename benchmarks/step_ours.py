@@ -21,7 +21,8 @@ from sdpo.records import RolloutConfig as Attempt
 from sdpo.records import Task, Verdict
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.rollouts.sampler import Sampler
-from sdpo.training.run import Run, open_run
+from sdpo.training.opening import open_run
+from sdpo.training.run import Run
 
 
 def build_env(tasks: list[dict[str, Any]]) -> Env:

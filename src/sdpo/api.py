@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from sdpo.config.load import load_config
+from sdpo.config.load import load_config, with_settings
 from sdpo.config.schema import RunConfig
 from sdpo.discovery.result import Discovery
 from sdpo.discovery.run import discover_one
@@ -14,16 +17,19 @@ from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
+from sdpo.inspection.judge import try_judge
 from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
 from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
+from sdpo.models.policy import Policy, as_policy
 from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
+from sdpo.runs import Result
 from sdpo.training.custom import check_custom
 from sdpo.training.held_out import open_holdouts
-from sdpo.training.loop import OnStep, TrainResult
+from sdpo.training.loop import OnStep
 from sdpo.training.loop import train as train_config
 from sdpo.training.objectives import check_objective
 from sdpo.training.prompts import clock_note, prompt_facts
@@ -31,34 +37,55 @@ from sdpo.training.tasks import check_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 
+Argument = str | os.PathLike[str] | RunConfig
+"""A recipe's name or file, a run (its folder, a `Run`, a `Result`), a `key=value` override; or one
+`RunConfig` alone."""
+
 
 def train(
-    *arguments: str | Path | RunConfig, env: Env | None = None, on_step: OnStep | None = None
-) -> TrainResult:
-    """Train and return where the run ended.
+    *arguments: Argument,
+    env: Env | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    on_step: OnStep | None = None,
+    **settings: Any,
+) -> Result:
+    """Train and return where the run ended, with its checkpoint, its records and its report.
 
     `arguments` are what the command takes: recipe names or files and `key=value` overrides, or one
-    `RunConfig`. `env` replaces the recipe's environment; `on_step` is called with each row of
-    metrics.jsonl. An interrupted run of the same settings is
-    continued. Raises `SdpoError`.
+    `RunConfig`. `settings` override them: `steps=3, optim={"lr": 1e-5}`. `env` replaces the
+    recipe's environment. `model` is a name or a transformers model, which comes with its
+    `tokenizer` and is trained in place. `on_step` is called with each row of metrics.jsonl. An
+    interrupted run of the same settings is continued. Raises `SdpoError`.
 
     Example:
-        sdpo.train("quickstart", "optim.lr=1e-5", env=sdpo.env(tasks, judge))
+        result = sdpo.train("quickstart", env=sdpo.env(tasks, judge), steps=3, optim={"lr": 1e-5})
+        model, tokenizer = result.load()
     """
-    return train_config(with_model(as_config(*arguments)), env=env, on_step=on_step)
+    _check_env(env)
+    config = with_model(as_config(*arguments, **_with_name(settings, model)))
+    config, policy = _given(config, model, tokenizer)
+    found = train_config(config, env=env, policy=policy, on_step=on_step)
+    return Result.of(found)
 
 
 def evaluate(
-    *arguments: str | Path | RunConfig, env: Env | None = None, split: str = "eval"
+    *arguments: Argument,
+    env: Env | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    split: str = "eval",
+    **settings: Any,
 ) -> Evaluation:
     """`eval.samples` judged attempts at every task of `split` (at most `eval.max_tasks`) by the
-    recipe's model, or by the newest weights of a run in its own environment.
+    recipe's model, by `model` (as `train` takes it), or by the newest weights of a run in its own
+    environment.
 
     Example:
         sdpo.evaluate("runs/quickstart").mean_at_k()
     """
-    config = _with_weights(arguments, env)
-    with open_sampler(config, env) as sampler:
+    config, policy = _opened(arguments, env, model, tokenizer, settings)
+    with open_sampler(config, env, policy) as sampler:
         tasks = list(sampler.env.load(split))[: config.eval.max_tasks or None]
         groups = attempt_tasks(
             sampler.collector,
@@ -75,7 +102,11 @@ def evaluate(
 
 
 def discover(
-    task: Task | str, *arguments: str | Path | RunConfig, env: Env | None = None, seed: int = 0
+    task: Task | str,
+    *arguments: Argument,
+    env: Env | None = None,
+    seed: int = 0,
+    **settings: Any,
 ) -> Discovery:
     """Test-time self-distillation on one task (or its id in the environment): train on its own
     failures until one attempt solves it or `discover.budget` is spent. Writes nothing.
@@ -83,10 +114,17 @@ def discover(
     Example:
         sdpo.discover(task, "hard-task", "discover.budget=64", env=env).solution
     """
-    return discover_one(task, _with_weights(arguments, env), env, seed=seed)
+    config, _ = _opened(arguments, env, None, None, settings)
+    return discover_one(task, config, env, seed=seed)
 
 
-def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckReport:
+def check(
+    *arguments: Argument,
+    env: Env | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    **settings: Any,
+) -> CheckReport:
     """Prove that a recipe can run before it costs anything.
 
     Gold references pass and a trivial answer fails (where the environment can say so); every prompt
@@ -95,10 +133,10 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
     model can be trained, and the engine samples from it. `notes` say how. Raises `SdpoError` for
     what no run could survive.
     """
-    config = _with_weights(arguments, env)
+    config, policy = _opened(arguments, env, model, tokenizer, settings)
     check_objective(config)
     check_custom(config)
-    with open_sampler(config, env) as sampler:
+    with open_sampler(config, env, policy) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
             notes += (line,)
@@ -119,13 +157,19 @@ def check(*arguments: str | Path | RunConfig, env: Env | None = None) -> CheckRe
             )
         if isinstance(sampler.env, Checking):
             report = sampler.env.check()
-            return replace(report, notes=(*notes, *report.notes))
-        tasks = len(sampler.env.load("train"))
-        return CheckReport(num_tasks=tasks, failures={}, skipped=tasks, notes=notes)
+        else:
+            report = try_judge(sampler.env, config.env)
+        return replace(report, notes=(*notes, *report.notes))
 
 
 def probe(
-    *arguments: str | Path | RunConfig, env: Env | None = None, tasks: int = 16, samples: int = 4
+    *arguments: Argument,
+    env: Env | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    tasks: int = 16,
+    samples: int = 4,
+    **settings: Any,
 ) -> Probe:
     """Whether the recipe's model solves what it failed at once it reads what a teacher would read:
     `samples` attempts at each of `tasks` training tasks, then the teacher's answer to every failed
@@ -134,11 +178,11 @@ def probe(
     Example:
         sdpo.probe("quickstart", tasks=6).sentence()
     """
-    config = _with_weights(arguments, env)
+    config, policy = _opened(arguments, env, model, tokenizer, settings)
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
     rules, temperature = config.teacher.context, config.rollout.temperature
-    with open_sampler(config, env) as sampler:
+    with open_sampler(config, env, policy) as sampler:
         found = probe_tasks(
             sampler.collector,
             choose_tasks(sampler.env.load("train"), tasks, config.seed),
@@ -155,28 +199,76 @@ def probe(
     return replace(found, advice=tuple(each for each in advice if each is not None))
 
 
-def _with_weights(arguments: tuple[str | Path | RunConfig, ...], env: Env | None) -> RunConfig:
+def as_config(*arguments: Argument, **settings: Any) -> RunConfig:
+    """The config that recipes, overrides and `settings` name, or the one given with `settings` in
+    it. Raises `ConfigError` for anything else."""
+    if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
+        return with_settings(arguments[0], settings)
+    return load_config(_as_text(arguments), settings)
+
+
+def _opened(
+    arguments: Sequence[Argument],
+    env: Env | None,
+    model: Any,
+    tokenizer: Any,
+    settings: Mapping[str, Any],
+) -> tuple[RunConfig, Policy | None]:
     """As `as_config`; a run's folder also stands for its weights and its environment."""
+    _check_env(env)
+    settings = _with_name(settings, model)
     if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
-        return with_model(arguments[0])
-    return config_of(_as_text(arguments), has_env=env is not None)
+        config = with_model(with_settings(arguments[0], settings))
+    else:
+        config = config_of(_as_text(arguments), settings, has_env=env is not None)
+    return _given(config, model, tokenizer)
 
 
-def as_config(*arguments: str | Path | RunConfig) -> RunConfig:
-    """The config that recipes and overrides name, or the one given. Raises `ConfigError` for
-    anything else."""
-    if len(arguments) == 1 and isinstance(arguments[0], RunConfig):
-        return arguments[0]
-    return load_config(_as_text(arguments))
+def _with_name(settings: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """`settings` with what `model` sets: a name, or values of the section."""
+    if isinstance(model, str | Path):
+        return {**settings, "model": {"name": str(model)}}
+    if isinstance(model, Mapping):
+        return {**settings, "model": model}
+    return dict(settings)
 
 
-def _as_text(arguments: tuple[str | Path | RunConfig, ...]) -> list[str]:
+def _given(config: RunConfig, model: Any, tokenizer: Any) -> tuple[RunConfig, Policy | None]:
+    """The policy around a model object, and `config` as it describes it; None for a name."""
+    if model is None or isinstance(model, str | Path | Mapping):
+        if tokenizer is not None:
+            raise ConfigError(
+                "tokenizer given without a model object; a model that is named brings its own"
+            )
+        return config, None
+    policy = as_policy(model, tokenizer)
+    dtype = str(policy.dtype).removeprefix("torch.")
+    if config.model.dtype not in ("auto", dtype):
+        raise ConfigError(
+            f"model.dtype = {config.model.dtype!r}, but the model given computes in {dtype}; "
+            "leave the setting out, or convert the model with .to(...)"
+        )
+    facts = {"name": policy.name, "dtype": dtype, "device": str(policy.device)}
+    return config.model_copy(update={"model": config.model.model_copy(update=facts)}), policy
+
+
+def _check_env(env: object) -> None:
+    if env is not None and not isinstance(env, Env):
+        what = getattr(env, "__name__", type(env).__name__)
+        raise ConfigError(
+            f"env = {what}: an environment has load(split) and judge(task, rollout); "
+            "make one with sdpo.env(tasks, judge)"
+        )
+
+
+def _as_text(arguments: Sequence[Argument]) -> list[str]:
     texts = []
     for argument in arguments:
-        if not isinstance(argument, str | Path):
+        if not isinstance(argument, str | os.PathLike):
             raise ConfigError(
                 f"{type(argument).__name__} given where a recipe or key=value belongs; pass names, "
-                "files and overrides, or one RunConfig alone (load_config makes one of several)"
+                "files and overrides, settings by name (steps=3), or one RunConfig alone "
+                "(load_config makes one of several)"
             )
-        texts.append(str(argument))
+        texts.append(os.fspath(argument))
     return texts

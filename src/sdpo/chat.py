@@ -27,6 +27,7 @@ THINKING_MARKERS = (
 )
 """Opening and closing texts of hidden reasoning in templates of the supported families."""
 
+_LONE = re.compile("[\ud800-\udfff]")
 _MARK = "\u241eanswer\u241e"
 """Stands for an assistant's message when the template is asked what it puts around one."""
 
@@ -101,7 +102,7 @@ class Chat:
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of already rendered text; special tokens in it are read as such, none are
         added."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return tuple(self.tokenizer.encode(mend(text), add_special_tokens=False))
 
     def reply_ids(self, reply: Message, *, ended: bool) -> tuple[int, ...]:
         """Tokens between a completion and the next one: end of turn (unless `ended` with it),
@@ -211,6 +212,12 @@ def _cure(roles: Sequence[str]) -> str:
             "take a model whose template has a system role"
         )
     return "write the task as the template takes it, or repair chat_template.jinja"
+
+
+def mend(text: str) -> str:
+    """`text` with U+FFFD for every half of a surrogate pair: bytes that were no text when they were
+    read (`errors="surrogateescape"`), which no tokenizer takes."""
+    return text if text.isprintable() else _LONE.sub("\ufffd", text)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

@@ -13,13 +13,26 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from sdpo.commands.compare import compare
+from sdpo.commands.init import init
 from sdpo.commands.judge import judge
+from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
-from sdpo.terminal import Arms, Errors, show_version, write_any_text
+from sdpo.terminal import (
+    Errors,
+    complete_settings,
+    show_version,
+    showing_progress,
+    write_any_text,
+)
 
 ARGUMENTS = click.argument(
-    "arguments", nargs=-1, required=True, metavar="RECIPE... [key=value ...]"
+    "arguments",
+    nargs=-1,
+    required=True,
+    metavar="RECIPE... [key=value ...]",
+    shell_complete=complete_settings,
 )
 
 
@@ -48,7 +61,7 @@ def main() -> None:
     help="Folder of the runs and their report.",
 )
 def demo(seed: int, out: Path) -> None:
-    """See feedback teach in seconds: sdpo beside grpo in a toy world.
+    """See feedback teach in seconds, in a toy world.
 
     Needs no download and one CPU core.
     """
@@ -64,20 +77,23 @@ def demo(seed: int, out: Path) -> None:
 @main.command()
 @ARGUMENTS
 def train(arguments: tuple[str, ...]) -> None:
-    """Train on rich feedback; the same command on an interrupted run continues it.
+    """Train, or continue an interrupted run.
 
     RECIPE is a built-in name (`sdpo config list`), a TOML file, or a run's folder; later ones and
     key=value override earlier ones (`sdpo config show RECIPE --explain`). Results go to the folder
     `run`.
     """
+    from sdpo.config.load import load_config
+
+    settings = load_config(arguments)
+    # Before torch is loaded, which takes seconds.
+    click.echo(printable(f"{settings.run}: {settings.steps} steps; loading {settings.model.name}"))
     from sdpo import api
+    from sdpo.commands.ending import closing_lines
 
     result = api.train(*arguments)
-    console = Console()
-    state = "finished" if result.finished else "stopped"
-    console.print(f"{state} at step {result.step}: {result.run_dir}", highlight=False)
-    if result.finished and result.runs:
-        console.print(f"next: sdpo compare {result.run_dir}", highlight=False)
+    for line in closing_lines(result):
+        click.echo(printable(line))
     if not result.finished:
         sys.exit(result.exit_status)
 
@@ -94,7 +110,7 @@ def train(arguments: tuple[str, ...]) -> None:
 def evaluate(
     arguments: tuple[str, ...], split: str, out: Path | None, attempts: Path | None
 ) -> None:
-    """mean@k and pass@k with bootstrap intervals.
+    """mean@k and pass@k with intervals.
 
     A run's folder (`runs/quickstart`, `runs/quickstart@4`) is evaluated with its newest weights
     (those of step 4) in its own environment.
@@ -106,7 +122,8 @@ def evaluate(
             raise ConfigError(
                 f"{option} {path}: the folder {path.parent} does not exist; create it"
             )
-    evaluation = api.evaluate(*arguments, split=split)
+    with showing_progress():
+        evaluation = api.evaluate(*arguments, split=split)
     table = Table(
         title=f"{evaluation.model}: {len(evaluation.num_solved)} tasks x {evaluation.samples} "
         f"attempts ({split})"
@@ -145,7 +162,10 @@ def evaluate(
 def check(
     arguments: tuple[str, ...], probe: bool, probe_tasks: int | None, probe_samples: int | None
 ) -> None:
-    """References pass, prompts fit, the chat template round-trips, the head can be trained."""
+    """Prove that a recipe can run.
+
+    References pass, prompts fit, the chat template round-trips, the head can be trained.
+    """
     from sdpo import api
 
     sizes = {"tasks": probe_tasks, "samples": probe_samples}
@@ -172,7 +192,8 @@ def check(
     if probe:
         from sdpo.report.probe_table import probe_text
 
-        found = api.probe(*arguments, **chosen)
+        with showing_progress():
+            found = api.probe(*arguments, **chosen)
         console.print(probe_text(found))
 
 
@@ -208,7 +229,10 @@ def check(
 def credit(
     completion: TextIO, demonstration: TextIO | None, html: Path | None, **options: Any
 ) -> None:
-    """Token credit of one attempt: where a teacher who read feedback or a demonstration agrees."""
+    """Which tokens of an attempt feedback is about.
+
+    Token credit: where a teacher who read feedback or a demonstration agrees with the student.
+    """
     from sdpo.report.credit_command import Attempt, show_attempt
 
     shown = None if demonstration is None else demonstration.read()
@@ -218,14 +242,17 @@ def credit(
 
 @main.group()
 def config() -> None:
-    """Look at settings without running anything."""
+    """Look at settings and recipes."""
 
 
 @config.command(name="show")
 @ARGUMENTS
 @click.option("--explain", is_flag=True, help="Say above every key what it means.")
 def config_show(arguments: tuple[str, ...], explain: bool) -> None:
-    """What the objective resolves to, then every value with its origin, as TOML that loads."""
+    """Every value with its origin.
+
+    First what the objective resolves to, as comments; the whole is TOML that loads.
+    """
     from sdpo.config.load import load
     from sdpo.config.toml import to_toml
     from sdpo.describe import describe_objective
@@ -239,7 +266,7 @@ def config_show(arguments: tuple[str, ...], explain: bool) -> None:
 
 @config.command(name="list")
 def config_list() -> None:
-    """Built-in recipes and what each is for (the first comment line of its file)."""
+    """Built-in recipes and what each is for."""
     from sdpo.config.load import builtin_recipes
 
     table = Table(box=None, show_header=False)
@@ -256,7 +283,11 @@ def config_list() -> None:
 @click.option("--watch", is_flag=True, help="Serve a page that follows the runs, until Ctrl-C.")
 @click.option("--port", type=int, help="With --watch. Default: 8600, or a free one.")
 def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | None) -> None:
-    """One self-contained HTML file; several runs are compared."""
+    """One page about a run, or about several.
+
+    Writes a self-contained HTML file; a folder of runs stands for the runs in it.
+    """
+    from sdpo.metrics.writer import run_folders
     from sdpo.report import watch_runs, write_report
 
     def say(text: str) -> None:
@@ -268,7 +299,8 @@ def report(runs: tuple[Path, ...], out: Path | None, watch: bool, port: int | No
         return say(str(write_report(list(runs), out)))
     if out is not None:
         raise ConfigError(f"--out = {str(out)!r}: --watch writes no file; give one of the two")
-    watch_runs(list(runs), port=port, say=say)
+    folders = [run for path in runs for run in run_folders(path)]
+    watch_runs(folders, port=port, say=say)
 
 
 @main.command()
@@ -286,62 +318,30 @@ def rollouts(
     show_rollouts(run, click.echo, step=step, task=task, solved=solved, as_json=as_json)
 
 
-@main.command(cls=Arms)
-@click.argument("runs", nargs=-1, required=True, metavar="RUN... -- RUN... [-- RUN...]")
-@click.option("--step", type=click.IntRange(0), help="Evaluated step; default: each run's last.")
-@click.option("--reach", type=float, help="Held-out mean to count attempts to.")
-@click.option("--confidence", type=float, default=0.9, show_default=True, help="Of intervals.")
-@click.option(
-    "--as",
-    "form",
-    type=click.Choice(["text", "json", "markdown"]),
-    default="text",
-    show_default=True,
-)
-@click.pass_context
-def compare(
-    ctx: click.Context,
-    runs: tuple[str, ...],
-    step: int | None,
-    reach: float | None,
-    confidence: float,
-    form: str,
-) -> None:
-    """Compare runs: means, paired differences, intervals; `--` separates the arms.
-
-    A RUN is a run's folder, a folder of runs that `seeds=3` made, or a file of `sdpo eval --out`.
-    The first arm is the baseline.
-    """
-    from sdpo.compare import compare as compare_arms
-    from sdpo.report.comparison_table import as_json, as_markdown, as_text
-
-    arms = [arm for arm in ctx.meta["arms"] if arm]
-    if len(arms) == 1:
-        # Without a separator every path is an arm of its own.
-        arms = [[path] for path in runs]
-    found = compare_arms(arms, step=step, reach=reach, confidence=confidence)
-    if form == "json":
-        click.echo(json.dumps(as_json(found), indent=2))
-    elif form == "markdown":
-        click.echo(as_markdown(found), nl=False)
-    else:
-        click.echo(as_text(found), nl=False)
-
-
 @main.command()
 @ARGUMENTS
 def discover(arguments: tuple[str, ...]) -> None:
-    """Test-time self-distillation on hard tasks, beside best-of-k and multi-turn."""
-    from sdpo.discovery.display import live_progress, show
+    """Search for solutions of hard tasks.
+
+    Test-time self-distillation, beside best-of-k and multi-turn.
+    """
+    from sdpo.discovery.display import live_progress, next_lines, show
     from sdpo.discovery.run import discover_tasks
     from sdpo.run_folder import search_config
 
+    config = search_config(arguments)
     with live_progress() as progress:
-        results = discover_tasks(search_config(arguments), progress=progress)
+        results = discover_tasks(config, progress=progress)
     show(results)
+    for line in next_lines(results, config.run, config.discover.budget):
+        click.echo(printable(line))
 
 
+main.add_command(compare)
+main.add_command(export)
+main.add_command(init)
 main.add_command(judge)
+main.add_command(sample)
 
 
 def run(arguments: Sequence[str]) -> int:

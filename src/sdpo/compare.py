@@ -19,7 +19,7 @@ import numpy as np
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval
 from sdpo.metrics.jsonl import read_rows
-from sdpo.metrics.writer import METRICS
+from sdpo.metrics.writer import METRICS, run_folders
 from sdpo.rollouts.record import LEFT_OUT, ROLLOUTS, TRAINED, read_rollouts
 
 HOLDOUT = "holdout/"
@@ -173,15 +173,6 @@ def load_arm(paths: Sequence[str | Path]) -> Arm:
         raise ConfigError("an arm of a comparison needs at least one run")
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} (+{len(runs) - 1})"
     return Arm(name=name, runs=tuple(_load(path) for path in runs))
-
-
-def run_folders(path: Path) -> list[Path]:
-    """`path` itself, or the runs inside it when it is a folder of runs (`seeds = 3` makes one)."""
-    if path.is_dir() and not (path / METRICS).exists():
-        inside = sorted(each.parent for each in path.glob(f"*/{METRICS}"))
-        if inside:
-            return inside
-    return [path]
 
 
 def _load(path: Path) -> RunScores:

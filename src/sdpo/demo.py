@@ -21,7 +21,7 @@ from sdpo.report import write_report
 from sdpo.testing import Reveal, save_toy_model, toy_env
 from sdpo.testing.toy_world import feedback_text
 from sdpo.training.loop import train_steps
-from sdpo.training.run import open_run
+from sdpo.training.opening import open_run
 
 NUM_ITEMS = 4
 LEARNT = 0.4

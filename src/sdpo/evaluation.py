@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdpo.progress import phase
 from sdpo.records import Group, Task
 from sdpo.seeds import derive
 
@@ -109,13 +110,14 @@ def attempt_tasks(
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
-    return collector.collect(
-        tasks,
-        group_size=samples,
-        sampling=sampling,
-        seed=derive(seed, "eval"),
-        parallel=parallel,
-    )
+    with phase("evaluate"):
+        return collector.collect(
+            tasks,
+            group_size=samples,
+            sampling=sampling,
+            seed=derive(seed, "eval"),
+            parallel=parallel,
+        )
 
 
 def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:

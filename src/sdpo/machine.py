@@ -75,6 +75,16 @@ def describe_machine() -> dict[str, str]:
     return facts | {"device": f"{device}, {cores} usable {'core' if cores == 1 else 'cores'}"}
 
 
+def peak_memory_bytes() -> int | None:
+    """Most memory this process has held; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def _cgroup_cores() -> float | None:
     """CPU quota of the container, in cores."""
     quota, _, period = system_file("/sys/fs/cgroup/cpu.max").partition(" ")

@@ -91,6 +91,25 @@ class Rollout:
     turns: tuple[Turn, ...] = ()
     """All turns of a multi-turn attempt, first to last; empty for a single turn."""
 
+    @classmethod
+    def written(cls, task: Task, text: str, *, index: int = 0) -> Rollout:
+        """An attempt at `task` that says `text`, made by hand and without tokens: what a judge is
+        tested with.
+
+        Example:
+            assert env.judge(task, sdpo.Rollout.written(task, "4")).solved
+        """
+        return cls(
+            task_id=task.id,
+            index=index,
+            prompt_ids=(),
+            completion_ids=(),
+            sampler_logprobs=(),
+            text=text,
+            truncated=False,
+            policy_version=0,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:

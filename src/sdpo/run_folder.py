@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,21 +85,26 @@ def as_run(name: str) -> RunFolder | None:
     return RunFolder(folder=path, step=step)
 
 
-def config_of(arguments: Sequence[str], *, has_env: bool = False) -> RunConfig:
-    """What `arguments` resolve to, as `load_config` says; a run among them stands for its weights
-    and environment too, and `model.name` may be a run.
+def config_of(
+    arguments: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    has_env: bool = False,
+) -> RunConfig:
+    """What `arguments` and `settings` resolve to, as `load_config` says; a run among them stands
+    for its weights and environment too, and `model.name` may be a run.
 
     Whatever a later file or a `key=value` sets wins over the run. `has_env`: an environment is
     given beside the settings. Raises `ConfigError`, also when the run's own environment was given
     in Python and none is given now.
     """
-    return _resolved(arguments, has_env=has_env)[0]
+    return _resolved(arguments, settings, has_env=has_env)[0]
 
 
 def search_config(arguments: Sequence[str]) -> RunConfig:
     """As `config_of`, for a search: its own folder continues it, and a search with a run's weights
     writes beside that run."""
-    config, run = _resolved(arguments, has_env=False, searches=True)
+    config, run = _resolved(arguments, None, has_env=False, searches=True)
     if run is not None and Path(config.run) == run.folder:
         return config.model_copy(update={"run": f"{run.folder}-discover"})
     return config
@@ -113,7 +118,11 @@ def with_model(config: RunConfig) -> RunConfig:
 
 
 def _resolved(
-    arguments: Sequence[str], *, has_env: bool, searches: bool = False
+    arguments: Sequence[str],
+    settings: Mapping[str, Any] | None,
+    *,
+    has_env: bool,
+    searches: bool = False,
 ) -> tuple[RunConfig, RunFolder | None]:
     """The config, and the run whose weights it takes."""
     read: list[str] = []
@@ -127,7 +136,7 @@ def _resolved(
             run.checkpoint()
             read.append(str(run.folder))
             runs[read[-1]] = run
-    loaded = load(read)
+    loaded = load(read, settings)
     if not has_env:
         _check_env([runs.get(o) for key, o in loaded.origins.items() if key.startswith("env.")])
     run = runs.get(loaded.origins.get("model.name", ""))

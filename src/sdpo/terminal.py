@@ -7,16 +7,23 @@ No command is here, and nothing that a command shows of its own; see `cli.py`.
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import click
+from click.shell_completion import CompletionItem
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from sdpo._version import __version__
 from sdpo.errors import SandboxError, SdpoError, Terminated
+from sdpo.metrics.dashboard import REFRESH_S, SECONDS_BETWEEN_LINES
 from sdpo.printable import printable
+from sdpo.progress import Progress, listening
 
 
 class Errors(click.Group):
@@ -24,8 +31,15 @@ class Errors(click.Group):
     its traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as error:
+            if fix := _as_setting(error.option_name, words):
+                raise click.UsageError(
+                    f"no option {error.option_name}: settings have no dashes; {fix}", error.ctx
+                ) from error
+            raise
         except SdpoError as error:
             text = _escape(printable(str(error)))
             Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
@@ -35,30 +49,29 @@ class Errors(click.Group):
             ctx.exit(143 if isinstance(stop, Terminated) else 130)
 
 
-class Arms(click.Command):
-    """`A... -- B...`: click drops the separator, so the groups are noted before it parses."""
+def complete_settings(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Recipes and keys that begin with `incomplete`, for the shell; files too, as recipes."""
+    from sdpo.config.load import builtin_recipes, setting_keys
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        arms: list[list[str]] = [[]]
-        options: list[str] = []
-        takes_value = {
-            name
-            for option in self.params
-            if isinstance(option, click.Option) and not option.is_flag
-            for name in option.opts
-        }
-        words = iter(args)
-        for word in words:
-            if word == "--":
-                arms.append([])
-            elif word.startswith("-"):
-                options.append(word)
-                if word in takes_value:
-                    options += itertools.islice(words, 1)
-            else:
-                arms[-1].append(word)
-        ctx.meta["arms"] = arms
-        return super().parse_args(ctx, [*options, *(path for arm in arms for path in arm)])
+    names = [*builtin_recipes(), *(f"{key}=" for key in sorted(setting_keys()))]
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def _as_setting(option: str, words: Sequence[str]) -> str | None:
+    """How `--steps 3` is written as a setting; None where there is no such setting."""
+    from sdpo.config.load import settings_like
+
+    key = option.lstrip("-").replace("-", "_")
+    known = settings_like(key)
+    if not known:
+        return None
+    given = next((word for word in words if word.split("=")[0] == option), option)
+    after = words[words.index(given) + 1 :] if given in words else []
+    value = given.partition("=")[2] or (after[0] if after and "=" not in after[0] else "VALUE")
+    return "write " + " or ".join(f"{name}={value}" for name in known)
 
 
 def _escape(text: str) -> str:
@@ -96,3 +109,32 @@ def write_any_text() -> None:
             if not stream.isatty() and "PYTHONIOENCODING" not in os.environ:
                 stream.reconfigure(encoding="utf-8")
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def showing_progress(console: Console | None = None) -> Generator[None]:
+    """Show on standard error where the computation inside the block stands: one line that changes
+    in a terminal and goes at the end, elsewhere a line every ten seconds."""
+    console = console or Console(stderr=True)
+    live = Live(console=console, auto_refresh=False, transient=True)
+    wait = REFRESH_S if console.is_terminal else SECONDS_BETWEEN_LINES
+    shown_at = time.monotonic()
+
+    def show(found: Progress) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at < wait:
+            return
+        if console.is_terminal:
+            live.update(Text(str(found), style="dim"), refresh=True)
+        else:
+            console.print(str(found), highlight=False, markup=False)
+        shown_at = time.monotonic()
+
+    if console.is_terminal:
+        live.start()
+    try:
+        with listening(show):
+            yield
+    finally:
+        if console.is_terminal:
+            live.stop()

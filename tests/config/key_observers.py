@@ -33,7 +33,7 @@ from sdpo.rollouts.record import read_rollouts
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
-from sdpo.training.run import open_run
+from sdpo.training.opening import open_run
 
 DOORS = """
 import torch

@@ -100,7 +100,7 @@ def test_changing_the_objective_changes_one_thing(tmp_path):
         ("model=/tmp/x", ["model is a section", "name"]),
         ("optim=3", ["optim is a section", "lr"]),
         ("objective=grpo", ["objective is a section", "type"]),
-        ("log.backends=wandb", ["log.backends", '["..."]']),
+        ("log.backends=3", ["log.backends", '["..."]']),
     ],
 )
 def test_a_value_where_a_section_or_list_belongs_says_so(override, parts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,25 @@ def test_every_judging_function_raised_in_jupyter(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[cell])
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     assert "finished at 1" in json.dumps(notebook.cells[0].outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_notebook_of_the_examples_runs(tmp_path, monkeypatch):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = Path(__file__).parents[2] / "examples" / "own_environment.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    client = nbclient.NotebookClient(
+        notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    shown = [json.dumps(cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    assert "num_tasks=4, failures={}" in shown[2]
+    assert "text/html" in shown[3]
+    assert "Held-out attempts solved" in shown[4]
+    assert "The right code is" in shown[4]
+    assert "report.html" in shown[6]

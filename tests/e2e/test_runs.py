@@ -20,7 +20,8 @@ from sdpo.errors import CheckpointError, ConfigError, TaskError
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.loop import train
-from sdpo.training.run import Run, open_run
+from sdpo.training.opening import open_run
+from sdpo.training.run import Run
 from sdpo.training.step import Updater
 
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]

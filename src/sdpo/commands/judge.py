@@ -43,7 +43,9 @@ def judge(
     out: Path | None,
     sandbox: Literal["auto", "none"] | None,
 ) -> None:
-    """Judge a file of responses: one verdict line each, in order.
+    """Judge a file of responses.
+
+    One verdict line each, in order.
 
     The environment is named as for a run: `env.type=choice env.tasks=FILE`, a recipe, a run's
     folder; --tasks stands for code tasks.

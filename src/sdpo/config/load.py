@@ -8,13 +8,14 @@ TOML's; a bare word that is not a TOML literal is taken as a string.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -42,14 +43,14 @@ def builtin_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
 
 
-def load_config(arguments: Sequence[str]) -> RunConfig:
+def load_config(arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> RunConfig:
     """The config that recipes and overrides in `arguments` resolve to; see `load`."""
-    return load(arguments).config
+    return load(arguments, settings).config
 
 
-def load(arguments: Sequence[str]) -> Loaded:
+def load(arguments: Sequence[str], settings: Mapping[str, Any] | None = None) -> Loaded:
     """Read recipes (built-in names, .toml files, a run's config.json) and `key=value` overrides,
-    left to right.
+    left to right, then `settings`: values by key, sections as mappings (`{"optim": {"lr": 1e-5}}`).
 
     Raises `ConfigError` for a missing file, bad TOML, an unknown key (with a suggestion and the
     section's keys) or a bad value.
@@ -58,6 +59,7 @@ def load(arguments: Sequence[str]) -> Loaded:
     origins: dict[str, str] = {}
     overrides: dict[str, Any] = {}
     overridden: dict[str, str] = {}
+    _check_spaces(arguments)
     for argument in arguments:
         if "=" in argument:
             key, _, literal = argument.partition("=")
@@ -67,11 +69,51 @@ def load(arguments: Sequence[str]) -> Loaded:
             values = _read(argument)
             _merge(merged, values)
             origins |= dict.fromkeys(_leaves(values), argument)
+    for key, value in (settings or {}).items():
+        name, plain = _setting(key, value)
+        _merge(overrides, _nested(name, plain))
+        overridden |= dict.fromkeys(_leaves(_nested(name, plain)), "Python")
     _merge(merged, overrides)
     # A section that started anew has lost keys that an earlier file set.
     kept = set(_leaves(merged))
     found = {key: origin for key, origin in (origins | overridden).items() if key in kept}
     return Loaded(config=resolve(merged), origins=found)
+
+
+def _check_spaces(arguments: Sequence[str]) -> None:
+    """Raises `ConfigError` where a shell has cut a setting in pieces, or `=` was left out."""
+    for place, argument in enumerate(arguments):
+        if argument not in setting_keys() or Path(argument).exists():
+            continue
+        after = [part for part in arguments[place + 1 : place + 3] if part != "="]
+        value = after[0].lstrip("=") if after else "VALUE"
+        raise ConfigError(
+            f"{argument!r} is a setting and needs its value in the same word, without spaces: "
+            f"write {argument}={value}"
+        )
+
+
+def settings_like(name: str) -> list[str]:
+    """Keys that are `name` or end in it (`lr`: `optim.lr`), at most three."""
+    if name in setting_keys():
+        return [name]
+    return sorted(key for key in setting_keys() if key.rpartition(".")[2] == name)[:3]
+
+
+@functools.cache
+def setting_keys() -> frozenset[str]:
+    """Every key of a config with default sections."""
+    return frozenset(flatten(RunConfig()))
+
+
+def with_settings(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """`config` with other values by key, as `load` takes them."""
+    if not settings:
+        return config
+    values = dump(config)
+    for key, value in settings.items():
+        _merge(values, _nested(*_setting(key, value)))
+    return resolve(values)
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -126,6 +168,21 @@ def _literal(text: str) -> Any:
         return text
     except RecursionError:
         raise ConfigError(f"override value {text[:20]}...: too deeply nested") from None
+
+
+def _setting(key: str, value: Any) -> tuple[str, Any]:
+    """A setting as Python gives it, in TOML's types."""
+    if isinstance(value, Mapping):
+        return key, dict(_setting(str(name), inner) for name, inner in value.items())
+    if isinstance(value, tuple):
+        return key, list(value)
+    return key, str(value) if isinstance(value, Path) else value
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _set(target: dict[str, Any], key: str, value: Any, argument: str) -> None:
@@ -192,6 +249,12 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         known = list(cls.model_fields)
         close = difflib.get_close_matches(path[-1], known, n=1)
+        if kinds := _kinds_with(path):
+            name = ".".join(path[:-1])
+            return (
+                f"{key} belongs to {name}.type = {' or '.join(map(repr, kinds))}, and this is "
+                f"{_tag(cls)!r}: add {name}.type={kinds[0]}. Keys of {name}: {', '.join(known)}"
+            )
         section = ".".join(path[:-1]) or "the top level"
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"unknown key {key!r}.{hint} Keys of {section}: {', '.join(known)}"
@@ -226,6 +289,8 @@ def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
     """
     completed = dict(values)
     for name, value in values.items():
+        if name in cls.model_fields and isinstance(value, str) and _is_list(cls, name):
+            completed[name] = [value]  # one word is a list of one
         if name not in cls.model_fields or not isinstance(value, Mapping):
             continue
         default = _default(cls, name)
@@ -236,6 +301,11 @@ def _complete(cls: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]
         inner = _section(cls, name, value.get("type"))
         completed[name] = value if inner is None else _complete(inner, value)
     return completed
+
+
+def _is_list(cls: type[BaseModel], name: str) -> bool:
+    annotation = cls.model_fields[name].annotation
+    return tuple in {get_origin(part) for part in (annotation, *get_args(annotation))}
 
 
 def _default(cls: type[BaseModel], name: str) -> BaseModel | None:
@@ -256,6 +326,18 @@ def _section(cls: type[BaseModel], name: str, tag: object = None) -> type[BaseMo
         return members[0]
     named = [m for m in members if tag in (m.model_fields["type"].default, m.__name__)]
     return named[0] if named else None
+
+
+def _kinds_with(path: Sequence[str]) -> list[str]:
+    """The variants of the section around the key `path` that have such a key."""
+    cls: type[BaseModel] | None = RunConfig
+    for name in path[:-2]:
+        cls = _section(cls, name) if cls is not None and name in cls.model_fields else None
+    if cls is None or len(path) < 2 or path[-2] not in cls.model_fields:
+        return []
+    members = get_args(cls.model_fields[path[-2]].annotation)
+    found = [m for m in members if _is_config(m) and path[-1] in m.model_fields]
+    return [tag for m in found if (tag := _tag(m)) is not None]
 
 
 def _walk(location: Sequence[int | str]) -> tuple[type[BaseModel], list[str]]:

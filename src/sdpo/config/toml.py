@@ -60,7 +60,7 @@ def _section(
         name = f"{path}.{key}" if path else key
         yield from _comment(docs.get(name))
         line = f"{_key(key)} = {_literal(value)}"
-        yield f"{line:<{_COMMENT_COLUMN}}# {_origin(name, origins)}"
+        yield f"{line:<{_COMMENT_COLUMN - 1}} # {_origin(name, origins)}"
     for key, value in values.items():
         if _is_section(value):
             name = f"{path}.{key}" if path else key

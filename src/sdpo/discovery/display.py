@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdpo.discovery.curves import LEVEL, summarise_discovery, task_rows
+from sdpo.discovery.log import SOLUTIONS
 from sdpo.discovery.result import Discovery
 from sdpo.printable import printable
 
@@ -76,11 +78,14 @@ def show(results: Sequence[Discovery], console: Console | None = None) -> None:
     if not results:
         console.print("no searches")
         return
-    console.print(task_table(results))
-    console.print(method_table(results))
+    if len(results) == 1:
+        console.print(_text(_outcome(results[0])))
+    else:
+        console.print(task_table(results))
+        console.print(method_table(results))
     printed: set[str] = set()
     for result in results:
-        if result.stopped is not None:
+        if result.stopped is not None and len(results) > 1:
             console.print(
                 _text(f"{result.task_id}, {result.method}, seed {result.seed}: {result.stopped}")
             )
@@ -90,6 +95,17 @@ def show(results: Sequence[Discovery], console: Console | None = None) -> None:
                 _text(f"{result.task_id}: {result.method}, attempt {result.attempts_to_solve}")
             )
             console.print(_text(result.solution))
+
+
+def next_lines(results: Sequence[Discovery], run: str, budget: int) -> Iterator[str]:
+    """Where the solutions lie, and what to do next."""
+    found = {result.task_id for result in results if result.solution is not None}
+    missing = {result.task_id for result in results} - found
+    for path in sorted(Path(run, SOLUTIONS).glob("*.txt")):
+        yield f"solution: {path}"
+    yield f"next: sdpo report {run}     every attempt with its feedback"
+    if missing:
+        yield f"      sdpo discover {run} discover.budget={2 * budget}     searches on"
 
 
 @contextmanager

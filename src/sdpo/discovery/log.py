@@ -30,6 +30,8 @@ UPDATES = "updates.jsonl"
 Key = tuple[str, Method, int]
 """Task id, method and number of the repetition: one search."""
 
+SOLUTIONS = "solutions"
+"""Folder of a search with the first solution of every task."""
 _CONTINUED = "multi_turn"
 """The method whose only state is its attempts, so that a killed search continues from them. Trained
 weights are not kept, and independent samples are quickly drawn again."""

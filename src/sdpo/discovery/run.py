@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from sdpo.config.schema import RunConfig, SelectConfig
 from sdpo.config.teacher import ContextConfig
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.curves import write_summary
-from sdpo.discovery.log import SearchLog, Tally
+from sdpo.discovery.log import SOLUTIONS, SearchLog, Tally
 from sdpo.discovery.multi_turn import multi_turn
 from sdpo.discovery.plot import write_plot
 from sdpo.discovery.result import Discovery, Method, from_row
@@ -31,7 +32,7 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import record_whole
 from sdpo.lock import sole_writer
-from sdpo.metrics.jsonl import JsonLines, read_rows
+from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.models.weights import copy_weights
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler, open_sampler
@@ -45,7 +46,6 @@ from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
-SOLUTIONS = "solutions"
 
 Progress = Callable[[Sequence[Discovery], str], None]
 """Called with the finished searches and a line about the current one."""
@@ -89,7 +89,7 @@ def _search_all(
     run_dir = open_run_dir(config, run_facts(config, env))
     file = JsonLines(run_dir / RESULTS)
     file.resume_at(_END)
-    results += [from_row(row) for row in read_rows(file.path)]
+    results += _to_keep(file.path, config.discover.budget)
     finished = {(r.task_id, r.method, r.seed) for r in results}
     log = SearchLog(run_dir, finished)
 
@@ -120,6 +120,25 @@ def _search_all(
     # Also for a process that was killed between a search's row and its summary.
     write_summary(results, run_dir)
     write_plot(results, run_dir)
+
+
+def _to_keep(path: Path, budget: int) -> list[Discovery]:
+    """The finished searches in `path`. One that ended without a solution at a smaller budget is
+    dropped from the file, to be made again with `budget`; so is best-of-k, which samples on."""
+    rows = list(read_rows(path))
+    found = [from_row(row) for row in rows]
+    kept = [
+        replace(one, budget=budget)
+        for one in found
+        if one.budget >= budget
+        or one.stopped is not None
+        or (one.solution is not None and one.method != "best_of_k")
+    ]
+    if kept != found:
+        with record_whole(path) as partial:
+            lines = (dumps(one.row() | {"step": n}) for n, one in enumerate(kept, start=1))
+            partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return kept
 
 
 def discover_one(

@@ -28,6 +28,7 @@ from sdpo.kernels.plan import Observed, Scores, paths
 from sdpo.kernels.tree import tree_plan
 from sdpo.models.packing import MicroBatch, PackItem, pack
 from sdpo.models.qualify import FastPath
+from sdpo.progress import tell
 
 
 class Decoder:
@@ -67,6 +68,8 @@ class Decoder:
         # On CUDA the state is the last call's, for the sake of its captured steps.
         state.live_R.zero_()
         state.lengths_R.zero_()
+        total, sampled_tokens = len(self._waiting), 0
+        tell("sample", 0, total)
         while self._waiting or self._rows:
             if self._waiting and len(self._rows) <= state.num_rows * 3 // 4:
                 self._admit()
@@ -74,8 +77,11 @@ class Decoder:
             sampled = zip(self._rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True)
             for completion, token, logprob in sampled:
                 completion.append(token, logprob, self._sampling)
+            sampled_tokens += len(self._rows)
             if any(completion.is_finished for completion in self._rows):
                 self._retire()
+            left = len(self._waiting) + len(self._rows)
+            tell("sample", total - left, total, tokens=sampled_tokens)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
         state, num_live = self._state, len(self._rows)

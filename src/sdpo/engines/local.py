@@ -26,6 +26,7 @@ from sdpo.kernels.linears import packed_linears
 from sdpo.kernels.plan import fast_layers
 from sdpo.models.qualify import FastPath, Refusal, fast_path_of
 from sdpo.models.structure import causal_lm, evaluating, name_of
+from sdpo.progress import tell
 
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of
@@ -172,8 +173,15 @@ class LocalEngine:
         completions: Sequence[OpenCompletion],
         sampling: Sampling,
     ) -> None:
+        tell("sample", 0, len(completions))
         for index, prompt_ids in enumerate(prompts):
             own = [completion for completion in completions if completion.prompt == index]
             for start in range(0, len(own), self._max_sequences):
                 part = own[start : start + self._max_sequences]
                 sample_prompt(self._inner, prompt_ids, part, sampling)
+                tell(
+                    "sample",
+                    sum(completion.is_finished for completion in completions),
+                    len(completions),
+                    tokens=sum(len(completion.token_ids) for completion in completions),
+                )

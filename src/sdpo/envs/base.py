@@ -285,7 +285,10 @@ def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
     if "prompt" in fields and "messages" in fields:
         raise TaskError(f"task {fields.get('id', index)!r}: give prompt or messages, not both")
     if "prompt" in fields:
-        fields["messages"] = ({"role": "user", "content": fields.pop("prompt")},)
+        prompt = fields.pop("prompt")
+        # Data sets call a conversation a prompt, too.
+        is_conversation = isinstance(prompt, list | tuple)
+        fields["messages"] = prompt if is_conversation else ({"role": "user", "content": prompt},)
     fields.setdefault("id", f"task-{index}")
     unknown = set(fields) - {"id", "messages", "reference", "metadata"}
     if unknown or "messages" not in fields:
@@ -298,7 +301,8 @@ def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:
         raise TaskError(f"task {fields['id']!r}: an id is a string; write id={str(fields['id'])!r}")
     fields["messages"] = tuple(fields["messages"])  # ty: ignore[invalid-argument-type]
     for message in fields["messages"]:
-        parts = [message.get(key) for key in ("role", "content")] if message else [None]
+        is_mapping = isinstance(message, Mapping)
+        parts = [message.get(key) for key in ("role", "content")] if is_mapping else [None]
         if not all(isinstance(part, str) for part in parts):
             raise TaskError(
                 f"task {fields['id']!r}: message {message!r} needs role and content, both strings"

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import assert_never
 
 from sdpo.config import schema
 from sdpo.custom import forget_changed_files, load_object
 from sdpo.envs.base import Env
-from sdpo.errors import ConfigError
+from sdpo.errors import ConfigError, TaskError
+from sdpo.records import Task
 
 
 def open_env(config: schema.EnvConfig) -> Env:
@@ -48,6 +50,42 @@ def open_env(config: schema.EnvConfig) -> Env:
             return _custom_env(path)
         case _:
             assert_never(config)
+
+
+def check_env(env: Env) -> None:
+    """Raises `TaskError` naming the environment unless both its splits hold tasks with ids of their
+    own."""
+    name = type(env).__name__
+    for split in ("train", "eval"):
+        try:
+            inspect.signature(env.load).bind(split)
+        except TypeError as error:
+            raise TaskError(f"{name}.load is called as load({split!r}): {error}") from error
+        except ValueError:
+            pass  # A built-in callable without a signature; the call itself will show.
+        tasks = env.load(split)
+        if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+            raise TaskError(
+                f"{name}.load({split!r}) returned {type(tasks).__name__}; return a list of Task"
+            )
+        if not tasks:
+            raise TaskError(f"{name}.load({split!r}) returned no task; at least one is needed")
+        seen: set[str] = set()
+        for task in tasks:
+            if not isinstance(task, Task):
+                raise TaskError(
+                    f"{name}.load({split!r}) holds {type(task).__name__}; make each a "
+                    "sdpo.Task(id=..., messages=...)"
+                )
+            if task.id in seen:
+                raise TaskError(f"{name}.load({split!r}) has the id {task.id!r} twice")
+            seen.add(task.id)
+    try:
+        inspect.signature(env.judge).bind(None, None)
+    except TypeError as error:
+        raise TaskError(f"{name}.judge is called as judge(task, rollout): {error}") from error
+    except ValueError:
+        pass
 
 
 def _custom_env(path: str) -> Env:

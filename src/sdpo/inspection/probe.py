@@ -26,6 +26,7 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.inspection.reach import Reach
 from sdpo.parallel import Parallel
+from sdpo.progress import phase
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
 from sdpo.rollouts.judging import check_unjudged
@@ -121,6 +122,7 @@ class Probe:
         return f"Self-distillation is likely to help here: {rates}."
 
 
+@phase("probe")
 def probe_tasks(
     collector: Collector,
     tasks: Sequence[Task],

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from sdpo.metrics.canaries import Alert
 from sdpo.printable import printable
+from sdpo.progress import Progress, listening
 from sdpo.records import Verdict
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -29,6 +32,10 @@ ETA_STEPS = 10
 """Steps averaged for tokens/s and the time left; step times vary with completion lengths."""
 LAST_LINES = 6
 """Lines of the last rollout and of its feedback that are shown."""
+REFRESH_S = 0.2
+"""Between two drawings of where a step stands."""
+SECONDS_BETWEEN_LINES = 10.0
+"""Without a terminal: nothing is said of a step's inside until so long after the last line."""
 MAX_LINE = 400
 """Characters of one shown line before it is cut; the terminal cuts again at its width."""
 
@@ -49,8 +56,12 @@ class Dashboard:
         *,
         console: Console | None = None,
         is_quiet: bool = False,
+        step: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`is_quiet` shows nothing but `say`; processes other than the first use it."""
+        """`is_quiet` shows nothing but `say`; processes other than the first use it. `step` says
+        how many steps are complete."""
+        self._num_complete = step
+        self._open = ExitStack()
         self._total = total_steps
         self._run_dir = run_dir
         self._console = console or Console()
@@ -65,14 +76,20 @@ class Dashboard:
         self._last: tuple[str, Verdict] | None = None
         self._step = 0
         self._metrics: Mapping[str, float] = {}
+        self._inside = ""
+        self._shown_at = time.monotonic()
 
     def __enter__(self) -> Dashboard:
         if self._is_live:
             self._live = Live(console=self._console, auto_refresh=False, transient=False)
             self._live.start()
+            self._live.update(self.render(), refresh=True)
+        if not self._is_quiet:
+            self._open.enter_context(listening(self._progress))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._open.close()
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -80,6 +97,20 @@ class Dashboard:
     def say(self, text: str) -> None:
         """One line above the display (a checkpoint was written, the run was interrupted)."""
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._shown_at = time.monotonic()
+
+    def _progress(self, found: Progress) -> None:
+        """Show where the computation stands."""
+        wait = REFRESH_S if self._is_live else SECONDS_BETWEEN_LINES
+        if time.monotonic() - self._shown_at < wait:
+            return
+        step = self._num_complete() + (found.phase is None)
+        self._inside = f"step {step}: {found}"
+        if self._live is None:
+            self.say(self._inside)
+            return
+        self._live.update(self.render(), refresh=True)
+        self._shown_at = time.monotonic()
 
     def update(
         self,
@@ -89,7 +120,7 @@ class Dashboard:
         alerts: Sequence[Alert] = (),
     ) -> None:
         """Show the state after `step`; `last` is a rollout's text with its verdict."""
-        self._step, self._metrics = step, metrics
+        self._step, self._metrics, self._inside = step, metrics, ""
         self._last = last or self._last
         self._alerts += alerts
         if (solved := _get(metrics, "train/solved")) is not None:
@@ -172,7 +203,9 @@ class Dashboard:
         if (rate := self.tokens_per_second()) is not None:
             numbers.append(f"{rate:.0f} tok/s")
         if numbers:
-            table.add_row("now", "  ".join(numbers))
+            table.add_row("last", "  ".join(numbers))
+        if self._inside:
+            table.add_row("now", self._inside)
         return table
 
     @property

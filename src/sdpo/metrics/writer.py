@@ -20,6 +20,15 @@ METRICS = "metrics.jsonl"
 ALERTS = "alerts.jsonl"
 
 
+def run_folders(path: Path) -> list[Path]:
+    """`path` itself, or the runs inside it when it is a folder of runs (`seeds = 3` makes one)."""
+    if path.is_dir() and not (path / METRICS).exists():
+        inside = sorted(each.parent for each in path.glob(f"*/{METRICS}"))
+        if inside:
+            return inside
+    return [path]
+
+
 class MetricsWriter:
     """Writes the numbers of a run; one process of a run has one.
 

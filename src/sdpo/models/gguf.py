@@ -14,6 +14,8 @@ import importlib.util
 import io
 import json
 import os
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +136,11 @@ def _dequantised(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     Peak memory: a float32 and a bfloat16 copy of the weights.
     """
     # The reader shows a progress bar that no setting of transformers turns off.
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), _alone(gguf) as folder:
         quantised = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            folder, gguf_file=gguf.name, dtype=torch.float32
         )
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
         # The loaded config is marked as quantised and refuses to be saved.
         loaded = quantised.config.to_dict()
         settings = {key: value for key, value in loaded.items() if key not in _QUANTISED_KEYS}
@@ -147,6 +149,15 @@ def _dequantised(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         model.load_state_dict(quantised.state_dict())
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model, tokenizer
+
+
+@contextlib.contextmanager
+def _alone(gguf: Path) -> Generator[str]:
+    """A folder with nothing but `gguf` in it: of a tokenizer's files beside it, as `sdpo export`
+    writes them, transformers would take some and leave out the chat template."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / gguf.name).symlink_to(gguf.resolve())
+        yield folder
 
 
 def _digest(path: Path) -> str:

@@ -37,7 +37,7 @@ from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
 from sdpo.models.quiet import quiet
 from sdpo.run_folder import as_run
 
-__all__ = ["DEMO", "Policy", "default_dtype", "load_policy"]
+__all__ = ["DEMO", "Policy", "as_policy", "default_dtype", "load_policy"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _vocabularies: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, int]] = WeakKeyDictionary()
@@ -105,6 +105,30 @@ def load_policy(
     return policy.replace_model(policy.model.to(where).eval())
 
 
+def as_policy(model: Any, tokenizer: Any) -> Policy:
+    """A model and a tokenizer that are loaded already, checked as a loaded one is. Training changes
+    `model` itself. Raises `ModelError`."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ModelError(
+            f"model = {type(model).__name__}: give a name, or a causal language model of "
+            "transformers (AutoModelForCausalLM.from_pretrained)"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"tokenizer = {type(tokenizer).__name__}: a model object needs its tokenizer too "
+            "(tokenizer=AutoTokenizer.from_pretrained(...))"
+        )
+    found: Any = model
+    if found.dtype not in DTYPES.values():
+        raise ModelError(
+            f"model has weights of type {found.dtype}; load it with dtype=torch.float32 or "
+            "torch.bfloat16"
+        )
+    name = str(getattr(found.config, "_name_or_path", "") or type(found).__name__)
+    _check(name, found, tokenizer, {"missing_keys": (), "mismatched_keys": ()})
+    return Policy(model=found.eval(), tokenizer=tokenizer, name=name)
+
+
 def resolvable_name(name: str) -> str:
     """`name` so that `load_policy` finds the same model from every folder."""
     run = as_run(name)
@@ -166,7 +190,11 @@ def _device(device: str) -> torch.device:
     except RuntimeError:
         where = None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if where is None or (where.type == "cuda" and (where.index or 0) >= count):
+    is_missing = where is not None and (
+        (where.type == "cuda" and (where.index or 0) >= count)
+        or (where.type == "mps" and not torch.backends.mps.is_available())
+    )
+    if where is None or is_missing:
         raise ModelError(
             f"model.device = {device!r} is not available here; use auto, cpu or cuda:N"
         )

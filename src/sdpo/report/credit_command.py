@@ -52,14 +52,14 @@ class Attempt:
                 self.model,
                 task,
                 self.completion.removesuffix("\n"),
-                _text(self.feedback, "--feedback"),
+                text_or_file(self.feedback, "--feedback"),
                 None if self.demonstration is None else self.demonstration.removesuffix("\n"),
                 env=env,
                 layout=self.layout,
             )
 
     def _task(self, stack: ExitStack) -> tuple[Task | str, code.CodeEnv | None]:
-        prompt = _text(self.prompt, "--prompt")
+        prompt = text_or_file(self.prompt, "--prompt")
         if (prompt is None) == (self.task is None) or (self.task is None) != (self.tasks is None):
             raise ConfigError(
                 f"--prompt = {self.prompt!r}, --task = {self.task!r}, --tasks = {self.tasks!r}: "
@@ -95,7 +95,7 @@ def show_attempt(attempt: Attempt, console: Console, *, html: Path | None = None
     return found
 
 
-def _text(value: str | None, option: str) -> str | None:
+def text_or_file(value: str | None, option: str) -> str | None:
     """`value`, or the content of the file that `@NAME` names."""
     if value is None or not value.startswith("@"):
         return value

@@ -16,7 +16,7 @@ from typing import Any
 from sdpo.errors import ConfigError
 from sdpo.metrics.jsonl import dumps, read_rows
 from sdpo.metrics.writer import ALERTS, METRICS
-from sdpo.report.outcome import describe_outcome
+from sdpo.report.outcome import Outcome, describe_outcome
 from sdpo.report.panels import PANELS, STEP_SECONDS, TIME_PARTS, UNDRAWN
 from sdpo.report.rollouts import CreditIndex, RolloutIndex
 from sdpo.rollouts.credit import CREDIT
@@ -88,6 +88,21 @@ class ReportReader:
 def load_report(run_dirs: Sequence[Path]) -> Row:
     """Everything the page of these directories shows, once."""
     return ReportReader(run_dirs).load()
+
+
+def run_outcome(run_dir: Path, *, through: int | None = None) -> Outcome | None:
+    """What happened in a run up to the step `through` (None: so far), as its report says first;
+    None for a directory without rows."""
+    rows = [
+        row for row in read_rows(run_dir / METRICS) if through is None or row["step"] <= through
+    ]
+    if not rows:
+        return None
+    rollouts = RolloutIndex(run_dir / ROLLOUTS)
+    rollouts.update()
+    alerts = [row for row in read_rows(run_dir / ALERTS) if row["step"] <= rows[-1]["step"]]
+    config = flatten(_read_json(run_dir / CONFIG).get("config", {}))
+    return describe_outcome(rows, config, alerts, rollouts.held_out)
 
 
 class _RunReader:

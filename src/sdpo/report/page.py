@@ -21,6 +21,7 @@ from typing import Any
 
 from sdpo.errors import ConfigError, SdpoError
 from sdpo.files import atomic_write
+from sdpo.metrics.writer import run_folders
 from sdpo.report.data import load_report
 from sdpo.report.packed import gzip_json
 
@@ -54,7 +55,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """
     if not run_dirs:
         raise ConfigError("report needs at least one run directory")
-    data = load_report(run_dirs)
+    data = load_report([run for path in run_dirs for run in run_folders(path)])
     target = out or run_dirs[0] / "report.html"
     page = _render(data)
     try:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import math
 import subprocess
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from sdpo.config.environments import JudgingConfig
 from sdpo.envs.base import Computing, Env, as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line
+from sdpo.progress import tell
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.rollouts.judge_loop import call_in_thread, run_on_loop
 from sdpo.seeds import derive
@@ -118,6 +120,10 @@ async def _judge_all(
         asyncio.create_task(_outcome(env, task, rollout, settings, slots))
         for task, rollout in attempts
     ]
+    tell("judge", 0, len(calls))
+    judged = itertools.count(1)
+    for call in calls:
+        call.add_done_callback(lambda _: tell("judge", next(judged), len(calls)))
     try:
         await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
         for call in calls:
@@ -211,7 +217,8 @@ def _keep_theirs(shown: traceback.TracebackException | None) -> None:
 
 
 def _checked(verdict: Verdict, task: Task) -> Verdict:
-    """`verdict` itself. Raises `JudgeError` naming a field that would break the run."""
+    """`verdict`, without feedback where that is blank. Raises `JudgeError` naming a field that
+    would break the run."""
     reward, feedback = verdict.reward, verdict.feedback
     wrong = None
     if not isinstance(reward, Real) or not math.isfinite(reward):
@@ -224,4 +231,6 @@ def _checked(verdict: Verdict, task: Task) -> Verdict:
         wrong = f"metrics[{bad[0]!r}] = {verdict.metrics[bad[0]]!r}, which must be a number"
     if wrong:
         raise JudgeError(f"judging task {task.id!r} returned a Verdict with {wrong}")
+    if feedback is not None and not feedback.strip():
+        return replace(verdict, feedback=None)
     return verdict

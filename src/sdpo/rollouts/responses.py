@@ -65,6 +65,11 @@ def judge_file(
             if isinstance(env, Closing):
                 stack.callback(env.close)
         known = _tasks(env, split)
+        if not Path(responses).is_file():
+            raise ConfigError(
+                f"responses = {str(responses)!r}: there is no such file; it has a line "
+                '{"id": ..., "response": ...} for every response'
+            )
         attempts = [_response(line, known) for line in read_lines(Path(responses))]
         write = _writer(out, stack)
         verdicts = []

@@ -4,6 +4,7 @@ needs. Nothing here trains; the objective's specs are training/objectives.py.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from sdpo.config.schema import (
 from sdpo.engines.base import Engine, Sampling, StopTexts
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
-from sdpo.envs.opening import open_env
+from sdpo.envs.opening import check_env, open_env
+from sdpo.errors import ConfigError
 from sdpo.models.adapters import has_adapter, new_adapter
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy, resolvable_name
@@ -62,10 +64,13 @@ class Sampler:
 
 
 @contextmanager
-def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler]:
+def open_sampler(
+    config: RunConfig, env: Env | None = None, policy: Policy | None = None
+) -> Generator[Sampler]:
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
-    stays open."""
-    policy = load_policy(
+    stays open; `policy` replaces the model that `config.model` names."""
+    check_engine(config)
+    policy = policy or load_policy(
         config.model.name,
         dtype=config.model.dtype,
         device=config.model.device,
@@ -77,6 +82,7 @@ def open_sampler(config: RunConfig, env: Env | None = None) -> Generator[Sampler
     chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
+        check_env(own_env)
         collector = Collector(
             env=own_env,
             engine=open_engine(config, policy),
@@ -117,6 +123,18 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
             )
         case other:
             assert_never(other)
+
+
+def check_engine(config: RunConfig) -> None:
+    """Raises `ConfigError` for an engine that is not installed, before a model is loaded."""
+    if not isinstance(config.rollout.engine, VllmEngineConfig):
+        return
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        raise ConfigError(
+            "rollout.engine.type = 'vllm' needs vLLM: pip install 'sdpo[vllm]', or take the local "
+            "engine (rollout.engine.type=local)"
+        )
 
 
 def open_engine(config: RunConfig, policy: Policy) -> Engine:

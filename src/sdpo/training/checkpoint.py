@@ -28,6 +28,7 @@ from sdpo.config.environments import JUDGING_KEYS
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Describing, Env
+from sdpo.envs.opening import check_env
 from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write, delete_folder, record_whole
 from sdpo.machine import usable_cores
@@ -133,7 +134,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
     """The run's directory with its config.json. A directory that already holds results must have
-    the same config and environment; only `steps` may have grown, which continues the run.
+    the same config and environment; only `steps` and `discover.budget` may have grown, which
+    continues the run.
 
     Raises `ConfigError` when the directory belongs to another run or cannot be written.
     """
@@ -144,7 +146,7 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
             recorded = check_same_run(config, path)
             _check_same_env(config, recorded.get("environment"), facts.get("environment"))
             _check_same_sources(config, recorded.get("custom"), facts.get("custom"))
-            if recorded["config"]["steps"] == config.steps:
+            if not _grown(recorded["config"], config):
                 return run_dir
             facts = {name: value for name, value in recorded.items() if name != "config"}
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -217,11 +219,11 @@ def _check_same_sources(config: RunConfig, recorded: Any, given: Any) -> None:
 
 def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     """The record at `path`. Raises `ConfigError` naming the keys that differ from `config`; `steps`
-    may be larger than recorded."""
+    and `discover.budget` may be larger than recorded."""
     try:
         recorded = json.loads(path.read_text(encoding="utf-8"))
         before = recorded["config"]
-        is_longer = before["steps"] < config.steps
+        grown = _grown(before, config)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is damaged or not a run's config.json ({error}); delete that file and repeat "
@@ -233,8 +235,7 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     different -= JUDGING_KEYS
     # Compared by what they make of prompts: a clock may have to be pinned to go on.
     different = {k for k in different if not k.startswith("model.chat_template_kwargs")}
-    if is_longer:
-        different.discard("steps")
+    different -= grown
     if different:
         raise ConfigError(
             f"run = {config.run!r} already holds a run with other settings "
@@ -242,6 +243,16 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
             "choose another directory with run=..., or delete that one"
         )
     return recorded
+
+
+def _grown(before: Mapping[str, Any], config: RunConfig) -> set[str]:
+    """What is larger in `config` than in a recorded one, of the settings that only say when to
+    stop."""
+    sizes = {
+        "steps": (before["steps"], config.steps),
+        "discover.budget": (before["discover"]["budget"], config.discover.budget),
+    }
+    return {key for key, (old, new) in sizes.items() if old < new}
 
 
 def _differences(left: Any, right: Any, key: str = "") -> list[str]:
@@ -280,6 +291,7 @@ def run_facts(config: RunConfig, env: Env | None = None) -> dict[str, Any]:
 
 
 def _fingerprint(env: Env) -> dict[str, Any]:
+    check_env(env)
     tasks = env.load("train")
     text = json.dumps([[task.id, task.messages] for task in tasks], default=str)
     digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

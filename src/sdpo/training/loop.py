@@ -8,19 +8,22 @@ checkpoints (training/run.py). No tensors here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import JudgeError
+from sdpo.errors import ConfigError, JudgeError
 from sdpo.metrics.clock import Clock
+from sdpo.models.policy import Policy
 from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
 from sdpo.signals import BrokenOff, Signals, exit_status
-from sdpo.training.run import Run, open_run
+from sdpo.training.opening import open_run
+from sdpo.training.run import Run
 
 OnStep = Callable[[Mapping[str, float]], object]
 """Receives a row of metrics.jsonl; what it returns is not looked at."""
@@ -42,6 +45,8 @@ class TrainResult:
     """The last row of metrics.jsonl."""
     finished: bool
     """False when interrupted; the same call continues the run."""
+    seconds: float = 0.0
+    """This call took, loading and evaluations included."""
     exit_status: int = 0
     """What the command exits with: 130 after Ctrl-C, 143 after SIGTERM (in every process)."""
     runs: tuple[TrainResult, ...] = ()
@@ -50,21 +55,39 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, env: Env | None = None, on_step: OnStep | None = None
+    config: RunConfig,
+    *,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train as `config` says and return where the run ended. An existing run directory of the same
     config is resumed exactly.
 
-    `env` replaces `config.env`. `on_step` is called with every row of metrics.jsonl once it is
-    written, the first evaluation's included. Ctrl-C and SIGTERM save a checkpoint and return; a
-    second one during an update or a save returns at once and leaves the last checkpoint as it is.
-    SIGUSR1 saves a checkpoint and goes on. Raises `SdpoError` for anything a user can fix.
+    `env` and `policy` replace what `config` names; the weights of `policy` are trained in place.
+    `on_step` is called with every row of metrics.jsonl once it is written, the first evaluation's
+    included. Ctrl-C and SIGTERM save a checkpoint and return; a second one during an update or a
+    save returns at once and leaves the last checkpoint as it is. SIGUSR1 saves a checkpoint and
+    goes on. Raises `SdpoError` for anything a user can fix.
     """
     if config.seeds > 1:
+        if policy is not None:
+            raise ConfigError(
+                f"seeds = {config.seeds}: every seed begins with the same weights, and a model "
+                "object is trained in place; give a model by name, or one seed"
+            )
         return _train_seeds(config, env, on_step)
+    start = time.perf_counter()
+    found = _train_one(config, env, policy, on_step)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _train_one(
+    config: RunConfig, env: Env | None, policy: Policy | None, on_step: OnStep | None
+) -> TrainResult:
     with Signals() as signals:
         try:
-            with open_run(config, env, signals=signals) as run:
+            with open_run(config, env, policy, signals=signals) as run:
                 return _train(run, on_step)
         except KeyboardInterrupt as stop:
             # Before the run stood, or while it was being closed: what is on disk is all there is.
@@ -117,6 +140,7 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
         step=runs[-1].step,
         metrics={name: fmean(row[name] for row in known) for name in sorted(shared)},
         finished=len(runs) == config.seeds and runs[-1].finished,
+        seconds=sum(run.seconds for run in runs),
         exit_status=runs[-1].exit_status,
         runs=tuple(runs),
     )

@@ -6,41 +6,33 @@ need no further exchange. What a step learns from them is learner.py.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
-from sdpo.envs.base import Env
 from sdpo.errors import CanaryStop
-from sdpo.inspection.probe import check_can_probe
-from sdpo.lock import sole_writer
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
-from sdpo.parallel import Parallel, start_parallel
+from sdpo.parallel import Parallel
 from sdpo.records import Group, Task, Verdict
 from sdpo.rollouts.collect import Collected, drop_empty
 from sdpo.rollouts.curriculum import other_tasks
 from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder
 from sdpo.rollouts.redraw import collect_varied
-from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.rollouts.sampler import Sampler
 from sdpo.seeds import derive
 from sdpo.signals import Signals
-from sdpo.training.checkpoint import Checkpoints, open_run_dir, run_facts
-from sdpo.training.custom import check_custom
-from sdpo.training.held_out import TaskSet, open_holdouts, own_tasks, probe
-from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.objectives import check_objective
-from sdpo.training.prompts import record_conditions
+from sdpo.training.checkpoint import Checkpoints
+from sdpo.training.held_out import TaskSet, own_tasks, probe
+from sdpo.training.learner import Learner
 from sdpo.training.rollback import CURE, EvaluationHistory
-from sdpo.training.samples import unread_feedback, without_teacher
+from sdpo.training.samples import unread_note, without_teacher
 from sdpo.training.step import StepResult
-from sdpo.training.tasks import check_tasks
 from sdpo.training.together import collect_together
 
 
@@ -80,7 +72,7 @@ class Run:
         self._writer = MetricsWriter(run_dir, backends, config.model_dump(mode="json"))
         self._recorder = RolloutRecorder(run_dir, kept=config.log.rollouts)
         self._dashboard = Dashboard(
-            config.steps, run_dir, is_quiet=is_quiet or not parallel.is_main
+            config.steps, run_dir, is_quiet=not parallel.is_main or is_quiet, step=lambda: self.step
         )
         signals.say = self.say
 
@@ -154,7 +146,7 @@ class Run:
     ) -> dict[str, float]:
         """The metrics of the step that `learner` has just trained on `groups`, without times; the
         rollouts and tokens of all groups are added to the run's totals."""
-        if self.step == 0 and (note := unread_feedback(groups, self.config.objective)):
+        if self.step == 0 and (note := unread_note(groups, self.config.objective.type)):
             self.say(note)
         groups = [*groups, *map(without_teacher, left_out)]
         metrics = rollout_metrics(groups)
@@ -355,54 +347,3 @@ class Run:
         self._canaries.load_state(state["canaries"])
         self._history.load_state(state.get("evaluations", ()))
         self.unevaluated = state.get("unevaluated")
-
-
-@contextmanager
-def open_run(
-    config: RunConfig,
-    env: Env | None = None,
-    *,
-    signals: Signals | None = None,
-    is_quiet: bool = False,
-) -> Generator[Run]:
-    """Everything a run of `config` needs, opened and closed again. `env` replaces `config.env`;
-    `signals` are those that the run heeds, none by default; `is_quiet` shows no steps."""
-    signals = signals or Signals()
-    check_objective(config)
-    check_custom(config)
-    if config.eval.probe_tasks:
-        check_can_probe(config.rollout.max_turns)
-    parallel = start_parallel()
-    if parallel.world_size > 1:
-        signals.hold()
-    run_dir = Path(config.run)
-    with ExitStack() as stack:
-        if parallel.is_main:
-            stack.enter_context(sole_writer(run_dir))
-            open_run_dir(config, run_facts(config, env))
-        parallel.barrier()
-        sampler = stack.enter_context(open_sampler(config, env))
-        check_tasks(sampler, config, splits=("train", "eval"))
-        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
-        make_trainable(sampler.policy.model, config.optim)
-        learner = Learner(
-            sampler,
-            config,
-            seed=config.seed,
-            num_inspected=config.credit.rollouts,
-            parallel=parallel,
-        )
-        with Run(
-            config,
-            run_dir,
-            sampler,
-            learner,
-            parallel,
-            signals,
-            holdouts=holdouts,
-            is_quiet=is_quiet,
-        ) as run:
-            if parallel.is_main:
-                for line in record_conditions(run_dir, sampler):
-                    run.say(line)
-            yield run

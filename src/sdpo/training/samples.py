@@ -129,9 +129,9 @@ def without_teacher(group: Group) -> Group:
     return replace(group, contexts=(NO_CONTEXT,) * len(group.rollouts))
 
 
-def unread_feedback(groups: Sequence[Group], objective: ObjectiveConfig) -> str | None:
-    """What to say when the objective leaves failed attempts with feedback without a teacher
-    although there could be one."""
+def unread_note(groups: Sequence[Group], objective: str) -> str | None:
+    """A line about failed attempts with feedback which the objective leaves without a teacher
+    although there could be one; None where there are none."""
     unread = sum(
         context.reason == NOT_USED and not verdict.solved and bool((verdict.feedback or "").strip())
         for group in groups
@@ -140,9 +140,9 @@ def unread_feedback(groups: Sequence[Group], objective: ObjectiveConfig) -> str 
     if not unread:
         return None
     return (
-        f"objective.type = {objective.type!r} does not learn from feedback alone: no teacher reads "
-        f"what the judge wrote to {unread} failed attempts; objective.type=sdpo or hybrid distils "
-        "it (`sdpo check --probe` says whether that would help)"
+        f"objective.type = {objective!r} does not learn from feedback alone: no teacher reads what "
+        f"the judge wrote to {unread} failed attempts; objective.type=sdpo or hybrid distils it "
+        "(`sdpo check --probe` says whether that would help)"
     )
 
 

@@ -28,6 +28,7 @@ from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
 from sdpo.parallel import Parallel
+from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
@@ -174,11 +175,15 @@ class Updater:
             budget_tokens=self._config.micro_batch_tokens,
         )
         problem = ""
+        done = 0
+        tell("update", 0, len(active))
         with self.optimizer.accumulating():
             for chosen, hidden in packed:
+                done += len(chosen)
                 problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
                 if problem:
                     break
+                tell("update", done, len(active))
         # All ranks stop together; one that raised alone would leave the others waiting for it.
         if problem := next(filter(None, self._parallel.gather(problem)), ""):
             self.optimizer.clear()

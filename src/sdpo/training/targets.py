@@ -20,6 +20,7 @@ from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.head import head_of, lm_head
 from sdpo.models.packing import packed_hidden
 from sdpo.models.weights import applied
+from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
@@ -72,7 +73,13 @@ def score_targets(
         return {sample.key: rows for sample, rows in states}
 
     with applied(model, schedule.weights):
-        teacher = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+        teacher: dict[Key, torch.Tensor] = {}
+        tell("teacher", 0, len(taught))
+        for sample, rows in hidden_states(
+            model, taught, lambda s: s.teacher_prompt_ids or (), budget_tokens
+        ):
+            teacher[sample.key] = rows
+            tell("teacher", len(teacher), len(taught))
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}

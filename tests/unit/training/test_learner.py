@@ -13,7 +13,7 @@ from sdpo.config.load import load_config
 from sdpo.parallel import Parallel
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train_steps
-from sdpo.training.run import open_run
+from sdpo.training.opening import open_run
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,108 @@
+"""Opening a run: everything it needs, checked before the first attempt, and what it says first."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from sdpo.config.schema import LoraConfig, RunConfig
+from sdpo.envs.base import Env
+from sdpo.inspection.probe import check_can_probe
+from sdpo.machine import usable_cores
+from sdpo.models.policy import Policy
+from sdpo.parallel import start_parallel
+from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.signals import Signals
+from sdpo.training.checkpoint import open_run_dir, run_facts
+from sdpo.training.custom import check_custom
+from sdpo.training.folder import own_folder
+from sdpo.training.held_out import open_holdouts
+from sdpo.training.learner import Learner, make_trainable
+from sdpo.training.objectives import check_objective
+from sdpo.training.prompts import record_conditions
+from sdpo.training.run import Run
+from sdpo.training.tasks import check_tasks
+
+
+@contextmanager
+def open_run(
+    config: RunConfig,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    *,
+    signals: Signals | None = None,
+    is_quiet: bool = False,
+) -> Generator[Run]:
+    """Everything a run of `config` needs, opened and closed again. `env` and `policy` replace what
+    `config` names; `signals` are those that the run heeds, none by default; `is_quiet` shows no
+    steps."""
+    signals = signals or Signals()
+    check_objective(config)
+    check_custom(config)
+    if config.eval.probe_tasks:
+        check_can_probe(config.rollout.max_turns)
+    parallel = start_parallel()
+    if parallel.world_size > 1:
+        signals.hold()
+    run_dir = Path(config.run)
+    with ExitStack() as stack:
+        if parallel.is_main:
+            stack.enter_context(own_folder(run_dir))
+            open_run_dir(config, run_facts(config, env))
+        parallel.barrier()
+        sampler = stack.enter_context(open_sampler(config, env, policy))
+        check_tasks(sampler, config, splits=("train", "eval"))
+        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
+        make_trainable(sampler.policy.model, config.optim)
+        learner = Learner(
+            sampler,
+            config,
+            seed=config.seed,
+            num_inspected=config.credit.rollouts,
+            parallel=parallel,
+        )
+        with Run(
+            config,
+            run_dir,
+            sampler,
+            learner,
+            parallel,
+            signals,
+            holdouts=holdouts,
+            is_quiet=is_quiet,
+        ) as run:
+            if parallel.is_main:
+                for line in (opening_line(sampler, config), *record_conditions(run_dir, sampler)):
+                    run.say(line)
+            yield run
+
+
+def opening_line(sampler: Sampler, config: RunConfig) -> str:
+    """One line for the user, once model and tasks are there."""
+    policy = sampler.policy
+    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    dtype = str(policy.dtype).removeprefix("torch.")
+    where = str(policy.device)
+    if policy.device.type == "cpu":
+        cores = usable_cores()
+        where = f"cpu ({cores} {'core' if cores == 1 else 'cores'})"
+    adapter = config.model.adapter
+    lora = f", LoRA of rank {adapter.rank}" if isinstance(adapter, LoraConfig) else ""
+    num_train, num_eval = (len(sampler.env.load(split)) for split in ("train", "eval"))
+    evaluated = min(num_eval, config.eval.max_tasks or num_eval)
+    per_step = config.rollout.tasks_per_step * config.rollout.group_size
+    return (
+        f"{policy.name}: {size(parameters)} weights{lora}, {dtype}, {where}; {num_train} tasks, "
+        f"{config.steps} steps of {per_step} attempts; first an evaluation: {evaluated} held-out "
+        f"tasks x {config.eval.samples}"
+    )
+
+
+def size(count: int) -> str:
+    """A number of weights as people say it: `135M`, `0.5B`, `141k`."""
+    for unit, divisor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= divisor * 0.5:
+            scaled = count / divisor
+            return f"{scaled:.0f}{unit}" if scaled >= 10 else f"{scaled:.1f}{unit}"
+    return str(count)
