@@ -39,7 +39,7 @@ FROM_ROOT = {
 }
 """Files beside docs/ that are pages too."""
 
-_LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+\.(?:md|png))(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+\.(?:md|png|ipynb|py|toml))(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -60,6 +60,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def turn(match: re.Match[str]) -> str:
         text, link, anchor = match.group(1), match.group(2), match.group(3) or ""
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link))
+        if target not in FROM_ROOT and not target.startswith("docs/"):
+            return text  # A file of the repository that the site does not have.
         name = FROM_ROOT.get(target, target.removeprefix("docs/"))
         return f"[{text}]({posixpath.relpath(name, posixpath.dirname(place) or '.')}{anchor})"
 

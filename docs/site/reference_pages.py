@@ -30,7 +30,6 @@ COUNTERS = {
 MODULES = {
     "Environments": ("sdpo.envs.base", "sdpo.envs.adapters.datasets",
                      "sdpo.envs.adapters.reward_functions", "sdpo.envs.adapters.verifiers"),
-    "Settings": ("sdpo.config.load",),
     "The objective alone": ("sdpo.losses.divergence", "sdpo.losses.head.fused"),
     "Testing your own environment": ("sdpo.testing",),
 }  # fmt: skip
@@ -147,16 +146,26 @@ def api_page() -> str:
         "## sdpo",
         "",
     ]
-    for name in sdpo.__all__:
-        # Lazily imported names are aliases that static analysis does not follow.
-        found = getattr(sdpo, name)
-        lines += [f"::: {found.__module__}.{found.__qualname__}", "    options:",
+    for name, source in public_names().items():
+        lines += [f"::: {source}", "    options:",
                   "      heading_level: 3", f"      toc_label: {name}", ""]  # fmt: skip
     for title, modules in MODULES.items():
         lines += [f"## {title}", ""]
         for module in modules:
             lines += [f"::: {module}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
+
+
+def public_names() -> dict[str, str]:
+    """Every name of `sdpo.__all__` with the place that it is imported from, lazily or not."""
+    tree = ast.parse((ROOT / "src" / "sdpo" / "__init__.py").read_text(encoding="utf-8"))
+    found = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return {name: found[name] for name in sdpo.__all__}
 
 
 def map_page() -> str:

@@ -14,6 +14,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -137,6 +138,8 @@ class Reader:
                 ), named
             case ["python", file]:
                 runpy.run_path(file, run_name="__main__")
+            case ["pytest", file]:
+                subprocess.run([sys.executable, "-m", "pytest", "-q", file], check=True)
             case ["printf", *_]:
                 subprocess.run(shlex.join(words[:-2]) + f" > {words[-1]}", shell=True, check=True)
             case [program, *_] if program in ("git", "docker", "ssh", "cd", "less", "scp", "mkdir"):
