@@ -60,7 +60,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def turn(match: re.Match[str]) -> str:
         text, link, anchor = match.group(1), match.group(2), match.group(3) or ""
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin), link))
-        if target not in FROM_ROOT and not target.startswith("docs/"):
+        is_page = target in FROM_ROOT or target.startswith("docs/")
+        if not is_page and (ROOT / target).exists():
             return text  # A file of the repository that the site does not have.
         name = FROM_ROOT.get(target, target.removeprefix("docs/"))
         return f"[{text}]({posixpath.relpath(name, posixpath.dirname(place) or '.')}{anchor})"

@@ -28,7 +28,7 @@ COUNTERS = {
 """What `UNDRAWN` names: horizontal axes and counters."""
 
 MODULES = {
-    "Environments": ("sdpo.envs.base", "sdpo.envs.adapters.datasets",
+    "Environments": ("sdpo.envs.base", "sdpo.envs.episodes", "sdpo.envs.adapters.datasets",
                      "sdpo.envs.adapters.reward_functions", "sdpo.envs.adapters.verifiers"),
     "The objective alone": ("sdpo.losses.divergence", "sdpo.losses.head.fused"),
     "Testing your own environment": ("sdpo.testing",),

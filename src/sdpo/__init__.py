@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sdpo._version import __version__ as __version__
 from sdpo.envs.base import env
 from sdpo.errors import SdpoError, Unjudged
-from sdpo.records import Group, Rollout, Task, TeacherContext, Turn, Verdict
+from sdpo.records import Group, Reply, Rollout, Task, TeacherContext, Turn, Verdict
 
 if TYPE_CHECKING:
     from sdpo.api import check, discover, evaluate, probe, train
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Group",
+    "Reply",
     "Rollout",
     "Run",
     "RunConfig",

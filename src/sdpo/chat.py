@@ -52,9 +52,11 @@ class Chat:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         model_stop_ids: Sequence[int] = (),
+        tools: Sequence[Any] = (),
     ) -> None:
         """`model_stop_ids` are the generation config's end tokens, joined with the tokenizer's and
-        the template's own."""
+        the template's own. `tools` are shown in every prompt: JSON schemas or documented
+        functions."""
         if not tokenizer.chat_template:
             raise ModelError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template; "
@@ -63,6 +65,10 @@ class Chat:
         self.tokenizer = tokenizer
         self._kwargs = dict(template_kwargs or {})
         self._special = special_tokens(tokenizer)
+        self._shown_roles = {"user"}
+        """Roles of messages that the template is known to show."""
+        if tools:
+            self._take_tools(list(tools))
         self.stop_ids = self._find_stop_ids(model_stop_ids)
         self.end_of_turn_id = self.stop_ids[0]
         self._check_boundary()
@@ -104,15 +110,50 @@ class Chat:
         added."""
         return tuple(self.tokenizer.encode(mend(text), add_special_tokens=False))
 
-    def reply_ids(self, reply: Message, *, ended: bool) -> tuple[int, ...]:
-        """Tokens between a completion and the next one: end of turn (unless `ended` with it),
-        `reply` with its special tokens broken up, generation prompt.
+    def reply_ids(self, reply: Sequence[Message], *, ended: bool) -> tuple[int, ...]:
+        """Tokens between a completion and the next one: end of turn (unless `ended` with it), the
+        messages of `reply` with their special tokens broken up, generation prompt.
 
         Sampled tokens are kept as they were; only what the template puts around the reply is added.
+        Raises `ModelError` for a template that has no place for such a message.
         """
-        turns = (*_ANSWERED, dict(reply) | {"content": self.inert(str(reply["content"]))})
-        ids = self.text_ids(self.render(turns, what="reply").rpartition(_MARK)[2])
+        for message in reply:
+            if message["role"] not in self._shown_roles:
+                self._check_role(message["role"])
+        turns = [
+            {
+                key: value if key == "role" else self.inert(str(value))
+                for key, value in message.items()
+            }
+            for message in reply
+        ]
+        ids = self.text_ids(self.render([*_ANSWERED, *turns], what="reply").rpartition(_MARK)[2])
         return ids[1:] if ended and ids[0] in self.stop_ids else ids
+
+    def _check_role(self, role: str) -> None:
+        message = {"role": role, "content": "\u241ereply\u241e"}
+        is_shown = message["content"] in self.render([*_ANSWERED, message], what="reply")
+        if not is_shown:
+            raise ModelError(
+                f"{self._template_name} leaves out messages of role {role!r}; let the "
+                "environment reply as 'user', or take a model with such a role"
+            )
+        self._shown_roles.add(role)
+
+    def _take_tools(self, tools: list[Any]) -> None:
+        question = [{"role": "user", "content": "q"}]
+        before = self.render(question)
+        self._kwargs["tools"] = tools
+        if self.render(question) == before:
+            raise ModelError(
+                f"{self._template_name} does not show tools; take a model that was trained with "
+                "tools, or describe them in the task's messages and leave `tools` out of the "
+                "environment"
+            )
+
+    @property
+    def _template_name(self) -> str:
+        return f"the chat template of {self.tokenizer.name_or_path!r}"
 
     def decode(self, completion_ids: Sequence[int]) -> str:
         """Text of a completion without its end-of-turn token; other special tokens stay visible."""

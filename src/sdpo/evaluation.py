@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdpo.metrics.rollout_stats import num_completion_tokens
 from sdpo.progress import phase
 from sdpo.records import Group, Task
 from sdpo.seeds import derive
@@ -125,7 +126,7 @@ def summarise(groups: Sequence[Group], *, samples: int) -> Evaluation:
     be missing."""
     asked = samples * len(groups)
     groups = [group for group in groups if group.rollouts]
-    lengths = [len(r.completion_ids) for group in groups for r in group.rollouts]
+    lengths = [num_completion_tokens(r) for group in groups for r in group.rollouts]
     return Evaluation(
         samples=samples,
         num_solved={g.task.id: sum(v.solved for v in g.verdicts) for g in groups},

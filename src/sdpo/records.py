@@ -8,7 +8,7 @@ and read without torch. User files are validated by the loaders, not here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, Literal
 
@@ -62,8 +62,30 @@ class Turn:
     """Decoded completion without the end-of-turn token."""
     truncated: bool
     """True when the completion stopped at the token limit instead of an end-of-turn token."""
-    reply: Message | None = None
-    """The environment's answer, or None after the last turn."""
+    reply: tuple[Message, ...] = ()
+    """What the environment answered, as it wrote it; empty after the last turn."""
+    reward: float | None = None
+    """What the environment gave for this turn, for the record; None where it gives none."""
+    feedback: str | None = None
+    """What the environment said about this turn. The policy never sees it; the teacher reads it as
+    `teacher.context.turn_feedback` says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What an environment answers to one turn.
+
+    Example:
+        Reply(messages=({"role": "tool", "content": "no such table: staff"},),
+              feedback="The table is called employees.")
+    """
+
+    messages: tuple[Message, ...] = ()
+    """What the policy reads before its next turn (roles `user` and `tool`); without any, the
+    conversation is over."""
+    reward: float | None = None
+    feedback: str | None = None
+    """About this turn, for the teacher alone; None when there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +108,8 @@ class Rollout:
     sampler_logprobs: tuple[float, ...]
     text: str
     truncated: bool
+    """True when the attempt was ended by its token limit: in a completion, or because the
+    environment's reply left no room for another one."""
     policy_version: int
     """Counter of published weights that sampled this rollout."""
     turns: tuple[Turn, ...] = ()
@@ -150,7 +174,11 @@ class TeacherContext:
     feedback_used: bool = False
     sources: tuple[str, ...] = ()
     """What it shows besides the task: `sibling`, `own`, `reference` or `other_task` (the
-    demonstration), `feedback` or `experience`, `attempt`; `plain` for the control."""
+    demonstration), `feedback` or `experience`, `turn_feedback`, `attempt`; `plain` for the
+    control."""
+    before_turns: tuple[str | None, ...] = ()
+    """For the attempt's own turns in order, what the teacher reads at the end of the reply before
+    each; None for the first turn and where nothing is said. Empty where nothing stands there."""
     reason: str | None = None
     """Why there is no context (`"solved_alone"`, `"nothing_to_say"`, ...), or what was cut to fit;
     None otherwise."""
@@ -203,6 +231,9 @@ class Sample:
     sampler_logprobs: tuple[float, ...]
     teacher_prompt_ids: tuple[int, ...] | None
     """The teacher's context as tokens; None when nothing is distilled into this rollout."""
+    teacher_completion: tuple[tuple[int, ...], tuple[bool, ...]] | None = None
+    """`completion_ids` and `loss_mask` as the teacher reads them, where feedback stands between
+    turns: other tokens of the environment, the same that train. None: as the student does."""
     negative_prompt_ids: tuple[tuple[int, ...], ...] = ()
     """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
@@ -228,6 +259,14 @@ class Sample:
     def trained_ids(self) -> tuple[int, ...]:
         """The completion tokens that train, in order."""
         return tuple(compress(self.completion_ids, self.loss_mask))
+
+    @property
+    def as_taught(self) -> Sample:
+        """The sample with the completion that the teacher reads."""
+        if self.teacher_completion is None:
+            return self
+        completion_ids, loss_mask = self.teacher_completion
+        return replace(self, completion_ids=completion_ids, loss_mask=loss_mask)
 
     @property
     def is_distilled(self) -> bool:

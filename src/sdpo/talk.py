@@ -67,7 +67,7 @@ class Answer:
         for turn in self.rollout.turns:
             parts.append(turn.text)
             if turn.reply is not None:
-                parts.append(f"[{turn.reply['role']}] {turn.reply['content']}")
+                parts += [f"[{said['role']}] {said['content']}" for said in turn.reply]
         return "\n".join(parts)
 
 

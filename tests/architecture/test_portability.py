@@ -26,8 +26,10 @@ def needs_encoding(call):
     if name not in TEXT_FUNCTIONS:
         return False
     owner = getattr(function, "value", None)
-    # os.open gives a descriptor; a method without arguments is one of our own, not Path's.
-    if name == "open" and owner and (getattr(owner, "id", None) == "os" or not call.args):
+    # os.open gives a descriptor and env.open an episode; a method without arguments is one of our
+    # own, not Path's.
+    others = ("os", "env")
+    if name == "open" and owner and (getattr(owner, "id", None) in others or not call.args):
         return False
     modes = [a.value for a in [*call.args, *given.values()] if isinstance(a, ast.Constant)]
     return not any(isinstance(mode, str) and BINARY_MODE.fullmatch(mode) for mode in modes)

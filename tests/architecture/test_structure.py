@@ -35,9 +35,9 @@ def test_public_names():
     import sdpo
 
     assert set(sdpo.__all__) == {
-        "Group", "Rollout", "Run", "RunConfig", "SdpoError", "Task", "TeacherContext", "Turn",
-        "Unjudged", "Verdict", "check", "credit", "discover", "env", "evaluate", "load_config",
-        "probe", "report", "train",
+        "Group", "Reply", "Rollout", "Run", "RunConfig", "SdpoError", "Task", "TeacherContext",
+        "Turn", "Unjudged", "Verdict", "check", "credit", "discover", "env", "evaluate",
+        "load_config", "probe", "report", "train",
     }  # fmt: skip
     for name in sdpo.__all__:
         assert getattr(sdpo, name) is not None

@@ -84,10 +84,10 @@ def test_reply_continues_exactly_as_the_whole_conversation_renders(template):
     the_chat = chat(template)
     reply = {"role": "user", "content": "wrong"}
     answer = (*the_chat.text_ids("answer"), the_chat.end_of_turn_id)
-    stepwise = the_chat.prompt_ids(USER) + answer + the_chat.reply_ids(reply, ended=True)
+    stepwise = the_chat.prompt_ids(USER) + answer + the_chat.reply_ids([reply], ended=True)
     whole = the_chat.prompt_ids((*USER, {"role": "assistant", "content": "answer"}, reply))
     assert stepwise == whole
-    unfinished = the_chat.prompt_ids(USER) + answer[:-1] + the_chat.reply_ids(reply, ended=False)
+    unfinished = the_chat.prompt_ids(USER) + answer[:-1] + the_chat.reply_ids([reply], ended=False)
     assert unfinished == whole
 
 
@@ -151,8 +151,8 @@ def test_special_tokens_that_a_tokenizer_does_not_name_are_broken_up(family):
     special = set(the_chat.tokenizer.added_tokens_decoder)
     assert special.isdisjoint(the_chat.text_ids(the_chat.inert(hostile)))
     assert special.isdisjoint(the_chat.text_ids(the_chat.as_content(hostile)))
-    reply = the_chat.reply_ids({"role": "user", "content": hostile}, ended=True)
-    plain = the_chat.reply_ids({"role": "user", "content": "fine"}, ended=True)
+    reply = the_chat.reply_ids([{"role": "user", "content": hostile}], ended=True)
+    plain = the_chat.reply_ids([{"role": "user", "content": "fine"}], ended=True)
     assert [t for t in reply if t in special] == [t for t in plain if t in special]
     assert the_chat.inert(the_chat.inert(hostile)) == the_chat.inert(hostile)
 

@@ -42,7 +42,11 @@ def shown(group, index, others, rng, say=""):
     solved = [r for r, v in zip(group.rollouts, group.verdicts) if v.solved and r.index != index]
     said = group.verdicts[index].feedback or ""
     example = solved[0] if solved else None
-    return {"demonstration": example, "feedback": say + said, "attempt": group.rollouts[index]}
+    told = [turn.feedback for turn in group.rollouts[index].turns]
+    return {
+        "demonstration": example, "feedback": say + said, "attempt": group.rollouts[index],
+        "turn_feedback": told,
+    }
 
 def other_shown(group, index, others, rng):
     return {"feedback": "Try again."}
@@ -90,8 +94,10 @@ def judge(task: sdpo.Task, rollout: Rollout) -> Verdict:
     )
 
 
-def reply(task: sdpo.Task, turns: Any) -> dict[str, str] | None:
-    return {"role": "user", "content": "again"} if len(turns) < 3 else None
+def reply(task: sdpo.Task, turns: Any) -> sdpo.Reply:
+    said = f"turn {len(turns)} was {turns[-1].text[:2]!r}"
+    more = ({"role": "user", "content": "again"},) if len(turns) < 3 else ()
+    return sdpo.Reply(messages=more, feedback=said)
 
 
 ENV = sdpo.env(TASKS, judge, reply=reply)

@@ -177,15 +177,27 @@ TURNS = {
     "RolloutConfig.stop": turn(
         '["a", "b", "c", "d", "e", "f", "g", "h"]', observe=trained_single_turn
     ),
-    "RolloutConfig.max_turns": turn("3", observe=trained),
+    "RolloutConfig.max_turns": turn("2", "rollout.max_completion_tokens=80", observe=trained),
     "ContextConfig.demonstration": turn("none"),
     "ContextConfig.own_demonstration": turn("true"),
     "ContextConfig.feedback": turn("always"),
     "ContextConfig.attempt": turn("true"),
     "ContextConfig.control": turn("plain"),
+    "ContextConfig.turn_feedback": turn(
+        "never",
+        "rollout.max_completion_tokens=80",
+        "teacher.context.feedback=always",
+        observe=trained,
+    ),
     "ContextConfig.experience": turn("true"),
     "TemplatesConfig.demonstration": turn('"Look: {{demonstration}}"'),
     "TemplatesConfig.feedback": turn('"Said: {{feedback}}"'),
+    "TemplatesConfig.turn_feedback": turn(
+        '"Now: {{feedback}}"',
+        "rollout.max_completion_tokens=80",
+        "rollout.group_size=1",
+        observe=trained,
+    ),
     "TemplatesConfig.attempt": turn('"Tried: {{attempt}}"', "teacher.context.attempt=true"),
     "TemplatesConfig.solve": turn('"Go."'),
     "TemplatesConfig.correct": turn('"Yes."', "teacher.context.layout=turns"),

@@ -123,14 +123,14 @@ def a_rollout(rng, task_id, index, prompt):
             sampler_logprobs=tuple(rng.uniform(-7, -3) for _ in ids), reply=reply,
         )  # fmt: skip
 
-    first = turn(prompt, None)
+    first = turn(prompt, ())
     turns = ()
     last = first
     if rng.random() < 0.4:
-        reply = {"role": "user", "content": "go on"}
+        reply = ({"role": "user", "content": "go on"},)
         first = turn(prompt, reply)
         between = CHAT.reply_ids(reply, ended=False)
-        last = turn((*prompt, *first.completion_ids, *between), None)
+        last = turn((*prompt, *first.completion_ids, *between), ())
         turns = (first, last)
     return Rollout(
         task_id=task_id, index=index, prompt_ids=last.prompt_ids,

@@ -23,9 +23,9 @@ class JudgingConfig(Config):
     timeout_s: PositiveFloat = 600.0
     """Seconds a judge call may take; a longer one is given up and counts as "not now". A plain
     function given up runs on in its thread."""
-    concurrency: PositiveInt = 128
-    """Judge calls at once. Environments that compute their verdicts here (code, sql, math) make no
-    more than there are cores."""
+    concurrency: PositiveInt = 256
+    """Calls of judges and episodes at once. Environments that compute their verdicts here (code,
+    sql, math) make no more than there are cores."""
     max_unjudged: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of a step's attempts that may stay without a verdict; they are left out and counted in
     `env/unjudged`. With more, the run saves its last complete step and stops."""

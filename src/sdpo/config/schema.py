@@ -112,14 +112,16 @@ class RolloutConfig(Config):
     max_prompt_tokens: PositiveInt = 512
     """A longer prompt is an error. Paper: 2048."""
     max_completion_tokens: PositiveInt = 128
-    """Attempts end here at the latest and count as truncated. Paper: 8192."""
+    """Attempts end here at the latest and count as truncated. In a conversation the environment's
+    replies count too. Paper: 8192."""
     temperature: PositiveFloat = 1.0
     """Sampling temperature; student and teacher are compared at it. Paper: 1."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a completion besides the end of turn, such as `</answer>`. They stay in it,
     and it does not count as truncated. Paper: none."""
-    max_turns: PositiveInt = 1
-    """Completions per attempt in environments that reply."""
+    max_turns: PositiveInt | Literal["env"] = "env"
+    """Completions per attempt at most: as many as the environment says (1 where it never replies),
+    or another number."""
     engine: EngineConfig = LocalEngineConfig()
     """Who samples."""
 

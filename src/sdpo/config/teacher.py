@@ -29,6 +29,10 @@ class TemplatesConfig(Config):
         "An earlier attempt failed. This is what the environment said about it:\n\n{feedback}"
     )
     """Section that shows what the environment said, in either layout."""
+    turn_feedback: str = (
+        "This is what the environment said about an earlier answer at this point:\n\n{feedback}"
+    )
+    """Said before the turn that the feedback is about, with `turn_feedback = "before_turn"`."""
     attempt: str = "This is the earlier attempt:\n\n{attempt}"
     """Section of the single-turn layout that shows the attempt itself."""
     solve: str = "Now solve the original task yourself."
@@ -44,7 +48,7 @@ class TemplatesConfig(Config):
     @classmethod
     def _has_its_placeholder(cls, value: str, info: ValidationInfo) -> str:
         name = str(info.field_name)
-        wanted = {"again": {"task"}}.get(
+        wanted = {"again": {"task"}, "turn_feedback": {"feedback"}}.get(
             name, {name} if name in ("demonstration", "feedback", "attempt") else set()
         )
         try:
@@ -84,6 +88,10 @@ class ContextConfig(_ShownConfig):
     of the paper: false."""
     feedback: Literal["always", "without_demonstration", "never"] = "without_demonstration"
     """When the attempt's own feedback is shown. Paper: without_demonstration."""
+    turn_feedback: Literal["before_turn", "at_start", "never"] = "before_turn"
+    """In conversations, where feedback about single turns stands, if the attempt's feedback is
+    shown: each before its turn, in the attempt that the teacher re-reads; all of it in the section
+    of the attempt's feedback; or nowhere."""
     experience: bool = False
     """Show one note for each task family instead of the attempt's own feedback: the distinct lines
     of feedback to this step's failed attempts at tasks of equal `metadata["family"]`."""
@@ -110,7 +118,8 @@ class CustomContextConfig(_ShownConfig, CustomConfig):
     type: Literal["custom"] = "custom"
     """`function(group, index, others, rng, **options)`: what the teacher of that rollout is shown,
     as {"demonstration": ..., "feedback": ..., "attempt": ...}, each a string or one of the
-    `Rollout`s and each optional; None: it has no teacher. `others` are the step's groups."""
+    `Rollout`s and each optional, and "turn_feedback", a string or None for each of its turns; None:
+    it has no teacher. `others` are the step's groups."""
 
 
 AnyContextConfig = Annotated[ContextConfig | CustomContextConfig, Field(discriminator="type")]

@@ -42,6 +42,6 @@ def best_of_k(
         )
         group, seconds = collected.groups[0], time.perf_counter() - start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            tally.add(rollout.text, verdict, seconds=seconds)
+            tally.add(rollout, verdict, seconds=seconds)
         tally.num_unjudged += count - len(group.rollouts)
         watch(tally)

@@ -3,7 +3,7 @@
 attempts.jsonl: every attempt of every search with what the judge said.
 
     task_id, method, seed, attempt     the search and the place in it, 1-based; unique
-    text                               the completion
+    text                               the completion; of a conversation every turn
     reward, solved, category, feedback the verdict
     seconds                            from the start of its search to its verdict
 
@@ -22,7 +22,8 @@ from typing import Any
 from sdpo.discovery.result import Discovery, Method
 from sdpo.files import record_whole
 from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
-from sdpo.records import Verdict
+from sdpo.records import Rollout, Verdict
+from sdpo.teacher.layout import ShownAttempt
 
 ATTEMPTS = "attempts.jsonl"
 UPDATES = "updates.jsonl"
@@ -95,15 +96,18 @@ class Tally:
         """When the last attempt was judged."""
         return self.made[-1].seconds if self.made else 0.0
 
-    def add(self, text: str, verdict: Verdict, *, seconds: float) -> Attempt:
-        """Count one attempt."""
+    def add(self, rollout: Rollout, verdict: Verdict, *, seconds: float) -> Attempt:
+        """Count one attempt; of a conversation all turns are kept, and what was said about them."""
+        turns = enumerate(rollout.turns, start=1)
+        said = [f"Answer {n}: {turn.feedback}" for n, turn in turns if turn.feedback]
+        feedback = "\n\n".join([*said, *([verdict.feedback] if verdict.feedback else [])])
         self.made.append(
             Attempt(
-                text=text,
+                text=ShownAttempt.of(rollout, str, str).as_text(),
                 reward=verdict.reward,
                 solved=verdict.solved,
                 category=verdict.info.get("category"),
-                feedback=verdict.feedback,
+                feedback=feedback or None,
                 seconds=seconds,
             )
         )

@@ -18,7 +18,8 @@ from sdpo.chat import Chat
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TemplatesConfig
 from sdpo.discovery.log import Attempt, Tally
-from sdpo.envs.base import Computing, Env, Replying
+from sdpo.envs.base import Computing, Env
+from sdpo.envs.episodes import Opening, Replying
 from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
@@ -119,7 +120,7 @@ def multi_turn(
                 continue  # Not judged: the next round makes the same attempt and asks again.
             rollout, verdict = group.rollouts[0], group.verdicts[0]
             tally = conversation.tally
-            attempt = tally.add(rollout.text, verdict, seconds=tally.seconds + share)
+            attempt = tally.add(rollout, verdict, seconds=tally.seconds + share)
             conversation.tell(sampler.chat, attempt, templates, show_attempts=rules.show_attempts)
             watch(tally)
 
@@ -135,6 +136,8 @@ class JudgedAs:
             self.judges_at_once = env.judges_at_once
         if isinstance(env, Replying):
             self.reply = lambda shown, turns: env.reply(originals[shown.id], turns)
+        if isinstance(env, Opening):
+            self.open = lambda shown, attempt: env.open(originals[shown.id], attempt)
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of the environment."""

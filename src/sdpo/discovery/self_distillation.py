@@ -119,7 +119,7 @@ class _Search:
         )
         group, seconds = collected.groups[0], time.perf_counter() - self._start
         for rollout, verdict in zip(group.rollouts, group.verdicts, strict=True):
-            tally.add(rollout.text, verdict, seconds=seconds)
+            tally.add(rollout, verdict, seconds=seconds)
         tally.num_unjudged += count - len(group.rollouts)
         self._watch(tally)
         return group

@@ -74,6 +74,14 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     seeds: tuple[int, ...]
     """One 64-bit non-negative integer per completion; fixes its random numbers."""
+    max_new_tokens: int | None = None
+    """A tighter bound than the sampling's, for what is left of a conversation's budget."""
+
+    def limit(self, sampling: Sampling) -> int:
+        """Upper bound of sampled tokens of each of its completions."""
+        if self.max_new_tokens is None:
+            return sampling.max_new_tokens
+        return min(self.max_new_tokens, sampling.max_new_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

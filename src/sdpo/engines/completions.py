@@ -17,6 +17,8 @@ class OpenCompletion:
     prompt: int
     """Index among the distinct prompts of the call."""
     seed: int
+    limit: int
+    """Tokens at which it ends at the latest."""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     is_finished: bool = False
@@ -37,7 +39,7 @@ class OpenCompletion:
             token in sampling.stop_ids
             or (sampling.stop is not None and sampling.stop.ends(self.token_ids))
         )
-        self.is_finished = self.is_stopped or len(self.token_ids) == sampling.max_new_tokens
+        self.is_finished = self.is_stopped or len(self.token_ids) == self.limit
 
     def close(self) -> Completion:
         return Completion(
@@ -48,7 +50,7 @@ class OpenCompletion:
 
 
 def open_completions(
-    requests: Sequence[GenerationRequest],
+    requests: Sequence[GenerationRequest], sampling: Sampling
 ) -> tuple[list[tuple[int, ...]], list[list[OpenCompletion]]]:
     """Every prompt once, and the open completions of each request in the order of its seeds."""
     indices: dict[tuple[int, ...], int] = {}
@@ -57,7 +59,10 @@ def open_completions(
         if not request.prompt_ids:
             raise EngineError("a prompt has no tokens; there is nothing to continue")
         prompt = indices.setdefault(request.prompt_ids, len(indices))
-        groups.append([OpenCompletion(prompt=prompt, seed=seed) for seed in request.seeds])
+        limit = request.limit(sampling)
+        groups.append(
+            [OpenCompletion(prompt=prompt, seed=seed, limit=limit) for seed in request.seeds]
+        )
     return list(indices), groups
 
 

@@ -128,7 +128,7 @@ def sample_prompt(
     sampling: Sampling,
 ) -> None:
     """Fills `completions`, all of one prompt, computed together."""
-    longest = len(prompt_ids) + sampling.max_new_tokens
+    longest = len(prompt_ids) + max(completion.limit for completion in completions)
     if (kind := changing_rotation(model)) and longest > max_positions(model):
         raise EngineError(
             f"{name_of(model)}: its {kind} rotary scaling changes after {max_positions(model)} "

@@ -83,7 +83,7 @@ class LocalEngine:
         any batch. Raises `EngineError` for a model that cannot be sampled here.
         """
         check_sampling(sampling)
-        prompts, groups = open_completions(requests)
+        prompts, groups = open_completions(requests, sampling)
         completions = sorted((c for group in groups for c in group), key=lambda c: c.prompt)
         if completions:
             with self._explained(), evaluating(self._inner):

@@ -98,7 +98,7 @@ class VllmEngine:
                 seed=seed & _MAX_SEED,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=request.limit(sampling),
                 stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_ids),
                 ignore_eos=sampling.ignore_eos,
                 allowed_token_ids=allowed,

@@ -1,5 +1,5 @@
-"""The environment contract: load tasks, judge rollouts, and optionally more (`Replying`,
-`Checking`, `Discoverable`, `Describing`, `Computing`, `Closing`).
+"""The environment contract: load tasks, judge rollouts, and optionally more (`Checking`,
+`Discoverable`, `Describing`, `Computing`, `Closing`; conversations: `episodes.py`).
 
 An environment is plain Python over records; it never sees a model, tokenizer or tensor. `env(tasks,
 judge)` makes one from a list and a function.
@@ -7,15 +7,16 @@ judge)` makes one from a list and a function.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
-from sdpo.errors import ConfigError, JudgeError, TaskError
-from sdpo.records import Message, Rollout, Task, Turn, Verdict
+from sdpo.envs.episodes import MAX_TURNS, Answer, GivenEpisode, Opening, replay
+from sdpo.envs.verdicts import Judgement, as_verdict
+from sdpo.errors import ConfigError, TaskError
+from sdpo.records import Rollout, Task, Turn, Verdict
 
 
 @runtime_checkable
@@ -24,9 +25,10 @@ class Env(Protocol):
 
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
     not depend on call order; what it raises stops the run, except for `Unjudged` and its like. What
-    else an environment may offer is one protocol each: `Replying`, `Solving`, `Checking`,
-    `Discoverable`, `Describing`, `Computing`, `Closing`; an attribute of that name is all it takes,
-    and callers ask `isinstance(env, Replying)`.
+    else an environment may offer is one protocol each: `Solving`, `Checking`, `Discoverable`,
+    `Describing`, `Computing`, `Closing`, and in `episodes.py` `Opening`, `Replying`, `Limiting`,
+    `Equipping`; an attribute of that name is all it takes, and callers ask `isinstance(env,
+    Closing)`.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -35,15 +37,6 @@ class Env(Protocol):
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
         """The verdict on one rollout of `task`."""
-        ...
-
-
-@runtime_checkable
-class Replying(Protocol):
-    """An environment whose attempts are conversations; asked when `rollout.max_turns` > 1."""
-
-    def reply(self, task: Task, turns: Sequence[Turn]) -> Message | None:
-        """The message that continues the conversation after `turns`; None ends it."""
         ...
 
 
@@ -129,32 +122,36 @@ class CheckReport:
     """What was found out besides, one line each."""
 
 
-Judgement = Verdict | float | tuple[float, str | None] | Mapping[str, Any]
-"""What a judging function may return: a verdict, a reward, reward and feedback, or a mapping with
-fields of a verdict."""
 Judge = Callable[[Task, Rollout], Judgement | Awaitable[Judgement]]
-Reply = Callable[[Task, Sequence[Turn]], Message | None]
+ReplyFunction = Callable[[Task, Sequence[Turn]], Answer | Awaitable[Answer]]
+EpisodeFactory = Callable[[Task, int], Any]
+"""Makes an `Episode` for the attempt of this number; its verdict may be any `Judgement`, and it
+need not have `close`."""
 
 
 class FunctionEnv:
-    """An environment made of a list of tasks and a judging function."""
+    """An environment made of a list of tasks and a judging function, or an episode for each
+    attempt."""
 
     def __init__(
         self,
         tasks: Sequence[Task],
-        judge: Judge,
+        judge: Judge | None = None,
         *,
         eval_tasks: Sequence[Task] | None = None,
-        reply: Reply | None = None,
+        reply: ReplyFunction | None = None,
+        episode: EpisodeFactory | None = None,
+        max_turns: int = MAX_TURNS,
+        tools: Sequence[Any] = (),
+        close: Callable[[], None] | None = None,
         solved_at: float = 1.0,
     ) -> None:
         if not tasks:
             raise TaskError("env(tasks=[]): give at least one task")
         if eval_tasks is not None and not eval_tasks:
             raise TaskError("env(eval_tasks=[]): omit it to evaluate on the training tasks")
-        if not callable(judge):
-            raise TaskError(f"env(judge={judge!r}): expected a function judge(task, rollout)")
-        _check_arity(judge)
+        self._judge = _judge_of(judge, reply, episode)
+        self._solved_at = solved_at
         for split in (tasks, eval_tasks or ()):
             seen: set[str] = set()
             for task in split:
@@ -162,10 +159,19 @@ class FunctionEnv:
                     raise TaskError(f"task id {task.id!r} occurs twice; make ids unique")
                 seen.add(task.id)
         self._splits = {"train": tuple(tasks), "eval": tuple(eval_tasks or tasks)}
-        self._judge = judge
-        self._solved_at = solved_at
+        # Callers ask for these by name, so they are there only where they were given.
         if reply is not None:
             self.reply = reply
+        if episode is not None:
+            self.open = partial(_open_episode, episode, solved_at)
+        if reply is not None or episode is not None:
+            if max_turns < 1:
+                raise TaskError(f"env(max_turns={max_turns}): an attempt has at least one turn")
+            self.max_turns = max_turns
+        if tools:
+            self.tools = tuple(tools)
+        if close is not None:
+            self.close = close
 
     def load(self, split: str) -> Sequence[Task]:
         """Tasks of `train` or `eval`; without evaluation tasks, `eval` is `train` again."""
@@ -178,7 +184,11 @@ class FunctionEnv:
         return task.reference if isinstance(task.reference, str) else None
 
     def judge(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
-        """The function's verdict as `as_verdict` reads it; awaitable where the function is."""
+        """The function's verdict as `as_verdict` reads it, awaitable where the function is; of
+        episodes, the verdict of one that is told the turns of `rollout`."""
+        if self._judge is None:
+            assert isinstance(self, Opening)
+            return replay(self, task, rollout)
         found = self._judge(task, rollout)
         if inspect.isawaitable(found):
             return self._awaited(found, task)
@@ -188,63 +198,69 @@ class FunctionEnv:
         return as_verdict(await found, task, solved_at=self._solved_at)
 
 
-def _check_arity(judge: Callable[..., object]) -> None:
-    """Raises `TaskError` unless `judge` can be called with a task and a rollout."""
+def _open_episode(
+    factory: EpisodeFactory, solved_at: float, task: Task, attempt: int
+) -> GivenEpisode | Awaitable[GivenEpisode]:
+    made = factory(task, attempt)
+    if not inspect.isawaitable(made):
+        return GivenEpisode(made, task, solved_at)
+
+    async def opened() -> GivenEpisode:
+        return GivenEpisode(await made, task, solved_at)
+
+    return opened()
+
+
+def _judge_of(
+    judge: Judge | None, reply: ReplyFunction | None, episode: EpisodeFactory | None
+) -> Judge | None:
+    """`judge` itself; None where episodes judge. Raises `TaskError` for what does not go
+    together."""
+    if episode is None:
+        if not callable(judge):
+            raise TaskError(f"env(judge={judge!r}): expected a function judge(task, rollout)")
+        _check_arity(judge, "judge", ("task", "rollout"))
+        return judge
+    for name, given in (("judge", judge), ("reply", reply)):
+        if given is not None:
+            raise TaskError(
+                f"env({name}=..., episode=...): an episode replies in step(turn) and judges in "
+                f"verdict(); leave {name} out"
+            )
+    if not callable(episode):
+        raise TaskError(
+            f"env(episode={episode!r}): expected a class or function of (task, attempt)"
+        )
+    _check_arity(episode, "episode", ("task", "attempt"))
+    return None
+
+
+def _check_arity(function: Callable[..., object], what: str, arguments: Sequence[str]) -> None:
+    """Raises `TaskError` unless `function` can be called with so many arguments."""
     try:
-        signature = inspect.signature(judge)
+        signature = inspect.signature(function)
     except ValueError:
         return  # A built-in callable without a signature; the call itself will show.
     try:
-        signature.bind(None, None)
+        signature.bind(*arguments)
     except TypeError as error:
-        name = getattr(judge, "__name__", type(judge).__name__)
+        name = getattr(function, "__name__", type(function).__name__)
         raise TaskError(
-            f"env(judge={name}): it is called as {name}(task, rollout), but takes {signature}: "
-            f"{error}"
+            f"env({what}={name}): it is called as {name}({', '.join(arguments)}), but takes "
+            f"{signature}: {error}"
         ) from error
-
-
-def as_verdict(found: Any, task: Task, *, solved_at: float = 1.0) -> Verdict:
-    """The verdict that a judge's answer stands for: a `Verdict`, a number or bool r (numpy's too;
-    solved from `solved_at` up), `(r, feedback)`, or a mapping with fields of a verdict, of which
-    `solved` may be missing. Raises `JudgeError` for anything else."""
-    if isinstance(found, Verdict):
-        return found
-    fields: dict[str, Any] = {"reward": found}
-    if isinstance(found, Mapping):
-        fields = {str(name): value for name, value in found.items()}
-    elif isinstance(found, tuple | list) and len(found) == 2:
-        fields = {"reward": found[0], "feedback": found[1]}
-    if hasattr(fields.get("reward"), "item"):
-        # An array of several numbers has no item and is refused below.
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            fields["reward"] = fields["reward"].item()
-    unknown = fields.keys() - set(Verdict.__slots__)
-    if unknown or not isinstance(fields.get("reward"), Real):
-        what = f"a mapping with {sorted(map(str, found))}" if isinstance(found, Mapping) else ""
-        raise JudgeError(
-            f"judging task {task.id!r} returned {what or _shown(found)}; return a Verdict, a "
-            "number, (reward, feedback), or a mapping with reward and, if wanted, solved, feedback,"
-            " metrics, info"
-        )
-    fields["reward"] = float(fields["reward"])
-    solved = fields.setdefault("solved", fields["reward"] >= solved_at)
-    if hasattr(solved, "item"):
-        fields["solved"] = bool(solved)
-    return Verdict(**fields)
-
-
-def _shown(found: object) -> str:
-    text = repr(found)
-    return f"{type(found).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def env(
     tasks: Sequence[Task | Mapping[str, object] | str],
-    judge: Judge,
+    judge: Judge | None = None,
     *,
     eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
-    reply: Reply | None = None,
+    reply: ReplyFunction | None = None,
+    episode: EpisodeFactory | None = None,
+    max_turns: int = MAX_TURNS,
+    tools: Sequence[Any] = (),
+    close: Callable[[], None] | None = None,
     solved_at: float = 1.0,
 ) -> FunctionEnv:
     """An environment from tasks and a function `judge(task, rollout)`, plain or async, that returns
@@ -255,9 +271,13 @@ def env(
 
     A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
     bare prompt, whose id is then `task-N`. `eval_tasks` are evaluated on (default: `tasks`).
-    `reply(task, turns)` returns the message that continues a conversation, or None to end it; it is
-    called only if `rollout.max_turns` > 1. Raises `TaskError` for an empty list, a repeated id, an
-    unknown or malformed field, and a judge that does not take two arguments.
+    `reply(task, turns)` makes attempts conversations: it returns the messages that continue one, or
+    None to end it. Where attempts have state, `episode(task, attempt)` (a class will do) makes an
+    `Episode` for each, in the place of judge and reply. Either has `max_turns` turns at most.
+    `tools` are shown by the chat template: JSON schemas or documented functions. `close` frees what
+    all attempts share, when a run that opened the environment itself (`env.path`) ends. Raises
+    `TaskError` for an empty list, a repeated id, an unknown or malformed field, and a function that
+    does not take two arguments.
     """
     for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
         if isinstance(given, str | Mapping):
@@ -271,6 +291,10 @@ def env(
         if eval_tasks is None
         else [as_task(task, index) for index, task in enumerate(eval_tasks)],
         reply=reply,
+        episode=episode,
+        max_turns=max_turns,
+        tools=tools,
+        close=close,
         solved_at=solved_at,
     )
 

@@ -31,6 +31,7 @@ from sdpo.models.packing import hidden_rows, pack, pack_item
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Message, Rollout, Sample, Task, TeacherContext, Verdict
 from sdpo.rollouts.credit import TokenCredit
+from sdpo.rollouts.episodes import flatten_turns
 from sdpo.rollouts.judging import judge_all
 from sdpo.rollouts.sampler import chat_of
 from sdpo.teacher.context import Reading, teacher_contexts
@@ -42,7 +43,7 @@ AnyTask = Task | str | Mapping[str, object] | Sequence[Message]
 def credit(
     model: str | Policy,
     task: AnyTask,
-    completion: str | Sequence[int],
+    completion: str | Sequence[int] | Rollout,
     feedback: str | None = None,
     demonstration: str | None = None,
     *,
@@ -55,8 +56,9 @@ def credit(
     with `feedback` and/or `demonstration`, both entropies, and the likeliest tokens of both.
 
     `model` is a name (hub id, folder, GGUF file) or a loaded `Policy`. A `completion` given as text
-    is followed by the token that ends a turn; token ids are taken as they are. With `env` the
-    completion is judged, and its feedback is used when neither feedback nor demonstration is given.
+    is followed by the token that ends a turn; token ids are taken as they are, and so is a
+    `Rollout`, of which every turn is read. With `env` the completion is judged, and its feedback is
+    used when neither feedback nor demonstration is given.
     What exceeds `max_context_tokens` is cut in the middle, and `info["context"]` says so. Raises
     `SdpoError`.
 
@@ -76,7 +78,9 @@ def credit(
             + ("" if verdict is None else " (the judge accepts the completion and says nothing)")
             + "; give at least one, otherwise the teacher reads what the student read"
         )
-    rules = ContextConfig(feedback="always", layout=layout, max_tokens=max_context_tokens)
+    rules = ContextConfig(
+        feedback="always", turn_feedback="at_start", layout=layout, max_tokens=max_context_tokens
+    )
     context = _context(question, rollout, feedback, demonstration, rules, chat)
     assert context.messages is not None
     sample = sample_of(rollout, chat.prompt_ids(context.messages))
@@ -115,8 +119,10 @@ def _task(task: AnyTask) -> Task:
     return Task(id="task-0", messages=tuple(task))
 
 
-def _rollout(task: Task, completion: str | Sequence[int], chat: Chat) -> Rollout:
+def _rollout(task: Task, completion: str | Sequence[int] | Rollout, chat: Chat) -> Rollout:
     """`completion` as an attempt at `task`."""
+    if isinstance(completion, Rollout):
+        return completion
     if isinstance(completion, str):
         ids = (*chat.text_ids(completion), chat.end_of_turn_id)
     else:
@@ -146,7 +152,7 @@ def _context(
     """What training would show the teacher if `demonstration` were a solved sibling."""
     rollouts = [rollout]
     if demonstration is not None:
-        rollouts.append(replace(rollout, index=1, text=demonstration))
+        rollouts.append(replace(rollout, index=1, text=demonstration, turns=()))
     verdicts = [
         Verdict(reward=0.0, solved=False, feedback=feedback),
         Verdict(reward=1.0, solved=True),
@@ -160,14 +166,15 @@ def _context(
 
 
 def sample_of(rollout: Rollout, teacher_prompt_ids: tuple[int, ...]) -> Sample:
-    """`rollout` with every token to be looked at."""
+    """`rollout` with every token that the policy sampled to be looked at."""
+    prompt_ids, completion_ids, loss_mask, sampler_logprobs = flatten_turns(rollout)
     return Sample(
         task_id=rollout.task_id,
         index=rollout.index,
-        prompt_ids=rollout.prompt_ids,
-        completion_ids=rollout.completion_ids,
-        loss_mask=(True,) * len(rollout.completion_ids),
-        sampler_logprobs=rollout.sampler_logprobs,
+        prompt_ids=prompt_ids,
+        completion_ids=completion_ids,
+        loss_mask=loss_mask,
+        sampler_logprobs=sampler_logprobs,
         teacher_prompt_ids=teacher_prompt_ids,
         advantage=0.0,
         component_weights={},
@@ -188,7 +195,7 @@ def token_outputs(
 
     inputs = HeadInputs(
         student=side(sample.prompt_ids),
-        targets=torch.tensor(sample.completion_ids, device=policy.device),
+        targets=torch.tensor(sample.trained_ids, device=policy.device),
         teacher=side(sample.teacher_prompt_ids or ()),
         temperature=temperature,
         vocabulary=policy.vocabulary,

@@ -8,7 +8,7 @@ chose nothing: rating it by the attempts that decided which contexts exist (a de
 solved sibling) would let luck pass for skill. The control `no_context`, a fresh attempt at the bare
 task, must therefore have a gain near zero; `other_task` shows what any solved answer does.
 
-Nothing is trained. Attempts are of one turn.
+Nothing is trained.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sdpo.rollouts.collect import Collector
 from sdpo.rollouts.judging import check_unjudged
 from sdpo.rollouts.shares import gather_groups
 from sdpo.seeds import derive
-from sdpo.teacher.context import Reading, teacher_contexts
+from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 
 Kind = Literal[
     "recipe", "other_layout", "demonstration", "feedback", "both", "other_task", "no_context"
@@ -139,10 +139,9 @@ def probe_tasks(
     contexts, the other layout is asked too.
 
     Everything random depends on `seed`, task and attempt only, not on the number of processes, each
-    of which samples its share and returns the same probe. Raises `ConfigError` for attempts of
-    several turns, which a teacher cannot answer at once.
+    of which samples its share and returns the same probe. A teacher plays an episode of its own
+    after its context, so what was said about single turns stands in the context's beginning.
     """
-    check_can_probe(collector.max_turns)
 
     def student_round(which: str) -> list[Group]:
         seeds = derive(seed, "probe", which)
@@ -195,9 +194,9 @@ def _solved(
         )
     )
     return {
-        ask: verdict.solved
-        for (ask, _, _), (_, verdict) in zip(asks, answers, strict=True)
-        if verdict is not None
+        ask: answer[1].solved
+        for (ask, _, _), answer in zip(asks, answers, strict=True)
+        if answer is not None
     }
 
 
@@ -212,15 +211,6 @@ def layout_advice(probe: Probe, rules: AnyContextConfig) -> str | None:
         f"the teacher solves {there.teacher:.0%} with teacher.context.layout={other}, where this "
         f"recipe's layout gives {here.teacher:.0%}"
     )
-
-
-def check_can_probe(max_turns: int) -> None:
-    """Raises `ConfigError` for attempts of several turns."""
-    if max_turns > 1:
-        raise ConfigError(
-            f"rollout.max_turns = {max_turns}: the teacher probe handles attempts of one turn "
-            "only; set rollout.max_turns=1, or eval.probe_tasks=0 for a run without probes"
-        )
 
 
 def choose_tasks(tasks: Sequence[Task], count: int, seed: int) -> list[Task]:
@@ -282,7 +272,7 @@ def _failed(
         # One generator per task whatever the kind, so that all kinds show the same demonstration.
         contexts = teacher_contexts(
             group,
-            rules,
+            for_own_answers(rules),
             random.Random(derive(seed, "probe", group.task.id)),
             Reading.of(chat),
             others=groups,

@@ -86,7 +86,7 @@ def measure_reach(
         seen = token_outputs(policy, sample, temperature, top_n=top_k)
         assert seen.student_top is not None
         assert seen.teacher_top is not None
-        said_T = torch.tensor(sample.completion_ids, device=seen.teacher_top.ids.device)
+        said_T = torch.tensor(sample.trained_ids, device=seen.teacher_top.ids.device)
         corrects_T = seen.teacher_top.ids[:, 0] != said_T
         wanted_T = seen.teacher_top.student_logprobs[:, 0].exp()
         outside_T = 1 - seen.student_top.teacher_logprobs.exp().sum(1)

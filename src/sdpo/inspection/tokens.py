@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +15,8 @@ from sdpo.losses.head.outputs import TokenOutputs, TopTokens
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
+
+T = TypeVar("T")
 
 MAX_GAP = 20.0
 """Bound of the gap inside an exponential; tokens beyond it are far from the teacher in any case."""
@@ -62,23 +65,33 @@ def credit_of(
 def _credit(
     tokens: TokenOutputs, rows: slice, sample: Sample, tokenizer: PreTrainedTokenizerBase
 ) -> TokenCredit:
-    ids = sample.trained_ids
-    student_top = _alternatives(tokens.student_top, rows, of_teacher=False)
-    teacher_top = _alternatives(tokens.teacher_top, rows, of_teacher=True)
+    ids, trained = sample.completion_ids, sample.loss_mask
+    student_top = _spread(_alternatives(tokens.student_top, rows, of_teacher=False), trained, ())
+    teacher_top = _spread(_alternatives(tokens.teacher_top, rows, of_teacher=True), trained, ())
     shown = set(ids).union(*({t for t, _ in top} for top in (*student_top, *teacher_top)))
     return TokenCredit(
         task_id=sample.task_id,
         index=sample.index,
         token_ids=ids,
-        student_logprobs=tuple(tokens.student_logprob[rows].tolist()),
-        teacher_logprobs=tuple(tokens.teacher_logprob[rows].tolist()),
-        student_entropies=tuple(tokens.student_entropy[rows].tolist()),
-        teacher_entropies=tuple(tokens.teacher_entropy[rows].tolist()),
+        student_logprobs=_spread(tokens.student_logprob[rows].tolist(), trained, 0.0),
+        teacher_logprobs=_spread(tokens.teacher_logprob[rows].tolist(), trained, 0.0),
+        student_entropies=_spread(tokens.student_entropy[rows].tolist(), trained, 0.0),
+        teacher_entropies=_spread(tokens.teacher_entropy[rows].tolist(), trained, 0.0),
         student_top=student_top,
         teacher_top=teacher_top,
         texts={token: str(tokenizer.decode([token])) for token in shown},
         advantage=sample.advantage,
+        trained=None if all(trained) else trained,
     )
+
+
+def _spread(values: Sequence[T], trained: Sequence[bool], other: T) -> tuple[T, ...]:
+    """`values` of the tokens that train, in their places; `other` for the environment's tokens.
+    Without any values there are none to place."""
+    if not values:
+        return ()
+    left = iter(values)
+    return tuple(next(left) if trains else other for trains in trained)
 
 
 def _alternatives(

@@ -44,9 +44,14 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
             _add_outcome(metrics, rollout, verdict)
             _add_lengths(metrics, rollout, verdict, context)
             _add_context(metrics, context)
-    logprobs = [p for g in groups for r in g.rollouts for p in r.sampler_logprobs]
-    # An unbiased estimate over every sampled token, at no cost; attempts of several turns count
-    # their last one.
+    # An unbiased estimate over every sampled token, at no cost.
+    logprobs = [
+        p
+        for group in groups
+        for rollout in group.rollouts
+        for part in rollout.turns or (rollout,)
+        for p in part.sampler_logprobs
+    ]
     metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
     return metrics
 
@@ -58,6 +63,7 @@ def _add_outcome(metrics: Metrics, rollout: Rollout, verdict: Verdict) -> None:
     metrics.add("train/truncated", float(rollout.truncated))
     metrics.add("rollouts/format_errors", float(verdict.info.get("category") == FORMAT_ERROR))
     metrics.add("rollouts/repeated_ngrams", repeated_ngrams(rollout))
+    metrics.add("rollouts/turns", float(len(texts)))
     metrics.add("rollouts/hedging_words", float(sum(count_hedges(text) for text in texts)))
     for name, value in verdict.metrics.items():
         metrics.add(f"env/{name}", float(value))

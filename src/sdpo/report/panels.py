@@ -278,6 +278,12 @@ _COLLAPSE = (
         "is solved, nobody can be a demonstration. Both at 1: only feedback can teach.",
     ),
     Panel(
+        group="Signs of collapse", title="Turns of a conversation", axis="turns per attempt",
+        keys={"rollouts/turns": "turns"}, bounds=POSITIVE,
+        meaning="Completions per attempt. Where an environment replies, a policy that stops asking "
+        "shows as a fall to 1, and one that never answers as rollout.max_turns.",
+    ),
+    Panel(
         group="Signs of collapse", title="Words of doubt", axis="words per attempt",
         keys={"rollouts/hedging_words": "words"}, bounds=POSITIVE,
         meaning='"wait", "maybe", "not sure" and the like. They rise when a policy learns to '

@@ -1,25 +1,29 @@
-"""env x engine -> groups with verdicts: sample every attempt of a step, then judge all of them
-concurrently.
+"""env x engine -> groups with verdicts: every attempt of a step, played by `episodes.py`.
 
-Batch-first and turn-synchronous. This is the only file that would change for asynchronous rollouts.
-It computes no advantages and builds no teacher contexts.
+Batch-first and turn-synchronous. These two files are all that would change for asynchronous
+rollouts. They compute no advantages and build no teacher contexts.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sdpo.chat import Chat
 from sdpo.config.environments import JudgingConfig
-from sdpo.engines.base import Completion, Engine, GenerationRequest, Sampling
-from sdpo.envs.base import Env, Replying
+from sdpo.engines.base import Engine, Sampling
+from sdpo.envs.base import Env
+from sdpo.envs.episodes import turns_of
 from sdpo.parallel import Parallel
-from sdpo.records import Group, Message, Rollout, Task, Turn, Verdict
-from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged, judge_all, judge_share
+from sdpo.records import Group, Rollout, Task, Verdict
+from sdpo.rollouts.episodes import Attempt, Player
+from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged
 from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
+
+Result = tuple[Rollout, Verdict]
+"""An attempt with its verdict."""
 
 _ALONE = Parallel()
 
@@ -36,7 +40,9 @@ class Collected:
     judged: Judged
     """The verdicts of all attempts made, in order, where there are some."""
     generate_s: float
+    """Seconds the engine took."""
     judge_s: float
+    """Seconds the environment took, replies included."""
     left_out: list[Group] = field(default_factory=list)
     """Judged groups that others have replaced (`rollout.redraws`)."""
 
@@ -84,26 +90,24 @@ class Collector:
         """
         start = time.perf_counter()
         wanted = share_attempts(tasks, group_size, parallel)
-        rollouts = self._sample(wanted, sampling, seed)
-        sampled = time.perf_counter()
+        prompts = self._prompts([task for task, _ in wanted])
         attempts = [
-            (task, rollout)
-            for (task, _), group in zip(wanted, rollouts, strict=True)
-            for rollout in group
+            Attempt(task=task, index=index, prompt_ids=prompt, read_ids=prompt)
+            for (task, indices), prompt in zip(wanted, prompts, strict=True)
+            for index in indices
         ]
-        judged = judge_share(self.env, attempts, self.judging)
+        played = self._player.play(
+            attempts, sampling, lambda a, number: derive(seed, a.task.id, a.index, number)
+        )
         if parallel.world_size == 1:
-            check_unjudged([judged], self.judging.max_unjudged)
-        verdicts = iter(judged.verdicts)
-        groups = [
-            _judged(task, group, [next(verdicts) for _ in group])
-            for (task, _), group in zip(wanted, rollouts, strict=True)
-        ]
+            check_unjudged([played.judged], self.judging.max_unjudged)
+        results = iter(played.results)
+        groups = [_group(task, [next(results) for _ in indices]) for task, indices in wanted]
         return Collected(
             groups=groups,
-            judged=judged,
-            generate_s=sampled - start,
-            judge_s=time.perf_counter() - sampled,
+            judged=played.judged,
+            generate_s=played.generate_s,
+            judge_s=time.perf_counter() - start - played.generate_s,
         )
 
     def collect_in_contexts(
@@ -120,19 +124,11 @@ class Collector:
             for rollout, context in zip(group.rollouts, group.contexts, strict=True)
             if context.messages is not None
         ]
-        by_task: dict[str, list[tuple[Rollout, Verdict | None]]] = {
-            group.task.id: [] for group in groups
-        }
-        for answer in self.answer(questions, sampling=sampling, seed=seed):
-            by_task[answer[0].task_id].append(answer)
-        return [
-            _judged(
-                group.task,
-                [rollout for rollout, _ in by_task[group.task.id]],
-                [verdict for _, verdict in by_task[group.task.id]],
-            )
-            for group in groups
-        ]
+        by_task: dict[str, list[Result | None]] = {group.task.id: [] for group in groups}
+        answers = self.answer(questions, sampling=sampling, seed=seed)
+        for (task, _, _), answer in zip(questions, answers, strict=True):
+            by_task[task.id].append(answer)
+        return [_group(group.task, by_task[group.task.id]) for group in groups]
 
     def answer(
         self,
@@ -140,154 +136,63 @@ class Collector:
         *,
         sampling: Sampling,
         seed: int,
-    ) -> list[tuple[Rollout, Verdict | None]]:
-        """One judged attempt, of a single turn, after the prompt of each question, sampled with the
-        engine's current weights; None for a verdict that could not be had. A question is (task,
+    ) -> list[Result | None]:
+        """One judged attempt after the prompt of each question, with as many turns as any, sampled
+        with the engine's current weights; None where no verdict could be had. A question is (task,
         rollout to answer anew, prompt ids).
 
-        An attempt takes `index` and `prompt_ids` of that rollout, so that it is judged and can be
+        An attempt takes `index` and first prompt of that rollout, so that it is judged and can be
         trained on as if it had been made without the other prompt; its `sampler_logprobs` are
-        those after the other prompt. Its random numbers come from (seed, task.id, index) alone.
+        those after the other prompt. Its random numbers come from (seed, task.id, index, turn)
+        alone.
         """
-        requests = [
-            GenerationRequest(prompt_ids=prompt, seeds=(derive(seed, task.id, rollout.index),))
+        attempts = [
+            Attempt(
+                task=task,
+                index=rollout.index,
+                prompt_ids=turns_of(rollout)[0].prompt_ids,
+                read_ids=prompt,
+            )
             for task, rollout, prompt in questions
         ]
-        attempts = [
-            (task, self._rollout(task, rollout.index, rollout.prompt_ids, completion))
-            for (task, rollout, _), (completion,) in zip(
-                questions, self.engine.generate(requests, sampling), strict=True
-            )
-        ]
-        verdicts = judge_all(self.env, attempts, self.judging)
-        return [(rollout, v) for (_, rollout), v in zip(attempts, verdicts, strict=True)]
 
-    def _sample(
-        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
-    ) -> list[list[Rollout]]:
-        """The attempts `wanted` at each task; at a task with none the engine is not asked."""
-        made = iter(self._sample_some([each for each in wanted if each[1]], sampling, seed))
-        return [next(made) if indices else [] for _, indices in wanted]
+        def seed_of(attempt: Attempt, number: int) -> int:
+            later = (number,) if number else ()
+            return derive(seed, attempt.task.id, attempt.index, *later)
 
-    def _sample_some(
-        self, wanted: Sequence[tuple[Task, range]], sampling: Sampling, seed: int
-    ) -> list[list[Rollout]]:
-        tasks = [task for task, _ in wanted]
-        prompts = [
+        played = self._player.play(attempts, sampling, seed_of)
+        check_unjudged([played.judged], self.judging.max_unjudged)
+        return played.results
+
+    @property
+    def _player(self) -> Player:
+        return Player(
+            env=self.env,
+            engine=self.engine,
+            chat=self.chat,
+            max_turns=self.max_turns,
+            judging=self.judging,
+        )
+
+    def _prompts(self, tasks: Sequence[Task]) -> list[tuple[int, ...]]:
+        return [
             self.chat.prompt_ids(
                 task.messages, max_tokens=self.max_prompt_tokens, what=f"task {task.id!r}: prompt"
             )
             for task in tasks
         ]
-        requests = [
-            GenerationRequest(
-                prompt_ids=prompt,
-                seeds=tuple(derive(seed, task.id, index, 0) for index in indices),
-            )
-            for (task, indices), prompt in zip(wanted, prompts, strict=True)
-        ]
-        completions = self.engine.generate(requests, sampling)
-        rollouts = [
-            [
-                self._rollout(task, index, prompt, completion)
-                for index, completion in zip(indices, group, strict=True)
-            ]
-            for (task, indices), prompt, group in zip(wanted, prompts, completions, strict=True)
-        ]
-        if self.max_turns > 1 and isinstance(self.env, Replying):
-            rollouts = self._continue(self.env, tasks, rollouts, sampling, seed)
-        return rollouts
-
-    def _rollout(
-        self, task: Task, index: int, prompt_ids: tuple[int, ...], completion: Completion
-    ) -> Rollout:
-        return Rollout(
-            task_id=task.id,
-            index=index,
-            prompt_ids=prompt_ids,
-            completion_ids=completion.token_ids,
-            sampler_logprobs=completion.logprobs,
-            text=self.chat.decode(completion.token_ids),
-            truncated=completion.truncated,
-            policy_version=self.engine.policy_version,
-        )
-
-    def _continue(
-        self,
-        env: Replying,
-        tasks: Sequence[Task],
-        rollouts: list[list[Rollout]],
-        sampling: Sampling,
-        seed: int,
-    ) -> list[list[Rollout]]:
-        """Play further turns of every attempt whose environment replies, all attempts one turn at a
-        time."""
-        attempts: dict[tuple[int, int], tuple[Rollout, tuple[Turn, ...]]] = {
-            (row, rollout.index): (rollout, (_turn_of(rollout),))
-            for row, group in enumerate(rollouts)
-            for rollout in group
-        }
-        active = list(attempts)
-        for number in range(1, self.max_turns):
-            requests, playing = [], []
-            for key in active:
-                rollout, turns = attempts[key]
-                task = tasks[key[0]]
-                reply = None if turns[-1].truncated else env.reply(task, turns)
-                if reply is None:
-                    continue
-                turns = (*turns[:-1], replace(turns[-1], reply=reply))
-                attempts[key] = (rollout, turns)
-                prompt = (
-                    turns[-1].prompt_ids
-                    + turns[-1].completion_ids
-                    + self._reply_ids(turns[-1], reply)
-                )
-                requests.append(
-                    GenerationRequest(
-                        prompt_ids=prompt, seeds=(derive(seed, task.id, key[1], number),)
-                    )
-                )
-                playing.append(key)
-            for key, request, group in zip(
-                playing, requests, self.engine.generate(requests, sampling), strict=True
-            ):
-                rollout, turns = attempts[key]
-                rollout = self._rollout(tasks[key[0]], key[1], request.prompt_ids, group[0])
-                attempts[key] = (rollout, (*turns, _turn_of(rollout)))
-            active = playing
-        return [
-            [
-                replace(attempts[row, rollout.index][0], turns=attempts[row, rollout.index][1])
-                for rollout in group
-            ]
-            for row, group in enumerate(rollouts)
-        ]
-
-    def _reply_ids(self, turn: Turn, reply: Message) -> tuple[int, ...]:
-        """Tokens between a completion and the next one: end of turn if missing, the reply, the
-        generation prompt."""
-        return self.chat.reply_ids(reply, ended=turn.completion_ids[-1] in self.chat.stop_ids)
 
 
-def _judged(task: Task, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict | None]) -> Group:
+def _group(task: Task, results: Sequence[Result | None]) -> Group:
     """The group of the rollouts that have a verdict."""
-    pairs = [(r, v) for r, v in zip(rollouts, verdicts, strict=True) if v is not None]
+    judged = [result for result in results if result is not None]
     return Group(
-        task=task, rollouts=tuple(r for r, _ in pairs), verdicts=tuple(v for _, v in pairs)
+        task=task,
+        rollouts=tuple(rollout for rollout, _ in judged),
+        verdicts=tuple(verdict for _, verdict in judged),
     )
 
 
 def drop_empty(groups: Sequence[Group]) -> list[Group]:
     """`groups` without those of which no attempt could be judged."""
     return [group for group in groups if group.rollouts]
-
-
-def _turn_of(rollout: Rollout) -> Turn:
-    return Turn(
-        prompt_ids=rollout.prompt_ids,
-        completion_ids=rollout.completion_ids,
-        sampler_logprobs=rollout.sampler_logprobs,
-        text=rollout.text,
-        truncated=rollout.truncated,
-    )

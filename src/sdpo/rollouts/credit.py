@@ -4,8 +4,9 @@ One JSON object per rollout, in columns of one entry per completion token:
 
     step, split, task, index            as in rollouts.jsonl
     advantage                           group-relative, what GRPO would give to every token
-    token_ids                           the sampled tokens
-    trained                             false for the environment's tokens; absent when all train
+    token_ids                           everything after the first prompt
+    trained                             false for the environment's tokens, whose numbers are 0;
+                                        absent when all train
     student_logprob, teacher_logprob    at the sampled token, nats; the gap is their difference
     student_entropy, teacher_entropy    nats
     student_top, teacher_top            alternatives [id, logprob, id, logprob, ...], best first

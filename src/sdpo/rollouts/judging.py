@@ -1,4 +1,5 @@
-"""Attempts to verdicts: all attempts of a step at once, each with retries and a time limit.
+"""Calls of an environment's own code, and attempts to verdicts: all of a step at once, each with
+retries and a time limit.
 
 Three things can come of a call: a verdict; "not now" (`Unjudged`, a timeout, HTTP 429 or 503),
 which is tried again and then leaves the attempt without a verdict; or any other exception, which is
@@ -14,19 +15,22 @@ import math
 import subprocess
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sdpo.config.environments import JudgingConfig
-from sdpo.envs.base import Computing, Env, as_verdict
+from sdpo.envs.base import Computing, Env
+from sdpo.envs.verdicts import as_verdict
 from sdpo.errors import JudgeError, Unjudged, first_line
 from sdpo.progress import tell
 from sdpo.records import Rollout, Task, Verdict
 from sdpo.rollouts.judge_loop import call_in_thread, run_on_loop
 from sdpo.seeds import derive
+
+T = TypeVar("T")
 
 FIRST_PAUSE_S = 1.0
 """Before the first retry; each further pause is twice as long."""
@@ -35,6 +39,8 @@ BUSY = (429, 503)
 """HTTP statuses that mean "not now"."""
 
 _OURS = str(Path(__file__).parents[1])
+JUDGING = "judging"
+"""What is asked of an attempt at its end."""
 DEFAULTS = JudgingConfig()
 """How judges are called where no recipe says it."""
 
@@ -51,6 +57,29 @@ class Judged:
     """None where the judge said "not now" to the last retry."""
     first: str = ""
     """The first attempt without a verdict and what its judge said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask(Generic[T]):
+    """One call of the user's code about one attempt.
+
+    Example:
+        Ask(task=task, index=3, what="judging", function=env.judge, arguments=(task, rollout),
+            read=as_verdict)
+    """
+
+    task: Task
+    index: int
+    what: str
+    """In messages, before the task's name: `judging`, `opening`, `a step of`, `closing`."""
+    function: Callable[..., Any]
+    """Plain or async; plain ones are called in threads."""
+    arguments: tuple[Any, ...] = ()
+    read: Callable[[Any, Task], T]
+    """What the answer stands for. Raises `JudgeError` where it stands for nothing."""
+    has_state: bool = False
+    """Whether two calls at once would disturb each other: a plain function that takes too long
+    runs on in its thread, and is then not called again."""
 
 
 def judge_all(
@@ -85,19 +114,32 @@ def judge_share(
     Raises `JudgeError` with the task's id, the attempt and the judge's own frames when a judge
     raises anything but "not now".
     """
-    if not attempts:
-        return Judged()
-    found = run_on_loop(_judge_all(env, attempts, settings))
+    asks = [
+        Ask(
+            task=task,
+            index=rollout.index,
+            what=JUDGING,
+            function=env.judge,
+            arguments=(task, rollout),
+            read=checked_verdict,
+        )
+        for task, rollout in attempts
+    ]
+    return settled(asks, ask_all(env, asks, settings))
+
+
+def settled(asks: Sequence[Ask[Verdict]], found: Sequence[Verdict | Exception]) -> Judged:
+    """What was `found`, with None for the verdicts that could not be had."""
     first = next(
         (
-            f"task {task.id!r}, attempt {rollout.index}: {type(outcome).__name__}: "
+            f"task {ask.task.id!r}, attempt {ask.index}: {type(outcome).__name__}: "
             f"{first_line(outcome)}"
-            for (task, rollout), outcome in zip(attempts, found, strict=True)
-            if not isinstance(outcome, Verdict)
+            for ask, outcome in zip(asks, found, strict=True)
+            if isinstance(outcome, Exception)
         ),
         "",
     )
-    verdicts = [outcome if isinstance(outcome, Verdict) else None for outcome in found]
+    verdicts = [None if isinstance(outcome, Exception) else outcome for outcome in found]
     if any(verdict is not None and not 0 <= verdict.reward <= 1 for verdict in verdicts):
         # The text is always the same, so that Python shows it once.
         warnings.warn(
@@ -109,21 +151,51 @@ def judge_share(
     return Judged(verdicts=tuple(verdicts), first=first)
 
 
-async def _judge_all(
-    env: Env, attempts: Sequence[tuple[Task, Rollout]], settings: JudgingConfig
-) -> list[Verdict | Exception]:
+def ask_all(env: Env, asks: Sequence[Ask[T]], settings: JudgingConfig) -> list[T | Exception]:
+    """What every call gives, in order; where it said "not now" to the last retry, what it raised
+    then. Raises `JudgeError` when a call raises anything else."""
+    return run_on_loop(_ask_all(env, asks, settings)) if asks else []
+
+
+def tell_all(env: Env, asks: Sequence[Ask[Any]], settings: JudgingConfig) -> list[JudgeError]:
+    """Make every call once, whatever comes of the others; what they raised, "not now" left out."""
+    return run_on_loop(_tell_all(env, asks, settings)) if asks else []
+
+
+async def _tell_all(
+    env: Env, asks: Sequence[Ask[Any]], settings: JudgingConfig
+) -> list[JudgeError]:
+    slots = _slots(env, settings)
+
+    async def told(ask: Ask[Any]) -> JudgeError | None:
+        async with slots:
+            try:
+                await _call(ask, settings.timeout_s)
+            except Exception as error:  # noqa: BLE001 - whatever a user's code raises
+                return None if _means_not_now(error) else _as_judge_error(error, ask)
+        return None
+
+    found = await asyncio.gather(*map(told, asks))
+    return [error for error in found if error is not None]
+
+
+def _slots(env: Env, settings: JudgingConfig) -> asyncio.Semaphore:
     at_once = settings.concurrency
     if isinstance(env, Computing):
         at_once = min(at_once, env.judges_at_once)
-    slots = asyncio.Semaphore(at_once)
-    calls = [
-        asyncio.create_task(_outcome(env, task, rollout, settings, slots))
-        for task, rollout in attempts
-    ]
-    tell("judge", 0, len(calls))
-    judged = itertools.count(1)
-    for call in calls:
-        call.add_done_callback(lambda _: tell("judge", next(judged), len(calls)))
+    return asyncio.Semaphore(at_once)
+
+
+async def _ask_all(
+    env: Env, asks: Sequence[Ask[T]], settings: JudgingConfig
+) -> list[T | Exception]:
+    slots = _slots(env, settings)
+    calls = [asyncio.create_task(_outcome(ask, settings, slots)) for ask in asks]
+    if asks[0].what == JUDGING:
+        tell("judge", 0, len(calls))
+        judged = itertools.count(1)
+        for call in calls:
+            call.add_done_callback(lambda _: tell("judge", next(judged), len(calls)))
     try:
         await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
         for call in calls:
@@ -136,15 +208,12 @@ async def _judge_all(
         await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def _outcome(
-    env: Env, task: Task, rollout: Rollout, settings: JudgingConfig, slots: asyncio.Semaphore
-) -> Verdict | Exception:
-    """The verdict, or what the judge raised instead of one at the last retry."""
+async def _outcome(ask: Ask[T], settings: JudgingConfig, slots: asyncio.Semaphore) -> T | Exception:
+    """What the answer stands for, or what was raised instead of one at the last retry."""
     for number in range(settings.retries + 1):
         async with slots:
             try:
-                verdict = await _call(env, task, rollout, settings.timeout_s)
-                return _checked(as_verdict(verdict, task), task)
+                return ask.read(await _call(ask, settings.timeout_s), ask.task)
             except JudgeError:
                 raise
             except BaseException as error:
@@ -152,33 +221,41 @@ async def _outcome(
                 if isinstance(error, asyncio.CancelledError) and current and current.cancelling():
                     raise
                 if not isinstance(error, Exception) or not _means_not_now(error):
-                    raise _as_judge_error(error, task, rollout) from error
+                    raise _as_judge_error(error, ask) from error
                 last = error
-        if number == settings.retries:
+        if number == settings.retries or isinstance(last, _RunsOn):
             return last
-        await asyncio.sleep(_pause_s(task, rollout, number))
+        await asyncio.sleep(_pause_s(ask, number))
     raise AssertionError("range(retries + 1) is never empty")
 
 
-async def _call(env: Env, task: Task, rollout: Rollout, timeout_s: float) -> Any:
+class _RunsOn(Unjudged):
+    """A plain function with state was given up and may still change it."""
+
+
+async def _call(ask: Ask[Any], timeout_s: float) -> Any:
     limit = asyncio.timeout(timeout_s)
+    in_thread = False
     try:
         async with limit:
-            if inspect.iscoroutinefunction(env.judge):
-                return await env.judge(task, rollout)
+            if inspect.iscoroutinefunction(ask.function):
+                return await ask.function(*ask.arguments)
             # In a thread: a judge that waits for a service must not hold up the others.
-            verdict = await call_in_thread(env.judge, task, rollout)
-            return await verdict if inspect.isawaitable(verdict) else verdict
+            in_thread = ask.has_state
+            found = await call_in_thread(ask.function, *ask.arguments)
+            in_thread = False
+            return await found if inspect.isawaitable(found) else found
     except TimeoutError as error:
         if limit.expired():
-            raise Unjudged(f"no answer within env.timeout_s = {timeout_s:g} s") from error
+            kind = _RunsOn if in_thread else Unjudged
+            raise kind(f"no answer within env.timeout_s = {timeout_s:g} s") from error
         raise
 
 
-def _pause_s(task: Task, rollout: Rollout, number: int) -> float:
+def _pause_s(ask: Ask[Any], number: int) -> float:
     """Seconds before retry `number` + 1, spread over attempts so that they do not all return to a
     busy service at once; the same in every run."""
-    spread = 0.5 + derive(number, task.id, rollout.index) % 1000 / 2000
+    spread = 0.5 + derive(number, ask.task.id, ask.index) % 1000 / 2000
     return min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * spread
 
 
@@ -197,12 +274,12 @@ def _means_not_now(error: Exception) -> bool:
     return is_timeout and not isinstance(error, subprocess.SubprocessError)
 
 
-def _as_judge_error(error: BaseException, task: Task, rollout: Rollout) -> JudgeError:
+def _as_judge_error(error: BaseException, ask: Ask[Any]) -> JudgeError:
     """What was raised and where, without the frames between the user's code and ours."""
     shown = traceback.TracebackException.from_exception(error)
     _keep_theirs(shown)
     return JudgeError(
-        f"judging task {task.id!r}, attempt {rollout.index} raised "
+        f"{ask.what} task {ask.task.id!r}, attempt {ask.index} raised "
         f"{type(error).__name__}: {error}\n" + "".join(shown.format())
     )
 
@@ -216,9 +293,10 @@ def _keep_theirs(shown: traceback.TracebackException | None) -> None:
         shown = shown.__cause__ or shown.__context__
 
 
-def _checked(verdict: Verdict, task: Task) -> Verdict:
-    """`verdict`, without feedback where that is blank. Raises `JudgeError` naming a field that
-    would break the run."""
+def checked_verdict(found: Any, task: Task) -> Verdict:
+    """The verdict that `found` stands for. Raises `JudgeError` naming a field that would break the
+    run."""
+    verdict = as_verdict(found, task)
     reward, feedback = verdict.reward, verdict.feedback
     wrong = None
     if not isinstance(reward, Real) or not math.isfinite(reward):

@@ -4,10 +4,13 @@
                       for what other tasks have replaced in a step
     task, index       task id and place in the group
     prompt            messages the policy saw; on later rollouts of a group the index that has them
-    text              the completion; also `turns` [{text, reply}] when there was more than one
+    text              the completion; in a conversation the last one, and all of them in `turns`:
+                      [{text, reply: messages, reward, feedback}]
     reward, solved, category, feedback, metrics     the verdict
     teacher           messages the teacher reads; the index of an earlier rollout of the group that
                       has the same ones; null without a teacher
+    before_turns      what the teacher reads at the end of the reply before each turn; absent
+                      where it reads nothing there
     demonstration, feedback_used, sources, reason   how that context came about
     prompt_tokens, completion_tokens, teacher_prompt_tokens, truncated, policy_version
 
@@ -178,6 +181,8 @@ def _group_rows(group: Group, keeps: Sequence[bool]) -> list[Row]:
                 known["text", shown.index] = shown.text
             known |= {("prompt", i): m["content"] for i, m in enumerate(group.task.messages)}
             row["teacher"] = _teacher(context, rollout.index, seen, known)
+            if context.before_turns:
+                row["before_turns"] = list(context.before_turns)
         else:
             row |= dict.fromkeys(("prompt", "text", "feedback", "teacher"))
             row.pop("turns", None)
@@ -203,9 +208,14 @@ def _attempt(rollout: Rollout) -> Row:
         "prompt_tokens": len((rollout.turns or (rollout,))[0].prompt_ids),
         "completion_tokens": num_completion_tokens(rollout),
     }
-    if len(rollout.turns) > 1:
+    if rollout.turns:
         row["turns"] = [
-            {"text": turn.text, "reply": None if turn.reply is None else dict(turn.reply)}
+            {
+                "text": turn.text,
+                "reply": _plain(turn.reply),
+                "reward": turn.reward,
+                "feedback": turn.feedback,
+            }
             for turn in rollout.turns
         ]
     return row

@@ -5,10 +5,10 @@ needs. Nothing here trains; the objective's specs are training/objectives.py.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.schema import (
@@ -22,6 +22,7 @@ from sdpo.config.schema import (
 from sdpo.engines.base import Engine, Sampling, StopTexts
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
+from sdpo.envs.episodes import Equipping, Limiting, Opening, Replying
 from sdpo.envs.opening import check_env, open_env
 from sdpo.errors import ConfigError
 from sdpo.models.adapters import has_adapter, new_adapter
@@ -79,16 +80,20 @@ def open_sampler(
     if policy.device.type == "cpu":
         keep_freed_memory()
     policy = with_adapter(policy, config.model, config.seed)
-    chat = chat_of(policy, config.model.chat_template_kwargs)
     own_env = open_env(config.env) if env is None else env
     try:
         check_env(own_env)
+        chat = chat_of(
+            policy,
+            config.model.chat_template_kwargs,
+            tools=own_env.tools if isinstance(own_env, Equipping) else (),
+        )
         collector = Collector(
             env=own_env,
             engine=open_engine(config, policy),
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
-            max_turns=config.rollout.max_turns,
+            max_turns=max_turns(own_env, config.rollout.max_turns),
             judging=config.env,
         )
         yield Sampler(policy=policy, chat=chat, env=own_env, collector=collector)
@@ -97,14 +102,35 @@ def open_sampler(
             own_env.close()
 
 
-def chat_of(policy: Policy, template_kwargs: Mapping[str, Any] | None = None) -> Chat:
-    """The policy's chat template, with every token that its generation config ends at."""
+def max_turns(env: Env, wanted: int | Literal["env"]) -> int:
+    """Completions per attempt. Raises `ConfigError` when neither side says how many."""
+    if not isinstance(env, Opening | Replying):
+        return 1
+    if wanted != "env":
+        return wanted
+    if not isinstance(env, Limiting):
+        raise ConfigError(
+            f"rollout.max_turns = 'env', but {type(env).__name__}, whose attempts are "
+            "conversations, has no attribute max_turns; add one, or set rollout.max_turns"
+        )
+    return env.max_turns
+
+
+def chat_of(
+    policy: Policy,
+    template_kwargs: Mapping[str, Any] | None = None,
+    *,
+    tools: Sequence[Any] = (),
+) -> Chat:
+    """The policy's chat template with the environment's tools, and every token that its generation
+    config ends at."""
     generation = policy.model.generation_config
     stop_ids = None if generation is None else generation.eos_token_id
     return Chat(
         policy.tokenizer,
         template_kwargs=template_kwargs,
         model_stop_ids=[stop_ids] if isinstance(stop_ids, int) else stop_ids or [],
+        tools=tools,
     )
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, assert_never
+from dataclasses import dataclass, replace
+from typing import Any, Self, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.teacher import AnyContextConfig, ContextConfig, CustomContextConfig
@@ -20,7 +20,7 @@ from sdpo.custom import load_function
 from sdpo.envs.text import cut_middle
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.records import Group, Message, Rollout, TeacherContext
-from sdpo.teacher.layout import Episode, Sections, lay_out
+from sdpo.teacher.layout import Sections, ShownAttempt, lay_out, tokens_between
 
 CountTokens = Callable[[Sequence[Message]], int]
 """Tokens of a rendered conversation, generation prompt included."""
@@ -81,6 +81,14 @@ def teacher_contexts(
     return [shown.context(index) for index in range(len(group.rollouts))]
 
 
+def for_own_answers(rules: AnyContextConfig) -> AnyContextConfig:
+    """`rules` where the teacher answers itself instead of re-reading an attempt: there are no turns
+    yet, so what was said about single ones stands in front."""
+    if isinstance(rules, CustomContextConfig) or rules.turn_feedback == "never":
+        return rules
+    return rules.model_copy(update={"turn_feedback": "at_start"})
+
+
 class _Group:
     """One group's demonstrations and notes, read once and shown to its rollouts."""
 
@@ -97,59 +105,83 @@ class _Group:
         self._rules = rules
         self._reading = reading
         self._episodes = [
-            Episode.of(rollout, reading.strip_thinking, reading.inert) for rollout in group.rollouts
+            ShownAttempt.of(rollout, reading.strip_thinking, reading.inert)
+            for rollout in group.rollouts
         ]
         self._order = _candidates(group, rules, rng)
         self._foreign = None
         if rules.control == "other_task":
             foreign = _foreign_demonstrations(group, others)
             if foreign:
-                self._foreign = Episode.of(
+                self._foreign = ShownAttempt.of(
                     rng.choice(foreign), reading.strip_thinking, reading.inert
                 )
         self._reference = None
         if rules.demonstration == "reference" and reference is not None and reference.strip():
-            self._reference = Episode.single(reading.inert(reference))
+            self._reference = ShownAttempt.single(reading.inert(reference))
         self._note = _experience(group, others) if rules.experience else None
 
     def context(self, index: int) -> TeacherContext:
         """What the teacher reads about rollout `index`."""
         rules, verdict = self._rules, self._group.verdicts[index]
         demonstration, source, episode = self._demonstration(index)
-        feedback = None
+        feedback, before_turns = None, ()
         if not verdict.solved and _shows_feedback(rules, has_demonstration=episode is not None):
-            feedback = self._note if rules.experience else verdict.feedback
-        if feedback is not None and not feedback.strip():
-            feedback = None
-        if episode is None and feedback is None:
+            feedback, before_turns = self._feedback(index)
+        if episode is None and feedback is None and not before_turns:
             solved_alone = verdict.solved and rules.demonstration == "random"
             return TeacherContext(
                 messages=None, reason="solved_alone" if solved_alone else "nothing_to_say"
             )
         sections = Sections(
             demonstration=episode,
-            feedback=None if feedback is None else self._reading.inert(feedback),
+            feedback=feedback,
             attempt=self._episodes[index] if rules.attempt and feedback is not None else None,
+            before_turns=before_turns,
         )
-        messages, cut = _fit(self._group, sections, rules, self._reading.count_tokens)
+        messages, between, cut = _fit(self._group, sections, rules, self._reading.count_tokens)
         told = "experience" if rules.experience else "feedback"
         return TeacherContext(
             messages=messages,
             demonstration=demonstration,
-            feedback_used=feedback is not None,
+            feedback_used=feedback is not None or bool(before_turns),
             sources=tuple(
                 name
                 for name, is_shown in (
                     (source, episode is not None),
                     (told, feedback is not None),
+                    ("turn_feedback", bool(before_turns)),
                     ("attempt", sections.attempt is not None),
                 )
                 if is_shown
             ),
+            before_turns=between,
             reason=f"cut {cut} characters" if cut else None,
         )
 
-    def _demonstration(self, index: int) -> tuple[int | None, str, Episode | None]:
+    def _feedback(self, index: int) -> tuple[str | None, tuple[str | None, ...]]:
+        """What is said about the attempt, and about each of its turns; no blanks."""
+        inert = self._reading.inert
+        whole = self._note if self._rules.experience else self._group.verdicts[index].feedback
+        whole = inert(whole) if whole and whole.strip() else None
+        turns = [
+            inert(turn.feedback) if turn.feedback and turn.feedback.strip() else None
+            for turn in self._group.rollouts[index].turns
+        ]
+        if self._rules.experience or not any(turns):
+            return whole, ()
+        match self._rules.turn_feedback:
+            case "before_turn":
+                return whole, tuple(turns)
+            case "at_start":
+                said = [f"Answer {n}: {said}" for n, said in enumerate(turns, start=1) if said]
+                return "\n\n".join([*said, *([whole] if whole else [])]), ()
+            case "never":
+                return whole, ()
+            case _:
+                assert_never(self._rules.turn_feedback)
+
+    def _demonstration(self, index: int) -> tuple[int | None, str, ShownAttempt | None]:
         """Index in the group where it has one, what it is, and the demonstration itself."""
         if self._rules.control == "other_task":
             return None, "other_task", self._foreign
@@ -180,25 +212,16 @@ def _custom_context(
     group: Group, index: int, shown: object, rules: CustomContextConfig, reading: Reading
 ) -> TeacherContext:
     """The context that shows what a function returned for rollout `index`."""
-    shown = {} if shown is None else shown
-    is_known = isinstance(shown, Mapping) and all(
-        name in SHOWN and isinstance(value, str | Rollout | None) for name, value in shown.items()
-    )
-    if not is_known or isinstance(shown.get("feedback"), Rollout):
-        raise ConfigError(
-            f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
-            f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
-            "string or (not feedback) a Rollout"
-        )
+    shown = _checked_shown(group, index, shown, rules)
 
-    def episode(name: str) -> Episode | None:
+    def episode(name: str) -> ShownAttempt | None:
         value = shown.get(name)
         if isinstance(value, str):
-            found = Episode.single(reading.strip_thinking(value))
+            found = ShownAttempt.single(reading.strip_thinking(value))
         elif value is None:
             return None
         else:
-            found = Episode.of(value, reading.strip_thinking, reading.inert)
+            found = ShownAttempt.of(value, reading.strip_thinking, reading.inert)
         return None if found.is_blank else found
 
     feedback = (shown.get("feedback") or "").strip() and reading.inert(shown["feedback"])
@@ -206,10 +229,14 @@ def _custom_context(
         demonstration=episode("demonstration"),
         feedback=feedback or None,
         attempt=episode("attempt"),
+        before_turns=tuple(
+            reading.inert(said) if said and said.strip() else None
+            for said in shown.get("turn_feedback") or ()
+        ),
     )
     if not sections.num_chars:
         return TeacherContext(messages=None, reason="nothing_to_say")
-    messages, cut = _fit(group, sections, rules, reading.count_tokens)
+    messages, between, cut = _fit(group, sections, rules, reading.count_tokens)
     example = shown.get("demonstration")
     place = group.rollouts.index(example) if example in group.rollouts else None
     is_own_feedback = feedback == reading.inert(group.verdicts[index].feedback or "")
@@ -218,15 +245,46 @@ def _custom_context(
             sections.demonstration is not None
         ),
         "feedback" if is_own_feedback else "custom feedback": bool(feedback),
+        "turn_feedback": any(sections.before_turns),
         "attempt": sections.attempt is not None,
     }
     return TeacherContext(
         messages=messages,
         demonstration=place,
-        feedback_used=bool(feedback),
+        feedback_used=bool(feedback) or any(sections.before_turns),
+        before_turns=between,
         sources=tuple(name for name, is_shown in sources.items() if is_shown),
         reason=f"cut {cut} characters" if cut else None,
     )
+
+
+def _checked_shown(
+    group: Group, index: int, shown: object, rules: CustomContextConfig
+) -> Mapping[str, Any]:
+    shown = {} if shown is None else shown
+    turns = group.rollouts[index].turns
+    is_known = isinstance(shown, Mapping) and all(
+        _is_about_turns(value, len(turns))
+        if name == "turn_feedback"
+        else name in SHOWN and isinstance(value, str | Rollout | None)
+        for name, value in shown.items()
+    )
+    if not is_known or isinstance(shown.get("feedback"), Rollout):
+        raise ConfigError(
+            f"teacher.context.path = {rules.path!r} gave {shown!r:.200} for attempt {index} "
+            f"of task {group.task.id!r}; return None, or a dict of {', '.join(SHOWN)}, each a "
+            "string or (not feedback) a Rollout, and turn_feedback, a string or None for each of "
+            f"the attempt's {len(turns)} turns"
+        )
+    return shown
+
+
+def _is_about_turns(value: object, count: int) -> bool:
+    """Whether `value` says something, or None, of each of `count` turns."""
+    if value is None:
+        return True
+    is_long_enough = isinstance(value, list | tuple) and len(value) == count
+    return is_long_enough and all(isinstance(each, str | None) for each in value)
 
 
 def _shows_feedback(rules: ContextConfig, *, has_demonstration: bool) -> bool:
@@ -301,19 +359,28 @@ def _experience(group: Group, others: Sequence[Group]) -> str | None:
 
 def _fit(
     group: Group, sections: Sections, rules: AnyContextConfig, count_tokens: CountTokens
-) -> tuple[tuple[Message, ...], int]:
-    """Messages within the budget and by how many characters their parts were shortened: attempt
-    first, then feedback, then demonstration."""
+) -> tuple[tuple[Message, ...], tuple[str | None, ...], int]:
+    """Messages and what stands between turns, together within the budget, and by how many
+    characters their parts were shortened: attempt first, then feedback, then demonstration."""
     total = sections.num_chars
 
-    def messages(limit: int) -> tuple[Message, ...]:
-        return lay_out(group.task.messages, sections.cut(limit, cut_middle), rules)
+    def laid(limit: int) -> tuple[tuple[Message, ...], tuple[str | None, ...]]:
+        kept = sections.cut(limit, cut_middle)
+        return lay_out(group.task.messages, kept, rules), kept.between(rules.templates)
 
-    whole = messages(total)
-    if count_tokens(whole) <= rules.max_tokens:
-        return whole, 0
-    frame = count_tokens(messages(0))
+    def count(limit: int) -> int:
+        messages, between = laid(limit)
+        return count_tokens(messages) + tokens_between(between, count_tokens)
+
+    if count(total) <= rules.max_tokens:
+        return *laid(total), 0
+    frame = count(0)
     if frame > rules.max_tokens:
+        if sections.before_turns:
+            # Every turn brings its own frame, and how many there are no setting knows.
+            without = replace(sections, before_turns=())
+            messages, between, cut = _fit(group, without, rules, count_tokens)
+            return messages, between, cut + total - without.num_chars
         raise PromptTooLongError(
             f"task {group.task.id!r}: the teacher's frame alone has {frame} tokens, above "
             f"teacher.context.max_tokens = {rules.max_tokens}; raise it"
@@ -321,35 +388,8 @@ def _fit(
     low, high = 0, total
     while low + 1 < high:
         middle = (low + high) // 2
-        if count_tokens(messages(middle)) <= rules.max_tokens:
+        if count(middle) <= rules.max_tokens:
             low = middle
         else:
             high = middle
-    return messages(low), total - low
-
-
-def frames(messages: Sequence[Message], rules: AnyContextConfig) -> list[tuple[Message, ...]]:
-    """The frames `rules` can put around a task, with nothing in their sections: each must fit into
-    `rules.max_tokens` whatever is said about an attempt. A function may show everything."""
-    empty = Episode.single("")
-    if isinstance(rules, CustomContextConfig):
-        return [lay_out(messages, Sections(demonstration=empty, feedback="", attempt=empty), rules)]
-    if rules.control == "plain":
-        return [tuple(messages)]
-    kinds = []
-    if rules.demonstration != "none":
-        kinds.append((empty, rules.feedback == "always"))
-    if rules.feedback != "never":
-        kinds.append((None, True))
-    return [
-        lay_out(
-            messages,
-            Sections(
-                demonstration=demonstration,
-                feedback="" if has_feedback else None,
-                attempt=empty if rules.attempt and has_feedback else None,
-            ),
-            rules,
-        )
-        for demonstration, has_feedback in kinds
-    ]
+    return *laid(low), total - low

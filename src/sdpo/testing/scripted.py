@@ -58,7 +58,7 @@ class ScriptedEngine:
         """One scripted completion per seed; cut (and marked truncated) at `max_new_tokens`."""
         self.requests.extend(requests)
         return [
-            [self._complete(request.prompt_ids, seed, sampling) for seed in request.seeds]
+            [self._complete(request, seed, sampling) for seed in request.seeds]
             for request in requests
         ]
 
@@ -66,19 +66,19 @@ class ScriptedEngine:
         """Notes the version; there are no weights."""
         self.policy_version = version
 
-    def _complete(self, prompt_ids: tuple[int, ...], seed: int, sampling: Sampling) -> Completion:
-        said = self._respond(prompt_ids, seed)
+    def _complete(self, request: GenerationRequest, seed: int, sampling: Sampling) -> Completion:
+        limit = request.limit(sampling)
+        said = self._respond(request.prompt_ids, seed)
         script = said if isinstance(said, Script) else Script(text=said)
         token_ids = (*self._encode(script.text), self._stop_id)
         completion = Completion(
             token_ids=token_ids, logprobs=(script.logprob,) * len(token_ids), truncated=False
         )
-        if len(token_ids) > sampling.max_new_tokens:
-            cut = sampling.max_new_tokens
+        if len(token_ids) > limit:
             completion = replace(
                 completion,
-                token_ids=token_ids[:cut],
-                logprobs=completion.logprobs[:cut],
+                token_ids=token_ids[:limit],
+                logprobs=completion.logprobs[:limit],
                 truncated=True,
             )
         return cut_at_stop(completion, sampling)

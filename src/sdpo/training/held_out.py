@@ -21,7 +21,7 @@ from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
 from sdpo.rollouts.collect import Collected, Collector
-from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.sampler import Sampler, max_turns
 from sdpo.training.tasks import check_prompts
 
 OWN = "eval"
@@ -104,7 +104,7 @@ def open_holdouts(
                 sampler.collector,
                 env=env,
                 max_prompt_tokens=other.rollout.max_prompt_tokens,
-                max_turns=other.rollout.max_turns,
+                max_turns=max_turns(env, other.rollout.max_turns),
                 judging=other.env,
             )
             found = _task_set(f"holdout/{name}", sampler, collector, other)

@@ -32,6 +32,7 @@ from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
 from sdpo.rollouts.shares import gather_groups, share_groups
 from sdpo.seeds import derive
+from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
@@ -91,7 +92,9 @@ class Learner:
         self._parallel = parallel
         self._builder = SampleBuilder(
             chat=sampler.chat,
-            rules=config.teacher.context,
+            rules=for_own_answers(config.teacher.context)
+            if isinstance(config.objective, SftConfig)
+            else config.teacher.context,
             objective=config.objective,
             rule=routing_rule(config.objective),
             reference_answer=reference_answers(sampler.env),

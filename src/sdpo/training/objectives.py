@@ -58,18 +58,13 @@ def check_objective(config: RunConfig) -> None:
     self-teacher that cannot be sampled, or groups of one attempt whose only signal is how it
     compares with others."""
     objective, kind = config.objective, config.objective.type
-    if isinstance(objective, SftConfig):
-        if isinstance(config.teacher.schedule, TrustRegionConfig):
-            raise ConfigError(
-                "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
-                "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
-                "use 'ema' or 'live'"
-            )
-        if config.rollout.max_turns > 1:
-            raise ConfigError(
-                "objective.type = 'sft' samples one turn from the self-teacher: "
-                "set rollout.max_turns = 1"
-            )
+    schedule = config.teacher.schedule
+    if isinstance(objective, SftConfig) and isinstance(schedule, TrustRegionConfig):
+        raise ConfigError(
+            "objective.type = 'sft' samples from the self-teacher, but the geometric mean of "
+            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+            "use 'ema' or 'live'"
+        )
     compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
     if config.rollout.group_size == 1 and isinstance(objective, compares):
         raise ConfigError(

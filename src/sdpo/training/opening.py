@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sdpo.config.schema import LoraConfig, RunConfig
 from sdpo.envs.base import Env
-from sdpo.inspection.probe import check_can_probe
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
 from sdpo.parallel import start_parallel
@@ -40,8 +39,6 @@ def open_run(
     signals = signals or Signals()
     check_objective(config)
     check_custom(config)
-    if config.eval.probe_tasks:
-        check_can_probe(config.rollout.max_turns)
     parallel = start_parallel()
     if parallel.world_size > 1:
         signals.hold()

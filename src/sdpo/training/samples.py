@@ -13,7 +13,18 @@ from sdpo.config.objective import DistillingConfig, ObjectiveConfig, RlcsdConfig
 from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
-from sdpo.records import Component, Group, Key, Rollout, Sample, Task, TeacherContext, Verdict
+from sdpo.records import (
+    Component,
+    Group,
+    Key,
+    Rollout,
+    Sample,
+    Task,
+    TeacherContext,
+    Turn,
+    Verdict,
+)
+from sdpo.rollouts.episodes import flatten_turns
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
 from sdpo.training.objectives import divides_by_std, reads_contexts
@@ -173,6 +184,7 @@ def _sample(
         loss_mask=loss_mask,
         sampler_logprobs=logprobs,
         teacher_prompt_ids=None if context.messages is None else chat.prompt_ids(context.messages),
+        teacher_completion=_teacher_completion(rollout, context, chat),
         negative_prompt_ids=tuple(
             chat.prompt_ids(negative.messages)
             for negative in negatives
@@ -183,26 +195,28 @@ def _sample(
     )
 
 
-def flatten_turns(
-    rollout: Rollout,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], tuple[float, ...]]:
-    """First prompt, everything after it, which of that was sampled, and the sampler's log-probs (0
-    where not sampled).
-
-    The environment's tokens between turns are part of the completion, seen by attention and never
-    trained on.
-    """
-    if not rollout.turns:
-        count = len(rollout.completion_ids)
-        return rollout.prompt_ids, rollout.completion_ids, (True,) * count, rollout.sampler_logprobs
-    first = rollout.turns[0]
-    start = len(first.prompt_ids)
+def _teacher_completion(
+    rollout: Rollout, context: TeacherContext, chat: Chat
+) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
+    """Everything after the first prompt, and which of that was sampled, with what the teacher reads
+    between turns; None where it reads what the student read."""
+    if not any(context.before_turns):
+        return None
     ids: list[int] = []
     mask: list[bool] = []
-    logprobs: list[float] = []
-    for turn in rollout.turns:
-        between = turn.prompt_ids[start + len(ids) :]
-        ids += [*between, *turn.completion_ids]
-        mask += [False] * len(between) + [True] * len(turn.completion_ids)
-        logprobs += [0.0] * len(between) + list(turn.sampler_logprobs)
-    return first.prompt_ids, tuple(ids), tuple(mask), tuple(logprobs)
+    previous: Turn | None = None
+    for turn, said in zip(rollout.turns, context.before_turns, strict=True):
+        if previous is not None:
+            read = len(previous.prompt_ids) + len(previous.completion_ids)
+            between = turn.prompt_ids[read:]
+            if said is not None:
+                *replies, last = previous.reply
+                shown = {**last, "content": f"{last['content']}\n\n{said}"}
+                ended = previous.completion_ids[-1] in chat.stop_ids
+                between = chat.reply_ids([*replies, shown], ended=ended)
+            ids += between
+            mask += [False] * len(between)
+        ids += turn.completion_ids
+        mask += [True] * len(turn.completion_ids)
+        previous = turn
+    return tuple(ids), tuple(mask)

@@ -65,6 +65,7 @@ def score_targets(
     """What the loss compares the student with, for `samples`, all of which train. Only taught
     samples (`ObjectiveSpec.is_taught`) have a teacher entry."""
     taught = [s for s in samples if spec.is_taught(s)]
+    read = [s.as_taught for s in taught]
 
     def hidden(
         chosen: Sequence[Sample], prompt: Callable[[Sample], tuple[int, ...]]
@@ -74,12 +75,12 @@ def score_targets(
 
     with applied(model, schedule.weights):
         teacher: dict[Key, torch.Tensor] = {}
-        tell("teacher", 0, len(taught))
+        tell("teacher", 0, len(read))
         for sample, rows in hidden_states(
-            model, taught, lambda s: s.teacher_prompt_ids or (), budget_tokens
+            model, read, lambda s: s.teacher_prompt_ids or (), budget_tokens
         ):
             teacher[sample.key] = rows
-            tell("teacher", len(teacher), len(taught))
+            tell("teacher", len(teacher), len(read))
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
@@ -89,7 +90,7 @@ def score_targets(
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
             if spec.trust is not None and spec.trust_prompt == "teacher":
-                trust = hidden(taught, lambda s: s.teacher_prompt_ids or ())
+                trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
             elif spec.trust is not None:
                 trust = {s.key: reference[s.key] for s in taught if s.key in reference}
                 trust = trust or hidden(taught, lambda s: s.prompt_ids)

@@ -16,7 +16,7 @@ from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.models.structure import causal_lm, max_positions
 from sdpo.records import Message, Task
 from sdpo.rollouts.sampler import Sampler
-from sdpo.teacher.context import frames
+from sdpo.teacher.layout import frames
 from sdpo.training.objectives import reads_contexts
 
 MAX_NAMED = 3

@@ -117,7 +117,9 @@ def test_logits_that_are_not_finite_are_refused(temperature, size, place):
     options = sampling(temperature=temperature)
     tokens, logprobs = sample_tokens(logits, torch.tensor([0.5]), options)
     with pytest.raises(EngineError, match="not finite at token 0"):
-        OpenCompletion(prompt=0, seed=0).append(int(tokens[0]), float(logprobs[0]), options)
+        OpenCompletion(prompt=0, seed=0, limit=4).append(
+            int(tokens[0]), float(logprobs[0]), options
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import pytest
 from click.testing import CliRunner
 
 import sdpo
@@ -164,10 +163,3 @@ def test_the_command_prints_the_probe(tmp_path):
     assert "elf-distillation" in printed
     assert "the other layout" in printed
     assert "of its corrections have a probability below 0.001" in printed
-
-
-def test_several_turns_are_refused():
-    collector = reader(copies)
-    with pytest.raises(sdpo.SdpoError, match=r"max_turns = 2"):
-        probed(Collector(env=collector.env, engine=collector.engine, chat=collector.chat,
-                         max_prompt_tokens=100, max_turns=2))  # fmt: skip

@@ -166,7 +166,7 @@ def test_multi_turn_keeps_sampled_tokens_and_masks_the_replies():
     the_collector = collector(
         the_env, lambda ids, seed: "yes" if len(ids) % 2 else "no", max_turns=5
     )
-    for group in collect(the_collector):
+    for group in collect(the_collector, max_new_tokens=200):
         for rollout in group.rollouts:
             assert len(rollout.turns) == 3
             prompt, completion, mask, logprobs = flatten_turns(rollout)

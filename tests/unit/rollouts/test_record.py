@@ -94,7 +94,7 @@ def test_turns_are_kept():
             truncated=False,
             reply=reply,
         )
-        for text, reply in (("call", {"role": "tool", "content": "42"}), ("42", None))
+        for text, reply in (("call", ({"role": "tool", "content": "42"},)), ("42", ()))
     )
     one = Group(
         task=Task(id="t", messages=ASK),
@@ -102,7 +102,7 @@ def test_turns_are_kept():
         verdicts=(Verdict(reward=1.0, solved=True),),
     )
     (row,) = rollout_rows(1, [one])
-    assert row["turns"][0]["reply"]["content"] == "42"
+    assert row["turns"][0]["reply"][0]["content"] == "42"
     assert (row["prompt_tokens"], row["completion_tokens"]) == (1, 2)
 
 

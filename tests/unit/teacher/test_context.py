@@ -12,7 +12,8 @@ from sdpo.chat import Chat
 from sdpo.config.teacher import ContextConfig
 from sdpo.errors import PromptTooLongError
 from sdpo.records import Group, Rollout, Task, Turn, Verdict
-from sdpo.teacher.context import Reading, frames, teacher_contexts
+from sdpo.teacher.context import Reading, teacher_contexts
+from sdpo.teacher.layout import frames
 from sdpo.testing import byte_tokenizer
 
 CHAT = Chat(byte_tokenizer())
@@ -259,7 +260,7 @@ def played(index, *turns):
     made = tuple(
         Turn(
             prompt_ids=(), completion_ids=(), sampler_logprobs=(), text=said, truncated=False,
-            reply=None if reply is None else {"role": "user", "content": reply},
+            reply=() if reply is None else ({"role": "user", "content": reply},),
         )
         for said, reply in turns
     )  # fmt: skip

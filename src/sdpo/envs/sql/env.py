@@ -107,10 +107,13 @@ class SqlEnv(RowsEnv):
     def _read(self) -> list[tuple[str, Task]]:
         return self.parse_all(read_tasks(self.config.tasks))
 
-    def _with_tables(self, task: Task) -> Task:
+    def table_heads(self, task: Task) -> str:
+        """The tables of the task's database with their columns, one a line."""
         tables = self._open().tables(task.reference.database)
-        heads = "\n".join(wording.table_head(name, columns) for name, columns in tables.items())
-        return replace(task, messages=with_tables(task.messages, heads))
+        return "\n".join(wording.table_head(name, columns) for name, columns in tables.items())
+
+    def _with_tables(self, task: Task) -> Task:
+        return replace(task, messages=with_tables(task.messages, self.table_heads(task)))
 
     def _open(self) -> SqlJudge:
         splits = self._load()

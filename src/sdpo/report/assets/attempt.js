@@ -51,6 +51,7 @@ const SOURCES = {
   other_task: () => "another task's solution (a control)",
   feedback: () => "the feedback on this attempt",
   experience: () => "what was said about failed attempts at such tasks",
+  turn_feedback: () => "what was said about its turns",
   attempt: () => "the attempt itself",
   plain: () => "nothing but the task (a control)",
 };
@@ -103,6 +104,14 @@ function teacherReading(group, rollout, open) {
           el("pre", { className: "text", textContent: rollout.feedback }),
         )
       : null,
+    ...(rollout.before_turns || []).flatMap((said, turn) =>
+      said === null
+        ? []
+        : [
+            el("h3", { textContent: `Before turn ${turn + 1} of this attempt` }),
+            el("pre", { className: "text", textContent: said }),
+          ],
+    ),
     messages
       ? el(
           "details",
@@ -123,24 +132,23 @@ function facts(pairs) {
   );
 }
 
+function turnMessage(role, text) {
+  return el(
+    "div",
+    { className: "message" },
+    el("span", { className: "role", textContent: role }),
+    el("pre", { className: "text", textContent: String(text) }),
+  );
+}
+
 function attemptText(rollout) {
   if (!rollout.turns) return [el("pre", { className: "text", textContent: rollout.text })];
   return rollout.turns
     .flatMap((turn) => [
-      el(
-        "div",
-        { className: "message" },
-        el("span", { className: "role", textContent: "assistant" }),
-        el("pre", { className: "text", textContent: turn.text }),
-      ),
-      turn.reply
-        ? el(
-            "div",
-            { className: "message" },
-            el("span", { className: "role", textContent: turn.reply.role }),
-            el("pre", { className: "text", textContent: String(turn.reply.content) }),
-          )
-        : null,
+      turnMessage("assistant", turn.text),
+      ...[].concat(turn.reply || []).map((reply) => turnMessage(reply.role, reply.content)),
+      turn.feedback ? turnMessage("feedback on this turn, for the teacher alone", turn.feedback) : null,
+      typeof turn.reward === "number" ? turnMessage("reward of this turn", number(turn.reward)) : null,
     ])
     .filter(Boolean);
 }

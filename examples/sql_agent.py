@@ -1,0 +1,89 @@
+"""A tool agent: it may ask for the tables of a database, then answers a question with one query.
+
+    python examples/sql_agent.py                                   # Qwen2.5-Coder-0.5B, a LoRA
+    python examples/sql_agent.py model.name=FOLDER steps=1         # any model that knows tools
+
+The built-in company's tables are not in the prompt. An attempt that calls `list_tables` reads them
+and can answer; one that does not can only guess names. What is said of a turn that should have been
+a call stands before that turn when the teacher re-reads the attempt, so that the policy learns to
+ask first. Queries run in the sandbox of `env.type = "sql"` (Linux).
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import replace
+
+import sdpo
+from sdpo.config.environments import SqlEnvConfig
+from sdpo.envs.base import FunctionEnv
+from sdpo.envs.sql import SqlEnv
+from sdpo.envs.tool_calls import tool_calls
+
+LIST_TABLES = {
+    "type": "function",
+    "function": {
+        "name": "list_tables",
+        "description": "The tables of the database with their columns.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+ASK_FIRST = "Nobody told which tables there are. Call list_tables before the query."
+
+
+class SqlAgent:
+    """One attempt: calls of the tool, then an answer, which ends it."""
+
+    def __init__(self, sql: SqlEnv, task: sdpo.Task) -> None:
+        self.sql, self.task = sql, task
+        self.has_asked = False
+        self.answer: sdpo.Turn | None = None
+
+    def step(self, turn: sdpo.Turn) -> sdpo.Reply:
+        self.answer = turn
+        calls = tool_calls(turn.text)
+        if not calls:
+            return sdpo.Reply(feedback=None if self.has_asked else ASK_FIRST)
+        return sdpo.Reply(
+            messages=tuple({"role": "tool", "content": self.run(call)} for call in calls)
+        )
+
+    def run(self, call) -> str:
+        if call.problem is not None:
+            return call.problem
+        if call.name != "list_tables":
+            return f"There is no tool {call.name}; there is list_tables."
+        self.has_asked = True
+        return self.sql.table_heads(self.task)
+
+    def verdict(self) -> sdpo.Verdict:
+        verdict = self.sql.judge_text(
+            self.task, self.answer.text, is_truncated=self.answer.truncated
+        )
+        return replace(verdict, metrics={"has_asked": float(self.has_asked)})
+
+
+def make_env() -> FunctionEnv:
+    """The questions of the built-in company, without worked examples; `env.path` takes it too."""
+    sql = SqlEnv(SqlEnvConfig(worked_examples=False, hints="none"))
+    return sdpo.env(
+        sql.load("train"),
+        eval_tasks=sql.load("eval"),
+        episode=lambda task, attempt: SqlAgent(sql, task),
+        tools=[LIST_TABLES],
+        max_turns=4,
+        close=sql.close,
+    )
+
+
+SETTINGS = (
+    "learn-schema",
+    "run=runs/sql-agent",
+    "rollout.max_completion_tokens=256",
+    "teacher.context.max_tokens=768",
+)
+
+if __name__ == "__main__":
+    with closing(make_env()) as env:
+        sdpo.train(*SETTINGS, *sys.argv[1:], env=env)
