@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from settings_pages import cell
 
 import sdpo
 from sdpo.cli import main
@@ -232,7 +233,7 @@ def _first_sentence(module: str) -> str:
     path = ROOT / "src" / Path(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return _cell(text.partition("\n\n")[0])
+    return cell(text.partition("\n\n")[0])
 
 
 def _bound(rule: object) -> str:
@@ -261,12 +262,8 @@ def _option(option: click.Option, context: click.Context) -> str:
     has_default = option.show_default and default is not None and not option.is_flag
     shown = f"`{default}`" if has_default else ""
     required = " Required." if option.required else ""
-    return f"| {names} {_cell(value)} | {shown} | {_cell(option.help or '')}{required} |"
+    return f"| {names} {cell(value)} | {shown} | {cell(option.help or '')}{required} |"
 
 
 def _sentence(text: str) -> str:
     return text[0].upper() + text[1:].rstrip(".") + "."
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").strip()

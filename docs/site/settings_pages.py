@@ -21,6 +21,8 @@ from sdpo.config.base import Config
 from sdpo.config.load import builtin_recipes, load_config
 from sdpo.config.schema import RunConfig
 from sdpo.describe import describe_objective
+from sdpo.envs.code.formats import BUILTIN_SETS as code_sets
+from sdpo.envs.sql.formats import BUILTIN_SETS as sql_sets
 
 _PAPER = re.compile(r"\s*\bPaper: (.+?)\.?$", re.DOTALL)
 _SIGNS = {Ge: "ge", Gt: "gt", Le: "le", Lt: "lt"}
@@ -105,9 +107,9 @@ def recipes_page() -> str:
 def _needs(config: RunConfig, values: dict[str, Any]) -> Iterator[str]:
     yield f"Model: `{config.model.name}`."
     tasks = getattr(config.env, "tasks", "")
-    own = tasks.endswith((".json", ".jsonl"))
+    is_built_in = tasks in code_sets or tasks in sql_sets
     yield f"Tasks: `env.type = {config.env.type}`, `{tasks}`" + (
-        ", a file of yours: pass `env.tasks=FILE`." if own else ", built in."
+        ", built in." if is_built_in else ", which you bring: pass `env.tasks=...`."
     )
     extras = [
         extra
@@ -156,7 +158,7 @@ def _variants(section: str, rows: list[Setting]) -> list[str]:
     for row in rows:
         if row.name == "type":
             mark = " (default)" if row.variant == default else ""
-            lines.append(f"| `{row.variant}`{mark} | {_cell(row.meaning)} |")
+            lines.append(f"| `{row.variant}`{mark} | {cell(row.meaning)} |")
     return [*lines, ""]
 
 
@@ -181,10 +183,10 @@ def _table(section: str, rows: list[tuple[Setting, list[str]]], num_variants: in
         )
         paper = _PAPER.search(row.meaning)
         meaning = _PAPER.sub("", row.meaning)
-        stated = f"<br>paper: {_cell(paper.group(1))}" if paper else ""
+        stated = f"<br>paper: {cell(paper.group(1))}" if paper else ""
         lines.append(
             f"| {anchor}`{row.name}`<br>{row.kind} | {row.default}{stated} "
-            f"| {_cell(meaning)}{only} |"
+            f"| {cell(meaning)}{only} |"
         )
     return [*lines, ""]
 
@@ -204,7 +206,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, str):
-        return _code(value)
+        return _code(value or '""')
     if isinstance(value, tuple):
         return "`[" + ", ".join(f'"{each}"' for each in value) + "]`"
     if isinstance(value, float):
@@ -267,5 +269,8 @@ def _code(value: str) -> str:
     return "`" + value.replace("\n", "\\n").replace("|", "\\|") + "`"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ").strip()
+def cell(text: str) -> str:
+    """`text` as one cell of a table; what stands in backticks is code already."""
+    parts = text.replace("|", "\\|").replace("\n", " ").strip().split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
