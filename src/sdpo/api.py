@@ -17,23 +17,23 @@ from sdpo.envs.base import Checking, CheckReport, Env
 from sdpo.errors import ConfigError, ModelError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.attempt import credit
+from sdpo.inspection.conditions import clock_note, prompt_facts
+from sdpo.inspection.held_out import open_holdouts
 from sdpo.inspection.judge import try_judge
 from sdpo.inspection.model import model_findings
 from sdpo.inspection.probe import Probe, choose_tasks, layout_advice, probe_tasks
 from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
+from sdpo.inspection.tasks import check_tasks
 from sdpo.models.policy import Policy, as_policy
+from sdpo.objectives import check_objective
 from sdpo.parallel import Parallel
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
 from sdpo.run_folder import config_of, with_model
 from sdpo.runs import Result
 from sdpo.training.custom import check_custom
-from sdpo.training.held_out import open_holdouts
 from sdpo.training.loop import OnStep
 from sdpo.training.loop import train as train_config
-from sdpo.training.objectives import check_objective
-from sdpo.training.prompts import clock_note, prompt_facts
-from sdpo.training.tasks import check_tasks
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 

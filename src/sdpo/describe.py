@@ -28,8 +28,8 @@ from sdpo.losses.divergence import CustomDivergence
 from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.objectives import divides_by_std, objective_spec, reads_contexts, routing_rule
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.training.objectives import divides_by_std, objective_spec, reads_contexts, routing_rule
 
 DIVERGENCES = {
     "reverse_kl": "KL(student | teacher)",

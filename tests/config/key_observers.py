@@ -328,6 +328,7 @@ def sampled_with(config: RunConfig) -> Any:
     with (
         mock.patch.object(vllm, "_vllm", return_value=Fake),
         mock.patch.object(sampler_module, "check_sampler", return_value=0.0),
+        mock.patch.object(sampler_module, "check_engine"),
         open_sampler(config, QUIET_ENV) as sampler,
     ):
         return type(sampler.collector.engine).__name__, opened

@@ -19,6 +19,7 @@ from sdpo.config.schema import OptimConfig
 from sdpo.config.teacher import ContextConfig, EmaConfig, LiveConfig
 from sdpo.models import policy as library_model
 from sdpo.models.weights import trainable
+from sdpo.objectives import objective_spec, routing_rule
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.teacher.context import Reading, teacher_contexts
@@ -26,7 +27,6 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training import step as training_step
 from sdpo.training import targets
-from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater

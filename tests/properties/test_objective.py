@@ -24,8 +24,8 @@ from sdpo.losses.reference import Token, reference_counts, reference_objective
 from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
 from sdpo.losses.specs import KlSpec, ObjectiveSpec
 from sdpo.losses.token_batch import OldSupport, TokenBatch
+from sdpo.objectives import objective_spec, routing_rule
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict
-from sdpo.training.objectives import objective_spec, routing_rule
 
 HYBRID = hybrid(0.3)
 WIDTH, VOCABULARY, SUPPORT, NEGATIVES = 5, 11, 3, 2

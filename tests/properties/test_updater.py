@@ -23,11 +23,11 @@ from sdpo.errors import ConfigError
 from sdpo.losses.reference import reference_counts, reference_objective
 from sdpo.losses.token_batch import OldSupport, TokenBatch
 from sdpo.models.weights import trainable
+from sdpo.objectives import objective_spec, routing_rule
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Turn, Verdict
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training.objectives import objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater

@@ -1,7 +1,7 @@
 """What can be optimised: divergences, policy-gradient surrogates, token weightings and the named
 objectives.
 
-A named objective is a class that lists the parts it combines; `training/objectives.py` turns it
+A named objective is a class that lists the parts it combines; `objectives.py` turns it
 into the specs of `sdpo.losses`. Nothing here computes.
 """
 

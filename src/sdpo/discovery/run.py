@@ -31,6 +31,8 @@ from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
 from sdpo.files import record_whole
+from sdpo.inspection.conditions import record_conditions
+from sdpo.inspection.tasks import check_solutions
 from sdpo.lock import sole_writer
 from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.models.weights import copy_weights
@@ -41,8 +43,6 @@ from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
-from sdpo.training.prompts import record_conditions
-from sdpo.training.tasks import check_solutions
 
 RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"

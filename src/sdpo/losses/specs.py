@@ -1,7 +1,7 @@
 """What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
 computes.
 
-`training/objectives.py` builds them from the config, which has the defaults: here every setting is
+`objectives.py` builds them from the config, which has the defaults: here every setting is
 given, and a part that is not used is None. Impossible combinations raise and say what to change.
 """
 

@@ -1,5 +1,5 @@
 """A recipe's policy, environment and engine, opened together: what every command that samples
-needs. Nothing here trains; the objective's specs are training/objectives.py.
+needs. Nothing here trains; the objective's specs are objectives.py.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from sdpo._version import __version__
 from sdpo.config.environments import JUDGING_KEYS
 from sdpo.config.load import dump
 from sdpo.config.schema import RunConfig
-from sdpo.envs.base import Describing, Env
+from sdpo.envs.base import Env
 from sdpo.envs.opening import check_env
 from sdpo.errors import CheckpointError, ConfigError
-from sdpo.files import atomic_write, delete_folder, record_whole
+from sdpo.files import atomic_write, delete_folder
 from sdpo.machine import usable_cores
 from sdpo.models.adapters import adapter_weights, save_model
 from sdpo.models.weights import trainable
@@ -159,27 +159,6 @@ def open_run_dir(config: RunConfig, facts: Mapping[str, Any]) -> Path:
             "choose another directory with run=..."
         ) from error
     return run_dir
-
-
-def record_judging(run_dir: Path, env: Env) -> str | None:
-    """Adds what `env` says about judging on this machine to config.json under `judging`, unless it
-    is there, and returns a line about it; None if `env` says nothing."""
-    if not isinstance(env, Describing):
-        return None
-    facts = dict(env.facts())
-    path = run_dir / "config.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    before = record.setdefault("judging", facts)
-    line = "judging: " + _named(facts)
-    if before != facts:
-        return f"{line} (the run began with {_named(before)})"
-    with record_whole(path) as partial:
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return line
-
-
-def _named(facts: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in facts.items())
 
 
 def _has_begun(run_dir: Path) -> bool:

@@ -27,6 +27,7 @@ from sdpo.metrics.values import Mean, Metrics
 from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.qualify import check_trainable
 from sdpo.models.weights import Weights, applied, trainable
+from sdpo.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
@@ -34,7 +35,6 @@ from sdpo.rollouts.shares import gather_groups, share_groups
 from sdpo.seeds import derive
 from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from sdpo.config.schema import LoraConfig, RunConfig
 from sdpo.envs.base import Env
+from sdpo.inspection.conditions import record_conditions
+from sdpo.inspection.held_out import open_holdouts
+from sdpo.inspection.tasks import check_tasks
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
+from sdpo.objectives import check_objective
 from sdpo.parallel import start_parallel
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.folder import own_folder
-from sdpo.training.held_out import open_holdouts
 from sdpo.training.learner import Learner, make_trainable
-from sdpo.training.objectives import check_objective
-from sdpo.training.prompts import record_conditions
 from sdpo.training.run import Run
-from sdpo.training.tasks import check_tasks
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from typing import Any
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.errors import CanaryStop
+from sdpo.inspection.held_out import TaskSet, own_tasks, probe
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
+from sdpo.metrics.rollback import CURE, EvaluationHistory
 from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel
@@ -25,15 +27,13 @@ from sdpo.rollouts.curriculum import other_tasks
 from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder
 from sdpo.rollouts.redraw import collect_varied
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import collect_together
 from sdpo.seeds import derive
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import Checkpoints
-from sdpo.training.held_out import TaskSet, own_tasks, probe
 from sdpo.training.learner import Learner
-from sdpo.training.rollback import CURE, EvaluationHistory
 from sdpo.training.samples import unread_note, without_teacher
 from sdpo.training.step import StepResult
-from sdpo.training.together import collect_together
 
 
 class Run:

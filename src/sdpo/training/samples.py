@@ -13,6 +13,7 @@ from sdpo.config.objective import DistillingConfig, ObjectiveConfig, RlcsdConfig
 from sdpo.config.teacher import AnyContextConfig, ContextConfig
 from sdpo.losses.advantages import group_advantages
 from sdpo.losses.routing import Rule, route
+from sdpo.objectives import divides_by_std, reads_contexts
 from sdpo.records import (
     Component,
     Group,
@@ -27,7 +28,6 @@ from sdpo.records import (
 from sdpo.rollouts.episodes import flatten_turns
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, teacher_contexts
-from sdpo.training.objectives import divides_by_std, reads_contexts
 
 NOT_USED = "not_distilled"
 """Reason of a context that could be built and that the objective does not read: what is recorded

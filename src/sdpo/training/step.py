@@ -27,13 +27,13 @@ from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
+from sdpo.objectives import token_weighting
 from sdpo.parallel import Parallel
 from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
-from sdpo.training.objectives import token_weighting
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
 

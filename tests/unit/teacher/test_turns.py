@@ -14,9 +14,9 @@ from sdpo.config.objective import SdpoConfig
 from sdpo.config.teacher import ContextConfig, CustomContextConfig
 from sdpo.errors import ConfigError
 from sdpo.models.packing import hidden_rows, pack, pack_item
+from sdpo.objectives import routing_rule
 from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training.objectives import routing_rule
 from sdpo.training.samples import SampleBuilder
 
 CHAT = Chat(byte_tokenizer())

@@ -7,7 +7,7 @@ import pytest
 from sdpo.config.load import load_config
 from sdpo.errors import ConfigError
 from sdpo.losses.specs import ObjectiveSpec
-from sdpo.training.objectives import check_objective, divides_by_std, objective_spec
+from sdpo.objectives import check_objective, divides_by_std, objective_spec
 
 
 def spec(*overrides: str) -> ObjectiveSpec:

@@ -17,11 +17,11 @@ from sdpo.config.objective import (
 from sdpo.config.schema import OptimConfig
 from sdpo.config.teacher import LiveConfig
 from sdpo.models.qualify import shares_prefixes
+from sdpo.objectives import objective_spec
 from sdpo.parallel import Parallel
 from sdpo.records import Sample
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training.objectives import objective_spec
 from sdpo.training.optim import Optimizer
 from sdpo.training.step import Updater
 

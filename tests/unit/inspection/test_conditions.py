@@ -14,8 +14,8 @@ import sdpo
 from sdpo.chat import Chat
 from sdpo.config.load import load_config
 from sdpo.errors import ConfigError
+from sdpo.inspection.conditions import clock_note, prompt_facts, record_prompts
 from sdpo.testing import byte_tokenizer, tiny_model
-from sdpo.training.prompts import clock_note, prompt_facts, record_prompts
 
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
@@ -45,7 +45,7 @@ def today(monkeypatch):
         moment = datetime.fromisoformat(day)
         clock = SimpleNamespace(now=lambda: moment)
         monkeypatch.setattr(chat_template_utils, "datetime", clock)
-        monkeypatch.setattr("sdpo.training.prompts.datetime", clock)
+        monkeypatch.setattr("sdpo.inspection.conditions.datetime", clock)
 
     set_day("2026-11-27")
     return set_day

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdpo.training.rollback import EvaluationHistory
+from sdpo.metrics.rollback import EvaluationHistory
 
 
 def history(*rows: tuple[int, float]) -> EvaluationHistory:

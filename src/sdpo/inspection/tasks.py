@@ -14,10 +14,10 @@ from sdpo.config.teacher import ContextConfig
 from sdpo.envs.base import Env, reference_answers
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.models.structure import causal_lm, max_positions
+from sdpo.objectives import reads_contexts
 from sdpo.records import Message, Task
 from sdpo.rollouts.sampler import Sampler
 from sdpo.teacher.layout import frames
-from sdpo.training.objectives import reads_contexts
 
 MAX_NAMED = 3
 """Tasks named in a message."""

@@ -1,5 +1,6 @@
-"""What a chat template makes of a conversation, recorded with a run: another template, or another
-day where a template writes the date, would change every prompt without a word.
+"""What a run happens under and no setting says, written into its config.json: how its judge is
+isolated here, and what the chat template makes of a conversation. Another template, or another day
+where a template writes the date, would change every prompt without a word.
 """
 
 from __future__ import annotations
@@ -7,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from sdpo.chat import Chat
+from sdpo.envs.base import Describing, Env
 from sdpo.errors import ConfigError
 from sdpo.files import record_whole
 from sdpo.rollouts.sampler import Sampler
-from sdpo.training.checkpoint import record_judging
 
 _CLOCK = re.compile("\u241f(.*?)\u241f")
 _MASKED = "{%- macro strftime_now(format) -%}\u241f{{ format }}\u241f{%- endmacro -%}"
@@ -111,3 +113,24 @@ def _pin(chat: Chat, clock: dict[str, str]) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def record_judging(run_dir: Path, env: Env) -> str | None:
+    """Adds what `env` says about judging on this machine to config.json under `judging`, unless it
+    is there, and returns a line about it; None if `env` says nothing."""
+    if not isinstance(env, Describing):
+        return None
+    facts = dict(env.facts())
+    path = run_dir / "config.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    before = record.setdefault("judging", facts)
+    line = "judging: " + _named(facts)
+    if before != facts:
+        return f"{line} (the run began with {_named(before)})"
+    with record_whole(path) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return line
+
+
+def _named(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in facts.items())

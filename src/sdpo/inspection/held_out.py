@@ -18,11 +18,11 @@ from sdpo.envs.opening import open_env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.probe import choose_tasks, probe_tasks
+from sdpo.inspection.tasks import check_prompts
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
 from sdpo.rollouts.collect import Collected, Collector
 from sdpo.rollouts.sampler import Sampler, max_turns
-from sdpo.training.tasks import check_prompts
 
 OWN = "eval"
 """Split of rollouts.jsonl that a run's own evaluations have."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import sdpo
-from sdpo.training.checkpoint import record_judging
+from sdpo.inspection.conditions import record_judging
 
 
 class Judge:
