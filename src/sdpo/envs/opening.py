@@ -53,8 +53,8 @@ def open_env(config: schema.EnvConfig) -> Env:
 
 
 def check_env(env: Env) -> None:
-    """Raises `TaskError` naming the environment unless both its splits hold tasks with ids of their
-    own."""
+    """Raises `TaskError` naming the environment unless its splits hold tasks with ids of their own.
+    One that says itself that it has nothing to train on may still be evaluated and searched."""
     name = type(env).__name__
     for split in ("train", "eval"):
         try:
@@ -63,7 +63,12 @@ def check_env(env: Env) -> None:
             raise TaskError(f"{name}.load is called as load({split!r}): {error}") from error
         except ValueError:
             pass  # A built-in callable without a signature; the call itself will show.
-        tasks = env.load(split)
+        try:
+            tasks = env.load(split)
+        except TaskError:
+            if split == "train":
+                continue
+            raise
         if not isinstance(tasks, Sequence) or isinstance(tasks, str):
             raise TaskError(
                 f"{name}.load({split!r}) returned {type(tasks).__name__}; return a list of Task"
