@@ -1,14 +1,14 @@
 # Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
-# Three more, seldom: `golden` writes tests/golden anew after a change that means to alter training; `models` writes
-# docs/models.md anew for another transformers (five minutes of one core); `release` builds what is published into dist/ and
-# proves it.
+# Four more, seldom: `docs` builds the site strictly into build/site; `golden` writes tests/golden anew after a change that
+# means to alter training; `models` writes docs/models.md anew for another transformers (three to five minutes of one core);
+# `release` builds what is published into dist/ and proves it.
 PYTHON ?= python3
 BIN := .venv/bin
 # An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
 TRL_PYTHON ?=
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
-.PHONY: setup quickstart test test-all check fmt bench golden models release
+.PHONY: setup quickstart test test-all check fmt bench docs golden models release
 
 setup: .venv/.ready
 
@@ -43,6 +43,13 @@ bench: setup
 	$(BIN)/python benchmarks/judge.py
 	$(BIN)/python benchmarks/rollout.py
 	$(BIN)/python benchmarks/step.py --prompts short $(if $(TRL_PYTHON),--trl-python $(TRL_PYTHON))
+
+docs: setup .venv/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+.venv/.docs-ready: pyproject.toml constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 golden: setup
 	$(BIN)/python tests/golden/regenerate.py

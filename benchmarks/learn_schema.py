@@ -144,22 +144,22 @@ def plot() -> None:
                 label=arm if number == 0 else None,
             )
     left.set(xlabel="training attempts", ylabel="held out, mean@2", ylim=(0, 1))
-    left.legend()
+    left.legend(loc="upper left", fontsize="small")
     folders = sorted((RECORDS / "main").glob("seed-*"))
     counts = [list(_rows(folder / "categories.jsonl")) for folder in folders]
     right.stackplot(*_shares(counts), labels=[*SHOWN.values(), "other"], alpha=0.85)
     right.set(xlabel="training step (32 attempts)", ylabel="share of attempts", ylim=(0, 1))
-    right.legend(loc="upper left", fontsize="small")
+    right.legend(loc="lower right", fontsize="small")
     figure.tight_layout()
     figure.savefig(FIGURE, dpi=110)
 
 
 def _shares(runs: list[list[Mapping[str, int]]]) -> tuple[list[int], list[list[float]]]:
-    """Steps, and for each category its share of all runs' attempts at every step."""
-    steps = [row["step"] for row in runs[0]]
+    """Steps that all runs have, and for each category its share of their attempts there."""
+    steps = [row["step"] for row in min(runs, key=len)]
     total = [Counter[str]() for _ in steps]
     for rows in runs:
-        for counter, row in zip(total, rows, strict=True):
+        for counter, row in zip(total, rows, strict=False):
             counter.update({key: n for key, n in row.items() if key != "step"})
     shares = [[c[name] / c.total() for c in total] for name in SHOWN]
     other = [1 - sum(parts) for parts in zip(*shares, strict=True)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 from sdpo.config import schema
+from sdpo.config.environments import CodeEnvConfig
 from sdpo.envs.base import Env
-from sdpo.envs.opening import open_env
-from sdpo.errors import ConfigError
+from sdpo.envs.code import CodeEnv
+from sdpo.envs.opening import check_env, open_env
+from sdpo.errors import ConfigError, TaskError
 
 MODULE = """
 import sdpo
@@ -110,3 +113,29 @@ def test_opening_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def a_row(split):
+    return {
+        "id": f"two-{split}", "prompt": "Return 2.", "kind": "asserts", "entry_point": "two",
+        "tests": {"public": ["assert two() == 2"]}, "split": split,
+    }  # fmt: skip
+
+
+def a_file(folder, *splits):
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(json.dumps(a_row(split)) + "\n" for split in splits))
+    return CodeEnv(CodeEnvConfig(tasks=str(path), sandbox="none"))
+
+
+def test_a_file_without_training_rows_could_not_be_searched(tmp_path):
+    env = a_file(tmp_path, "eval")
+    check_env(env)
+    with pytest.raises(TaskError, match="no training task"):
+        env.load("train")
+
+
+def test_a_file_that_is_not_there_is_still_an_error(tmp_path):
+    env = CodeEnv(CodeEnvConfig(tasks=str(tmp_path / "none.jsonl"), sandbox="none"))
+    with pytest.raises(TaskError):
+        check_env(env)

@@ -53,8 +53,8 @@ def open_env(config: schema.EnvConfig) -> Env:
 
 
 def check_env(env: Env) -> None:
-    """Raises `TaskError` naming the environment unless both its splits hold tasks with ids of their
-    own."""
+    """Raises `TaskError` naming the environment unless its splits hold tasks with ids of their own.
+    One that says itself that it has nothing to train on may still be evaluated and searched."""
     name = type(env).__name__
     for split in ("train", "eval"):
         try:
@@ -63,29 +63,37 @@ def check_env(env: Env) -> None:
             raise TaskError(f"{name}.load is called as load({split!r}): {error}") from error
         except ValueError:
             pass  # A built-in callable without a signature; the call itself will show.
-        tasks = env.load(split)
+        try:
+            tasks = env.load(split)
+        except TaskError:
+            if split == "train":
+                continue
+            raise
         if not isinstance(tasks, Sequence) or isinstance(tasks, str):
             raise TaskError(
                 f"{name}.load({split!r}) returned {type(tasks).__name__}; return a list of Task"
             )
-        if not tasks:
-            raise TaskError(f"{name}.load({split!r}) returned no task; at least one is needed")
-        seen: set[str] = set()
-        for task in tasks:
-            if not isinstance(task, Task):
-                raise TaskError(
-                    f"{name}.load({split!r}) holds {type(task).__name__}; make each a "
-                    "sdpo.Task(id=..., messages=...)"
-                )
-            if task.id in seen:
-                raise TaskError(f"{name}.load({split!r}) has the id {task.id!r} twice")
-            seen.add(task.id)
+        _check_split(f"{name}.load({split!r})", tasks)
     try:
         inspect.signature(env.judge).bind(None, None)
     except TypeError as error:
         raise TaskError(f"{name}.judge is called as judge(task, rollout): {error}") from error
     except ValueError:
         pass
+
+
+def _check_split(named: str, tasks: Sequence[object]) -> None:
+    if not tasks:
+        raise TaskError(f"{named} returned no task; at least one is needed")
+    seen: set[str] = set()
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise TaskError(
+                f"{named} holds {type(task).__name__}; make each a sdpo.Task(id=..., messages=...)"
+            )
+        if task.id in seen:
+            raise TaskError(f"{named} has the id {task.id!r} twice")
+        seen.add(task.id)
 
 
 def _custom_env(path: str) -> Env:

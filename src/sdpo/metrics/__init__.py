@@ -1,0 +1,1 @@
+"""Values that know how to reduce, canaries, and where metrics are written."""
