@@ -62,9 +62,9 @@ class Reach:
         if not self.num_corrections:
             return f"The teacher corrects none of {self.num_tokens} tokens of failed attempts."
         return (
-            f"The teacher corrects {self.num_corrections} of {self.num_tokens} tokens of "
-            f"{self.num_attempts} failed attempts; {self.unsaid:.0%} of its corrections have a "
-            f"probability below {UNSAID:g} for the student, and {self.outside:.0%} of its mass "
+            f"The teacher corrects {self.num_corrections} of {self.num_tokens} tokens of failed "
+            f"attempts (looked at: {self.num_attempts}); {self.unsaid:.0%} of its corrections have "
+            f"a probability below {UNSAID:g} for the student, and {self.outside:.0%} of its mass "
             f"there is outside the student's top {self.top_k}."
         )
 
