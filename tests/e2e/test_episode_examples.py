@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.envs.base import Closing
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.record import read_rollouts
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.testing.scripted import ScriptedEngine
 
@@ -129,8 +129,9 @@ def test_an_example_trains(name, tmp_path):
     )  # fmt: skip
     if isinstance(env, Closing):
         env.close()
-    rows = (tmp_path / "run" / "rollouts.jsonl").read_text(encoding="utf-8").split("\n")
-    assert all("turns" in json.loads(row) for row in rows if row)
+    rows = list(read_rollouts(tmp_path / "run"))
+    assert rows
+    assert all("turns" in row for row in rows)
 
 
 def test_the_settings_of_the_examples_are_a_recipe():

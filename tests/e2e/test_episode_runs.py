@@ -10,6 +10,7 @@ import torch
 import sdpo
 from sdpo.config.load import load_config
 from sdpo.rollouts.credit import read_credit
+from sdpo.rollouts.record import read_rollouts
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
 from sdpo.training.run import Run
@@ -119,13 +120,13 @@ def test_a_killed_run_of_conversations_continues_as_if_nothing_had_been(
             train(config(model, tmp_path / "killed"), env=ENV)
     train(config(model, tmp_path / "killed"), env=ENV)
     assert metrics(tmp_path / "killed") == metrics(whole)
-    for name in ("rollouts.jsonl", "credit.jsonl"):
+    for name in ("rollouts.jsonl.gz", "credit.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes()
     assert Letters.open_ones == 0
 
 
 def test_turns_are_on_record(whole):
-    rows = lines(whole / "rollouts.jsonl")
+    rows = list(read_rollouts(whole))
     row = next(r for r in rows if r["split"] == "train" and len(r["turns"]) > 1)
     assert row["turns"][0]["reply"][0]["role"] == "tool"
     assert {"text", "reply", "reward", "feedback"} == row["turns"][0].keys()
@@ -136,7 +137,7 @@ def test_turns_are_on_record(whole):
 
 
 def test_credit_shows_the_environments_tokens_and_gives_them_none(whole):
-    rows = [row for row in lines(whole / "rollouts.jsonl") if row["split"] == "train"]
+    rows = [row for row in read_rollouts(whole) if row["split"] == "train"]
     attempts = {(row["step"], row["task"], row["index"]): row for row in rows}
     found = [c for c in read_credit(whole) if c.trained is not None]
     assert found
@@ -188,7 +189,7 @@ def test_a_search_plays_episodes(model, tmp_path, method):
 
 def test_the_recipe_may_ask_for_fewer_turns(model, tmp_path):
     train(config(model, tmp_path / "run", "rollout.max_turns=1", "steps=1"), env=ENV)
-    assert all(len(row["turns"]) == 1 for row in lines(tmp_path / "run" / "rollouts.jsonl"))
+    assert all(len(row["turns"]) == 1 for row in read_rollouts(tmp_path / "run"))
 
 
 def test_an_environment_of_episodes_says_how_long_they_are(model, tmp_path):

@@ -164,8 +164,8 @@ def test_a_signal_before_the_first_step_is_no_traceback(model, tmp_path, monkeyp
     def terminated(*arguments, **options):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("sdpo.training.run.check_tasks", terminated)
-    monkeypatch.setattr("sdpo.training.run.check_objective", terminated)
+    monkeypatch.setattr("sdpo.training.opening.check_tasks", terminated)
+    monkeypatch.setattr("sdpo.training.opening.check_objective", terminated)
     result = train(config(model, tmp_path / "run"), env=ENV)
     assert (result.finished, result.step, result.exit_status) == (False, 0, 143)
 

@@ -12,6 +12,7 @@ from sdpo.config.load import load_config
 from sdpo.errors import ConfigError, PromptTooLongError
 from sdpo.report.comparison_table import as_json, as_markdown, as_text
 from sdpo.report.outcome import describe_outcome
+from sdpo.rollouts.record import read_rollouts
 from sdpo.testing import byte_tokenizer, tiny_model
 
 OPTIONS = "What?\n\nA: 1 kg\nB: 2 kg"
@@ -86,7 +87,7 @@ def test_other_tasks_are_attempted_at_both_ends_of_a_run(run_dir):
 
 
 def test_a_recipe_brings_its_own_way_of_being_evaluated(run_dir):
-    attempts = [r for r in rows(run_dir / "rollouts.jsonl") if r["split"] == "holdout/quiz"]
+    attempts = [r for r in read_rollouts(run_dir) if r["split"] == "holdout/quiz"]
     assert {row["step"] for row in attempts} == {0, 2}
     assert len(attempts) == 2 * 2 * 3, "steps x eval.max_tasks x eval.samples of the recipe"
     assert max(row["completion_tokens"] for row in attempts) == 5
@@ -97,7 +98,7 @@ def test_a_file_is_read_as_the_runs_own_kind_of_tasks_and_held_out_whole(world, 
         world, f"run={tmp_path}/run", "env.type=choice", f"env.tasks={world}/own.jsonl",
         "env.eval_fraction=0.5", "steps=1", holdout(world / "other_set.jsonl"),
     )  # fmt: skip
-    found = rows(sdpo.train(config).run_dir / "rollouts.jsonl")
+    found = list(read_rollouts(sdpo.train(config).run_dir))
     tasks = {row["task"] for row in found if row["split"] == "holdout/other-set"}
     assert len(tasks) == 3
 

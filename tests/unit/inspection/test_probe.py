@@ -136,7 +136,7 @@ CUSTOM = """
 import sdpo
 
 def judge(task, rollout):
-    solved = len(rollout.text) % 2 == 0
+    solved = bool(rollout.text) and len(rollout.text) % 2 == 0
     return sdpo.Verdict(reward=float(solved), solved=solved, feedback="An odd number of letters.")
 
 def make():

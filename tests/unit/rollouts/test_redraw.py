@@ -7,6 +7,7 @@ import pytest
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.rollouts.collect import Collected
 from sdpo.rollouts.curriculum import other_tasks
+from sdpo.rollouts.judging import Judged
 from sdpo.rollouts.redraw import collect_varied
 
 
@@ -33,8 +34,10 @@ def group(name):
 
 def collect(tasks):
     """A task called "-" cannot be judged: its group is left out."""
+    groups = [None if t.id == "-" else group(t.id) for t in tasks]
+    verdicts = [v for g in groups for v in (g.verdicts if g is not None else (None, None))]
     return Collected(
-        groups=[group(t.id) for t in tasks if t.id != "-"], num_sampled=2 * len(tasks),
+        groups=[g for g in groups if g is not None], judged=Judged(verdicts=tuple(verdicts)),
         generate_s=1.0, judge_s=0.5,
     )  # fmt: skip
 
@@ -62,7 +65,7 @@ def test_flat_groups_are_replaced_in_order(drawn, others, rounds, kept, left_out
     drawn_groups = len(kept) + len(left_out)
     assert found.metrics()["rollouts/redrawn"] == len(left_out) / drawn_groups
     unjudged = 2 * others[:1].count("-") * bool(rounds)
-    assert found.num_sampled == 2 * drawn_groups + unjudged
+    assert len(found.judged.verdicts) == 2 * drawn_groups + unjudged
 
 
 def test_other_tasks_are_those_not_taken_in_an_order_of_the_step():

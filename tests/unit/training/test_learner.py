@@ -11,6 +11,7 @@ import torch
 import sdpo
 from sdpo.config.load import load_config
 from sdpo.parallel import Parallel
+from sdpo.rollouts.record import read_rollouts
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train_steps
 from sdpo.training.opening import open_run
@@ -126,8 +127,7 @@ def test_flat_groups_make_room_for_others_and_are_still_counted(opened, tmp_path
     with opened(*settings, judge=only_the_last_two_differ) as run:
         rows = [dict(row) for row in train_steps(run)][1:]
     assert [row["rollouts_total"] for row in rows] == sorted(row["rollouts_total"] for row in rows)
-    lines = (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()
-    recorded = [json.loads(line) for line in lines]
+    recorded = list(read_rollouts(tmp_path / "run"))
     for row in rows:
         split = {
             name: {r["task"] for r in recorded if (r["step"], r["split"]) == (row["step"], name)}
