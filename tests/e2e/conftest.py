@@ -1,8 +1,7 @@
-"""What whole runs share: the model that reads feedback, and Ctrl-C."""
+"""What whole runs share: the model that reads feedback."""
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,3 @@ def reader(tmp_path_factory) -> Path:
     """The taught model: it reads feedback and knows no code. It is taught once a session, and not
     taken from the user's cache, where another version of the code may have left it."""
     return teach(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def ctrl_c():
-    """SIGINT raises KeyboardInterrupt, also under a parent that ignores it: what nohup and
-    background jobs start inherits that, and Python then installs no handler of its own."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)

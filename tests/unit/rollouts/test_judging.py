@@ -199,6 +199,7 @@ def test_the_interpreter_ends_while_a_judge_hangs():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="os.kill sends no SIGINT there")
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_reaches_the_caller_while_a_judge_waits():
     release, entered = threading.Event(), threading.Event()
 
