@@ -23,7 +23,7 @@ quickstart: setup
 	$(BIN)/sdpo report runs/quickstart
 
 test: setup
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not browser'
 
 test-all: setup
 	$(BIN)/python -m pytest -q
