@@ -75,7 +75,8 @@ def _front(card: Card, config: RunConfig) -> Iterator[str]:
         relation = "finetune" if card.adapter_of is None else "adapter"
         yield f"base_model_relation: {relation}"
     yield "tags:"
-    yield from (f"- {tag}" for tag in ("sdpo", "reinforcement-learning", config.objective.type))
+    tags = dict.fromkeys(("sdpo", "reinforcement-learning", config.objective.type))
+    yield from (f"- {tag}" for tag in tags)
     yield "---"
 
 
