@@ -26,6 +26,7 @@ from typing import Any
 import sdpo
 from sdpo.config.load import load_config
 from sdpo.envs.sql.env import SqlEnv
+from sdpo.rollouts.record import read_rollouts
 
 RECORDS = Path(__file__).parent / "records" / "learn-schema"
 FIGURE = Path(__file__).parents[1] / "docs" / "learn-schema.png"
@@ -101,7 +102,7 @@ def record(run_dir: Path, to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_dir / "metrics.jsonl", to)
     shutil.copy(run_dir / "config.json", to)
-    rows = list(_rows(run_dir / "rollouts.jsonl"))
+    rows = list(read_rollouts(run_dir))
     with (to / "rollouts.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             if row["split"] == "eval":

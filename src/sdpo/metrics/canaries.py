@@ -36,7 +36,7 @@ ENTROPY_EXPLOSION = 2.5
 """Entropy rarely rises under RL; a policy drifting into noise passes this on its way to
 log(vocabulary)."""
 ENTROPY_RISE = 0.3
-"""Nats by which an explosion must also exceed the start: 0.02 -> 0.06 is no explosion."""
+"""Nats by which an explosion must also exceed the start: 0.02 -> 0.06 is not one."""
 LENGTH_GROWTH = 1.6
 """The p90 grows first when a model starts to ramble; gated schedules already refuse 1.2."""
 LENGTH_RISE = 16.0
