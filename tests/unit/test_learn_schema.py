@@ -1,0 +1,63 @@
+"""benchmarks/learn_schema.py keeps what `sdpo compare` reads, and what is kept gives the numbers of
+docs/results.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+import sdpo
+from sdpo.compare import compare
+from sdpo.testing import byte_tokenizer, tiny_model
+
+ROOT = Path(__file__).parents[2]
+RECORDS = ROOT / "benchmarks" / "records" / "learn-schema"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    spec = importlib.util.spec_from_file_location(
+        "learn_schema", ROOT / "benchmarks" / "learn_schema.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_record_of_a_run_can_be_compared(bench, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    env = sdpo.env(
+        ["say a", "say b"],
+        lambda task, rollout: sdpo.Verdict(
+            reward=float("a" in rollout.text), solved="a" in rollout.text, info={"category": "said"}
+        ),
+    )
+    sdpo.train(
+        f"run={tmp_path / 'run'}", f"model.name={tmp_path / 'model'}", "model.device=cpu",
+        "model.dtype=float32", "steps=1", "rollout.tasks_per_step=2", "rollout.group_size=2",
+        "rollout.max_completion_tokens=4", "eval.samples=1", env=env,
+    )  # fmt: skip
+    bench.record(tmp_path / "run", tmp_path / "record")
+    found, kept = compare([[tmp_path / "run"], [tmp_path / "record"]]).arms
+    assert kept.mean == found.mean
+    assert kept.attempts == found.attempts == (4,)
+    assert '"said": 4' in (tmp_path / "record" / "categories.jsonl").read_text()
+
+
+def test_the_arms_of_the_documents_are_those_on_record():
+    text = (ROOT / "docs" / "results.md").read_text()
+    fresh = [RECORDS / "main" / f"seed-{seed}" for seed in (2, 3, 4)]
+    alone = [RECORDS / arm for arm in ("no_names", "other_database", "jsd_top_20")]
+    arms = compare([[RECORDS / "grpo"], fresh, *([arm] for arm in alone)], step=12).arms
+    written = re.findall(
+        r"\| (\d\.\d\d) \[(\d\.\d\d), (\d\.\d\d)\]", text.split("(`learn-schema`")[1]
+    )
+    measured = [(arm.mean.mean, arm.mean.low, arm.mean.high) for arm in arms]
+    order = [measured[1], measured[0], *measured[2:]]
+    assert [tuple(map(float, row)) for row in written[:5]] == [
+        pytest.approx(row, abs=0.006) for row in order
+    ]
