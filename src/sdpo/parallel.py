@@ -67,13 +67,13 @@ class Parallel:
         count = sum(len(part) for part in parts)
         return [parts[i % len(parts)][i // len(parts)] for i in range(count)]
 
-    def agreed(self, work: Callable[[], T], error: type[Exception]) -> T:
-        """What `work` returns here. An `error` that it raises on any rank is raised on all of them,
-        which would otherwise wait for it."""
+    def agreed(self, work: Callable[[], T], errors: tuple[type[BaseException], ...]) -> T:
+        """What `work`, in which no rank waits for another, returns here. One of `errors` that it
+        raises on any rank is raised on all of them, which would otherwise wait for it."""
         found, raised = None, None
         try:
             found = work()
-        except error as problem:
+        except errors as problem:
             raised = problem
         for problem in self.gather(raised):
             if problem is not None:

@@ -14,7 +14,6 @@ do it, and are killed when the time is up.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 from sdpo.chat import strip_thinking
@@ -25,7 +24,7 @@ from sdpo.envs.rows import RowsEnv
 from sdpo.envs.table import Line, id_of, messages_of
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import accepted, failed, naming
-from sdpo.envs.workers import WorkerPool
+from sdpo.envs.workers import WorkerPool, require_workers
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Task, Verdict
@@ -58,11 +57,7 @@ class Math(RowsEnv):
         super().__init__(config)
         if importlib.util.find_spec("math_verify") is None:
             raise ConfigError("env.type = 'math' needs math-verify: pip install 'sdpo[math]'")
-        if sys.platform == "win32":
-            raise ConfigError(
-                "env.type = 'math' compares formulas in processes that it waits for in a way "
-                "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
-            )
+        require_workers("math")
         self._time_limit_s = time_limit_s
         self._workers = WorkerPool(WORKER)
 

@@ -10,13 +10,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, TextIO
 
-MEMORY_BYTES = 4 << 30
-"""Address space of the process: a number of 10^10 digits must not take the machine down."""
 READ_AT_ONCE = 4096
 """Formulas kept as they were read: a reference comes again with every attempt at its task."""
 PACKAGES = ("antlr4", "gmpy2", "latex2sympy2_extended", "math_verify", "mpmath", "sympy")
@@ -28,6 +25,7 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
     from math_verify import parse, verify
 
     from sdpo.envs.math_values import same
+    from sdpo.envs.worker_side import confined, reply
 
     read_once = functools.lru_cache(READ_AT_ONCE)(functools.partial(_parsed, parse))
 
@@ -48,40 +46,6 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
         reply(replies, outcome)
 
 
-def confined(packages: Sequence[str]) -> str:
-    """Bounds memory and locks the process down as far as the system can, but for reading
-    `packages`; the layers in use."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "none"
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # macOS refuses a bound of the address space; there the time limit alone ends a comparison.
-    if sys.platform == "darwin":
-        return "none"
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    from sdpo.sandbox.confine import confine
-    from sdpo.sandbox.jail import JailError
-
-    try:
-        return confine(_paths_of(packages))
-    except JailError:
-        # Defence in depth: the algebra evaluates no code of the model's, so a system without
-        # these layers may do without.
-        return "none"
-
-
-def _paths_of(packages: Sequence[str]) -> list[str]:
-    found = [getattr(sys.modules.get(name), "__path__", None) for name in packages]
-    return [folder for folders in found if folders is not None for folder in folders]
-
-
-def reply(replies: TextIO, text: str) -> None:
-    """Write one line."""
-    replies.write(text + "\n")
-    replies.flush()
-
-
 def _parsed(parse: Any, text: str) -> list[Any]:
     return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
@@ -91,13 +55,8 @@ def _is_formula(parsed: list[Any]) -> bool:
     return any(not isinstance(part, str) for part in parsed)
 
 
-def own_replies() -> TextIO:
-    """Where to reply to; what a library prints goes elsewhere from now on."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return replies
-
-
 if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])
+    from sdpo.envs.worker_side import own_replies
+
     serve(sys.stdin, own_replies())

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sdpo.errors import SdpoError
+from sdpo.errors import ConfigError, SdpoError
 from sdpo.machine import usable_cores
 
 START_LIMIT_S = 120.0
@@ -28,6 +28,15 @@ START_LIMIT_S = 120.0
 NEEDED = ("SYSTEMROOT",)
 """Environment variables without which Python does not start; Windows has one."""
 _READY = "ready "
+
+
+def require_workers(env_type: str) -> None:
+    """Raises `ConfigError` where workers cannot be waited for (Windows)."""
+    if sys.platform == "win32":
+        raise ConfigError(
+            f"env.type = {env_type!r} reads answers in processes that it waits for in a way "
+            "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
+        )
 
 
 class Worker:

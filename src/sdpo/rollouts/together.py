@@ -40,15 +40,10 @@ def collect_together(
 
 def on_all_ranks(parallel: Parallel, signals: Signals, work: Callable[[], T]) -> T:
     """What `work`, which no other rank waits for, returns here. A `JudgeError` or an interrupt of
-    any rank is raised on all of them, which would otherwise wait for it afterwards."""
-    found, error = None, None
-    try:
+    any rank is raised on all of them."""
+
+    def divisible() -> T:
         with signals.divisible():
-            found = work()
-    except (JudgeError, KeyboardInterrupt) as raised:
-        error = raised
-    for raised in parallel.gather(error):
-        if raised is not None:
-            raise raised
-    assert found is not None
-    return found
+            return work()
+
+    return parallel.agreed(divisible, (JudgeError, KeyboardInterrupt))

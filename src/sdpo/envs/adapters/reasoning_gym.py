@@ -9,7 +9,6 @@ from different seeds. Answers are scored in a confined process (`reasoning_gym_w
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdpo.config import schema
 from sdpo.envs.base import CheckReport
 from sdpo.envs.text import TRUNCATED, safe
 from sdpo.envs.verdicts import failed, naming
-from sdpo.envs.workers import WorkerPool
+from sdpo.envs.workers import WorkerPool, require_workers
 from sdpo.errors import ConfigError
 from sdpo.machine import usable_cores
 from sdpo.records import Rollout, Task, Verdict
@@ -55,11 +54,7 @@ class ReasoningGym:
             raise ConfigError(
                 "env.type = 'reasoning-gym' needs the library: pip install reasoning-gym"
             ) from error
-        if sys.platform == "win32":
-            raise ConfigError(
-                "env.type = 'reasoning-gym' scores answers in processes that it waits for in a way "
-                "Windows does not have; run in WSL 2 or a Linux container (Dockerfile)"
-            )
+        require_workers("reasoning-gym")
         self.config = config
         self._workers = WorkerPool(WORKER)
         self._lock = threading.Lock()

@@ -19,7 +19,7 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
     """Answer requests until there are no more; the first reply says that the process is ready."""
     import reasoning_gym  # ty: ignore[import-not-found]  # an extra
 
-    from sdpo.envs.math_worker import confined, reply
+    from sdpo.envs.worker_side import confined, reply
 
     logging.disable(logging.CRITICAL)
     packages = sorted({name.partition(".")[0] for name in sys.modules})
@@ -42,6 +42,6 @@ def serve(requests: Iterable[str], replies: TextIO) -> None:
 
 if __name__ == "__main__":
     sys.path[:] = json.loads(sys.argv[1])
-    from sdpo.envs.math_worker import own_replies
+    from sdpo.envs.worker_side import own_replies
 
     serve(sys.stdin, own_replies())
