@@ -15,32 +15,9 @@ import sdpo
 from sdpo.cli import run
 from sdpo.errors import ConfigError, ModelError
 from sdpo.models.policy import load_policy
-from sdpo.models.quiet import quiet
 from sdpo.run_folder import as_run, config_of
-from sdpo.testing import byte_tokenizer, tiny_model
 
-ENV_FILE = """
-import sdpo
-
-
-def judge(task, rollout):
-    solved = any(character in "abcdefgh" for character in rollout.text)
-    return sdpo.Verdict(reward=float(solved), solved=solved, feedback=None if solved else "no a-h")
-
-
-env = sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)], judge)
-"""
 LORA = ("model.adapter.type=lora", "model.adapter.rank=4")
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    with quiet():
-        tiny_model().save_pretrained(folder / "tiny")
-        byte_tokenizer().save_pretrained(folder / "tiny")
-    (folder / "own.py").write_text(ENV_FILE)
-    return folder
 
 
 def settings(work, name, *more):

@@ -11,31 +11,7 @@ from rich.console import Console
 import sdpo
 from sdpo.cli import run
 from sdpo.commands.talk_view import show_answers
-from sdpo.models.quiet import quiet
 from sdpo.talk import answers, speakers
-from sdpo.testing import byte_tokenizer, tiny_model
-
-ENV_FILE = """
-import sdpo
-
-
-def judge(task, rollout):
-    solved = any(character in "abcdefgh" for character in rollout.text)
-    return sdpo.Verdict(reward=float(solved), solved=solved, feedback=None if solved else "no a-h")
-
-
-env = sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)], judge)
-"""
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sample")
-    with quiet():
-        tiny_model().save_pretrained(folder / "tiny")
-        byte_tokenizer().save_pretrained(folder / "tiny")
-    (folder / "own.py").write_text(ENV_FILE)
-    return folder
 
 
 def settings(work, name, *more):
