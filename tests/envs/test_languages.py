@@ -124,7 +124,7 @@ CASES = [
                  marks=needs_node),
     pytest.param("javascript", "const all = [];\nwhile (true) all.push(new Array(9999).fill(1.5));",
                  "memory_limit", "Memory Limit Exceeded", marks=needs_node),
-    pytest.param("javascript", "while (true) console.log('xxxxxxxxxxxxxxxxxxxxxx');",
+    pytest.param("javascript", "while (true) console.log('x'.repeat(20000));",
                  "output_limit", "Output Limit Exceeded", marks=needs_node),
 ]  # fmt: skip
 
@@ -138,6 +138,18 @@ def test_every_failure_has_its_verdict(
     assert verdict.info["category"] == category, verdict.feedback
     assert verdict.feedback.startswith(said), verdict.feedback
     assert "root:" not in verdict.feedback
+
+
+@needs_node
+def test_nothing_printed_is_lost_when_a_program_exits_by_itself(native: CodeJudge) -> None:
+    lines = 20_000
+    program = f"for (let i = 0; i < {lines}; i++) console.log('x'.repeat(40)); process.exit();"
+    fields = row("javascript") | {
+        "tests": {"public": [{"input": "", "output": f"{'x' * 40}\n" * lines}]}
+    }
+    _, task = parse_task(Line(path="x", number=1, row=fields))
+    verdict = native.verdict(task.reference, program, split="public")
+    assert verdict.solved, verdict.feedback[:200]
 
 
 @needs_cpp

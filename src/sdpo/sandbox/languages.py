@@ -41,6 +41,8 @@ class Language:
     tools: tuple[str, ...]
     """Commands of which the first that is installed is used."""
     compile_arguments: tuple[str, ...]
+    beside: dict[str, str]
+    """Files that lie beside the program: name and content."""
     run_command: tuple[str, ...]
     """`{tool}` stands for the tool, `{memory_mb}` for the task's memory limit."""
     address_mb: int | None
@@ -154,6 +156,12 @@ function end(ok) { if (!ok) left.push("open a network socket");
 socket.on("error", error => end(error.code === "EPERM" || error.code === "EACCES"));
 socket.on("connect", () => end(false));
 """
+_JAVASCRIPT_BLOCKING = """\
+for (const stream of [process.stdout, process.stderr]) stream._handle.setBlocking(true);
+"""
+"""Node queues in memory what a full pipe does not take, until the program returns to its event
+loop. One that prints in an endless loop would never exceed its output, and one that ends by
+`process.exit` would lose the rest of its answer."""
 
 LANGUAGES: dict[LanguageName, Language] = {
     "cpp": Language(
@@ -166,6 +174,7 @@ LANGUAGES: dict[LanguageName, Language] = {
             "-std=gnu++17", "-O2", "-w", "-fmax-errors=3", "-fno-diagnostics-show-caret",
             "-o", "solution", "solution.cpp",
         ),
+        beside={},
         run_command=("./solution",),
         address_mb=1024,
         extra_mb=8,
@@ -181,8 +190,9 @@ LANGUAGES: dict[LanguageName, Language] = {
         source="solution.js",
         tools=("node", "nodejs"),
         compile_arguments=("--v8-pool-size=1", "--check", "solution.js"),
+        beside={"blocking.js": _JAVASCRIPT_BLOCKING},
         run_command=("{tool}", "--stack-size=60000", "--max-old-space-size={memory_mb}",
-                     "--v8-pool-size=1", "solution.js"),
+                     "--v8-pool-size=1", "--require=./blocking.js", "solution.js"),
         address_mb=None,
         extra_mb=448,
         stack_mb=64,

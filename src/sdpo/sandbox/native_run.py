@@ -108,7 +108,7 @@ def _built(zygote: Zygote, program: Program, language: Language) -> Outcome | No
     """None if the program compiles, else the outcome of every input."""
     argv = [language.tool() or "", *language.compile_arguments]
     job = {"phase": "build", **_memory(language, BUILD)}
-    files = {language.source: program.source}
+    files = {**language.beside, language.source: program.source}
     child = _NativeChild(zygote, program, [], BUILD, Spent(), job=job, argv=argv, files=files)
     try:
         outcome = child.ask(0, "")
