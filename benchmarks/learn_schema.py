@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.arm == "plot":
         plot()
         return

@@ -25,16 +25,17 @@ MAX_GAP = 20.0
 def teacher_js(tokens: TokenOutputs, spec: ObjectiveSpec) -> torch.Tensor:
     """Jensen-Shannon divergence between student and teacher per token, [T], nats.
 
-    Exact over the support when that is what is optimised; otherwise the unbiased one-sample
-    estimate f(q/p) at the sampled token, f(r) = (log(2/(1+r)) + r log(2r/(1+r))) / 2, which is
-    never negative.
+    Exact over the support when that is what is optimised; otherwise the one-sample estimate f(q/p)
+    at the sampled token, f(r) = (log(2/(1+r)) + r log(2r/(1+r))) / 2. It is never negative, and it
+    is cut at log 2, the most that the divergence can be: unbiased but for the cut, without which
+    one token that the student hardly ever says outweighs a whole step.
     """
     distill = spec.distill
     if distill is None or (distill.divergence == "jsd" and distill.beta == 0.5):
         return tokens.divergence
     gap = (tokens.teacher_logprob - tokens.student_logprob).clamp(-MAX_GAP, MAX_GAP)
     log_mean = torch.logaddexp(gap, torch.zeros_like(gap)) - math.log(2)
-    return ((gap - log_mean) * gap.exp() - log_mean) / 2
+    return (((gap - log_mean) * gap.exp() - log_mean) / 2).clamp(max=math.log(2))
 
 
 def choose_inspected(compared: Sequence[Sample], count: int, *, seed: int) -> frozenset[Key]:
