@@ -9,6 +9,7 @@ from typing import assert_never
 import torch
 
 from sdpo.config.objective import (
+    ContextDistillingConfig,
     CustomDivergenceConfig,
     CustomObjectiveConfig,
     CustomWeightingConfig,
@@ -105,6 +106,13 @@ def divides_by_std(objective: ObjectiveConfig) -> bool:
 
 def routing_rule(objective: ObjectiveConfig) -> routing.Rule:
     """Which component each rollout feeds."""
+    rule = _rule(objective)
+    if isinstance(objective, ContextDistillingConfig) and objective.distilled == "failed":
+        return routing.failed_only(rule)
+    return rule
+
+
+def _rule(objective: ObjectiveConfig) -> routing.Rule:
     match objective:
         case SdpoConfig():
             return routing.sdpo

@@ -298,6 +298,7 @@ TURNS = {
     "DistillingConfig.importance_eps_low": turn("0.9", *PER_LOGIT),
     "DistillingConfig.importance_eps_high": turn("0.0", *PER_LOGIT),
     "DistillingConfig.sequence_estimator": turn("0.5"),
+    "ContextDistillingConfig.distilled": turn("failed"),
     "HybridConfig.mix": turn("0.2"),
     "RlsdConfig.mix": turn("0.9"),
     "RlsdConfig.decay_steps": turn("1"),

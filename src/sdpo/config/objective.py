@@ -282,7 +282,13 @@ class DistillingConfig(_ObjectiveConfig):
         return self
 
 
-class SdpoConfig(DistillingConfig):
+class ContextDistillingConfig(DistillingConfig):
+    distilled: Literal["all", "failed"] = "all"
+    """Which of the attempts with a teacher context: all, or only those that are not solved. Once a
+    task is solved, distilling its successes towards each other can undo it. Paper: all."""
+
+
+class SdpoConfig(ContextDistillingConfig):
     type: Literal["sdpo"] = "sdpo"
     """Self-distillation alone (Eq. 1)."""
 
@@ -292,7 +298,7 @@ class GrpoConfig(RewardedConfig):
     """Rewards alone: the paper's baseline (Eq. 12)."""
 
 
-class HybridConfig(DistillingConfig, RewardedConfig):
+class HybridConfig(ContextDistillingConfig, RewardedConfig):
     type: Literal["hybrid"] = "hybrid"
     """mix x GRPO + (1 - mix) x SDPO per token, under one count of tokens (Eq. 3)."""
     mix: Fraction = 0.9
@@ -339,7 +345,7 @@ class RlcsdConfig(RewardedConfig):
     """Wrong demonstrations averaged per rollout."""
 
 
-class SdpgConfig(DistillingConfig, RewardedConfig):
+class SdpgConfig(ContextDistillingConfig, RewardedConfig):
     type: Literal["sdpg"] = "sdpg"
     """GRPO + coefficient x full-vocabulary KL to the teacher + KL to the initial model
     (2606.04036). Its own teacher is the current policy: teacher.schedule.type = "live"."""

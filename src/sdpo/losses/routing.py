@@ -106,6 +106,15 @@ def sdpg(coefficient: float) -> Rule:
     return rule
 
 
+def failed_only(rule: Rule) -> Rule:
+    """`rule`, except that it distils no solved rollout."""
+
+    def failed(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
+        return rule(group, index, has_context and not group.verdicts[index].solved)
+
+    return failed
+
+
 def sft(group: Group, index: int, has_context: bool) -> Mapping[Component, float]:
     """Solved rollouts only, for likelihood on the self-teacher's samples (Table 5):
     `PolicyGradientSpec(kind="sft")`."""

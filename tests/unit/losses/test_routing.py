@@ -71,11 +71,21 @@ MIXED = group(1.0, 0.0, 0.6, 0.0, contexts=(NONE, CONTEXT, CONTEXT, NONE))
                 {"pg": 1.0},
             ],
         ),
+        (routing.failed_only(routing.sdpo), [{}, {"distill": 1.0}, {"distill": 1.0}, {}]),
         (routing.sft, [{"pg": 1.0}, {}, {}, {}]),
     ],
 )
 def test_routes(rule, expected):
     assert route(MIXED, rule) == expected
+
+
+def test_failed_only_keeps_the_rewards_of_solved_rollouts():
+    solved = group(1.0, 0.0, 1.0)
+    assert route(solved, routing.failed_only(hybrid(0.75))) == [
+        {"pg": 0.75},
+        {"pg": 0.75, "distill": 0.25},
+        {"pg": 0.75},
+    ]
 
 
 def test_srpo_needs_another_solved_attempt():
