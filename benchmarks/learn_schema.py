@@ -34,6 +34,7 @@ MODEL = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
 ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
+    "distils_all": ("objective.distilled=all",),
     "grpo": ("objective.type=grpo",),
     "plain": ("teacher.context.control=plain",),
     "other_database": (),

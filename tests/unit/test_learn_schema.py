@@ -50,7 +50,7 @@ def test_the_record_of_a_run_can_be_compared(bench, tmp_path):
 
 def test_the_arms_of_the_documents_are_those_on_record():
     text = (ROOT / "docs" / "results.md").read_text()
-    fresh = [RECORDS / "main" / f"seed-{seed}" for seed in (2, 3, 4)]
+    fresh = [RECORDS / "distils_all" / f"seed-{seed}" for seed in (2, 3, 4)]
     alone = [RECORDS / arm for arm in ("no_names", "other_database", "jsd_top_20")]
     arms = compare([[RECORDS / "grpo"], fresh, *([arm] for arm in alone)], step=12).arms
     written = re.findall(
