@@ -27,7 +27,6 @@ from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
-from sdpo.objectives import token_weighting
 from sdpo.parallel import Parallel
 from sdpo.progress import tell
 from sdpo.records import Key, Sample
@@ -36,6 +35,7 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
+from sdpo.training.weighting import token_weighting
 
 
 @dataclass(slots=True, kw_only=True)
