@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from toy_runs import LEARNT, NUM_TASKS, code_nats, learn
+from toy_runs import LEARNT, NUM_TASKS, code_nats, learn, teach
 
 from sdpo.models import packing
 from sdpo.models.packing import PackItem
@@ -106,6 +106,14 @@ def test_the_proof_fails_when_the_code_is_wrong(reader, tmp_path, monkeypatch, m
     """By a wide margin: with six readers `off_by_one` reached 0.08 once, `wrong_sign` 0."""
     mutate(monkeypatch)
     assert learn(reader, tmp_path / "run", *STEADY, "eval.every=6").peak <= LEARNT / 2
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_taught_anew_learns_as_well(tmp_path):
+    """The readers of the other tests come with the package."""
+    learnt = learn(teach(tmp_path), tmp_path / "run", *STEADY)
+    assert learnt.rows[0]["eval/solved"] <= 0.05
+    assert learnt.solved >= LEARNT
 
 
 @pytest.mark.slow
