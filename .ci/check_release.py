@@ -91,6 +91,7 @@ def main() -> None:
     check_sources(archive)
     shown = run_installed(wheel)
     version = wheel.name.split("-")[1]
+    minor = ".".join(version.split(".")[:2])
     if not shown.startswith(f"sdpo {version}\n"):
         raise SystemExit(f"{wheel.name} says it is {shown.splitlines()[0]!r}")
     sys.stdout.write(
@@ -98,6 +99,7 @@ def main() -> None:
         f"To publish: CHANGELOG.md says {version} and its date, all is committed and CI is green;\n"
         f"  git tag -a v{version} -m 'sdpo {version}' && git push origin v{version}\n"
         f"  twine upload dist/*\n"
+        f"  make docs && .venv/bin/mike deploy --push --update-aliases {minor} latest\n"
         "then the next version goes into src/sdpo/_version.py and CITATION.cff.\n"
     )
 
