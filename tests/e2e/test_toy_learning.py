@@ -50,13 +50,15 @@ def test_grpo_has_no_gradient_and_stays_where_it_was(reader, tmp_path):
     assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
+@pytest.mark.slow
 def test_without_revealing_feedback_nothing_is_learnt(reader, tmp_path):
     """But what an attempt guessed: that one is a demonstration to the others of its group."""
     learnt = learn(reader, tmp_path / "run", *STEADY, reveal="none")
     assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_finer_credit_learns_more(reader, tmp_path, seed):
     # Credit of sampled tokens meets the right one in 1 of 100: it needs many attempts and a low
     # rate, at which few steps solve nothing yet. So likelihoods are compared.
