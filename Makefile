@@ -22,8 +22,10 @@ quickstart: setup
 	$(BIN)/sdpo train quickstart
 	$(BIN)/sdpo report runs/quickstart
 
+# The tests of a module run in one process, which makes what they share once; modules in the order of their folders, of which
+# the last has many short ones, so that both processes end together.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow and not gpu and not browser'
 
 test-all: setup
 	$(BIN)/python -m pytest -q

@@ -31,7 +31,8 @@ COUNTERS = {
 MODULES = {
     "Environments": ("sdpo.envs.base", "sdpo.envs.episodes", "sdpo.envs.adapters.datasets",
                      "sdpo.envs.adapters.reward_functions", "sdpo.envs.adapters.verifiers"),
-    "The objective alone": ("sdpo.losses.divergence", "sdpo.losses.head.fused"),
+    "The objective alone": ("sdpo.losses.divergence", "sdpo.losses.specs.CustomDivergence",
+                            "sdpo.losses.head.fused"),
     "Testing your own environment": ("sdpo.testing",),
 }  # fmt: skip
 """Public modules beside the names of `sdpo` itself."""

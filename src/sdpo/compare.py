@@ -18,12 +18,11 @@ import numpy as np
 
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval
+from sdpo.metrics import names
 from sdpo.metrics.jsonl import read_rows
 from sdpo.metrics.writer import METRICS, run_folders
 from sdpo.rollouts.record import LEFT_OUT, ROLLOUTS, TRAINED, read_rollouts
 
-HOLDOUT = "holdout/"
-"""What begins the split of rollouts at the tasks of `eval.holdout`."""
 RESAMPLES = 10_000
 """Bootstrap draws; the Monte Carlo error of a 90% bound is about a hundredth of its width."""
 
@@ -184,7 +183,7 @@ def _load(path: Path) -> RunScores:
             "or a file that `sdpo eval --out` wrote"
         )
     attempts = {
-        row["step"]: int(row.get("rollouts_total") or 0) for row in read_rows(path / METRICS)
+        row["step"]: int(row.get(names.ROLLOUTS_TOTAL) or 0) for row in read_rows(path / METRICS)
     }
     counts: dict[str, dict[int, dict[str, list[bool]]]] = {"eval": {}}
     for row in read_rollouts(path):
@@ -192,7 +191,7 @@ def _load(path: Path) -> RunScores:
             steps = counts.setdefault(row["split"], {})
             steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
     rates = {
-        split.removeprefix(HOLDOUT): {
+        split.removeprefix(names.HOLDOUT): {
             step: {task: statistics.fmean(solved) for task, solved in tasks.items()}
             for step, tasks in steps.items()
         }

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sdpo.config.load import load_config
 from sdpo.config.schema import RunConfig
+from sdpo.metrics import names
 from sdpo.models.quiet import quiet
 from sdpo.report import write_report
 from sdpo.testing import Reveal, save_toy_model, toy_env
@@ -80,9 +81,9 @@ def demo(folder: Path, say: Callable[[str], None], *, seed: int = 0) -> dict[str
             for arm, config in zip(ARMS, configs, strict=True)
         ]
         for rows in zip(*map(train_steps, runs), strict=True):
-            if "eval/solved" not in rows[0]:
+            if names.EVAL_SOLVED not in rows[0]:
                 continue
-            solved = {arm.name: row["eval/solved"] for arm, row in zip(ARMS, rows, strict=True)}
+            solved = {arm.name: row[names.EVAL_SOLVED] for arm, row in zip(ARMS, rows, strict=True)}
             say(f"  {rows[0]['step']:4.0f}  " + "".join(f"{v:20.2f}" for v in solved.values()))
     say("\n" + sentence(solved, total * attempts))
     page = write_report([folder / arm.name for arm in ARMS], folder / "report.html")

@@ -23,11 +23,15 @@ from sdpo.config.objective import (
 )
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TrustRegionConfig
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import CustomDivergence
-from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.routing import Rule
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.specs import (
+    CustomDivergence,
+    DistillSpec,
+    ObjectiveSpec,
+    PolicyGradientSpec,
+    RlcsdCredit,
+    RlsdCredit,
+)
 from sdpo.objectives import divides_by_std, objective_spec, reads_contexts, routing_rule
 from sdpo.records import Group, Rollout, Task, Verdict
 

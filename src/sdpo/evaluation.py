@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sdpo.metrics import names
 from sdpo.metrics.rollout_stats import num_completion_tokens
 from sdpo.progress import phase
 from sdpo.records import Group, Task
@@ -87,12 +88,12 @@ class Evaluation:
         """The `eval/*` keys of metrics.jsonl; `low` and `high`: the 90% interval over tasks."""
         solved = self.mean_at_k()
         return {
-            "eval/solved": solved.mean,
-            "eval/solved_low": solved.low,
-            "eval/solved_high": solved.high,
-            f"eval/pass@{self.samples}": self.pass_at_k(self.samples).mean,
-            "eval/completion_tokens": self.completion_tokens,
-            "eval/unjudged": self.unjudged,
+            names.EVAL_SOLVED: solved.mean,
+            names.low(names.EVAL_SOLVED): solved.low,
+            names.high(names.EVAL_SOLVED): solved.high,
+            f"{names.EVAL_PASS_AT}{self.samples}": self.pass_at_k(self.samples).mean,
+            names.EVAL_COMPLETION_TOKENS: self.completion_tokens,
+            names.EVAL_UNJUDGED: self.unjudged,
         }
 
 

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import assert_never
-
-import torch
 
 from sdpo.config.objective import (
     ContextDistillingConfig,
     CustomDivergenceConfig,
     CustomObjectiveConfig,
-    CustomWeightingConfig,
     DistillingConfig,
-    EntropyWeightingConfig,
     GrpoConfig,
     HybridConfig,
     JSDConfig,
-    NoWeightingConfig,
     ObjectiveConfig,
-    PositionWeightingConfig,
     RewardedConfig,
     RlcsdConfig,
     RlsdConfig,
@@ -35,16 +27,15 @@ from sdpo.config.teacher import ContextConfig, TrustRegionConfig
 from sdpo.custom import load_function
 from sdpo.errors import ConfigError
 from sdpo.losses import routing
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, linear_decay
-from sdpo.losses.divergence import CustomDivergence, DivergenceKind
-from sdpo.losses.policy_gradient import PolicyGradientSpec
-from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
-from sdpo.losses.weighting import (
-    TaughtTokens,
-    TokenWeighting,
-    entropy_weights,
-    position_weights,
-    uniform_weights,
+from sdpo.losses.specs import (
+    CustomDivergence,
+    DistillSpec,
+    DivergenceKind,
+    KlSpec,
+    ObjectiveSpec,
+    PolicyGradientSpec,
+    RlcsdCredit,
+    RlsdCredit,
 )
 
 
@@ -139,25 +130,6 @@ def _rule(objective: ObjectiveConfig) -> routing.Rule:
             assert_never(objective)
 
 
-def token_weighting(objective: ObjectiveConfig) -> TokenWeighting:
-    """How strongly each distilled token counts."""
-    weighting = NoWeightingConfig()
-    if isinstance(objective, DistillingConfig):
-        weighting = objective.weighting
-    match weighting:
-        case NoWeightingConfig():
-            return TokenWeighting(weigh=uniform_weights, is_relative=False)
-        case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
-            weigh = partial(position_weights, w_min=w_min, tau=tau, s=s)
-            return TokenWeighting(weigh=weigh, is_relative=False)
-        case EntropyWeightingConfig(beta=beta):
-            return TokenWeighting(weigh=partial(entropy_weights, beta=beta), is_relative=True)
-        case CustomWeightingConfig(relative=relative):
-            return TokenWeighting(weigh=_custom_weights(weighting), is_relative=relative)
-        case _:
-            assert_never(weighting)
-
-
 def objective_spec(
     objective: ObjectiveConfig,
     *,
@@ -185,6 +157,11 @@ def objective_spec(
         vocabulary=vocabulary,
         credit_trust=trust if credit is not None else None,
     )
+
+
+def linear_decay(start: float, step: int, steps: int) -> float:
+    """`start` at step 0, falling linearly to 0 at `steps` and staying there (RLSD's mix)."""
+    return start * max(0.0, 1.0 - step / steps)
 
 
 def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
@@ -219,29 +196,6 @@ def custom_divergence(config: CustomDivergenceConfig) -> CustomDivergence:
     arguments = ("log_p", "log_q")
     function = load_function("objective.divergence", config.path, config.options, *arguments)
     return CustomDivergence(function=function, name=config.path)
-
-
-def _custom_weights(config: CustomWeightingConfig) -> Callable[[TaughtTokens], torch.Tensor]:
-    """The function that `config` names, whose every result is checked: a sum over tokens would
-    hide a weight of the wrong shape or sign."""
-    function = load_function("objective.weighting", config.path, config.options, "tokens")
-
-    def weigh(tokens: TaughtTokens) -> torch.Tensor:
-        weights = function(tokens)
-        is_tensor = isinstance(weights, torch.Tensor)
-        shape = tuple(weights.shape) if is_tensor else type(weights).__name__
-        if not is_tensor or shape != (len(tokens),):
-            problem = f"gave {shape}; return a tensor with one weight a token, ({len(tokens)},)"
-        elif not bool((weights.isfinite() & (weights >= 0)).all()):
-            problem = f"gave the weight {float(weights.min())}; weights are finite, from 0 on"
-        else:
-            return weights.detach().to(tokens.device, torch.float32)
-        raise ConfigError(
-            f"objective.weighting.path = {config.path!r} on task {tokens.sample.task_id!r} "
-            f"{problem}"
-        )
-
-    return weigh
 
 
 def _policy_gradient(

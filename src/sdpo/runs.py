@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdpo.config.load import resolve
 from sdpo.config.schema import RunConfig
 from sdpo.errors import ConfigError
+from sdpo.metrics import names
 from sdpo.metrics.jsonl import read_rows
 from sdpo.metrics.writer import METRICS
 from sdpo.report import write_report
@@ -66,8 +67,8 @@ class Run:
         """One list per metric over the rows of metrics.jsonl, `step` among them, None where a row
         has no such number."""
         rows = list(read_rows(self.path / METRICS))
-        names = sorted({name for row in rows for name in row}, key=lambda n: (n != "step", n))
-        return {name: [row.get(name) for row in rows] for name in names}
+        keys = sorted({name for row in rows for name in row}, key=lambda n: (n != names.STEP, n))
+        return {name: [row.get(name) for row in rows] for name in keys}
 
     def rollouts(self, split: str | None = None) -> Iterator[dict[str, Any]]:
         """Every recorded attempt in order: `step`, `split`, `task`, `text`, `reward`, `solved`,
@@ -138,7 +139,7 @@ class Result(TrainResult):
         return str(self.run_dir)
 
     def __repr__(self) -> str:
-        solved = self.metrics.get("eval/solved")
+        solved = self.metrics.get(names.EVAL_SOLVED)
         held_out = "" if solved is None else f", held out {solved:.3f}"
         state = "finished" if self.finished else "stopped"
         return f"Result({str(self.run_dir)!r}: {state} at step {self.step}{held_out})"
@@ -149,7 +150,11 @@ class Result(TrainResult):
         return "".join(Result.of(run)._repr_html_() for run in self.runs)
 
 
-_SHOWN = (("eval/solved", "held out"), ("train/solved", "training"), ("loss/total", "loss"))
+_SHOWN = (
+    (names.EVAL_SOLVED, "held out"),
+    (names.TRAIN_SOLVED, "training"),
+    (names.LOSS_TOTAL, "loss"),
+)
 _ROWS = 12
 """Rows of a notebook's table; a longer run shows evenly spread ones."""
 

@@ -60,6 +60,35 @@ def test_import_is_cheap():
     assert result.stdout.strip() == "[]"
 
 
+LOOKING = (
+    ["--help"], ["--version"], ["train", "--help"], ["config", "list"], ["config", "show", "srpo"],
+    ["config", "show", "quickstart", "--explain"], ["config", "show", "objective.typ=sdpo"],
+    ["init", "env", "mine"],
+)  # fmt: skip
+"""Commands that only look, or only write small files."""
+
+
+def test_showing_settings_waited_for_torch(tmp_path):
+    """`sdpo config show` took the seconds that loading torch takes; completion asks at every
+    key press."""
+    code = (
+        "import os, sys, sdpo.cli, sdpo.report, sdpo.compare, sdpo.report.rollouts_command\n"
+        f"for words in {LOOKING}: sdpo.cli.run(words)\n"
+        "sys.argv = ['sdpo']\n"
+        "os.environ |= {'_SDPO_COMPLETE': 'bash_complete', 'COMP_CWORD': '2'}\n"
+        "os.environ['COMP_WORDS'] = 'sdpo train objective.ty'\n"
+        "sdpo.cli.run([])\n"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    lines = result.stdout.splitlines()
+    assert lines[-2:] == ["plain,objective.type=", "[]"], result.stdout[-500:] + result.stderr
+    assert "# objective srpo, as it resolves:" in result.stdout
+    assert "objective.typ" in result.stderr  # a mistake is named as fast
+
+
 def test_imports_follow_the_layers():
     result = subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],

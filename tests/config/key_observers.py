@@ -19,7 +19,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sdpo
-from sdpo.config.schema import LogConfig, RunConfig
+from sdpo.config.schema import LogConfig, LoraConfig, RunConfig
 from sdpo.discovery.run import discover_tasks
 from sdpo.engines import vllm
 from sdpo.envs.adapters import reasoning_gym
@@ -27,6 +27,7 @@ from sdpo.envs.adapters.llm_judge import LlmJudge
 from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
 from sdpo.metrics import writer
+from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Rollout, Verdict
 from sdpo.rollouts import sampler as sampler_module
 from sdpo.rollouts.record import read_rollouts
@@ -202,11 +203,32 @@ REWARDS = (
 )
 
 
+_known: dict[str, tuple[Policy, dict[str, torch.Tensor]]] = {}
+"""Policies by the settings of their model, with the weights that they were loaded with."""
+
+
+def _as_loaded(config: RunConfig) -> Policy | None:
+    """The policy that `config` names with its first weights, loaded and tried once: that takes a
+    third of an observation. None where settings change the modules themselves."""
+    if config.optim.gradient_checkpointing or isinstance(config.model.adapter, LoraConfig):
+        return None
+    settings = config.model.model_dump_json()
+    if settings not in _known:
+        policy = load_policy(
+            config.model.name, dtype=config.model.dtype, device=config.model.device
+        )
+        first = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
+        _known[settings] = policy, first
+    policy, first = _known[settings]
+    policy.model.load_state_dict(first)
+    return policy
+
+
 def learned(config: RunConfig, table: Any = REWARDS) -> Any:
     """Losses and weights after `config.steps` steps of a real run on written attempts; rewards
     rise from step to step."""
     facts: list[Any] = []
-    with _in_fresh_directory(config), open_run(config, QUIET_ENV) as run:
+    with _in_fresh_directory(config), open_run(config, QUIET_ENV, _as_loaded(config)) as run:
         tasks = run.env.load("train")
         chat = run._sampler.chat
         for step in range(config.steps):

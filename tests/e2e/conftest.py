@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toy_runs import teach
 
 from sdpo.models.quiet import quiet
-from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.testing import byte_tokenizer, save_toy_model, tiny_model
 
 OWN_ENV = """
 import sdpo
@@ -25,9 +24,10 @@ env = sdpo.env([{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)], judge)
 
 @pytest.fixture(scope="session")
 def reader(tmp_path_factory) -> Path:
-    """The taught model: it reads feedback and knows no code. It is taught once a session, and not
-    taken from the user's cache, where another version of the code may have left it."""
-    return teach(tmp_path_factory.mktemp("toy"))
+    """The taught model: it reads feedback and knows no code. Its weights are the package's, which
+    tests/unit/testing/test_toy_world.py holds to today's lessons: to teach one anew takes half a
+    minute of every test process, and a slow test does."""
+    return save_toy_model(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")

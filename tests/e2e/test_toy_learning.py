@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from toy_runs import LEARNT, NUM_TASKS, code_nats, learn
+from toy_runs import LEARNT, NUM_TASKS, code_nats, learn, teach
 
 from sdpo.models import packing
 from sdpo.models.packing import PackItem
@@ -50,13 +50,15 @@ def test_grpo_has_no_gradient_and_stays_where_it_was(reader, tmp_path):
     assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
+@pytest.mark.slow
 def test_without_revealing_feedback_nothing_is_learnt(reader, tmp_path):
     """But what an attempt guessed: that one is a demonstration to the others of its group."""
     learnt = learn(reader, tmp_path / "run", *STEADY, reveal="none")
     assert learnt.peak_of(learnt.never_guessed) <= 0.05
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_finer_credit_learns_more(reader, tmp_path, seed):
     # Credit of sampled tokens meets the right one in 1 of 100: it needs many attempts and a low
     # rate, at which few steps solve nothing yet. So likelihoods are compared.
@@ -106,6 +108,14 @@ def test_the_proof_fails_when_the_code_is_wrong(reader, tmp_path, monkeypatch, m
     """By a wide margin: with six readers `off_by_one` reached 0.08 once, `wrong_sign` 0."""
     mutate(monkeypatch)
     assert learn(reader, tmp_path / "run", *STEADY, "eval.every=6").peak <= LEARNT / 2
+
+
+@pytest.mark.slow
+def test_a_reader_that_is_taught_anew_learns_as_well(tmp_path):
+    """The readers of the other tests come with the package."""
+    learnt = learn(teach(tmp_path), tmp_path / "run", *STEADY)
+    assert learnt.rows[0]["eval/solved"] <= 0.05
+    assert learnt.solved >= LEARNT
 
 
 @pytest.mark.slow

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdpo.losses.policy_gradient import PolicyGradientSpec
-from sdpo.losses.specs import DistillSpec
+from sdpo.losses.specs import DistillSpec, PolicyGradientSpec
 
 
 def distill(**changes: Any) -> DistillSpec:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from plain_specs import distill
 
 from sdpo.losses import distillation_loss
-from sdpo.losses.divergence import Divergence, support_divergence
+from sdpo.losses.divergence import support_divergence
 from sdpo.losses.head import chunks
 from sdpo.losses.head.elementwise import compile_tile
 from sdpo.losses.head.logits import token_statistics, token_support
 from sdpo.losses.reference import distance, log_masses, reference_objective
-from sdpo.losses.specs import ObjectiveSpec
+from sdpo.losses.specs import Divergence, ObjectiveSpec
 from sdpo.losses.token_batch import TokenBatch
 
 KINDS = ("reverse_kl", "forward_kl", "jsd", "forward_ce")

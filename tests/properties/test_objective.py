@@ -18,11 +18,11 @@ from plain_specs import distill, pg
 
 from sdpo.config.objective import HybridConfig, SdpgConfig
 from sdpo.kernels.dtypes import math_dtype
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, group_advantages
+from sdpo.losses.advantages import group_advantages
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.reference import Token, reference_counts, reference_objective
 from sdpo.losses.routing import Rule, grpo, hybrid, route, sdpo, srpo
-from sdpo.losses.specs import KlSpec, ObjectiveSpec
+from sdpo.losses.specs import KlSpec, ObjectiveSpec, RlcsdCredit, RlsdCredit
 from sdpo.losses.token_batch import OldSupport, TokenBatch
 from sdpo.objectives import objective_spec, routing_rule
 from sdpo.records import Group, Rollout, Sample, Task, TeacherContext, Verdict

@@ -19,6 +19,7 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.inspection.tasks import check_prompts
+from sdpo.metrics import names
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
 from sdpo.rollouts.collect import Collected, Collector
@@ -107,7 +108,7 @@ def open_holdouts(
                 max_turns=max_turns(env, other.rollout.max_turns),
                 judging=other.env,
             )
-            found = _task_set(f"holdout/{name}", sampler, collector, other)
+            found = _task_set(f"{names.HOLDOUT}{name}", sampler, collector, other)
             if not found.tasks:
                 raise ConfigError(f"eval.holdout: {entry!r} has no tasks to evaluate on")
             check_prompts(f"eval.holdout = {entry!r}:", found.tasks, sampler, other.rollout)

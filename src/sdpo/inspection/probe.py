@@ -25,6 +25,7 @@ from sdpo.envs.base import reference_answers
 from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.inspection.reach import Reach
+from sdpo.metrics import names
 from sdpo.parallel import Parallel
 from sdpo.progress import phase
 from sdpo.records import Group, Rollout, Task, TeacherContext
@@ -86,12 +87,13 @@ class Probe:
     def metrics(self) -> dict[str, float]:
         """The `probe/*` keys of metrics.jsonl: the share of attempts that failed and every kind's
         gain with its 90% interval; kinds no failed attempt can have are absent."""
-        values = {"probe/failed": self.num_failed / self.num_attempts}
+        values = {names.PROBE_FAILED: self.num_failed / self.num_attempts}
         for kind, result in self.kinds.items():
             if result.gain is not None:
-                values[f"probe/gain_{kind}"] = result.gain.mean
-                values[f"probe/gain_{kind}_low"] = result.gain.low
-                values[f"probe/gain_{kind}_high"] = result.gain.high
+                name = names.probe_gain(kind)
+                values[name] = result.gain.mean
+                values[names.low(name)] = result.gain.low
+                values[names.high(name)] = result.gain.high
         return values
 
     def sentence(self) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sdpo.losses.specs import RlcsdCredit, RlsdCredit
 
 _STD_FLOOR = 1e-6
 """Added to the group's standard deviation: smaller differences of reward are not amplified
@@ -38,47 +39,6 @@ def group_advantages(rewards: Sequence[float], *, divide_by_std: bool = False) -
         return centred
     std = math.sqrt(math.fsum(c * c for c in centred) / len(centred))
     return [c / (std + _STD_FLOOR) for c in centred]
-
-
-def linear_decay(start: float, step: int, steps: int) -> float:
-    """`start` at step 0, falling linearly to 0 at `steps` and staying there (RLSD's mix)."""
-    return start * max(0.0, 1.0 - step / steps)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RlsdCredit:
-    """RLSD (2604.03128): A_t = A [(1-mix) + mix clip(exp(sign(A) gap_t), 1 +- clip)]; size follows
-    the teacher, never sign.
-
-    Example:
-        RlsdCredit(mix=0.5, clip=0.2)
-    """
-
-    mix: float
-    """lambda of the current step; it decays over training (`linear_decay`)."""
-    clip: float
-    """The teacher's factor stays within 1 +- clip."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RlcsdCredit:
-    """RLCSD (2606.11709): A_t = A + r_t, r from the contrast of a right against wrong
-    demonstrations; A's sign is kept.
-
-    Example:
-        RlcsdCredit(scale=1.0, mix=0.5, tau=0.02)
-    """
-
-    scale: float
-    """beta: size of the contrast term."""
-    mix: float
-    """lambda: share of the contrast term."""
-    tau: float
-    """Temperature of the tanh, nats."""
-    bound: float = 2.0
-    """|r| is held below this."""
-    threshold: float = 0.02
-    """Smaller |r| count as nothing."""
 
 
 def rlsd_advantages(advantages_T: Tensor, gap_T: Tensor, credit: RlsdCredit) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sdpo.errors import ConfigError
-from sdpo.losses.divergence import CustomDivergence
+from sdpo.losses.divergence import evaluate_custom
 from sdpo.losses.head.support import LOG_NOTHING
+from sdpo.losses.specs import CustomDivergence
 
 _TOKENS, _ENTRIES, _MISSING = 5, 8, 2
 _SPREAD = 2.0
@@ -63,7 +64,7 @@ def _gradient(
     """Value [R] and derivative with respect to the student's logits [R, K]."""
     before = log_p_RK.clone(), log_q_RK.clone()
     try:
-        value_R, weighted_RK = custom.evaluate(log_p_RK, log_q_RK)
+        value_R, weighted_RK = evaluate_custom(custom, log_p_RK, log_q_RK)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ConfigError(
             f"{name}: called with log-masses of student and teacher [{_TOKENS}, {_ENTRIES}] it "

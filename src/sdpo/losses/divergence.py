@@ -20,88 +20,33 @@ Legend: R completion tokens, K entries of the support.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-DivergenceKind = Literal["reverse_kl", "forward_kl", "jsd", "forward_ce"]
-DivergenceFunction = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-"""(log p, log q), [R, K] each, to D per token [R], which autograd differentiates, or to D and the
-p_k g_k [R, K]. Neither argument may be overwritten. Entries with log-masses of -1e30 on both sides
-are not there and must add nothing."""
+from sdpo.losses.specs import CustomDivergence, Divergence
 
 _MAX_LOG_RATIO = 80.0
 """exp(80) is near the end of float32. Beyond it the student's mass is below e^-80 and the
 Jensen-Shannon divergence no longer depends on how far."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CustomDivergence:
-    """A divergence of the user's own.
-
-    Example:
-        CustomDivergence(function=lambda log_p, log_q: (log_p - log_q).square().sum(-1), name="L2")
-    """
-
-    function: DivergenceFunction
-    name: str
-    """For people."""
-
-    def evaluate(self, log_p_RK: Tensor, log_q_RK: Tensor) -> tuple[Tensor, Tensor]:
-        """D per token [R] and p_k g_k [R, K]. With log-masses as the free variables autograd gives
-        p_k g_k itself: dD/d(log p_k) = p_k dD/dp_k."""
-        log_q_RK = log_q_RK.detach()
-        with torch.enable_grad():
-            leaf_RK = log_p_RK.detach().requires_grad_()
-            result = self.function(leaf_RK, log_q_RK)
-            if isinstance(result, tuple):
-                value_R, weighted_RK = result
-            else:
-                value_R = result
-                (weighted_RK,) = torch.autograd.grad(value_R.sum(), leaf_RK)
-        return value_R.detach(), weighted_RK.detach()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Divergence:
-    """Which distance, with its parameters.
-
-    Example:
-        Divergence(kind="reverse_kl", clip=5.0)
-    """
-
-    kind: DivergenceKind | CustomDivergence
-    beta: float | None = None
-    """Weight of the teacher in the Jensen-Shannon mixture, strictly between 0 and 1; for `jsd`
-    only."""
-    clip: float | None = None
-    """Bound on |log q_k - log p_k|, the advantage of a logit, before it becomes credit (Table 12,
-    test time: 5). None: off."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.kind, CustomDivergence):
-            if self.clip is not None:
-                raise ValueError(
-                    "advantage clip bounds the log-ratio of a divergence that has a name: leave it "
-                    "None, and bound log q - log p in the function"
-                )
-        elif self.kind not in ("reverse_kl", "forward_kl", "jsd", "forward_ce"):
-            raise ValueError(
-                f"divergence {self.kind!r} is none of reverse_kl, forward_kl, jsd, forward_ce"
-            )
-        if self.kind == "jsd" and (self.beta is None or not 0.0 < self.beta < 1.0):
-            raise ValueError(
-                f"jsd needs 0 < beta < 1, got {self.beta}; its limits are reverse_kl, forward_kl"
-            )
-        if self.kind != "jsd" and self.beta is not None:
-            raise ValueError(
-                f"beta is the teacher's weight in jsd's mixture: leave it None with {self.kind}"
-            )
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"advantage clip must be positive, got {self.clip}")
+def evaluate_custom(
+    custom: CustomDivergence, log_p_RK: Tensor, log_q_RK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """D per token [R] and p_k g_k [R, K] of a divergence of the user's own. With log-masses as the
+    free variables autograd gives p_k g_k itself: dD/d(log p_k) = p_k dD/dp_k."""
+    log_q_RK = log_q_RK.detach()
+    with torch.enable_grad():
+        leaf_RK = log_p_RK.detach().requires_grad_()
+        result = custom.function(leaf_RK, log_q_RK)
+        if isinstance(result, tuple):
+            value_R, weighted_RK = result
+        else:
+            value_R = result
+            (weighted_RK,) = torch.autograd.grad(value_R.sum(), leaf_RK)
+    return value_R.detach(), weighted_RK.detach()
 
 
 def support_divergence(
@@ -121,7 +66,7 @@ def support_divergence(
     advantages; the value is taken with the same clipped ratio.
     """
     if isinstance(spec.kind, CustomDivergence):
-        return spec.kind.evaluate(log_p_RK, log_q_RK)
+        return evaluate_custom(spec.kind, log_p_RK, log_q_RK)
     scratch_RK = torch.empty_like(q_RK) if scratch_RK is None else scratch_RK
     match spec.kind:
         case "reverse_kl":

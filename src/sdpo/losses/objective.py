@@ -29,8 +29,8 @@ from sdpo.losses.head.chunks import HeadInputs
 from sdpo.losses.head.fused import HeadPass, head_pass
 from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
-from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_lengths
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.policy_gradient import sequence_lengths
+from sdpo.losses.specs import DistillSpec, ObjectiveSpec, PolicyGradientSpec
 from sdpo.losses.terms import Terms, needs_whole_sequences, terms_of
 from sdpo.losses.token_batch import TokenBatch
 from sdpo.records import Sample

@@ -16,55 +16,11 @@ sequences.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from sdpo.losses.importance import bounded, clipped_surrogate, ratio
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyGradientSpec:
-    """The reward component.
-
-    Example:
-        PolicyGradientSpec(kind="grpo", eps_low=0.2, eps_high=0.28, ratio_cap=2.0,
-                           normalization="fixed", fixed_length=8192)
-    """
-
-    kind: Literal["grpo", "gspo", "cispo", "sft"]
-    eps_low: float | None = None
-    """Ratios below 1 - eps_low are clipped; None: none are."""
-    eps_high: float | None = None
-    """Ratios above 1 + eps_high are clipped (clip-higher, Table 13); None: none are."""
-    ratio_cap: float | None = None
-    """Cap of the weight old / sampler (Eq. 12, Table 13); None: no importance weight."""
-    normalization: Literal["token", "sequence", "fixed"]
-    """Denominator, of distillation beside it too: routed tokens of the batch, mean per sequence
-    then over sequences, or sequences x `fixed_length`."""
-    fixed_length: int | None = None
-    """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
-    completion)."""
-    counts_flat_groups: bool = True
-    """Whether that denominator counts a rollout that feeds the policy gradient alone and whose
-    group is flat: it has no gradient, and shrinks those of the others."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("grpo", "gspo", "cispo", "sft"):
-            raise ValueError(f"policy gradient {self.kind!r} is none of grpo, gspo, cispo, sft")
-        if self.normalization not in ("token", "sequence", "fixed"):
-            raise ValueError(
-                f"normalization {self.normalization!r} is none of token, sequence, fixed"
-            )
-        if self.kind == "sft" and (self.eps_low, self.eps_high, self.ratio_cap) != (None,) * 3:
-            raise ValueError(
-                "sft is likelihood of tokens that nothing sampled in the student's own prompt and "
-                "has no ratio: leave eps_low, eps_high and ratio_cap None"
-            )
-        if (self.normalization == "fixed") != (self.fixed_length is not None):
-            raise ValueError("fixed_length goes with normalization 'fixed', and only with it")
+from sdpo.losses.specs import PolicyGradientSpec
 
 
 def token_loss(

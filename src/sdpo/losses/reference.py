@@ -25,10 +25,15 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import CustomDivergence, Divergence
-from sdpo.losses.policy_gradient import PolicyGradientSpec
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.specs import (
+    CustomDivergence,
+    DistillSpec,
+    Divergence,
+    ObjectiveSpec,
+    PolicyGradientSpec,
+    RlcsdCredit,
+    RlsdCredit,
+)
 from sdpo.losses.token_batch import TokenBatch
 from sdpo.records import Sample
 

@@ -1,5 +1,5 @@
 """What an objective is made of, as frozen records: the arguments of `objective_loss`. Nothing here
-computes.
+computes, or loads torch: `sdpo config show` describes an objective without it.
 
 `objectives.py` builds them from the config, which has the defaults: here every setting is
 given, and a part that is not used is None. Impossible combinations raise and say what to change.
@@ -7,13 +7,72 @@ given, and a part that is not used is None. Impossible combinations raise and sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
-from sdpo.losses.divergence import CustomDivergence, Divergence, DivergenceKind
-from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.records import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DivergenceKind = Literal["reverse_kl", "forward_kl", "jsd", "forward_ce"]
+DivergenceFunction = Callable[["Tensor", "Tensor"], "Tensor | tuple[Tensor, Tensor]"]
+"""(log p, log q), [R, K] each, to D per token [R], which autograd differentiates, or to D and the
+p_k g_k [R, K]. Neither argument may be overwritten. Entries with log-masses of -1e30 on both sides
+are not there and must add nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomDivergence:
+    """A divergence of the user's own.
+
+    Example:
+        CustomDivergence(function=lambda log_p, log_q: (log_p - log_q).square().sum(-1), name="L2")
+    """
+
+    function: DivergenceFunction
+    name: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Which distance, with its parameters.
+
+    Example:
+        Divergence(kind="reverse_kl", clip=5.0)
+    """
+
+    kind: DivergenceKind | CustomDivergence
+    beta: float | None = None
+    """Weight of the teacher in the Jensen-Shannon mixture, strictly between 0 and 1; for `jsd`
+    only."""
+    clip: float | None = None
+    """Bound on |log q_k - log p_k|, the advantage of a logit, before it becomes credit (Table 12,
+    test time: 5). None: off."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.kind, CustomDivergence):
+            if self.clip is not None:
+                raise ValueError(
+                    "advantage clip bounds the log-ratio of a divergence that has a name: leave it "
+                    "None, and bound log q - log p in the function"
+                )
+        elif self.kind not in ("reverse_kl", "forward_kl", "jsd", "forward_ce"):
+            raise ValueError(
+                f"divergence {self.kind!r} is none of reverse_kl, forward_kl, jsd, forward_ce"
+            )
+        if self.kind == "jsd" and (self.beta is None or not 0.0 < self.beta < 1.0):
+            raise ValueError(
+                f"jsd needs 0 < beta < 1, got {self.beta}; its limits are reverse_kl, forward_kl"
+            )
+        if self.kind != "jsd" and self.beta is not None:
+            raise ValueError(
+                f"beta is the teacher's weight in jsd's mixture: leave it None with {self.kind}"
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"advantage clip must be positive, got {self.clip}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +165,84 @@ class DistillSpec:
     def distance(self) -> Divergence:
         """The divergence over entries of the support that these settings name."""
         return Divergence(kind=self.divergence, beta=self.beta, clip=self.advantage_clip)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyGradientSpec:
+    """The reward component.
+
+    Example:
+        PolicyGradientSpec(kind="grpo", eps_low=0.2, eps_high=0.28, ratio_cap=2.0,
+                           normalization="fixed", fixed_length=8192)
+    """
+
+    kind: Literal["grpo", "gspo", "cispo", "sft"]
+    eps_low: float | None = None
+    """Ratios below 1 - eps_low are clipped; None: none are."""
+    eps_high: float | None = None
+    """Ratios above 1 + eps_high are clipped (clip-higher, Table 13); None: none are."""
+    ratio_cap: float | None = None
+    """Cap of the weight old / sampler (Eq. 12, Table 13); None: no importance weight."""
+    normalization: Literal["token", "sequence", "fixed"]
+    """Denominator, of distillation beside it too: routed tokens of the batch, mean per sequence
+    then over sequences, or sequences x `fixed_length`."""
+    fixed_length: int | None = None
+    """Length constant of `normalization="fixed"`, tokens (Dr.GRPO; the paper: the maximal
+    completion)."""
+    counts_flat_groups: bool = True
+    """Whether that denominator counts a rollout that feeds the policy gradient alone and whose
+    group is flat: it has no gradient, and shrinks those of the others."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("grpo", "gspo", "cispo", "sft"):
+            raise ValueError(f"policy gradient {self.kind!r} is none of grpo, gspo, cispo, sft")
+        if self.normalization not in ("token", "sequence", "fixed"):
+            raise ValueError(
+                f"normalization {self.normalization!r} is none of token, sequence, fixed"
+            )
+        if self.kind == "sft" and (self.eps_low, self.eps_high, self.ratio_cap) != (None,) * 3:
+            raise ValueError(
+                "sft is likelihood of tokens that nothing sampled in the student's own prompt and "
+                "has no ratio: leave eps_low, eps_high and ratio_cap None"
+            )
+        if (self.normalization == "fixed") != (self.fixed_length is not None):
+            raise ValueError("fixed_length goes with normalization 'fixed', and only with it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlsdCredit:
+    """RLSD (2604.03128): A_t = A [(1-mix) + mix clip(exp(sign(A) gap_t), 1 +- clip)]; size follows
+    the teacher, never sign.
+
+    Example:
+        RlsdCredit(mix=0.5, clip=0.2)
+    """
+
+    mix: float
+    """lambda of the current step; it decays over training (`linear_decay`)."""
+    clip: float
+    """The teacher's factor stays within 1 +- clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RlcsdCredit:
+    """RLCSD (2606.11709): A_t = A + r_t, r from the contrast of a right against wrong
+    demonstrations; A's sign is kept.
+
+    Example:
+        RlcsdCredit(scale=1.0, mix=0.5, tau=0.02)
+    """
+
+    scale: float
+    """beta: size of the contrast term."""
+    mix: float
+    """lambda: share of the contrast term."""
+    tau: float
+    """Temperature of the tanh, nats."""
+    bound: float = 2.0
+    """|r| is held below this."""
+    threshold: float = 0.02
+    """Smaller |r| count as nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,10 +14,10 @@ from typing import NamedTuple, assert_never
 import torch
 from torch import Tensor
 
-from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, rlcsd_advantages, rlsd_advantages
+from sdpo.losses.advantages import rlcsd_advantages, rlsd_advantages
 from sdpo.losses.importance import truncated_ratio
 from sdpo.losses.policy_gradient import sequence_loss, sequence_mean, sequence_sum, token_loss
-from sdpo.losses.specs import DistillSpec, ObjectiveSpec
+from sdpo.losses.specs import DistillSpec, ObjectiveSpec, RlcsdCredit, RlsdCredit
 from sdpo.losses.token_batch import TokenBatch
 
 

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sdpo.metrics import names
+
 Action = Literal["warn", "stop", "rollback"]
 
 BASELINE_STEPS = 3
@@ -168,61 +170,63 @@ class _Rule:
 
 RULES = (
     _Rule(
-        name="entropy_collapse", metric="policy/entropy", below=True, factor=ENTROPY_COLLAPSE,
+        name="entropy_collapse", metric=names.POLICY_ENTROPY, below=True, factor=ENTROPY_COLLAPSE,
         meaning="the policy gives one answer per prompt",
     ),
     _Rule(
-        name="entropy_explosion", metric="policy/entropy", factor=ENTROPY_EXPLOSION,
+        name="entropy_explosion", metric=names.POLICY_ENTROPY, factor=ENTROPY_EXPLOSION,
         offset=ENTROPY_RISE, offset_only_if_larger=True, meaning="the policy drifts into noise",
     ),
     _Rule(
-        name="length_growth", metric="rollouts/length_p90", factor=LENGTH_GROWTH,
+        name="length_growth", metric=names.rollouts_length(90, ""), factor=LENGTH_GROWTH,
         offset=LENGTH_RISE, offset_only_if_larger=True, meaning="attempts start to ramble",
     ),
     _Rule(
-        name="truncation", metric="train/truncated", offset=TRUNCATION_RISE,
+        name="truncation", metric=names.TRAIN_TRUNCATED, offset=TRUNCATION_RISE,
         meaning="attempts no longer end",
     ),
     _Rule(
-        name="repetition", metric="rollouts/repeated_ngrams", offset=REPETITION_RISE,
+        name="repetition", metric=names.ROLLOUTS_REPEATED_NGRAMS, offset=REPETITION_RISE,
         meaning="attempts loop",
     ),
     _Rule(
-        name="format_errors", metric="rollouts/format_errors", offset=FORMAT_RISE,
+        name="format_errors", metric=names.ROLLOUTS_FORMAT_ERRORS, offset=FORMAT_RISE,
         meaning="attempts lose the form the judge needs",
     ),
     _Rule(
-        name="flat_groups", metric="rollouts/flat_failed", offset=FLAT_FAILED_RISE,
+        name="flat_groups", metric=names.ROLLOUTS_FLAT_FAILED, offset=FLAT_FAILED_RISE,
         floor=FLAT_FAILED, meaning="hardly any group has a success to learn from",
     ),
     _Rule(
-        name="teacher_collapse", metric="policy/teacher_js", below=True, factor=TEACHER_JS_COLLAPSE,
-        meaning="the teacher has nothing left to say",
+        name="teacher_collapse", metric=names.POLICY_TEACHER_JS, below=True,
+        factor=TEACHER_JS_COLLAPSE, meaning="the teacher has nothing left to say",
     ),
     _Rule(
-        name="teacher_harms", metric="probe/gain_recipe_high", below=True, absolute=True,
-        is_eval=True, meaning="the student solves more without what its teacher reads",
+        name="teacher_harms", metric=names.high(names.probe_gain("recipe")), below=True,
+        absolute=True, is_eval=True,
+        meaning="the student solves more without what its teacher reads",
     ),
     _Rule(
-        name="pass_at_k", metric="eval/pass@*", below=True, factor=1 - PASS_AT_K_DROP,
+        name="pass_at_k", metric=names.EVAL_PASS_AT + "*", below=True, factor=1 - PASS_AT_K_DROP,
         offset=-PASS_AT_K_FALL, offset_only_if_larger=True, is_eval=True,
         meaning="held-out tasks that were solvable no longer are",
     ),
     _Rule(
-        name="initial_kl", metric="policy/initial_kl", offset=KL_LIMIT, absolute=True,
+        name="initial_kl", metric=names.POLICY_INITIAL_KL, offset=KL_LIMIT, absolute=True,
         meaning="the policy has left the initial model behind",
     ),
     _Rule(
-        name="sampler_gap", metric="policy/sampler_gap", offset=SAMPLER_GAP_LIMIT, absolute=True,
+        name="sampler_gap", metric=names.POLICY_SAMPLER_GAP, offset=SAMPLER_GAP_LIMIT,
+        absolute=True,
         meaning="sampler and trainer disagree about the same weights; run `sdpo check`, or take "
         "rollout.engine.type=local",
     ),
     _Rule(
-        name="solved_collapse", metric="train/solved", below=True, factor=SOLVED_COLLAPSE,
+        name="solved_collapse", metric=names.TRAIN_SOLVED, below=True, factor=SOLVED_COLLAPSE,
         from_best=True, meaning="what was solved no longer is",
     ),
     _Rule(
-        name="nothing_learnt", metric="optim/grad_norm", below=True, absolute=True,
+        name="nothing_learnt", metric=names.OPTIM_GRAD_NORM, below=True, absolute=True,
         offset=SMALLEST_GRADIENT, only_warns=True,
         meaning="nothing is learnt, since rewards are equal within every group and no attempt has "
         "a teacher that is distilled; take objective.type=sdpo or hybrid with a judge that writes "
@@ -333,9 +337,9 @@ class Canaries:
 def _value(metric: str, metrics: Mapping[str, float]) -> float | None:
     if not metric.endswith("*"):
         return metrics.get(metric)
-    names: Sequence[str] = [name for name in metrics if name.startswith(metric[:-1])]
+    found: Sequence[str] = [name for name in metrics if name.startswith(metric[:-1])]
     # pass@16 after pass@4: the largest k, not the last in the alphabet.
-    return metrics[max(names, key=lambda name: (len(name), name))] if names else None
+    return metrics[max(found, key=lambda name: (len(name), name))] if found else None
 
 
 def _message(rule: _Rule, value: float, baseline: float, bound: float) -> str:

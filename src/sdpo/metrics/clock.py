@@ -6,6 +6,8 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from sdpo.metrics import names
+
 
 class Clock:
     """Seconds of one step and of its parts; the step begins when the clock is made.
@@ -32,5 +34,5 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """`time/PART_s` of every part so far, and `time/step_s` since the clock was made."""
-        seconds = {f"time/{part}_s": value for part, value in self._parts.items()}
-        return seconds | {"time/step_s": time.perf_counter() - self._start}
+        seconds = {names.time_s(part): value for part, value in self._parts.items()}
+        return seconds | {names.TIME_STEP_S: time.perf_counter() - self._start}

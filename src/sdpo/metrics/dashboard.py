@@ -21,6 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from sdpo.metrics import names
 from sdpo.metrics.canaries import Alert
 from sdpo.printable import printable
 from sdpo.progress import Progress, listening
@@ -123,13 +124,13 @@ class Dashboard:
         self._step, self._metrics, self._inside = step, metrics, ""
         self._last = last or self._last
         self._alerts += alerts
-        if (solved := _get(metrics, "train/solved")) is not None:
+        if (solved := _get(metrics, names.TRAIN_SOLVED)) is not None:
             self._solved.append(solved)
-        if (solved := _get(metrics, "eval/solved")) is not None:
+        if (solved := _get(metrics, names.EVAL_SOLVED)) is not None:
             self._evals.append((step, solved))
-        if (seconds := _get(metrics, "time/step_s")) is not None:
+        if (seconds := _get(metrics, names.TIME_STEP_S)) is not None:
             self._seconds.append(seconds)
-        if (tokens := _get(metrics, "tokens_total")) is not None:
+        if (tokens := _get(metrics, names.TOKENS_TOTAL)) is not None:
             self._tokens.append(tokens)
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
@@ -214,13 +215,13 @@ class Dashboard:
 
 
 _SHOWN = (
-    ("solved", "train/solved", ".2f"),
-    ("reward", "train/reward", ".2f"),
-    ("loss", "loss/total", ".4f"),
-    ("entropy", "policy/entropy", ".2f"),
-    ("len", "train/completion_tokens", ".0f"),
-    ("eval", "eval/solved", ".3f"),
-    ("teacher gain", "probe/gain_recipe", "+.2f"),
+    ("solved", names.TRAIN_SOLVED, ".2f"),
+    ("reward", names.TRAIN_REWARD, ".2f"),
+    ("loss", names.LOSS_TOTAL, ".4f"),
+    ("entropy", names.POLICY_ENTROPY, ".2f"),
+    ("len", names.TRAIN_COMPLETION_TOKENS, ".0f"),
+    ("eval", names.EVAL_SOLVED, ".3f"),
+    ("teacher gain", names.probe_gain("recipe"), "+.2f"),
 )
 """Label, metric and format of what both displays show, in order."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sdpo.metrics import names
+
 CURE = (
     "lower optim.lr, freeze the teacher (teacher.schedule.type=frozen), "
     "or set canaries.action=warn, in a new run"
@@ -30,8 +32,10 @@ class EvaluationHistory:
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Remember the evaluation in `metrics`, if there is one."""
-        if "eval/solved" in metrics:
-            self._rows.append((step, metrics["eval/solved"], metrics["eval/solved_low"]))
+        if names.EVAL_SOLVED in metrics:
+            self._rows.append(
+                (step, metrics[names.EVAL_SOLVED], metrics[names.low(names.EVAL_SOLVED)])
+            )
 
     def newest_good(self, checkpoints: Sequence[int], good: int) -> int | None:
         """The newest of `checkpoints` up to step `good` whose last evaluation was within the

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics, Percentile
 from sdpo.records import Group, Rollout, TeacherContext, Verdict
 
@@ -35,9 +36,9 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         # One attempt compares with nothing: its group is neither flat nor not.
         compares = float(len(group.rollouts) > 1)
         is_flat = compares * (len(set(group.rewards)) == 1)
-        metrics.add("rollouts/flat_groups", Mean(is_flat, compares))
-        metrics.add("rollouts/flat_failed", Mean(is_flat * (group.solved_rate == 0), compares))
-        metrics.add("rollouts/groups_solved", float(group.solved_rate > 0))
+        metrics.add(names.ROLLOUTS_FLAT_GROUPS, Mean(is_flat, compares))
+        metrics.add(names.ROLLOUTS_FLAT_FAILED, Mean(is_flat * (group.solved_rate == 0), compares))
+        metrics.add(names.ROLLOUTS_GROUPS_SOLVED, float(group.solved_rate > 0))
         for rollout, verdict, context in zip(
             group.rollouts, group.verdicts, group.contexts, strict=True
         ):
@@ -52,50 +53,51 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         for part in rollout.turns or (rollout,)
         for p in part.sampler_logprobs
     ]
-    metrics.add("policy/entropy", Mean(-sum(logprobs), len(logprobs)))
+    metrics.add(names.POLICY_ENTROPY, Mean(-sum(logprobs), len(logprobs)))
     return metrics
 
 
 def _add_outcome(metrics: Metrics, rollout: Rollout, verdict: Verdict) -> None:
     texts = [turn.text for turn in rollout.turns] or [rollout.text]
-    metrics.add("train/solved", float(verdict.solved))
-    metrics.add("train/reward", verdict.reward)
-    metrics.add("train/truncated", float(rollout.truncated))
-    metrics.add("rollouts/format_errors", float(verdict.info.get("category") == FORMAT_ERROR))
-    metrics.add("rollouts/repeated_ngrams", repeated_ngrams(rollout))
-    metrics.add("rollouts/turns", float(len(texts)))
-    metrics.add("rollouts/hedging_words", float(sum(count_hedges(text) for text in texts)))
+    metrics.add(names.TRAIN_SOLVED, float(verdict.solved))
+    metrics.add(names.TRAIN_REWARD, verdict.reward)
+    metrics.add(names.TRAIN_TRUNCATED, float(rollout.truncated))
+    metrics.add(names.ROLLOUTS_FORMAT_ERRORS, float(verdict.info.get("category") == FORMAT_ERROR))
+    metrics.add(names.ROLLOUTS_REPEATED_NGRAMS, repeated_ngrams(rollout))
+    metrics.add(names.ROLLOUTS_TURNS, float(len(texts)))
+    metrics.add(names.ROLLOUTS_HEDGING_WORDS, float(sum(count_hedges(text) for text in texts)))
     for name, value in verdict.metrics.items():
-        metrics.add(f"env/{name}", float(value))
+        metrics.add(f"{names.ENV}{name}", float(value))
 
 
 def _add_lengths(
     metrics: Metrics, rollout: Rollout, verdict: Verdict, context: TeacherContext
 ) -> None:
     length = float(num_completion_tokens(rollout))
-    metrics.add("train/completion_tokens", length)
+    metrics.add(names.TRAIN_COMPLETION_TOKENS, length)
     demonstrated = context.demonstration is not None
     # Every key is present in every step; a split without attempts is NaN instead of missing.
-    for suffix, belongs in (
-        ("", True),
-        ("_solved", verdict.solved),
-        ("_failed", not verdict.solved),
-        ("_demonstration", demonstrated),
-    ):
+    outcomes: dict[names.Outcome, bool] = {
+        "": True,
+        "_solved": verdict.solved,
+        "_failed": not verdict.solved,
+        "_demonstration": demonstrated,
+    }
+    for outcome, belongs in outcomes.items():
         pool = (length,) if belongs else ()
-        metrics.add(f"rollouts/length_p50{suffix}", Percentile(50.0, pool))
-        metrics.add(f"rollouts/length_p90{suffix}", Percentile(90.0, pool))
+        metrics.add(names.rollouts_length(50, outcome), Percentile(50.0, pool))
+        metrics.add(names.rollouts_length(90, outcome), Percentile(90.0, pool))
 
 
 def _add_context(metrics: Metrics, context: TeacherContext) -> None:
     exists = context.messages is not None
-    metrics.add("teacher/context_fraction", float(exists))
+    metrics.add(names.TEACHER_CONTEXT_FRACTION, float(exists))
     metrics.add(
-        "teacher/demonstration_fraction", float(exists and context.demonstration is not None)
+        names.TEACHER_DEMONSTRATION_FRACTION, float(exists and context.demonstration is not None)
     )
-    metrics.add("teacher/feedback_fraction", float(exists and context.feedback_used))
+    metrics.add(names.TEACHER_FEEDBACK_FRACTION, float(exists and context.feedback_used))
     was_cut = exists and context.reason is not None and context.reason.startswith("cut")
-    metrics.add("teacher/cut_fraction", Mean(float(was_cut), float(exists)))
+    metrics.add(names.TEACHER_CUT_FRACTION, Mean(float(was_cut), float(exists)))
 
 
 def num_completion_tokens(rollout: Rollout) -> int:

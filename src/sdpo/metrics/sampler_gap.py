@@ -13,6 +13,7 @@ import math
 
 import torch
 
+from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics, Percentile
 
 _POOL = 1024
@@ -36,10 +37,10 @@ def add_sampler_gap(
     difference_T = (trainer_logprobs_T.detach() - sampler_logprobs_T).double()
     gap_T = difference_T.abs()
     count = len(gap_T)
-    metrics.add("policy/sampler_gap", Mean(float(gap_T.sum()), float(count)))
+    metrics.add(names.POLICY_SAMPLER_GAP, Mean(float(gap_T.sum()), float(count)))
     step = max(1, math.ceil(count / _POOL))
-    metrics.add("policy/sampler_gap_p99", Percentile(99.0, tuple(gap_T[::step].tolist())))
+    metrics.add(names.POLICY_SAMPLER_GAP_P99, Percentile(99.0, tuple(gap_T[::step].tolist())))
     largest = (float(gap_T.max()),) if count else ()
-    metrics.add("policy/sampler_gap_max", Percentile(100.0, largest))
+    metrics.add(names.POLICY_SAMPLER_GAP_MAX, Percentile(100.0, largest))
     limit = math.inf if ratio_cap is None else math.log(ratio_cap)
-    metrics.add("policy/ratio_capped", Mean(float((difference_T > limit).sum()), float(count)))
+    metrics.add(names.POLICY_RATIO_CAPPED, Mean(float((difference_T > limit).sum()), float(count)))

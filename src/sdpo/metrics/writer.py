@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdpo.config.schema import LogConfig
+from sdpo.metrics import names
 from sdpo.metrics.backends import Backend, check_installed, open_backend
 from sdpo.metrics.canaries import Alert
 from sdpo.metrics.jsonl import JsonLines, read_rows
@@ -81,7 +82,7 @@ class MetricsWriter:
 
     def write(self, step: int, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
         """Append one step. Raises `SdpoError` when it cannot be written."""
-        self._metrics.append([{**metrics, "step": step}])
+        self._metrics.append([{**metrics, names.STEP: step}])
         if alerts:
             self._alerts.append(alert.row() for alert in alerts)
         for backend in self._open():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sdpo.evaluation import Interval, bootstrap
+from sdpo.metrics import names
 
 Row = Mapping[str, Any]
 HeldOut = Mapping[int, Mapping[str, Sequence[int]]]
@@ -54,8 +55,8 @@ def describe_outcome(
 ) -> Outcome:
     """The first sentences of a report on the run with these rows of metrics.jsonl, of which there
     is at least one; `config` has dotted keys and may be empty."""
-    steps = [row for row in rows if "loss/total" in row]
-    idle = [row for row in steps if not row.get("optim/grad_norm")]
+    steps = [row for row in rows if names.LOSS_TOTAL in row]
+    idle = [row for row in steps if not row.get(names.OPTIM_GRAD_NORM)]
     result = _result(rows, held_out)
     progress = (*_forgotten(rows), *_progress(rows, config, alerts))
     if steps and len(idle) == len(steps):
@@ -76,14 +77,14 @@ def describe_outcome(
 
 def _forgotten(rows: Sequence[Row]) -> list[str]:
     """What became of the rates on tasks from elsewhere (`eval.holdout`)."""
-    names = [n for row in rows[:1] for n in row if n.startswith("holdout/")]
+    others = [n for row in rows[:1] for n in row if n.startswith(names.HOLDOUT)]
     said = []
-    for name in names:
+    for name in others:
         rates = [row[name] for row in rows if row.get(name) is not None]
         if len(rates) > 1 and not name.endswith(("_low", "_high")):
             said.append(
-                f"Of the attempts at {name.removeprefix('holdout/')}, which it does not train on, "
-                f"{rates[0]:.2f} were solved before and {rates[-1]:.2f} after "
+                f"Of the attempts at {name.removeprefix(names.HOLDOUT)}, which it does not train "
+                f"on, {rates[0]:.2f} were solved before and {rates[-1]:.2f} after "
                 f"({rates[-1] - rates[0]:+.2f})."
             )
     return said
@@ -91,15 +92,17 @@ def _forgotten(rows: Sequence[Row]) -> list[str]:
 
 def _result(rows: Sequence[Row], held_out: HeldOut) -> Outcome:
     """What the evaluations say, or without two of them what training says."""
-    evaluations = [row for row in rows if row.get("eval/solved") is not None]
+    evaluations = [row for row in rows if row.get(names.EVAL_SOLVED) is not None]
     if len(evaluations) < 2:
         return _unevaluated(rows, evaluations)
     first, last = evaluations[0], evaluations[-1]
-    before, after = first["eval/solved"], last["eval/solved"]
-    best = max(evaluations, key=lambda row: row["eval/solved"])
+    before, after = first[names.EVAL_SOLVED], last[names.EVAL_SOLVED]
+    best = max(evaluations, key=lambda row: row[names.EVAL_SOLVED])
     details = ()
-    if best["eval/solved"] > max(before, after + BACKSLIDE):
-        details = (f"The best evaluation was {best['eval/solved']:.2f} at step {best['step']}.",)
+    if best[names.EVAL_SOLVED] > max(before, after + BACKSLIDE):
+        details = (
+            f"The best evaluation was {best[names.EVAL_SOLVED]:.2f} at step {best['step']}.",
+        )
     if max(before, after) == 0:
         headline = f"No held-out attempt was solved, neither before nor after step {last['step']}."
         return Outcome(headline=headline, tone="bad", details=details)
@@ -136,9 +139,9 @@ def _result(rows: Sequence[Row], held_out: HeldOut) -> Outcome:
 
 
 def _unevaluated(rows: Sequence[Row], evaluations: Sequence[Row]) -> Outcome:
-    solved = [row["train/solved"] for row in rows if row.get("train/solved") is not None]
+    solved = [row[names.TRAIN_SOLVED] for row in rows if row.get(names.TRAIN_SOLVED) is not None]
     once = (
-        f"held-out attempts solved were {evaluations[0]['eval/solved']:.2f} at step "
+        f"held-out attempts solved were {evaluations[0][names.EVAL_SOLVED]:.2f} at step "
         f"{evaluations[0]['step']}, and there is no later evaluation yet"
         if evaluations
         else "there is no evaluation yet"
@@ -162,7 +165,7 @@ def _gain(first: Row, last: Row, held_out: HeldOut) -> tuple[Interval | None, in
         for row in (first, last)
     )
     for rates, row in ((before, first), (after, last)):
-        if not rates or abs(_mean(list(rates.values())) - row["eval/solved"]) > TOLERANCE:
+        if not rates or abs(_mean(list(rates.values())) - row[names.EVAL_SOLVED]) > TOLERANCE:
             return None, 0
     if before.keys() != after.keys():
         return None, 0
@@ -183,10 +186,10 @@ def _reasons(idle: Sequence[Row], config: Row) -> list[str]:
     solved, flat, contexts, teacher_solved = (
         _mean([row[name] for row in idle if row.get(name) is not None])
         for name in (
-            "train/solved",
-            "rollouts/flat_groups",
-            "teacher/context_fraction",
-            "teacher/solved",
+            names.TRAIN_SOLVED,
+            names.ROLLOUTS_FLAT_GROUPS,
+            names.TEACHER_CONTEXT_FRACTION,
+            names.TEACHER_SOLVED,
         )
     )
     if solved == 1:
@@ -226,7 +229,7 @@ def _unread_feedback(steps: Sequence[Row], config: Row) -> str | None:
         "without_demonstration",
     ):
         return None
-    share = _mean([row["teacher/feedback_fraction"] for row in steps])
+    share = _mean([row[names.TEACHER_FEEDBACK_FRACTION] for row in steps])
     if not share:
         return None
     return (

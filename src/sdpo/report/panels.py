@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from sdpo.metrics import names
+
 SHARE = (0.0, 1.0)
 """Bounds of a rate; intervals of a mean are cut to them."""
 POSITIVE = (0.0, None)
@@ -73,23 +75,24 @@ class TimePart:
         return asdict(self)
 
 
-STEP_SECONDS = "time/step_s"
+STEP_SECONDS = names.TIME_STEP_S
 """Seconds of a whole step; what its parts leave over is shown as `other`."""
 TIME_PARTS = (
-    TimePart(name="sample", metric="time/generate_s"),
-    TimePart(name="judge", metric="time/judge_s"),
-    TimePart(name="teacher", metric="time/teacher_s"),
-    TimePart(name="update", metric="time/update_s", without=("time/teacher_s",)),
+    TimePart(name="sample", metric=names.TIME_GENERATE_S),
+    TimePart(name="judge", metric=names.TIME_JUDGE_S),
+    TimePart(name="teacher", metric=names.TIME_TEACHER_S),
+    TimePart(name="update", metric=names.TIME_UPDATE_S, without=(names.TIME_TEACHER_S,)),
 )
 
-UNDRAWN = ("step", "rollouts_total", "tokens_total")
+UNDRAWN = (names.STEP, names.ROLLOUTS_TOTAL, names.TOKENS_TOTAL)
 """Horizontal axes and counters. `time/*` is the cost section's; `*_low` and `*_high` are bands."""
 
 
-def _by_outcome(stat: str) -> dict[str, str]:
-    outcomes = {"": "all", "_solved": "solved", "_failed": "failed"}
-    labels = outcomes | {"_demonstration": "with demonstration"}
-    return {f"rollouts/length_{stat}{suffix}": label for suffix, label in labels.items()}
+def _by_outcome(percentile: Literal[50, 90]) -> dict[str, str]:
+    labels: dict[names.Outcome, str] = {
+        "": "all", "_solved": "solved", "_failed": "failed", "_demonstration": "with demonstration",
+    }  # fmt: skip
+    return {names.rollouts_length(percentile, which): label for which, label in labels.items()}
 
 
 _ATTEMPTS = "share of attempts"
@@ -97,37 +100,37 @@ _NATS = "nats per token"
 
 _OUTCOME = (
     Panel(
-        group="Outcome", title="Solved, held out", keys={"eval/solved": "solved"},
+        group="Outcome", title="Solved, held out", keys={names.EVAL_SOLVED: "solved"},
         axis=_ATTEMPTS, bounds=SHARE, sparse=True,
         meaning="Attempts at held-out tasks that were solved: what the run is for. The band is the "
         "90% interval over tasks.",
     ),
     Panel(
-        group="Outcome", title="Solved, training", keys={"train/solved": "solved"},
+        group="Outcome", title="Solved, training", keys={names.TRAIN_SOLVED: "solved"},
         axis=_ATTEMPTS, bounds=SHARE, canaries=("solved_collapse",),
         meaning="Attempts of a step that were solved. Noisy, since every step has other tasks; a "
         "fall to zero is a collapse.",
     ),
     Panel(
-        group="Outcome", title="Reward, training", keys={"train/reward": "reward"},
+        group="Outcome", title="Reward, training", keys={names.TRAIN_REWARD: "reward"},
         axis="mean reward", bounds=OBSERVED,
         meaning="Mean reward of a step's attempts; equals the solved rate where rewards are 0 or "
         "1.",
     ),
     Panel(
-        group="Outcome", title="Left out, held out", keys={"eval/unjudged": ""},
+        group="Outcome", title="Left out, held out", keys={names.EVAL_UNJUDGED: ""},
         axis=_ATTEMPTS, bounds=SHARE, sparse=True,
         meaning="Attempts of an evaluation whose judge said \"not now\" to the last; they count "
         "nowhere.",
     ),
     Panel(
-        group="Outcome", title="pass@*, held out", keys={"eval/pass@*": ""},
+        group="Outcome", title="pass@*, held out", keys={f"{names.EVAL_PASS_AT}*": ""},
         axis="share of tasks", bounds=SHARE, sparse=True, canaries=("pass_at_k",),
         meaning="Tasks that at least one of the k attempts of an evaluation solves. Falling while "
         "the solved rate rises means that the policy gives up variety.",
     ),
     Panel(
-        group="Outcome", title="Solved, other tasks", keys={"holdout/*": ""},
+        group="Outcome", title="Solved, other tasks", keys={f"{names.HOLDOUT}*": ""},
         axis=_ATTEMPTS, bounds=SHARE, sparse=True,
         meaning="Attempts at the tasks of eval.holdout that were solved, before the first and "
         "after the last step. A fall is what training on the run's own tasks made the policy "
@@ -137,23 +140,23 @@ _OUTCOME = (
 
 _LENGTH = (
     Panel(
-        group="Length", title="Completion length, median", keys=_by_outcome("p50"), axis="tokens",
+        group="Length", title="Completion length, median", keys=_by_outcome(50), axis="tokens",
         bounds=POSITIVE,
         meaning="Half of a step's completions are shorter. Solved and failed attempts drifting "
         "apart shows which length is rewarded.",
     ),
     Panel(
-        group="Length", title="Completion length, p90", keys=_by_outcome("p90"), axis="tokens",
+        group="Length", title="Completion length, p90", keys=_by_outcome(90), axis="tokens",
         bounds=POSITIVE, canaries=("length_growth",),
         meaning="One completion in ten is longer. It rises first when a policy starts to ramble.",
     ),
     Panel(
         group="Length", title="Completion length, mean", axis="tokens", bounds=POSITIVE,
-        keys={"train/completion_tokens": "training", "eval/completion_tokens": "held out"},
+        keys={names.TRAIN_COMPLETION_TOKENS: "training", names.EVAL_COMPLETION_TOKENS: "held out"},
         meaning="Tokens the policy sampled per attempt, over all turns.",
     ),
     Panel(
-        group="Length", title="Truncated attempts", keys={"train/truncated": "truncated"},
+        group="Length", title="Truncated attempts", keys={names.TRAIN_TRUNCATED: "truncated"},
         axis=_ATTEMPTS, bounds=SHARE, canaries=("truncation",),
         meaning="Attempts that hit rollout.max_completion_tokens. Above a tenth or so, the limit "
         "and not the policy decides the verdicts.",
@@ -164,9 +167,9 @@ _TEACHER = (
     Panel(
         group="Policy and teacher", title="Entropy", axis=_NATS, bounds=POSITIVE,
         keys={
-            "policy/entropy": "student, all tokens",
-            "policy/entropy_trained": "student, trained tokens",
-            "teacher/entropy": "teacher",
+            names.POLICY_ENTROPY: "student, all tokens",
+            names.POLICY_ENTROPY_TRAINED: "student, trained tokens",
+            names.TEACHER_ENTROPY: "teacher",
         },
         canaries=("entropy_collapse", "entropy_explosion"),
         meaning="How undecided the next token is. Falling slowly is normal; near zero every "
@@ -175,22 +178,22 @@ _TEACHER = (
     Panel(
         group="Policy and teacher", title="Sampler against trainer", axis=_NATS, bounds=POSITIVE,
         keys={
-            "policy/sampler_gap": "mean", "policy/sampler_gap_p99": "99th percentile",
-            "policy/sampler_gap_max": "largest",
+            names.POLICY_SAMPLER_GAP: "mean", names.POLICY_SAMPLER_GAP_P99: "99th percentile",
+            names.POLICY_SAMPLER_GAP_MAX: "largest",
         },
         canaries=("sampler_gap",),
         meaning="How far the log-probs recorded while sampling are from those of the same weights "
         "in training. Rounding gives hundredths of a nat; tenths mean that they run another model.",
     ),
     Panel(
-        group="Policy and teacher", title="Capped ratios", keys={"policy/ratio_capped": ""},
+        group="Policy and teacher", title="Capped ratios", keys={names.POLICY_RATIO_CAPPED: ""},
         axis="share of tokens", bounds=SHARE,
         meaning="Tokens whose ratio of trainer to sampler is above ratio_cap, so that they count "
         "less than they should.",
     ),
     Panel(
         group="Policy and teacher", title="Distance of student and teacher", axis=_NATS,
-        keys={"policy/teacher_js": "Jensen-Shannon divergence"}, bounds=POSITIVE,
+        keys={names.POLICY_TEACHER_JS: "Jensen-Shannon divergence"}, bounds=POSITIVE,
         canaries=("teacher_collapse",),
         meaning="How much the teacher, knowing the verdict, would have said something else. It "
         "falls as the student learns; at zero the teacher has nothing left to say.",
@@ -198,24 +201,24 @@ _TEACHER = (
     Panel(
         group="Policy and teacher", title="Gap at the sampled tokens", axis=_NATS,
         keys={
-            "teacher/gap": "all attempts",
-            "teacher/gap_above_average": "better than their group",
+            names.TEACHER_GAP: "all attempts",
+            names.TEACHER_GAP_ABOVE_AVERAGE: "better than their group",
         },
         meaning="log q - log p: negative where the teacher, knowing the verdict, finds the attempt "
         "less likely than the student did. Good attempts should lie higher.",
     ),
     Panel(
         group="Policy and teacher", title="KL to the initial model", axis=_NATS, bounds=POSITIVE,
-        keys={"policy/initial_kl": "KL"}, canaries=("initial_kl",),
+        keys={names.POLICY_INITIAL_KL: "KL"}, canaries=("initial_kl",),
         meaning="How far the policy has moved. Healthy runs end at 0.01 to 0.3.",
     ),
     Panel(
         group="Policy and teacher", title="What the teacher could read", axis=_ATTEMPTS,
         keys={
-            "teacher/context_fraction": "anything",
-            "teacher/demonstration_fraction": "a solved sibling",
-            "teacher/feedback_fraction": "feedback",
-            "teacher/cut_fraction": "cut to fit",
+            names.TEACHER_CONTEXT_FRACTION: "anything",
+            names.TEACHER_DEMONSTRATION_FRACTION: "a solved sibling",
+            names.TEACHER_FEEDBACK_FRACTION: "feedback",
+            names.TEACHER_CUT_FRACTION: "cut to fit",
         },
         bounds=SHARE,
         meaning="Attempts for which a teacher context could be built, and from what. The routing "
@@ -223,12 +226,12 @@ _TEACHER = (
     ),
     Panel(
         group="Policy and teacher", title="Teacher refreshed", axis="1 = refreshed",
-        keys={"teacher/refreshed": "refreshed"}, bounds=SHARE, exact=True,
+        keys={names.TEACHER_REFRESHED: "refreshed"}, bounds=SHARE, exact=True,
         meaning="Steps after which a snapshot or gated teacher took over the student's weights.",
     ),
     Panel(
         group="Policy and teacher", title="Solved by the teacher", axis="share of its attempts",
-        keys={"teacher/solved": "solved"}, bounds=SHARE,
+        keys={names.TEACHER_SOLVED: "solved"}, bounds=SHARE,
         meaning="Attempts that the self-teacher sampled in its contexts and solved; only those are "
         "imitated.",
     ),
@@ -236,19 +239,19 @@ _TEACHER = (
         group="Policy and teacher", title="Teacher probe, gain in solved rate",
         axis="teacher minus student", bounds=DIFFERENCE, sparse=True, canaries=("teacher_harms",),
         keys={
-            "probe/gain_recipe": "this recipe's context",
-            "probe/gain_demonstration": "a demonstration",
-            "probe/gain_feedback": "feedback",
-            "probe/gain_both": "both",
-            "probe/gain_other_task": "another task's demonstration (control)",
-            "probe/gain_no_context": "bare task (control)",
+            names.probe_gain("recipe"): "this recipe's context",
+            names.probe_gain("demonstration"): "a demonstration",
+            names.probe_gain("feedback"): "feedback",
+            names.probe_gain("both"): "both",
+            names.probe_gain("other_task"): "another task's demonstration (control)",
+            names.probe_gain("no_context"): "bare task (control)",
         },
         meaning="How much more the same weights solve after reading a context. Above zero: "
         "self-distillation has something to give. The controls should lie near zero.",
     ),
     Panel(
         group="Policy and teacher", title="Teacher probe, failed attempts", axis=_ATTEMPTS,
-        keys={"probe/failed": "failed"}, bounds=SHARE, sparse=True,
+        keys={names.PROBE_FAILED: "failed"}, bounds=SHARE, sparse=True,
         meaning="The student's attempts that the probe's teacher then answered anew.",
     ),
 )  # fmt: skip
@@ -256,22 +259,23 @@ _TEACHER = (
 _COLLAPSE = (
     Panel(
         group="Signs of collapse", title="Repeated n-grams", axis="share of 6-grams", bounds=SHARE,
-        keys={"rollouts/repeated_ngrams": "repeated"}, canaries=("repetition",),
+        keys={names.ROLLOUTS_REPEATED_NGRAMS: "repeated"}, canaries=("repetition",),
         meaning="Six-token pieces that occurred before in the same attempt. Code repeats itself at "
         "0.05 to 0.2; loops reach 0.5 and more.",
     ),
     Panel(
         group="Signs of collapse", title="Attempts without the required form", axis=_ATTEMPTS,
-        keys={"rollouts/format_errors": "not judgeable"}, bounds=SHARE, canaries=("format_errors",),
+        keys={names.ROLLOUTS_FORMAT_ERRORS: "not judgeable"}, bounds=SHARE,
+        canaries=("format_errors",),
         meaning="Attempts that could not be judged at all (category incorrect_format).",
     ),
     Panel(
         group="Signs of collapse", title="Groups", axis="share of groups", bounds=SHARE,
         keys={
-            "rollouts/flat_groups": "all rewards equal",
-            "rollouts/flat_failed": "all equal, none solved",
-            "rollouts/groups_solved": "at least one solved",
-            "rollouts/redrawn": "replaced by others",
+            names.ROLLOUTS_FLAT_GROUPS: "all rewards equal",
+            names.ROLLOUTS_FLAT_FAILED: "all equal, none solved",
+            names.ROLLOUTS_GROUPS_SOLVED: "at least one solved",
+            names.ROLLOUTS_REDRAWN: "replaced by others",
         },
         canaries=("flat_groups",),
         meaning="Where all rewards of a group are equal, rewards alone teach nothing; where none "
@@ -279,13 +283,13 @@ _COLLAPSE = (
     ),
     Panel(
         group="Signs of collapse", title="Turns of a conversation", axis="turns per attempt",
-        keys={"rollouts/turns": "turns"}, bounds=POSITIVE,
+        keys={names.ROLLOUTS_TURNS: "turns"}, bounds=POSITIVE,
         meaning="Completions per attempt. Where an environment replies, a policy that stops asking "
         "shows as a fall to 1, and one that never answers as rollout.max_turns.",
     ),
     Panel(
         group="Signs of collapse", title="Words of doubt", axis="words per attempt",
-        keys={"rollouts/hedging_words": "words"}, bounds=POSITIVE,
+        keys={names.ROLLOUTS_HEDGING_WORDS: "words"}, bounds=POSITIVE,
         meaning='"wait", "maybe", "not sure" and the like. They rise when a policy learns to '
         "ramble instead of to answer, and fall to zero when it grows overconfident.",
     ),
@@ -295,21 +299,21 @@ _OPTIMISATION = (
     Panel(
         group="Optimisation", title="Loss", axis="loss",
         keys={
-            "loss/total": "total", "loss/distill": "distill", "loss/pg": "policy gradient",
-            "loss/kl": "KL",
+            names.LOSS_TOTAL: "total", names.loss("distill"): "distill",
+            names.loss("pg"): "policy gradient", names.loss("kl"): "KL",
         },
         meaning="What the optimizer minimises. Exactly zero in every step means that nothing was "
         "learnt; its size says nothing about quality.",
     ),
     Panel(
         group="Optimisation", title="Gradient norm", axis="norm before clipping", bounds=POSITIVE,
-        keys={"optim/grad_norm": "norm"}, canaries=("nothing_learnt",),
+        keys={names.OPTIM_GRAD_NORM: "norm"}, canaries=("nothing_learnt",),
         meaning="Length of the gradient before optim.grad_clip cuts it. Spikes that do not calm "
         "down come before most collapses; zero means that the step taught nothing.",
     ),
     Panel(
         group="Optimisation", title="Learning rate", axis="rate", bounds=POSITIVE, exact=True,
-        keys={"optim/lr": "rate"},
+        keys={names.OPTIM_LR: "rate"},
         meaning="Warm-up, then constant; a canary's rollback halves it.",
     ),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from sdpo.config.environments import JudgingConfig
 from sdpo.engines.base import Engine, Sampling
 from sdpo.envs.base import Env
 from sdpo.envs.episodes import turns_of
+from sdpo.metrics import names
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.rollouts.episodes import Attempt, Player
@@ -52,10 +53,10 @@ class Collected:
         drawn = [*self.groups, *self.left_out]
         verdicts = self.judged.verdicts
         return {
-            "rollouts/redrawn": len(self.left_out) / len(drawn) if drawn else 0.0,
-            "time/generate_s": self.generate_s,
-            "time/judge_s": self.judge_s,
-            "env/unjudged": verdicts.count(None) / len(verdicts),
+            names.ROLLOUTS_REDRAWN: len(self.left_out) / len(drawn) if drawn else 0.0,
+            names.TIME_GENERATE_S: self.generate_s,
+            names.TIME_JUDGE_S: self.judge_s,
+            names.ENV_UNJUDGED: verdicts.count(None) / len(verdicts),
         }
 
 

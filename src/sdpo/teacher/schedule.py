@@ -25,6 +25,7 @@ from sdpo.config.teacher import (
 )
 from sdpo.custom import load_function
 from sdpo.errors import CheckpointError, ConfigError
+from sdpo.metrics import names
 from sdpo.models.weights import Weights, copy_weights
 
 
@@ -146,7 +147,7 @@ class TeacherSchedule:
         metrics: Mapping[str, float],
     ) -> bool:
         """Copy the student at the end of a window, if the gate opens."""
-        self._window.append((metrics["train/reward"], metrics["rollouts/length_p90"]))
+        self._window.append((metrics[names.TRAIN_REWARD], metrics[names.rollouts_length(90, "")]))
         if len(self._window) < config.every:
             return False
         opens = not isinstance(config, GatedConfig) or self._gate_opens(config)

@@ -7,6 +7,7 @@ interrupted or failed write leaves the older checkpoints alone.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -255,10 +256,7 @@ def run_facts(config: RunConfig, env: Env | None = None) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "sdpo": __version__,
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("torch", "transformers", "numpy", "tokenizers")
-            },
+            **{name: _version(name) for name in ("torch", "transformers", "numpy", "tokenizers")},
         },
         "git": _git_state(),
         "host": {
@@ -269,6 +267,12 @@ def run_facts(config: RunConfig, env: Env | None = None) -> dict[str, Any]:
         },
         "command": sys.argv,
     }
+
+
+@functools.cache
+def _version(package: str) -> str:
+    """Of an installed package; to read its metadata takes a hundredth of a second."""
+    return importlib.metadata.version(package)
 
 
 def _fingerprint(env: Env) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from sdpo.config.schema import CustomEnvConfig, RunConfig
 from sdpo.config.teacher import CustomContextConfig, CustomScheduleConfig
 from sdpo.custom import forget_changed_files, source_of
 from sdpo.losses.check_divergence import check_divergence
-from sdpo.objectives import custom_divergence, routing_rule, token_weighting
+from sdpo.objectives import custom_divergence, routing_rule
 from sdpo.teacher.context import context_function
 from sdpo.teacher.schedule import share_function
+from sdpo.training.weighting import token_weighting
 
 
 def check_custom(config: RunConfig) -> None:

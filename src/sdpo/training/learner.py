@@ -23,6 +23,7 @@ from sdpo.config.schema import OptimConfig, RunConfig
 from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
+from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics
 from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.qualify import check_trainable
@@ -127,7 +128,7 @@ class Learner:
         if isinstance(self._config.objective, SftConfig):
             attempts = self._sample_teacher(groups)
             solved = [verdict.solved for group in attempts for verdict in group.verdicts]
-            metrics.add("teacher/solved", Mean.of(solved))
+            metrics.add(names.TEACHER_SOLVED, Mean.of(solved))
             groups = solved_only(attempts)
         count = self._config.optim.updates_per_step
         seed = self._derived("samples")
@@ -182,7 +183,7 @@ class Learner:
         self._num_updates_followed = self.optimizer.num_updates
         self.optimizer.num_steps += 1
         self.step += 1
-        return {"teacher/refreshed": float(refreshed)}
+        return {names.TEACHER_REFRESHED: float(refreshed)}
 
     def publish(self) -> None:
         """Let the engine sample from the current weights, under the number of updates so far."""

@@ -15,6 +15,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
 from sdpo.errors import CanaryStop
 from sdpo.inspection.held_out import TaskSet, own_tasks, probe
+from sdpo.metrics import names
 from sdpo.metrics.canaries import Alert, Canaries
 from sdpo.metrics.dashboard import Dashboard
 from sdpo.metrics.rollback import CURE, EvaluationHistory
@@ -66,7 +67,7 @@ class Run:
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
-        self._totals = {"rollouts_total": 0, "tokens_total": 0}
+        self._totals = {names.ROLLOUTS_TOTAL: 0, names.TOKENS_TOTAL: 0}
         self._last_rollout: tuple[str, Verdict] | None = None
         log = config.log if parallel.is_main else None
         self._writer = MetricsWriter(run_dir, log, config.model_dump(mode="json"))
@@ -151,8 +152,8 @@ class Run:
         groups = [*groups, *map(without_teacher, left_out)]
         metrics = rollout_metrics(groups)
         metrics.merge(losses.metrics)
-        self._totals["rollouts_total"] += sum(len(g.rollouts) for g in groups)
-        self._totals["tokens_total"] += sum(
+        self._totals[names.ROLLOUTS_TOTAL] += sum(len(g.rollouts) for g in groups)
+        self._totals[names.TOKENS_TOTAL] += sum(
             num_completion_tokens(r) for g in groups for r in g.rollouts
         )
         return metrics.reduce() | self._totals

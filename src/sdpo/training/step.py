@@ -22,12 +22,12 @@ from sdpo.inspection.tokens import CREDIT_ALTERNATIVES, credit_of, teacher_js
 from sdpo.losses.head.logits import token_statistics, token_support
 from sdpo.losses.objective import Denominators, ObjectiveResult, count_denominators, objective_loss
 from sdpo.losses.specs import ObjectiveSpec
+from sdpo.metrics import names
 from sdpo.metrics.sampler_gap import add_sampler_gap
 from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
-from sdpo.objectives import token_weighting
 from sdpo.parallel import Parallel
 from sdpo.progress import tell
 from sdpo.records import Key, Sample
@@ -36,6 +36,7 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
 from sdpo.training.optim import Optimizer
 from sdpo.training.targets import Targets, hidden_states, score_targets
+from sdpo.training.weighting import token_weighting
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,11 +111,11 @@ class Updater:
         result = StepResult(metrics=Metrics())
         for name in ("total", "distill", "pg", "kl"):
             # Present in every row, also when nothing had a gradient.
-            result.metrics.add(f"loss/{name}", Sum(0.0))
+            result.metrics.add(names.loss(name), Sum(0.0))
         counted = [(part, self._denominators(part, spec)) for part in updates]
         counted = [(part, counts) for part, counts in counted if any(astuple(counts))]
-        result.metrics.add("optim/lr", Last(self.optimizer.lr))
-        result.metrics.add("optim/grad_norm", Mean(0.0, 0.0 if counted else 1.0))
+        result.metrics.add(names.OPTIM_LR, Last(self.optimizer.lr))
+        result.metrics.add(names.OPTIM_GRAD_NORM, Mean(0.0, 0.0 if counted else 1.0))
         passes = self._config.passes
         old = self._old_policy([part for part, _ in counted], spec)
         # A teacher that stands still during a step need not read an attempt twice.
@@ -134,7 +135,7 @@ class Updater:
             scored = targets[index] or self._score(active, spec, result)
             targets[index] = scored if keeps else None
             self._update(active, scored, batch, result)
-        result.metrics.add("time/teacher_s", Max(result.teacher_s))
+        result.metrics.add(names.TIME_TEACHER_S, Max(result.teacher_s))
         return result
 
     def _score(self, active: Sequence[Sample], spec: ObjectiveSpec, result: StepResult) -> Targets:
@@ -188,11 +189,11 @@ class Updater:
         if problem := next(filter(None, self._parallel.gather(problem)), ""):
             self.optimizer.clear()
             raise NonFiniteLossError(problem)
-        result.metrics.add("optim/lr", Last(self.optimizer.lr))
+        result.metrics.add(names.OPTIM_LR, Last(self.optimizer.lr))
         tasks = ", ".join(dict.fromkeys(sample.task_id for sample in active))
         norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
         # Equal on all ranks, so the merged mean is the mean over updates.
-        result.metrics.add("optim/grad_norm", Mean(norm, 1.0))
+        result.metrics.add(names.OPTIM_GRAD_NORM, Mean(norm, 1.0))
 
     def _micro_batch(
         self,
@@ -244,8 +245,8 @@ class Updater:
         over the updates."""
         spec, share = batch.spec, batch.share
         for name, part in (("distill", loss.distill), ("pg", loss.pg), ("kl", loss.kl)):
-            metrics.add(f"loss/{name}", Sum(float(part) * share))
-        metrics.add("loss/total", Sum(float(loss.loss.detach()) * share))
+            metrics.add(names.loss(name), Sum(float(part) * share))
+        metrics.add(names.LOSS_TOTAL, Sum(float(loss.loss.detach()) * share))
         tokens = loss.tokens
         if batch.is_first and not (spec.pg is not None and spec.pg.kind == "sft"):
             sampled = [
@@ -259,9 +260,9 @@ class Updater:
             assert component is not None
             cap = component.ratio_cap
             add_sampler_gap(metrics, tokens.student_logprob, of_sampler, ratio_cap=cap)
-        metrics.add("policy/entropy_trained", _mean(tokens.student_entropy))
+        metrics.add(names.POLICY_ENTROPY_TRAINED, _mean(tokens.student_entropy))
         if spec.needs_initial:
-            metrics.add("policy/initial_kl", _mean(tokens.initial_kl))
+            metrics.add(names.POLICY_INITIAL_KL, _mean(tokens.initial_kl))
         taught = tokens.has_teacher
         if not bool(taught.any()):
             return
@@ -269,10 +270,10 @@ class Updater:
         solved = torch.tensor(
             [s.advantage > 0 for s in samples for m in s.loss_mask if m], device=taught.device
         )[taught]
-        metrics.add("policy/teacher_js", _mean(teacher_js(tokens, spec)[taught]))
-        metrics.add("teacher/entropy", _mean(tokens.teacher_entropy[taught]))
-        metrics.add("teacher/gap", _mean(gap))
-        metrics.add("teacher/gap_above_average", _mean(gap[solved]))
+        metrics.add(names.POLICY_TEACHER_JS, _mean(teacher_js(tokens, spec)[taught]))
+        metrics.add(names.TEACHER_ENTROPY, _mean(tokens.teacher_entropy[taught]))
+        metrics.add(names.TEACHER_GAP, _mean(gap))
+        metrics.add(names.TEACHER_GAP_ABOVE_AVERAGE, _mean(gap[solved]))
 
     @torch.no_grad()
     def _old_policy(

@@ -10,14 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdpo.losses.advantages import (
-    RlcsdCredit,
-    RlsdCredit,
-    group_advantages,
-    linear_decay,
-    rlcsd_advantages,
-    rlsd_advantages,
-)
+from sdpo.losses.advantages import group_advantages, rlcsd_advantages, rlsd_advantages
+from sdpo.losses.specs import RlcsdCredit, RlsdCredit
+from sdpo.objectives import linear_decay
 
 REWARDS = st.lists(st.floats(-10, 10), min_size=1, max_size=16)
 

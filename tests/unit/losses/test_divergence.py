@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from sdpo.losses.divergence import Divergence, support_divergence
+from sdpo.losses.divergence import support_divergence
 from sdpo.losses.head.support import top_tokens
+from sdpo.losses.specs import Divergence
 
 
 def evaluate(p, q, **spec):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sdpo.losses.importance import clipped_surrogate, logit_surrogate, ratio, truncated_ratio
-from sdpo.losses.policy_gradient import PolicyGradientSpec, sequence_loss, sequence_mean, token_loss
+from sdpo.losses.policy_gradient import sequence_loss, sequence_mean, token_loss
+from sdpo.losses.specs import PolicyGradientSpec
 
 PLAIN = {"kind": "grpo", "normalization": "token", "eps_low": 0.2, "eps_high": 0.28}
 SFT = {"kind": "sft", "normalization": "token"}

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from sdpo.losses.advantages import RlsdCredit
 from sdpo.losses.objective import count_denominators
-from sdpo.losses.policy_gradient import PolicyGradientSpec
 from sdpo.losses.reference import reference_counts
-from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
+from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec, PolicyGradientSpec, RlsdCredit
 from sdpo.records import Sample
 
 DISTILL = {

@@ -3,11 +3,19 @@ metric that no panel explains, both fail."""
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
+import re
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from synthetic_run import make_run
 
+import sdpo
+from sdpo.inspection.probe import Kind
+from sdpo.metrics import names as metric
 from sdpo.metrics.canaries import RULES
 from sdpo.report.panels import PANELS, STEP_SECONDS, TIME_PARTS, UNDRAWN
 
@@ -23,6 +31,52 @@ def names(run):
 @pytest.fixture(scope="module")
 def written(tiny_run, sft_run):
     return names(tiny_run) | names(sft_run)
+
+
+SOURCE = Path(sdpo.__file__).parent
+FAMILIES = (metric.EVAL_PASS_AT, metric.HOLDOUT, metric.ENV)
+"""Begin names that depend on the run's settings."""
+NAMED = {
+    value
+    for key, value in vars(metric).items()
+    if key.isupper() and isinstance(value, str) and value not in FAMILIES
+}
+NAMED |= {metric.loss(part) for part in ("distill", "pg", "kl")}
+NAMED |= {
+    metric.rollouts_length(percentile, outcome)
+    for percentile, outcome in itertools.product((50, 90), get_args(metric.Outcome))
+}
+KINDS = set(get_args(Kind)) - {"other_layout"}
+"""Those that a run's probe asks for; the other is of `sdpo check --probe`."""
+ESTIMATED = {metric.probe_gain(kind) for kind in KINDS} | {metric.EVAL_SOLVED}
+"""Those that have an interval."""
+NAMED |= ESTIMATED | {end(name) for name in ESTIMATED for end in (metric.low, metric.high)}
+
+
+def test_every_metric_of_a_real_run_has_a_name_in_the_one_list_and_every_name_is_written(written):
+    assert {name for name in written - NAMED if not name.startswith(FAMILIES)} == set()
+    assert written >= NAMED
+    for family in FAMILIES:
+        assert any(name.startswith(family) for name in written - NAMED), family
+
+
+def test_names_of_metrics_stand_in_one_module():
+    """The report asked for names that nobody wrote; a constant cannot be misspelt."""
+    begins = "|".join(sorted({name.partition("/")[0] for name in NAMED if "/" in name}))
+    spelt = re.compile(rf"(?:{begins}|holdout|env)/[a-z_@0-9]*")
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path == Path(metric.__file__):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and spelt.fullmatch(text):
+                wrong.append(f"{path.relative_to(SOURCE)}:{node.lineno} {text}")
+    assert wrong == []
+    in_the_page = "".join(path.read_text("utf-8") for path in SOURCE.rglob("assets/*.js"))
+    asked = set(re.findall(rf'["\'`]((?:{begins})/[a-z_0-9]+)["\'`]', in_the_page))
+    assert asked
+    assert asked <= NAMED
 
 
 def matches(key, name):

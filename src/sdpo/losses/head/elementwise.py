@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sdpo.losses.divergence import CustomDivergence
 from sdpo.losses.head.support import DivergenceGradient, Tile, divergence_of_tile
-from sdpo.losses.specs import DistillSpec
+from sdpo.losses.specs import CustomDivergence, DistillSpec
 from sdpo.losses.token_batch import OldSupport
 
 _COMPILE_ELEMENTS = 1 << 27

@@ -28,11 +28,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sdpo.losses.divergence import CustomDivergence, DivergenceKind
 from sdpo.losses.head.chunks import ChunkedPass, HeadInputs, TermsOf
 from sdpo.losses.head.logits import LmHead, Side
 from sdpo.losses.head.outputs import TokenOutputs
-from sdpo.losses.specs import DistillSpec
+from sdpo.losses.specs import CustomDivergence, DistillSpec, DivergenceKind
 from sdpo.losses.terms import Terms
 
 
