@@ -57,7 +57,7 @@ class Turn:
     """Sampled tokens, the end-of-turn token included when it was sampled."""
     sampler_logprobs: tuple[float, ...]
     """Log-probability of each completion token under the distribution that sampled it (temperature
-    applied), nats."""
+    applied), nats; NaN where nobody knows what that was."""
     text: str
     """Decoded completion without the end-of-turn token."""
     truncated: bool

@@ -360,6 +360,19 @@ def test_verifiers_rubric_is_the_weighted_sum_of_its_functions():
     assert judged(env, "answer: 3").reward == 0.5
 
 
+def parts(completion, **kwargs):
+    return {"lines": 3, "ok": True}
+
+
+def test_verifiers_functions_without_weight_may_log_their_parts():
+    """As published environments do (staros-stardata); a dict is no number, and the run stopped."""
+    verdict = judged(from_verifiers(FakeEnvironment([correct, parts], [1.0, 0.0])), "answer: 2")
+    assert (verdict.reward, verdict.solved) == (1.0, True)
+    assert verdict.metrics == {"correct": 1.0, "lines": 3.0, "ok": 1.0}
+    with pytest.raises(JudgeError, match="float"):
+        judged(from_verifiers(FakeEnvironment([correct, parts], [0.5, 0.5])), "answer: 2")
+
+
 def test_verifiers_questions_get_the_system_prompt_and_groups_of_rubrics_add_up():
     rubric = SimpleNamespace(
         rubrics=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import pickletools
 import sys
 import zlib
 from collections.abc import Iterator
@@ -69,6 +70,22 @@ def test_printing_the_statements_sample_is_not_solved() -> None:
     right = "print('YES' if int(input()) % 2 else 'NO')"
     assert judge_program(task(), right, split="public").solved
     assert judge_program(task(), right, split="private").solved
+
+
+def test_hidden_tests_packed_as_the_published_files_pack_them() -> None:
+    """Instructions of row 1873_A, with its columns; its samples come as text and, on the hub's
+    page, as a list."""
+    published = row(
+        question_title="Odd", platform="codeforces", contest_id="1873", difficulty="easy"
+    )  # fmt: skip
+    inside = zlib.decompress(base64.b64decode(str(published["private_test_cases"])))
+    opcodes = [(code.name, argument) for code, argument, _ in pickletools.genops(inside)]
+    assert [name for name, _ in opcodes] == ["PROTO", "FRAME", "BINUNICODE", "MEMOIZE", "STOP"]
+    assert opcodes[0] == ("PROTO", 4)
+    for samples in (json.dumps(SAMPLE), SAMPLE):
+        found = task(**{**published, "public_test_cases": samples}).reference
+        assert (len(found.private), len(found.public)) == (11, 5)
+        assert [test.input for test in found.private][1:] == [each["input"] for each in HIDDEN]
 
 
 def test_training_is_on_half_of_the_hidden_tests_and_evaluation_on_all() -> None:

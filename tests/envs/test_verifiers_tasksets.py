@@ -118,3 +118,26 @@ def test_a_reward_that_raises_stops_the_run():
 
     with pytest.raises(JudgeError, match="boom"):
         judged(from_verifiers(Taskset(vf.TasksetConfig())), "2")
+
+
+class Bare(vf.Task[SumData]):
+    """As TextArena's: the environment scores the game it plays."""
+
+
+class Bares(vf.Taskset[Bare]):
+    def load(self):
+        yield Bare(SumData(prompt="?", answer="2"))
+
+
+def test_a_task_that_its_environment_scores_had_reward_0_for_ever():
+    with pytest.raises(ConfigError, match="the task Bare of Bares has no rewards"):
+        from_verifiers(Bares(vf.TasksetConfig()))
+
+
+def test_text_games_of_the_package_are_refused():
+    pytest.importorskip("textarena")
+    from verifiers.v1.tasksets.textarena import TextArenaConfig, TextArenaTaskset
+
+    games = TextArenaTaskset(TextArenaConfig())
+    with pytest.raises(ConfigError, match="never ends; give TextArenaTaskset"):
+        from_verifiers(games)

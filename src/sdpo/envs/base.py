@@ -1,5 +1,5 @@
 """The environment contract: load tasks, judge rollouts, and optionally more (`Checking`,
-`Discoverable`, `Describing`, `Computing`, `Closing`; conversations: `episodes.py`).
+`Discoverable`, `Describing`, `Computing`, `Recorded`, `Closing`; conversations: `episodes.py`).
 
 An environment is plain Python over records; it never sees a model, tokenizer or tensor. `env(tasks,
 judge)` makes one from a list and a function.
@@ -26,9 +26,9 @@ class Env(Protocol):
     `load` takes `"train"` or `"eval"`. `judge` may be `async def`, is called concurrently and must
     not depend on call order; what it raises stops the run, except for `Unjudged` and its like. What
     else an environment may offer is one protocol each: `Solving`, `Checking`, `Discoverable`,
-    `Describing`, `Computing`, `Closing`, and in `episodes.py` `Opening`, `Replying`, `Limiting`,
-    `Equipping`; an attribute of that name is all it takes, and callers ask `isinstance(env,
-    Closing)`.
+    `Describing`, `Computing`, `Recorded`, `Closing`, and in `episodes.py` `Opening`, `Replying`,
+    `Limiting`, `Equipping`; an attribute of that name is all it takes, and callers ask
+    `isinstance(env, Closing)`.
     """
 
     def load(self, split: str) -> Sequence[Task]:
@@ -91,6 +91,15 @@ class Computing(Protocol):
     @property
     def judges_at_once(self) -> int:
         """Judge calls that make sense at once."""
+        ...
+
+
+@runtime_checkable
+class Recorded(Protocol):
+    """An environment with attempts that are already written down; nothing is sampled for those."""
+
+    def recorded(self, task: Task) -> str | None:
+        """The one attempt at `task`; None where attempts are sampled as usual."""
         ...
 
 

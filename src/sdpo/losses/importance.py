@@ -29,14 +29,16 @@ def truncated_ratio(
     logprob_T: Tensor, sampler_logprob_T: Tensor, ratio_cap: float | None
 ) -> Tensor | None:
     """min(pi / pi_sampler, ratio_cap) [T]: the truncated importance weight of Eq. 12. None when the
-    cap is None (off).
+    cap is None (off). A cap of less than 1 bounds the weight 1 of an unknown sampler too.
 
     The policy gradient passes the old policy (its own ratio corrects from there on), distillation
     the student.
     """
     if ratio_cap is None:
         return None
-    return ratio(logprob_T.detach(), sampler_logprob_T).clamp_max(ratio_cap)
+    # Where the sampler is not known (NaN), nothing can be corrected: weight 1.
+    known_T = torch.where(sampler_logprob_T.isnan(), logprob_T.detach(), sampler_logprob_T)
+    return ratio(logprob_T.detach(), known_T).clamp_max(ratio_cap)
 
 
 def logit_surrogate(

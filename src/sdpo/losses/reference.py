@@ -151,7 +151,7 @@ class Token:
             log_r=None if log_r is None else log_r[t],
             log_p_y=log_p[t, y],
             log_q_y=float(log_q[t, y]) if log_q is not None and is_taught else math.nan,
-            log_mu_y=float(batch.sampler_logprobs[t]),
+            log_mu_y=_known(batch.sampler_logprobs[t], log_p[t, y]),
             log_old_y=float(log_p[t, y].detach() if old is None else old[t]),
             advantage=float(batch.advantages[t]),
             distill_weight=float(batch.distill_weights[t]),
@@ -361,3 +361,8 @@ def bounded(value: float, bound: float | None) -> float:
 def one_with_gradient_of(log_p: Tensor) -> Tensor:
     """1, whose gradient is that of `log_p`."""
     return (log_p - log_p.detach()).exp()
+
+
+def _known(log_mu_y: Tensor, log_p_y: Tensor) -> float:
+    """The sampler's log-prob, or the student's where it is not known (NaN): ratio 1."""
+    return float(log_p_y.detach() if bool(log_mu_y.isnan()) else log_mu_y)

@@ -47,7 +47,7 @@ class TokenBatch:
     targets: Tensor
     """[T] sampled token ids."""
     sampler_logprobs: Tensor
-    """[T] as recorded while sampling."""
+    """[T] as recorded while sampling; NaN where it is not known what sampled."""
     advantages: Tensor
     """[T] the rollout's group advantage at each of its tokens."""
     distill_weights: Tensor

@@ -55,7 +55,8 @@ class TaughtTokens:
 
     @property
     def sampler_logprob(self) -> Tensor:
-        """[T] as recorded while sampling: the student's before this step."""
+        """[T] as recorded while sampling: the student's before this step. NaN in an attempt that
+        was not sampled here (`sdpo.envs.follow_ups`)."""
         sample = self.sample
         kept = [p for p, m in zip(sample.sampler_logprobs, sample.loss_mask, strict=True) if m]
         return torch.tensor(kept, dtype=torch.float32, device=self.device)

@@ -7,6 +7,7 @@ merge is the whole step.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -52,6 +53,7 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         for rollout in group.rollouts
         for part in rollout.turns or (rollout,)
         for p in part.sampler_logprobs
+        if not math.isnan(p)  # what was not sampled here says nothing
     ]
     metrics.add(names.POLICY_ENTROPY, Mean(-sum(logprobs), len(logprobs)))
     return metrics

@@ -32,9 +32,11 @@ def add_sampler_gap(
 
     `policy/sampler_gap` (mean), `policy/sampler_gap_p99`, `policy/sampler_gap_max`, and
     `policy/ratio_capped`, the share of tokens whose probability ratio exceeds `ratio_cap`. The
-    trainer's log-probs are those of the weights that sampled, at the same temperature.
+    trainer's log-probs are those of the weights that sampled, at the same temperature. Tokens of an
+    unknown sampler (NaN) are left out.
     """
     difference_T = (trainer_logprobs_T.detach() - sampler_logprobs_T).double()
+    difference_T = difference_T[~sampler_logprobs_T.isnan()]
     gap_T = difference_T.abs()
     count = len(gap_T)
     metrics.add(names.POLICY_SAMPLER_GAP, Mean(float(gap_T.sum()), float(count)))

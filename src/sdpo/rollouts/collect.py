@@ -20,6 +20,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
 from sdpo.rollouts.episodes import Attempt, Player
 from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged
+from sdpo.rollouts.recorded import recorded_ids
 from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
 
@@ -86,14 +87,22 @@ class Collector:
         for the caller, who knows what the others have judged.
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
-        tasks, their order and the batch split do not matter. Raises `PromptTooLongError` and
-        `JudgeError` (`judge_all` says when).
+        tasks, their order and the batch split do not matter. An attempt that the environment has
+        `Recorded` is taken as it is. Raises `PromptTooLongError`, `JudgeError` (`judge_all` says
+        when), and for recorded attempts what `recorded_ids` says.
         """
         start = time.perf_counter()
         wanted = share_attempts(tasks, group_size, parallel)
         prompts = self._prompts([task for task, _ in wanted])
+        recorded = recorded_ids(self.env, self.chat, tasks, group_size, sampling)
         attempts = [
-            Attempt(task=task, index=index, prompt_ids=prompt, read_ids=prompt)
+            Attempt(
+                task=task,
+                index=index,
+                prompt_ids=prompt,
+                read_ids=prompt,
+                recorded_ids=recorded.get(task.id),
+            )
             for (task, indices), prompt in zip(wanted, prompts, strict=True)
             for index in indices
         ]

@@ -26,6 +26,7 @@ from sdpo.envs.episodes import Episode, Opening, Replying, as_reply
 from sdpo.errors import JudgeError
 from sdpo.records import Reply, Rollout, Task, Turn, Verdict
 from sdpo.rollouts.judging import JUDGING, Ask, Judged, ask_all, checked_verdict, settled, tell_all
+from sdpo.rollouts.recorded import as_completion
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -42,6 +43,8 @@ class Attempt:
     """The task's own prompt, after which the attempt is judged and trained on."""
     read_ids: tuple[int, ...]
     """What is sampled after: `prompt_ids`, or a teacher's context in its place."""
+    recorded_ids: tuple[int, ...] | None = None
+    """Its completion, where that is written down already; None: it is sampled."""
     played_ids: tuple[int, ...] = ()
     """Everything after the prompt so far: completions and replies."""
     turns: list[Turn] = field(default_factory=list)
@@ -177,16 +180,23 @@ class Player:
             # A task that was drawn twice makes two requests, as other tasks do.
             return id(attempt.task), attempt.read_ids + attempt.played_ids, room
 
-        groups = [(key, list(group)) for key, group in itertools.groupby(active, prompt)]
+        for attempt in active:
+            if attempt.recorded_ids is not None:
+                self._take(attempt, as_completion(attempt.recorded_ids))
+        sampled = [attempt for attempt in active if attempt.recorded_ids is None]
+        groups = [(key, list(group)) for key, group in itertools.groupby(sampled, prompt)]
         requests = [
             GenerationRequest(prompt_ids=ids, seeds=tuple(map(seed_of, group)), max_new_tokens=room)
             for (_, ids, room), group in groups
         ]
-        found = self.engine.generate(requests, sampling)
+        found = self.engine.generate(requests, sampling) if requests else []
         for (_, group), completions in zip(groups, found, strict=True):
             for attempt, completion in zip(group, completions, strict=True):
-                attempt.turns.append(self._turn(attempt, completion))
-                attempt.played_ids += completion.token_ids
+                self._take(attempt, completion)
+
+    def _take(self, attempt: Attempt, completion: Completion) -> None:
+        attempt.turns.append(self._turn(attempt, completion))
+        attempt.played_ids += completion.token_ids
 
     def _turn(self, attempt: Attempt, completion: Completion) -> Turn:
         return Turn(

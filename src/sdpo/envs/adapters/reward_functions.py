@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Real
 from types import SimpleNamespace
 from typing import Any
@@ -53,15 +54,20 @@ def from_trl(
         env = from_trl([accuracy_reward, think_format_reward], dataset,
                        weights=[1.0, 0.1], solved_by="accuracy_reward")
     """
-    functions = [reward] if callable(reward) else list(reward)
-    factors = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
-    if not functions or len(factors) != len(functions):
-        raise TaskError(f"from_trl: {len(functions)} reward functions and {len(factors)} weights")
-    judge = _TrlJudge(functions, factors, solved_by, solved_at, feedback)
-    if solved_by is not None and solved_by not in judge.names:
-        raise TaskError(
-            f"from_trl(solved_by={solved_by!r}): the functions are {', '.join(judge.names)}"
-        )
+    rewards = TrlRewards(
+        reward, weights, solved_by=solved_by, solved_at=solved_at, where="from_trl"
+    )
+
+    def judge(task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
+        log = TrlLog()
+        said: Any = rollout.text
+        if not isinstance(task.reference["prompt"], str):
+            said = [{"role": "assistant", "content": said}]
+        values = trl_values(task.reference, said, rollout.completion_ids, log)
+        values["trainer_state"] = SimpleNamespace(global_step=rollout.policy_version)
+        write = None if feedback is None else partial(feedback, task, rollout.text)
+        return rewards.judge(values, log, write)
+
     return FunctionEnv(
         tasks_from_rows(rows, reference=None),
         judge,
@@ -69,46 +75,61 @@ def from_trl(
     )
 
 
-class _TrlJudge:
-    """Calls TRL's reward functions for one attempt at a time."""
+class TrlRewards:
+    """TRL's reward functions with their weights, called for one attempt at a time."""
 
     def __init__(
         self,
-        functions: Sequence[RewardFunction],
-        weights: Sequence[float],
+        reward: RewardFunction | Sequence[RewardFunction],
+        weights: Sequence[float] | None,
+        *,
         solved_by: str | None,
         solved_at: float,
-        feedback: WriteFeedback | None,
+        where: str,
     ) -> None:
-        self.names: list[str] = []
-        for function in functions:
+        """`where` is what the caller is called in messages."""
+        self._functions = [reward] if callable(reward) else list(reward)
+        self._weights = [1.0] * len(self._functions) if weights is None else list(weights)
+        if not self._functions or len(self._weights) != len(self._functions):
+            raise TaskError(
+                f"{where}: {len(self._functions)} reward functions and {len(self._weights)} weights"
+            )
+        self._names: list[str] = []
+        for function in self._functions:
             name = getattr(function, "__name__", type(function).__name__)
-            taken = sum(each.partition("#")[0] == name for each in self.names)
-            self.names.append(f"{name}#{taken + 1}" if taken else name)
-        self._functions, self._weights = functions, weights
+            taken = sum(each.partition("#")[0] == name for each in self._names)
+            self._names.append(f"{name}#{taken + 1}" if taken else name)
+        if solved_by is not None and solved_by not in self._names:
+            raise TaskError(
+                f"{where}(solved_by={solved_by!r}): the functions are {', '.join(self._names)}"
+            )
         self._solved_by, self._solved_at = solved_by, solved_at
-        self._feedback = feedback
 
-    def __call__(self, task: Task, rollout: Rollout) -> Verdict | Awaitable[Verdict]:
-        """The verdict; awaitable where a function is."""
-        log = _Log()
-        values = _trl_values(task.reference, rollout, log)
+    def judge(
+        self, values: dict[str, Any], log: TrlLog, write: Callable[[float], str | None] | None
+    ) -> Verdict | Awaitable[Verdict]:
+        """The verdict on the attempt that `values` describes, awaitable where a function is;
+        `write` makes feedback of its reward."""
         found = [function(**_accepted(function, values)) for function in self._functions]
         if any(map(inspect.isawaitable, found)):
-            return self._awaited(task, rollout, log, found)
-        return self._verdict(task, rollout, log, found)
+            return self._awaited(found, log, write)
+        return self._verdict(found, log, write)
 
-    async def _awaited(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
+    async def _awaited(
+        self, found: list[Any], log: TrlLog, write: Callable[[float], str | None] | None
+    ) -> Verdict:
         done = iter(await asyncio.gather(*(one for one in found if inspect.isawaitable(one))))
         ready = [next(done) if inspect.isawaitable(one) else one for one in found]
-        return self._verdict(task, rollout, log, ready)
+        return self._verdict(ready, log, write)
 
-    def _verdict(self, task: Task, rollout: Rollout, log: _Log, found: list[Any]) -> Verdict:
-        rewards = dict(zip(self.names, map(_one_of, found), strict=True))
+    def _verdict(
+        self, found: list[Any], log: TrlLog, write: Callable[[float], str | None] | None
+    ) -> Verdict:
+        rewards = dict(zip(self._names, map(_one_of, found), strict=True))
         known = {name: reward for name, reward in rewards.items() if reward is not None}
         if not known:
-            raise Unjudged(f"no reward function applies to task {task.id!r}: all returned None")
-        weights = dict(zip(self.names, self._weights, strict=True))
+            raise Unjudged("no reward function applies to this attempt: all returned None")
+        weights = dict(zip(self._names, self._weights, strict=True))
         total = sum(weights[name] * reward for name, reward in known.items())
         if self._solved_by is None:
             greatest = sum(max(0.0, weights[name]) for name in known)
@@ -118,13 +139,13 @@ class _TrlJudge:
         return Verdict(
             reward=total,
             solved=is_solved,
-            feedback=None if self._feedback is None else self._feedback(task, rollout.text, total),
+            feedback=None if write is None else write(total),
             metrics=(known if len(known) > 1 else {}) | log.metrics,
             info=log.extra,
         )
 
 
-class _Log:
+class TrlLog:
     """What reward functions log about one attempt."""
 
     def __init__(self) -> None:
@@ -140,15 +161,15 @@ class _Log:
         self.extra[name] = values[0]
 
 
-def _trl_values(row: Mapping[str, Any], rollout: Rollout, log: _Log) -> dict[str, Any]:
-    """What TRL calls a reward function with, for one attempt."""
-    is_chat = not isinstance(row["prompt"], str)
-    message = [{"role": "assistant", "content": rollout.text}]
+def trl_values(
+    row: Mapping[str, Any], completion: Any, completion_ids: Sequence[int], log: TrlLog
+) -> dict[str, Any]:
+    """What TRL calls a reward function with, for one attempt: `completion` is its text or its
+    messages."""
     values: dict[str, Any] = {key: [value] for key, value in row.items()}
-    values["completions"] = [message if is_chat else rollout.text]
-    values["completion_ids"] = [list(rollout.completion_ids)]
+    values["completions"] = [completion]
+    values["completion_ids"] = [list(completion_ids)]
     values["prompts"] = values.pop("prompt")
-    values["trainer_state"] = SimpleNamespace(global_step=rollout.policy_version)
     return values | {"log_metric": log.metric, "log_extra": log.column}
 
 

@@ -78,6 +78,10 @@ def _of_environment(environment: Any, solved: _Solved, feedback: Feedback | None
             value = _call(function, {**task.reference, **state, "state": state, **objects})
             if inspect.isawaitable(value):
                 value = await value
+            if isinstance(value, Mapping) and not weight:
+                # Published environments log their parts so: a function without weight.
+                metrics |= {str(key): float(part) for key, part in value.items()}
+                continue
             metrics[_name(function)] = float(value)
             total += weight * float(value)
         written = state.get("feedback") if feedback is None else feedback(task, state)
@@ -148,6 +152,12 @@ def _taskset_tasks(taskset: Any) -> list[Task]:
     for number, theirs in enumerate(taskset):
         if not number:
             _refuse_runtime(theirs)
+            if not theirs.hooks("reward"):
+                raise ConfigError(
+                    f"the task {type(theirs).__name__} of {name} has no rewards: its environment "
+                    "plays and scores it, which verifiers does; only tasks that judge one answer "
+                    "themselves can be adapted"
+                )
         data = theirs.data
         prompt = data.prompt
         if prompt is None:

@@ -5,7 +5,7 @@ Expected values never enter the process of the program under test. `assert f(5) 
 judge. A probe is a call or attribute of the program together with what surrounds it, as long as
 that contains nothing expected: `Pile().push(1).pop()`, `sorted(f(x))`.
 
-Four forms, tried in this order:
+Five forms, tried in this order:
 
     equals   probe == value         compared by `compare.values_match`; a value that is not a
                                     literal (`2.0 / 3.0`) is computed once per task in a *trusted*
@@ -17,6 +17,10 @@ Four forms, tried in this order:
                                     calls, the program's process answers those calls, and the test
                                     runs again on the answers (`assert_runs.py`); an exception is
                                     an answer: the stand-in raises it where the test may expect it
+
+    objects  s.limit = 5            the same for objects of a class of the program: everything that
+             a == b, for x in s     is done to them is carried out in the program's process
+                                    (`assert_objects.py`); needs a reference solution
 
 Lines before an assert that build an object (`s = Pile()`, `s.push(1)`) run in the program's process
 before each probe that needs them; other lines stay out of it.
@@ -46,8 +50,9 @@ from sdpo.envs.code.assert_names import (
     program_names,
     stored,
 )
+from sdpo.envs.code.assert_objects import is_about_state, stand_in_names
 
-Form = Literal["equals", "is", "trusted", "replay"]
+Form = Literal["equals", "is", "trusted", "replay", "objects"]
 
 _ABSORBED = frozenset(
     "abs bool bytes dict float frozenset int len list max min next".split()  # noqa: SIM905
@@ -78,6 +83,8 @@ class Compiled:
     """`trusted`: the condition as feedback shows it."""
     function: str = ""
     """`replay`: the name whose calls are recorded."""
+    names: tuple[str, ...] = ()
+    """`objects`: functions and classes of the program that the test uses."""
     expects_errors: bool = False
     """`replay`: whether the test handles exceptions of the program."""
 
@@ -94,6 +101,9 @@ def compile_test(
     tree = parse_python(source.strip())
     names = program_names(tree, entry_point, solution, setup)
     *lines, last = tree.body
+    has_state = entry_point is not None and is_class(entry_point, solution)
+    if has_state and is_about_state(tree, entry_point or "", has_reference=solution is not None):
+        return _of_objects(source, tree, entry_point or "", solution)
     if isinstance(last, ast.Assert) and all(isinstance(line, _PLAIN_LINES) for line in lines):
         asserts = [
             _compile_assert(line, tree.body[:index], names, entry_point)
@@ -110,11 +120,7 @@ def compile_test(
         raise ValueError(f"which of {several} is the program's function? Name it as entry_point")
     function = entry_point or used[0]
     if is_class(function, solution):
-        raise ValueError(
-            f"a loop, try or with around objects of the class {function} cannot be judged, because "
-            "they stay in the program's process; ask for a function that uses them, or write "
-            "asserts after lines that build them"
-        )
+        return _of_objects(source, tree, function, solution)
     expects_errors = any(isinstance(node, (ast.Try, ast.With)) for node in ast.walk(tree))
     return (
         Compiled(
@@ -125,6 +131,30 @@ def compile_test(
             expects_errors=expects_errors or "assertRaises" in source or "raises(" in source,
         ),
     )
+
+
+def _of_objects(
+    source: str, tree: ast.Module, class_name: str, solution: str | None
+) -> tuple[Compiled, ...]:
+    """A test whose objects are stand-ins. Raises ValueError without a reference that says what
+    they answer."""
+    if solution is None:
+        raise ValueError(
+            f"lines around objects of the class {class_name} (loops, try, with, attributes, "
+            "objects compared) need a reference_solution: it tells which answers are plain data; "
+            "give one, or assert what methods return after lines that build the objects"
+        )
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and any(
+            isinstance(op, (ast.Is, ast.IsNot)) and not isinstance(other, ast.Constant)
+            for op, other in zip(node.ops, node.comparators, strict=True)
+        ):
+            raise ValueError(
+                f"whether two objects of the class {class_name} are the same cannot be seen from "
+                f"outside its process: {ast.unparse(node)}; compare what they do"
+            )
+    names = stand_in_names(tree, solution)
+    return (Compiled(form="objects", condition=source, shown=source, names=names),)
 
 
 def own_sources(compiled: Compiled) -> tuple[str, ...]:
@@ -138,6 +168,9 @@ def own_sources(compiled: Compiled) -> tuple[str, ...]:
         case "replay":
             names = f"{compiled.function} = {CANDIDATE} = None"
             return (f"{names}\n{compiled.condition}",)
+        case "objects":
+            names = "".join(f"{name} = " for name in compiled.names)
+            return (f"{names}None\n{compiled.condition}",)
         case _:
             assert_never(compiled.form)
 

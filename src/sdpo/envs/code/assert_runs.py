@@ -21,6 +21,13 @@ from typing import Any
 
 from sdpo.envs.code.assert_forms import Compiled, as_source, compile_test, literal
 from sdpo.envs.code.assert_names import CANDIDATE
+from sdpo.envs.code.assert_objects import (
+    MAX_OPERATIONS,
+    OBJECTS,
+    answers_of,
+    failure_of,
+    script,
+)
 from sdpo.envs.code.assert_source import DECIDE, PYTEST, REPLAY
 from sdpo.envs.code.compare import values_match
 from sdpo.envs.code.tasks import CodeReference
@@ -71,7 +78,9 @@ class Prepared:
     value: Any = None
     """`equals` and `is`: the expected value."""
     calls: tuple[Call, ...] = ()
-    """Replay: each call in `probes`."""
+    """Replay: each call in `probes`. Objects: what the test does to the reference's objects."""
+    kinds: tuple[str, ...] = ()
+    """Objects: what the reference answers to each: `value`, `object` or `error`."""
 
 
 class AssertTests:
@@ -110,6 +119,14 @@ class AssertTests:
                 )
             probes = tuple(_call_source(compiled, call) for call in calls)
             return Prepared(compiled=compiled, probes=probes, calls=tuple(calls))
+        if compiled.form == "objects":
+            status, calls, message, kinds = self._objects(compiled, reference, None)
+            if status != "pass" or len(calls) > MAX_OPERATIONS:
+                problem = message or f"it does {len(calls)} things to objects"
+                raise TaskError(f"a test cannot be judged: {problem}\n{compiled.condition}")
+            return Prepared(
+                compiled=compiled, probes=(script(calls),), calls=tuple(calls), kinds=tuple(kinds)
+            )
         if compiled.form == "trusted":
             return Prepared(compiled=compiled, probes=compiled.probes)
         is_literal, value = literal(compiled.expected)
@@ -143,6 +160,8 @@ class AssertTests:
         compiled = prepared.compiled
         if compiled.form == "replay":
             return self._decide_replay(prepared, outcomes, reference, ask)
+        if compiled.form == "objects":
+            return self._decide_objects(prepared, outcomes[0], reference, ask)
         values = [outcome.value for outcome in outcomes]
         decision = Decision(
             holds=False,
@@ -228,6 +247,60 @@ class AssertTests:
             return "fail", calls, outcome.status.replace("_", " ")
         return outcome.value
 
+    def _decide_objects(
+        self, prepared: Prepared, outcome: Outcome, reference: CodeReference, ask: Ask
+    ) -> Decision:
+        compiled, calls = prepared.compiled, list(prepared.calls)
+        of_reference = {call[0]: kind for call, kind in zip(calls, prepared.kinds, strict=True)}
+        while True:
+            answers = answers_of(outcome, len(calls))
+            if answers is None:  # cut off, or not what our lines return
+                return Decision(holds=False, given=compiled.shown, outcome=outcome)
+            known = list(zip(calls, answers, strict=True))
+            wrong = next(
+                (answer[1] for (source,), answer in known
+                 if answer[0] == "object" and of_reference.get(source) == "value"), None,
+            )  # fmt: skip
+            if wrong is not None:
+                return _unlike(compiled, f"<{wrong} object>", "plain data where it is asked for")
+            status, calls, message, _ = self._objects(compiled, reference, known)
+            if status == "pass":
+                return Decision(holds=True)
+            if status == "broken":
+                raise TaskError(f"a test cannot be judged: {message}\n{compiled.condition}")
+            if status != "need" or len(calls) > MAX_OPERATIONS:
+                break
+            outcome = ask(script(calls))
+            if outcome.status != "value":
+                return Decision(holds=False, given=compiled.shown, outcome=outcome)
+        last = known[len(calls) - 1][1] if 0 < len(calls) <= len(known) else [True, None]
+        if status == "raised":
+            return Decision(holds=False, given=compiled.shown, outcome=failure_of(last))
+        output = show(last[1]) if last[0] is True else str(last[1])
+        return _unlike(compiled, output, message)
+
+    def _objects(
+        self,
+        compiled: Compiled,
+        reference: CodeReference,
+        known: Sequence[tuple[Call, list[Any]]] | None,
+    ) -> tuple[str, list[Call], str, list[str]]:
+        """(pass | fail | raised | broken | need, operations, message, kinds of answers); see
+        `_replay`."""
+        program = f"{_own_code(reference)}\n{REPLAY}\n{OBJECTS}"
+        arguments = f"{compiled.condition!r}, {list(compiled.names)!r}"
+        if known is None:
+            return self._own_value(f"_objects({arguments}, None)", reference, program)
+        calls = [call for call, _ in known]
+        try:
+            answers = as_source([[call, *answer] for call, answer in known])
+        except TypeError:
+            return "fail", calls, "an answer is not plain data", []
+        outcome = self._trusted(f"_objects({arguments}, {answers})", program, reference)
+        if outcome.status != "value":
+            return "fail", calls, outcome.status.replace("_", " "), []
+        return outcome.value
+
     def _own_value(
         self, expression: str, reference: CodeReference, source: str | None = None
     ) -> Any:
@@ -246,6 +319,11 @@ class AssertTests:
         program = Program(source=source, mode="expressions")
         (outcome,) = self.sandbox.run(program, [expression], trusted_limits(reference))
         return outcome
+
+
+def _unlike(compiled: Compiled, output: str, message: str) -> Decision:
+    expected = f"a result for which this passes ({message}):\n{compiled.condition}"
+    return Decision(holds=False, given=compiled.shown, output=output, expected=expected)
 
 
 def trusted_limits(reference: CodeReference) -> Limits:
