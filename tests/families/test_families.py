@@ -14,8 +14,8 @@ pytestmark = [
 ]
 
 EXPECTED = {
-    "axk2": ("cached", "rows", "one matrix"),  # one norm inside another
-    "bamba": ("uncached", "rows", "one matrix"),  # decodes differently with its own cache
+    "axk2": ("by length", "rows", "one matrix"),  # one norm inside another
+    "bamba": ("cached", "rows", "one matrix"),  # decodes differently without positions
     "cohere2": ("fast", "blocks", "one matrix with scale 0.0625"),
     "deepseek_v3": ("fast", "blocks", "one matrix"),  # values of another size than keys
     "diffllama": ("cached", "blocks", "one matrix"),  # attends twice in a layer
@@ -29,7 +29,7 @@ EXPECTED = {
     "llama4_text": ("cached", "rows", "one matrix"),  # a prefix that is not there
     "mamba": ("cached", "rows", "one matrix"),  # a cache of another name
     "minicpm3": ("fast", "blocks", "one matrix with scale 0.25"),
-    "minimax": ("cached", "rows", "one matrix"),
+    "minimax": ("by prompt", "rows", "one matrix"),
     "phi": ("fast", "blocks", "one matrix with a bias"),
     "qwen3_5_text": ("cached", "rows", "one matrix"),
     "recurrent_gemma": ("uncached", "rows", "one matrix with soft-cap 30"),

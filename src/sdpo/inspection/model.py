@@ -9,11 +9,19 @@ import torch
 from transformers import PreTrainedModel
 
 from sdpo.engines.base import Engine
-from sdpo.engines.fallback import can_batch, can_cache
+from sdpo.engines.cache_use import cache_use_of
+from sdpo.engines.own_cache import Together
 from sdpo.engines.trial import check_sampler
 from sdpo.models.head import head_form_of
 from sdpo.models.qualify import Refusal, check_trainable, fast_path_of, tree_kind_of
 from sdpo.models.structure import causal_lm, name_of
+
+_HOW: dict[Together, str] = {
+    "any": "prompts together with its own cache",
+    "equal": "prompts of equal length together with its own cache",
+    "one": "one prompt at a time with its own cache",
+    "none": "no cache, in time quadratic in the length",
+}
 
 
 def model_findings(model: torch.nn.Module, engine: Engine) -> list[str]:
@@ -32,9 +40,7 @@ def _sampling(model: PreTrainedModel) -> str:
     path = fast_path_of(model)
     if not isinstance(path, Refusal):
         return "prompts are computed once for all their attempts"
-    how = "its own cache" if can_cache(model) else "no cache, in time quadratic in the length"
-    together = "prompts of equal length together" if can_batch(model) else "one prompt at a time"
-    return f"{together} with {how}, because {path.reason}"
+    return f"{_HOW[cache_use_of(model)]}, because {path.reason}"
 
 
 def _training(model: PreTrainedModel) -> str:

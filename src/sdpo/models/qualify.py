@@ -105,7 +105,7 @@ def _cache_of(model: PreTrainedModel) -> CacheShape | Refusal:
         found = _against_trees(model) or _look_at_cache(model)
     if isinstance(found, Refusal):
         _logger.warning(
-            "%s is sampled the slow way, prompts of one length at a time: %s",
+            "%s is sampled the slow way: %s",
             name_of(model),
             found.reason,
         )
