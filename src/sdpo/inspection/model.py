@@ -12,8 +12,10 @@ from sdpo.engines.base import Engine
 from sdpo.engines.cache_use import cache_use_of
 from sdpo.engines.own_cache import Together
 from sdpo.engines.trial import check_sampler
+from sdpo.models.adapters import has_adapter
 from sdpo.models.head import head_form_of
 from sdpo.models.qualify import Refusal, check_trainable, fast_path_of, tree_kind_of
+from sdpo.models.quantized import said_of_bytes
 from sdpo.models.structure import causal_lm, name_of
 
 _HOW: dict[Together, str] = {
@@ -27,12 +29,14 @@ _HOW: dict[Together, str] = {
 def model_findings(model: torch.nn.Module, engine: Engine) -> list[str]:
     """How `model` is sampled and trained. Raises `SdpoError` for one that cannot be."""
     inner = causal_lm(model)
-    check_trainable(inner)
+    check_trainable(model)
     gap = check_sampler(engine, inner)
     return [
-        f"model: {name_of(inner)}, {inner.dtype} on {inner.device}".replace("torch.", ""),
+        f"model: {name_of(inner)}, {inner.dtype} on {inner.device}".replace("torch.", "")
+        + said_of_bytes(model),
         f"sampling: {_sampling(inner)}; {gap:.1g} nats from a plain pass",
         f"training: {_training(inner)}; the LM head is {head_form_of(inner)}",
+        *_adapters(model),
     ]
 
 
@@ -41,6 +45,27 @@ def _sampling(model: PreTrainedModel) -> str:
     if not isinstance(path, Refusal):
         return "prompts are computed once for all their attempts"
     return f"{_HOW[cache_use_of(model)]}, because {path.reason}"
+
+
+def _adapters(model: torch.nn.Module) -> list[str]:
+    """What has no adapters although it is most of a mixture: LoRA takes matrices, and experts are
+    stacked in one tensor."""
+    if not has_adapter(model):
+        return []
+    names, count = set(), 0
+    for path, module in causal_lm(model).named_modules():
+        if isinstance(module, torch.nn.Conv1d | torch.nn.Conv2d | torch.nn.Conv3d):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() > 2 and not parameter.requires_grad:
+                names.add(f"{path.rpartition('.')[2]}.{name}")
+                count += parameter.numel()
+    if not names:
+        return []
+    return [
+        f"adapters: none on {count / 1e6:.3g} million weights of {', '.join(sorted(names))}: LoRA "
+        "takes linear layers, and these are stacked; they stay as they are"
+    ]
 
 
 def _training(model: PreTrainedModel) -> str:
