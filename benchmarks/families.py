@@ -2,7 +2,7 @@
 of one length at a time, and one prompt at a time.
 
     python benchmarks/families.py                             hybrids and gpt-oss, 32 prompts
-    python benchmarks/families.py --families lfm2 --hidden 256
+    python benchmarks/families.py --families lfm2 --layers 4
 
 Weights are random; prompts have 20 to 60 tokens, as many different lengths as 32 prompts draw.
 Contenders take turns in one process. Tokens are counted per second of processor time, which a busy
@@ -28,6 +28,7 @@ import transformers
 from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.cache_use import cache_use_of
 from sdpo.engines.local import LocalEngine
+from sdpo.models.device import keep_freed_memory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "families"))
 from tiny_families import VOCABULARY, build
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    keep_freed_memory()  # as runs do
     warnings.filterwarnings("ignore")
     logging.getLogger("sdpo").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
