@@ -154,7 +154,6 @@ EXTRA: dict[str, dict[str, Any]] = {
     "qwen3_5_moe_text": _DELTA,
     "qwen3_5_text": _DELTA,
     "qwen3_next": _DELTA,
-    "qwen4_exp_text": _HYBRID,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlstm": {"v_head_dim": OMIT, "num_heads": 4},
     "youtu": _LATENT,
