@@ -109,6 +109,8 @@ TURNS = {
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),
+    # Refused where bitsandbytes is not installed.
+    "LoraConfig.quantization": turn("nf4", observe=loaded),
     "LoraConfig.options": turn("{{target_modules = ['q_proj']}}", observe=loaded),
     "JudgingConfig.retries": turn("0", "env.retries=1", observe=judge_calls),
     "JudgingConfig.timeout_s": turn("0.05", "env.retries=0", observe=judge_calls),

@@ -14,7 +14,7 @@ import torch
 from tiny_families import VOCABULARY, build
 
 from sdpo.engines.base import GenerationRequest, Sampling
-from sdpo.engines.fallback import can_cache
+from sdpo.engines.cache_use import cache_use_of
 from sdpo.engines.local import LocalEngine
 from sdpo.errors import SdpoError
 from sdpo.losses.head.logits import token_statistics
@@ -25,6 +25,7 @@ from sdpo.models.structure import backbone_of
 
 LOGPROB_TOLERANCE = 1e-3
 GRADIENT_TOLERANCE = 1e-3
+_HOW = {"any": "cached", "equal": "by length", "one": "by prompt", "none": "uncached"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def try_model(family: str, model: torch.nn.Module) -> Outcome:
         found["sampling_gap"] = sampling_gap(model)
         path = fast_path_of(model)
         slow = isinstance(path, Refusal)
-        found["sampling"] = "fast" if not slow else "cached" if can_cache(model) else "uncached"
+        found["sampling"] = _HOW[cache_use_of(model)] if slow else "fast"
         found["head"] = str(head_form_of(model))
         kind = tree_kind_of(model)
         found["training"] = "rows" if isinstance(kind, Refusal) else kind

@@ -81,9 +81,10 @@ tiny random model of every text decoder that transformers knows, in float32 on a
 `sdpo check RECIPE` tries the model at hand in the same way.
 
 - *Sampling*: `fast` computes a prompt once for all its attempts and decodes prompts together;
-  `cached` decodes prompts of equal length together with the model's own cache; `uncached` computes
-  the whole sequence for every token, because the model's cache gives other logits than a plain
-  pass. The number is the largest difference of a sampled log-prob from a plain pass, in nats.
+  `cached` decodes prompts of any length together with the model's own cache, `by length` those of
+  equal length, `by prompt` the attempts at one; `uncached` computes the whole sequence for every
+  token, because the model's cache gives other logits than a plain pass. The number is the largest
+  difference of a sampled log-prob from a plain pass, in nats.
 - *Training*: `blocks` computes what sequences begin with once; `rows` gives each a row of its own.
   The number is the largest difference of a parameter's gradient from that of plain rows, relative
   to the largest gradient.

@@ -95,6 +95,14 @@ OMIT: Any = object()
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 _LATENT = {"num_key_value_heads": 4}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
+_DELTA = {
+    **_HYBRID,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+"""A state as small as the rest; the default one is 2 MB a row and layer."""
 EXTRA: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
     "axk2": _LATENT,
@@ -135,10 +143,17 @@ EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
     "minicpm3": {**_LATENT, "dim_model_base": 8},
     "modernbert-decoder": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    "nemotron_h": {
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 1,
+        "layers_block_type": ["mamba", "full_attention"],
+    },
     "olmo_hybrid": _HYBRID,
-    "qwen3_5_moe_text": _HYBRID,
-    "qwen3_5_text": _HYBRID,
-    "qwen3_next": _HYBRID,
+    "qwen3_5_moe_text": _DELTA,
+    "qwen3_5_text": _DELTA,
+    "qwen3_next": _DELTA,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlstm": {"v_head_dim": OMIT, "num_heads": 4},
     "youtu": _LATENT,

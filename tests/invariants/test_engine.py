@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sdpo.engines.base import GenerationRequest, Sampling
+from sdpo.engines.cache_use import cache_use_of
 from sdpo.engines.completions import open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import can_batch, can_cache, sample_prompts
+from sdpo.engines.fallback import SlowSampler
 from sdpo.engines.graphs import CapturedStep, StepGraphs
 from sdpo.engines.local import LocalEngine
 from sdpo.kernels import sdpa as fused_attention
@@ -34,7 +35,10 @@ FAST = {
 }
 GENERIC = {
     "bloom": {"n_layer": 2, "n_head": 4},  # position biases in the scores
+    "gpt_oss": {"sliding_window": WINDOW, "num_local_experts": 4},  # sinks beside a window
+    "inkling_text": {"sliding_window": WINDOW, "num_experts": 4},  # convolutions in attention
     "lfm2": {"layer_types": ["conv", "full_attention"]},  # a recurrent layer
+    "llama4_text": {"attention_chunk_size": WINDOW, "num_local_experts": 4},  # chunks
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 2},  # no keys at all
 }
 LENGTHS = (1, 7, 12, 20)
@@ -142,9 +146,12 @@ def test_both_paths_sample_the_same():
     model, requests = build("gemma2", FAST["gemma2"]), make_requests(LENGTHS, group=3)
     fast = LocalEngine(model).generate(requests, SAMPLING)
     prompts, groups = open_completions(requests, SAMPLING)
+    completions = [completion for group in groups for completion in group]
+    sampler = SlowSampler(
+        model, prompts, completions, SAMPLING, max_sequences=5, max_prefill_tokens=20
+    )
     with torch.no_grad():
-        for completions in groups:
-            sample_prompts(model, prompts, completions, SAMPLING)
+        sampler.run()
     assert [[c.token_ids for c in group] for group in fast] == [
         [completion.close().token_ids for completion in group] for group in groups
     ]
@@ -225,13 +232,14 @@ def test_a_beginning_that_prompts_share_is_computed_once(device_kind, monkeypatc
 
 
 @pytest.mark.parametrize("family", GENERIC)
-def test_prompts_of_equal_length_are_sampled_together_as_each_alone(family):
+def test_prompts_of_any_length_are_sampled_together_as_each_alone(family):
     model = build(family, GENERIC[family])
-    requests = make_requests((9, 12, 9, 9), group=3)
+    requests = make_requests((9, 1, 20, 9), group=3)
     together = LocalEngine(model).generate(requests, SAMPLING)
-    assert can_batch(model)
+    few = LocalEngine(model, max_sequences=4, max_prefill_tokens=9).generate(requests, SAMPLING)
+    assert cache_use_of(model) == "any"
     alone = [LocalEngine(model).generate([request], SAMPLING)[0] for request in requests]
-    assert [[c.token_ids for c in g] for g in together] == [[c.token_ids for c in g] for g in alone]
+    assert token_ids(together) == token_ids(few) == token_ids(alone)
 
 
 def test_a_cache_that_cannot_be_copied_is_used_for_one_prompt_at_a_time(monkeypatch):
@@ -244,6 +252,5 @@ def test_a_cache_that_cannot_be_copied_is_used_for_one_prompt_at_a_time(monkeypa
     monkeypatch.setattr("transformers.cache_utils.Cache.reorder_cache", fails)
     model = build("lfm2", GENERIC["lfm2"])
     found = LocalEngine(model).generate(make_requests((9, 9), group=3), SAMPLING)
-    assert can_cache(model)
-    assert not can_batch(model)
+    assert cache_use_of(model) == "one"
     assert [[c.token_ids for c in g] for g in found] == [[c.token_ids for c in g] for g in expected]

@@ -8,7 +8,7 @@ from engine_requests import make_requests, token_ids
 
 from sdpo.engines.base import Sampling
 from sdpo.engines.completions import open_completions
-from sdpo.engines.fallback import sample_prompts
+from sdpo.engines.fallback import SlowSampler
 from sdpo.engines.local import LocalEngine
 from sdpo.models.qualify import FastPath, fast_path_of
 from sdpo.testing import tiny_model
@@ -42,7 +42,14 @@ def one_at_a_time(model, requests, sampling):
     prompts, groups = open_completions(requests, sampling)
     with torch.no_grad():
         for completions in groups:
-            sample_prompts(model, prompts, completions, sampling)
+            SlowSampler(
+                model,
+                prompts,
+                completions,
+                sampling,
+                max_sequences=len(completions),
+                max_prefill_tokens=4096,
+            ).run()
     return [[completion.close() for completion in group] for group in groups]
 
 

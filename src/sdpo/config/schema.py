@@ -48,6 +48,10 @@ class LoraConfig(Config):
     """More fields of PEFT's LoraConfig, for instance `{target_modules = ["q_proj", "v_proj"]}` or
     `{use_rslora = true}`: which layers, and how they are scaled and start. Default: every linear
     layer but the head."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Format of the frozen base: `nf4` holds its linear layers in 4 bits (QLoRA), a quarter of
+    bfloat16's memory, and samples and trains more slowly; needs the extra `qlora`. Embeddings, LM
+    head and adapters stay as they are. Paper: none."""
 
 
 AdapterConfig = Annotated[FullWeightsConfig | LoraConfig, Field(discriminator="type")]

@@ -1,248 +1,193 @@
 """Sampling for any causal language model, with transformers' own cache or without any.
 
 For architectures that the fast path refuses (recurrent layers, positional biases, unusual
-attention). Prompts of one length at a time, so nothing is padded: padding would enter a recurrent
-state. The model makes its own cache; whether it can be copied from a prompt to its completions, and
-whether decoding with it gives what plain passes give, is tried once. Where it does not, every step
-computes the whole sequence again.
+attention). The model makes its own cache; `cache_use.py` says which prompts can be decoded together
+with it. Where none can, every step computes whole sequences again.
 
-Shapes: P prompts, R completions of them, T tokens, V vocabulary.
+Shapes: R completions, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from itertools import groupby
+from typing import assert_never
 
 import torch
 from transformers import PreTrainedModel
 
 from sdpo.engines.base import Sampling
+from sdpo.engines.cache_use import cache_use_of
 from sdpo.engines.completions import OpenCompletion
+from sdpo.engines.own_cache import CachedRows
 from sdpo.engines.sampling import sample_tokens, uniforms
-from sdpo.errors import EngineError, first_line
-from sdpo.models.structure import (
-    changing_rotation,
-    evaluating,
-    float32_weights,
-    max_positions,
-    name_of,
-    once,
-    probe_ids,
-)
-from sdpo.models.trials import agree, plain_logits
-
-_logger = logging.getLogger(__name__)
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""What models call the cache that they return and take: most, Mamba, RWKV."""
-_TRIAL_PROMPT = 9
-_TRIAL_STEPS = 2
+from sdpo.errors import EngineError
+from sdpo.models.structure import changing_rotation, max_positions, name_of
+from sdpo.progress import tell
 
 
-class _CachedRows:
-    """Rows after prompts of equal length, continued a token at a time with the model's own cache.
+class SlowSampler:
+    """One call of `generate` on the slow path.
 
-    `moves`: each prompt is computed once and its cache copied to its rows, and rows can be dropped,
-    by what transformers has for beam search; else every row computes its prompt, and all stay.
+    Memory: what the model's own cache takes, and logits [max_sequences, V]; without a cache logits
+    [max_sequences, T, V].
+
+    Example:
+        sampler = SlowSampler(
+            model, prompts, completions, sampling, max_sequences=64, max_prefill_tokens=4096
+        )
+        sampler.run()
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        prompts: Sequence[Sequence[int]],
-        prompt_of_row: Sequence[int],
+        prompts: Sequence[tuple[int, ...]],
+        completions: Sequence[OpenCompletion],
+        sampling: Sampling,
         *,
-        moves: bool,
+        max_sequences: int,
+        max_prefill_tokens: int,
     ) -> None:
-        self.moves = moves
+        """Raises `EngineError` for a model that cannot be sampled, or not that far."""
         self._model = model
-        # Not every forward pass can leave out the logits of a prompt.
-        takes = inspect.signature(model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        ids_PT = torch.tensor([tuple(prompt) for prompt in prompts], device=model.device)
-        rows_R = torch.tensor(prompt_of_row, device=model.device)
-        if moves:
-            self.logits_RV = self._read(ids_PT, None)
-            self.select(rows_R)
+        self._prompts = prompts
+        self._sampling = sampling
+        self._max_sequences = max_sequences
+        self._max_prefill_tokens = max_prefill_tokens
+        self._together = cache_use_of(model)
+        self._waiting = deque(sorted(completions, key=lambda c: (self._length(c), c.prompt)))
+        self._row = {completion: row for row, completion in enumerate(completions)}
+        self._numbers_NT = uniforms([c.seed for c in completions], sampling.max_new_tokens)
+        self._done = self._tokens = 0
+        longest = max(self._length(c) + c.limit for c in completions)
+        if (kind := changing_rotation(model)) and longest > max_positions(model):
+            raise EngineError(
+                f"{name_of(model)}: its {kind} rotary scaling changes after {max_positions(model)} "
+                f"tokens, and a prompt with its completion may have {longest}; lower "
+                "rollout.max_completion_tokens, or take another model"
+            )
+
+    def run(self) -> None:
+        """Fills every completion."""
+        self._tell()
+        if self._together == "none":
+            self._run_without_cache()
         else:
-            self.logits_RV = self._read(ids_PT[rows_R], None)
+            self._run_with_cache()
 
-    def step(self, tokens_R: torch.Tensor) -> None:
-        self.logits_RV = self._read(tokens_R[:, None], self._cache)
+    def _run_with_cache(self) -> None:
+        """Samples a token of every row at a time. Where any prompts go together, others enter when
+        a quarter of the rows is free and not one by one: while they are computed, no row
+        advances."""
+        most = self._max_sequences * 3 // 4 if self._together == "any" else 0
+        live: list[OpenCompletion] = []
+        rows: CachedRows | None = None
+        while self._waiting or live:
+            if self._waiting and len(live) <= most:
+                entered = self._take(self._max_sequences - len(live))
+                new = self._begin(entered)
+                if rows is None or not live:
+                    rows = new
+                else:
+                    rows.join([new])
+                live += entered
+            assert rows is not None
+            tokens_R = self._sample(live, rows.logits_RV)
+            kept = [row for row, completion in enumerate(live) if not completion.is_finished]
+            if kept and (len(kept) == len(live) or not rows.moves):
+                rows.step(tokens_R)
+                continue
+            live = [live[row] for row in kept]
+            if kept:
+                rows.select(kept)
+                rows.step(tokens_R[kept])
 
-    def select(self, rows_R: torch.Tensor) -> None:
-        """Go on with these rows, in this order; the same one may be there twice."""
-        self._cache.reorder_cache(rows_R)
-        self.logits_RV = self.logits_RV[rows_R]
+    def _take(self, free: int) -> list[OpenCompletion]:
+        """The next completions that can be decoded together, `free` at most."""
+        taken = [self._waiting.popleft()]
+        while self._waiting and len(taken) < free and self._goes_with(taken[0], self._waiting[0]):
+            taken.append(self._waiting.popleft())
+        return taken
 
-    def _read(self, ids_RT: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits [R, V] after the last token; the first time the model makes a cache itself."""
-        given = {} if cache is None else {self._cache_name: cache}
-        output = self._model(input_ids=ids_RT, use_cache=True, **given, **self._options)
-        self._cache_name = next(name for name in _CACHE_NAMES if getattr(output, name, None))
-        self._cache: Any = getattr(output, self._cache_name)
-        return output.logits[:, -1]
+    def _goes_with(self, one: OpenCompletion, other: OpenCompletion) -> bool:
+        match self._together:
+            case "any":
+                return True
+            case "equal":
+                return self._length(one) == self._length(other)
+            case "one":
+                return one.prompt == other.prompt
+            case "none":
+                return False
+            case unknown:
+                assert_never(unknown)
 
+    def _begin(self, completions: Sequence[OpenCompletion]) -> CachedRows:
+        """Rows of `completions`, in their order, after their prompts: prompts of one length at a
+        time and, where rows can be joined, of about `max_prefill_tokens` tokens."""
+        parts = []
+        for length, group in groupby(completions, key=self._length):
+            members = list(group)
+            used = sorted({completion.prompt for completion in members})
+            size = len(used)
+            if self._together == "any":
+                size = max(1, self._max_prefill_tokens // length)
+            for start in range(0, len(used), size):
+                chunk = used[start : start + size]
+                parts.append(
+                    CachedRows(
+                        self._model,
+                        [self._prompts[prompt] for prompt in chunk],
+                        [chunk.index(c.prompt) for c in members if c.prompt in chunk],
+                        self._together,
+                    )
+                )
+        if len(parts) > 1:
+            parts[0].join(parts[1:])
+        return parts[0]
 
-@once
-@torch.no_grad()
-def _cache_use_of(model: PreTrainedModel) -> Literal["prompts", "prompt", "none"]:
-    """How many prompts at a time `model` can be decoded with its own cache. Raises `EngineError`
-    for a model that does not even run plainly."""
-    ids_T = probe_ids(model, _TRIAL_PROMPT + _TRIAL_STEPS)
-    with evaluating(model), float32_weights(model):
-        try:
-            expected_TV = plain_logits(model, ids_T)
-            beginning_TV = plain_logits(model, ids_T[:_TRIAL_PROMPT])
-        except Exception as error:
-            raise EngineError(
-                f"{name_of(model)} cannot be sampled here: {first_line(error)}; take another model"
-            ) from error
-        if not agree(beginning_TV, expected_TV[:_TRIAL_PROMPT]):
-            # PaliGemma attends to a whole prompt; the loss would see other probabilities.
-            raise EngineError(
-                f"{name_of(model)} cannot be sampled here: its logits depend on later tokens; take "
-                "a causal language model"
-            )
-        reason = _why_not(model, ids_T, expected_TV, moves=True)
-        if not reason:
-            return "prompts"
-        if not _why_not(model, ids_T, expected_TV, moves=False):
-            _logger.warning(
-                "%s is sampled one prompt at a time: its cache cannot be copied (%s)",
-                name_of(model),
-                reason,
-            )
-            return "prompt"
-    _logger.warning(
-        "%s is sampled without a cache, which takes time quadratic in the length: decoding with "
-        "its own cache fails (%s)",
-        name_of(model),
-        reason,
-    )
-    return "none"
+    def _run_without_cache(self) -> None:
+        """Computes every token's whole past again: quadratic in time, right for any model. Shorter
+        rows are padded on the right, which what stands on the left does not see."""
+        live: list[OpenCompletion] = []
+        while self._waiting or live:
+            while self._waiting and len(live) < self._max_sequences:
+                live.append(self._waiting.popleft())
+            texts = [[*self._prompts[c.prompt], *c.token_ids] for c in live]
+            ends_R = torch.tensor([len(text) - 1 for text in texts])
+            columns = max(map(len, texts))
+            ids_RT = torch.tensor([text + [0] * (columns - len(text)) for text in texts])
+            logits_RTV = self._model(
+                input_ids=ids_RT.to(self._model.device), use_cache=False
+            ).logits
+            self._sample(live, logits_RTV[torch.arange(len(live)), ends_R])
+            live = [completion for completion in live if not completion.is_finished]
 
-
-def can_cache(model: PreTrainedModel) -> bool:
-    """Whether `model` can be decoded with its own cache. Raises `EngineError` for a model that does
-    not even run plainly."""
-    return _cache_use_of(model) != "none"
-
-
-def can_batch(model: PreTrainedModel) -> bool:
-    """Whether prompts of equal length can be sampled together."""
-    return _cache_use_of(model) != "prompt"
-
-
-def _why_not(
-    model: PreTrainedModel, ids_T: torch.Tensor, expected_TV: torch.Tensor, *, moves: bool
-) -> str:
-    """Why decoding with the cache would not give the logits of plain passes; empty if it does."""
-    try:
-        return "" if _decodes(model, ids_T, expected_TV, moves) else "it gives other logits"
-    except Exception as error:  # noqa: BLE001  # the code of hundreds of models raises anything
-        return first_line(error)
-
-
-def _decodes(
-    model: PreTrainedModel, ids_T: torch.Tensor, expected_TV: torch.Tensor, moves: bool
-) -> bool:
-    """Tried on three rows after two prompts, of which the middle one is dropped after a step."""
-    other_T = ids_T.flip(0)
-    prompts = [each[:_TRIAL_PROMPT].tolist() for each in (ids_T, other_T)]
-    if not moves:
-        prompts = prompts[:1]
-    both_2TV = torch.stack((expected_TV, plain_logits(model, other_T)))
-    row_of = [0, 1, 1] if moves else [0, 0]
-    rows = _CachedRows(model, prompts, row_of, moves=moves)
-    found, expected = [rows.logits_RV], [both_2TV[row_of, _TRIAL_PROMPT - 1]]
-    ids_2T = torch.stack((ids_T, other_T))
-    for place in range(_TRIAL_PROMPT, len(ids_T)):
-        rows.step(ids_2T[row_of, place])
-        if moves and place == _TRIAL_PROMPT:
-            rows.select(torch.tensor([2, 0], device=model.device))
-            row_of = [1, 0]
-        found.append(rows.logits_RV)
-        expected.append(both_2TV[row_of, place])
-    return agree(torch.cat(found), torch.cat(expected))
-
-
-def sample_prompts(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[OpenCompletion],
-    sampling: Sampling,
-) -> None:
-    """Fills `completions`, computed together: of prompts of equal length, and of a single one
-    unless `can_batch`."""
-    length = len(prompts[completions[0].prompt])
-    longest = length + max(completion.limit for completion in completions)
-    if (kind := changing_rotation(model)) and longest > max_positions(model):
-        raise EngineError(
-            f"{name_of(model)}: its {kind} rotary scaling changes after {max_positions(model)} "
-            f"tokens, and a prompt with its completion may have {longest}; lower "
-            "rollout.max_completion_tokens, or take another model"
+    def _sample(self, live: Sequence[OpenCompletion], logits_RV: torch.Tensor) -> torch.Tensor:
+        """Appends a token to every completion that is not finished; the tokens [R]."""
+        # Rows that only wait for others have no number left and take their last one.
+        last = self._numbers_NT.shape[1] - 1
+        numbers_R = self._numbers_NT[
+            [self._row[completion] for completion in live],
+            [min(len(completion.token_ids), last) for completion in live],
+        ]
+        tokens_R, logprobs_R = sample_tokens(
+            logits_RV, numbers_R.to(logits_RV.device), self._sampling
         )
-    if can_cache(model):
-        _sample_with_cache(model, prompts, completions, sampling)
-    else:
-        _sample_without_cache(model, prompts, completions, sampling)
-
-
-def _sample_with_cache(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[OpenCompletion],
-    sampling: Sampling,
-) -> None:
-    live, device = list(completions), model.device
-    uniforms_RT = uniforms([c.seed for c in live], sampling.max_new_tokens).to(device)
-    used = sorted({c.prompt for c in live})
-    rows = _CachedRows(
-        model,
-        [prompts[index] for index in used],
-        [used.index(c.prompt) for c in live],
-        moves=can_batch(model),
-    )
-    for step in range(sampling.max_new_tokens):
-        tokens_R, logprobs_R = sample_tokens(rows.logits_RV, uniforms_RT[:, step], sampling)
         for completion, token, logprob in zip(
             live, tokens_R.tolist(), logprobs_R.tolist(), strict=True
         ):
             if not completion.is_finished:
-                completion.append(token, logprob, sampling)
-        kept = [row for row, completion in enumerate(live) if not completion.is_finished]
-        if not kept:
-            return
-        if rows.moves and len(kept) < len(live):
-            kept_R = torch.tensor(kept, device=device)
-            rows.select(kept_R)
-            live = [live[row] for row in kept]
-            tokens_R, uniforms_RT = tokens_R[kept_R], uniforms_RT[kept_R]
-        rows.step(tokens_R)
+                completion.append(token, logprob, self._sampling)
+                self._tokens += 1
+                self._done += completion.is_finished
+        self._tell()
+        return tokens_R
 
+    def _length(self, completion: OpenCompletion) -> int:
+        return len(self._prompts[completion.prompt])
 
-def _sample_without_cache(
-    model: PreTrainedModel,
-    prompts: Sequence[tuple[int, ...]],
-    completions: Sequence[OpenCompletion],
-    sampling: Sampling,
-) -> None:
-    """Computes every token's whole past again: quadratic in time, right for any model."""
-    live = list(completions)
-    while live:
-        ids_RT = torch.tensor(
-            [[*prompts[c.prompt], *c.token_ids] for c in live], device=model.device
-        )
-        step = len(live[0].token_ids)
-        numbers_R = uniforms([c.seed for c in live], step + 1)[:, step].to(model.device)
-        logits_RV = model(input_ids=ids_RT, use_cache=False).logits[:, -1]
-        tokens_R, logprobs_R = sample_tokens(logits_RV, numbers_R, sampling)
-        for completion, token, logprob in zip(
-            live, tokens_R.tolist(), logprobs_R.tolist(), strict=True
-        ):
-            completion.append(token, logprob, sampling)
-        live = [completion for completion in live if not completion.is_finished]
+    def _tell(self) -> None:
+        tell("sample", self._done, len(self._row), tokens=self._tokens)

@@ -18,7 +18,7 @@ from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import OpenCompletion, open_completions
 from sdpo.engines.decode import Decoder
 from sdpo.engines.decode_state import DecodeState
-from sdpo.engines.fallback import can_batch, sample_prompts
+from sdpo.engines.fallback import SlowSampler
 from sdpo.engines.graphs import StepGraphs
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError, SdpoError, first_line
@@ -26,7 +26,6 @@ from sdpo.kernels.linears import packed_linears
 from sdpo.kernels.plan import fast_layers
 from sdpo.models.qualify import FastPath, Refusal, fast_path_of
 from sdpo.models.structure import causal_lm, evaluating, name_of
-from sdpo.progress import tell
 
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of
@@ -89,7 +88,14 @@ class LocalEngine:
             with self._explained(), evaluating(self._inner):
                 path = fast_path_of(self._inner)
                 if isinstance(path, Refusal):
-                    self._sample_slowly(prompts, completions, sampling)
+                    SlowSampler(
+                        self._inner,
+                        prompts,
+                        completions,
+                        sampling,
+                        max_sequences=self._max_sequences,
+                        max_prefill_tokens=self._max_prefill_tokens,
+                    ).run()
                 else:
                     self._sample_fast(path, prompts, completions, sampling)
         return [[completion.close() for completion in group] for group in groups]
@@ -166,26 +172,3 @@ class LocalEngine:
         graphs = StepGraphs.on_cuda()
         self._state = (key, state, graphs)
         return state, graphs
-
-    def _sample_slowly(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        completions: Sequence[OpenCompletion],
-        sampling: Sampling,
-    ) -> None:
-        tell("sample", 0, len(completions))
-        together = can_batch(self._inner)
-        batches: dict[tuple[int, int], list[OpenCompletion]] = {}
-        for completion in completions:
-            key = (len(prompts[completion.prompt]), -1 if together else completion.prompt)
-            batches.setdefault(key, []).append(completion)
-        for batch in batches.values():
-            for start in range(0, len(batch), self._max_sequences):
-                part = batch[start : start + self._max_sequences]
-                sample_prompts(self._inner, prompts, part, sampling)
-                tell(
-                    "sample",
-                    sum(completion.is_finished for completion in completions),
-                    len(completions),
-                    tokens=sum(len(completion.token_ids) for completion in completions),
-                )

@@ -21,6 +21,7 @@ from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import cut_at_stop
 from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError
+from sdpo.models.quantized import quantization_of
 from sdpo.models.saved_weights import merged_weights, saved_weights
 from sdpo.models.structure import causal_lm, max_positions, name_of
 from sdpo.models.wrapper import tower_parameters
@@ -56,6 +57,11 @@ class VllmEngine:
             raise EngineError(
                 f"{name_of(inner)} reads more than text, and vLLM is not given the files it would "
                 "need for that; take rollout.engine.type = 'local'"
+            )
+        if (found := quantization_of(inner.config)) != "none":
+            raise EngineError(
+                f"{name_of(inner)} is quantised ({found}), and vLLM's copy with the adapter added "
+                "in would round its weights again; take rollout.engine.type = 'local'"
             )
         if max_model_len is not None:
             max_model_len = min(max_model_len, max_positions(inner))

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.schema import LoraConfig
 from sdpo.errors import ConfigError, ModelError
+from sdpo.models.quantized import record_quantization, recorded_quantization
 from sdpo.models.quiet import quiet
 from sdpo.models.wrapper import processor_files, tower_parameters, tower_pattern
 
@@ -62,11 +63,13 @@ def base_name(folder: Path) -> str:
 
 def continues(folder: Path, wanted: LoraConfig) -> bool:
     """Whether training with `wanted` can go on with the very adapter in `folder`: same kind, rank,
-    alpha and options. How it started is past, and `all-linear` cannot be told from the list of
-    layers that PEFT writes."""
+    alpha, options and format of the base. How it started is past, and `all-linear` cannot be told
+    from the list of layers that PEFT writes."""
     settings = _settings(folder)
     found = (settings.get("peft_type"), settings.get("r"), settings.get("lora_alpha"))
     if found != ("LORA", wanted.rank, wanted.alpha):
+        return False
+    if recorded_quantization(folder) != wanted.quantization:
         return False
     options = {"use_rslora": False, "use_dora": False, **wanted.options}
     options.pop("init_lora_weights", None)
@@ -125,6 +128,7 @@ def save_model(model: Any, folder: Path) -> None:
             return
         # Vocabularies do not change here; unset, PEFT asks the hub whether this one has.
         model.save_pretrained(folder, save_embedding_layers=False)
+    record_quantization(model, folder)
     # PEFT's card is an empty form; `sdpo export` writes a filled one.
     (folder / "README.md").unlink(missing_ok=True)
 

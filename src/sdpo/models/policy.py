@@ -29,6 +29,12 @@ from sdpo.errors import ModelError, first_line
 from sdpo.models.adapters import base_name, continues, is_adapter, load_adapter
 from sdpo.models.device import default_dtype
 from sdpo.models.gguf import DEMO, demo_folder, gguf_folder
+from sdpo.models.quantized import (
+    dequantized,
+    loading_options,
+    quantization_of,
+    recorded_quantization,
+)
 from sdpo.models.quiet import quiet
 from sdpo.models.wrapper import auto_class, freeze_towers, processor_files, tower_parameters
 from sdpo.run_folder import as_run
@@ -84,8 +90,9 @@ def load_policy(
 
     `dtype` is `auto` (`default_dtype` of the device), `float32` or `bfloat16`; `device` is `auto`
     (CUDA when present), `cpu`, `cuda` or `cuda:N`. An adapter's folder is loaded over its base
-    model and merged, unless it can train on as `adapter`. Raises `ModelError`, and `ConfigError`
-    for a run without the checkpoint.
+    model and merged, unless it can train on as `adapter`; a base that was quantised for it is
+    de-quantised to merge. `adapter` also says how a whole model is quantised. Raises `ModelError`,
+    and `ConfigError` for a run without the checkpoint or a library that is not installed.
     """
     where = _device(device)
     if dtype != "auto" and dtype not in DTYPES:
@@ -95,11 +102,13 @@ def load_policy(
     name = name if run is None else str(run.checkpoint())
     folder = Path(name).expanduser()
     if is_adapter(folder):
-        policy = _with_adapter_of(folder, name, kind, adapter)
+        policy = _with_adapter_of(folder, name, kind, where, adapter)
     else:
-        policy = _load(name, kind)
+        policy = _load(name, kind, where, "none" if adapter is None else adapter.quantization)
     freeze_towers(policy.model)
-    return policy.replace_model(policy.model.to(where).eval())
+    if quantization_of(policy.model.config) == "none":  # a quantised one is where it was made
+        policy = policy.replace_model(policy.model.to(where))
+    return policy.replace_model(policy.model.eval())
 
 
 def as_policy(model: Any, tokenizer: Any) -> Policy:
@@ -135,18 +144,26 @@ def resolvable_name(name: str) -> str:
 
 
 def _with_adapter_of(
-    folder: Path, name: str, kind: torch.dtype, wanted: LoraConfig | None
+    folder: Path, name: str, kind: torch.dtype, where: torch.device, wanted: LoraConfig | None
 ) -> Policy:
-    """The base model of the adapter in `folder` with that adapter, on the CPU."""
+    """The base model of the adapter in `folder` with that adapter, on the CPU unless quantised."""
     base_source = base_name(folder)
     base_folder = Path(base_source).expanduser()
     if is_adapter(base_folder):
         if base_folder.resolve() == folder.resolve():
             raise ModelError(f"model.name = {name!r}: the adapter names itself as its base model")
-        base = _with_adapter_of(base_folder, base_source, kind, None)
+        base = _with_adapter_of(base_folder, base_source, kind, where, None)
     else:
-        base = _load(base_source, kind)
+        base = _load(base_source, kind, where, recorded_quantization(folder))
     merge = wanted is None or not continues(folder, wanted)
+    if merge:
+        if wanted is not None and wanted.quantization != "none":
+            raise ModelError(
+                f"model.name = {name!r} is an adapter of other settings, and a model that it is "
+                f"added to cannot be quantised ({wanted.quantization}) here; write it out first "
+                "(sdpo export --merge) and name that folder"
+            )
+        base = base.replace_model(dequantized(base.model))
     with _explained(name, is_offline=True):
         policy = base
         if (folder / "tokenizer_config.json").is_file():
@@ -157,16 +174,19 @@ def _with_adapter_of(
     return replace(policy, model=model, name=name)
 
 
-def _load(name: str, kind: torch.dtype) -> Policy:
-    """A whole model, on the CPU."""
+def _load(name: str, kind: torch.dtype, where: torch.device, quantization: str) -> Policy:
+    """A whole model, on the CPU unless quantised."""
     source = _source(name)
     options = _options(is_online=_is_reachable(source))
+    quantizing = loading_options(quantization, kind, where)
     with quiet(), _explained(name, is_offline=options["local_files_only"]):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         # Loaded on the CPU and moved: one code path without accelerate's device maps.
         config = AutoConfig.from_pretrained(source, **options)
+        if quantization_of(config) != "none":
+            quantizing = {}  # the files are what they are
         loaded: Any = auto_class(config).from_pretrained(
-            source, config=config, dtype=kind, output_loading_info=True, **options
+            source, config=config, dtype=kind, output_loading_info=True, **options, **quantizing
         )
         model, info = loaded
         if any(True for _ in tower_parameters(model)):

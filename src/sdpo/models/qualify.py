@@ -19,12 +19,15 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
+from sdpo.config.schema import FullWeightsConfig
 from sdpo.errors import ModelError, first_line
 from sdpo.kernels.cache import CacheShape
 from sdpo.kernels.plan import Scores
 from sdpo.kernels.tree import TreeKind
 from sdpo.models import trials
+from sdpo.models.adapters import has_adapter
 from sdpo.models.head import head_form_of
+from sdpo.models.quantized import check_quantization
 from sdpo.models.structure import (
     backbone_of,
     causal_lm,
@@ -80,9 +83,12 @@ def tree_kind_of(model: PreTrainedModel) -> TreeKind | Refusal:
 
 
 def check_trainable(model: torch.nn.Module) -> None:
-    """Raises `ModelError` for a model that the loss cannot train: its head has no known form, or
+    """Raises `ModelError` or `ConfigError` for a model that cannot be trained: its weights are
+    quantised and have no adapter, its head has no known form, or
     logits or gradients are not finite. Finds out on the way how packed sequences run."""
     inner = causal_lm(model)
+    if not has_adapter(model):
+        check_quantization(inner, FullWeightsConfig())
     head_form_of(inner)
     tree_kind_of(inner)
     with evaluating(inner), torch.enable_grad():
@@ -105,7 +111,7 @@ def _cache_of(model: PreTrainedModel) -> CacheShape | Refusal:
         found = _against_trees(model) or _look_at_cache(model)
     if isinstance(found, Refusal):
         _logger.warning(
-            "%s is sampled the slow way, prompts of one length at a time: %s",
+            "%s is sampled the slow way: %s",
             name_of(model),
             found.reason,
         )

@@ -111,6 +111,9 @@ def float32_weights(model: torch.nn.Module) -> Generator[None]:
     that it takes the memory of one layer (or one embedding) more. For calls without gradients.
     """
     kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+    # Quantised layers multiply in a format of their own.
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "compute_dtype")]
+    formats = [layer.compute_dtype for layer in layers]
 
     def widen(unit: torch.nn.Module, _: object) -> None:
         for parameter in unit.parameters():
@@ -125,6 +128,8 @@ def float32_weights(model: torch.nn.Module) -> Generator[None]:
 
     hooks: list[Any] = []
     try:
+        for layer in layers:
+            layer.compute_dtype = torch.float32
         for unit in _units(model):
             hooks.append(unit.register_forward_pre_hook(widen))
             hooks.append(unit.register_forward_hook(restore, always_call=True))
@@ -133,6 +138,8 @@ def float32_weights(model: torch.nn.Module) -> Generator[None]:
         restore()
         for hook in hooks:
             hook.remove()
+        for layer, compute_dtype in zip(layers, formats, strict=True):
+            layer.compute_dtype = compute_dtype
 
 
 def _units(module: torch.nn.Module) -> Generator[torch.nn.Module]:

@@ -28,6 +28,7 @@ from sdpo.errors import ConfigError
 from sdpo.models.adapters import has_adapter, new_adapter
 from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy, resolvable_name
+from sdpo.models.quantized import check_quantization
 from sdpo.models.structure import causal_lm
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
@@ -141,6 +142,7 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
         case FullWeightsConfig():
             return policy
         case LoraConfig() as wanted:
+            check_quantization(policy.model, wanted)
             if has_adapter(policy.model):
                 return policy
             base = resolvable_name(policy.name)

@@ -13,6 +13,7 @@ from sdpo.inspection.held_out import open_holdouts
 from sdpo.inspection.tasks import check_tasks
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
+from sdpo.models.quantized import num_weights
 from sdpo.objectives import check_objective
 from sdpo.parallel import start_parallel
 from sdpo.rollouts.sampler import Sampler, open_sampler
@@ -78,14 +79,17 @@ def open_run(
 def opening_line(sampler: Sampler, config: RunConfig) -> str:
     """One line for the user, once model and tasks are there."""
     policy = sampler.policy
-    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    parameters = num_weights(policy.model.parameters())
     dtype = str(policy.dtype).removeprefix("torch.")
     where = str(policy.device)
     if policy.device.type == "cpu":
         cores = usable_cores()
         where = f"cpu ({cores} {'core' if cores == 1 else 'cores'})"
     adapter = config.model.adapter
-    lora = f", LoRA of rank {adapter.rank}" if isinstance(adapter, LoraConfig) else ""
+    lora = ""
+    if isinstance(adapter, LoraConfig):
+        base = "" if adapter.quantization == "none" else f" on {adapter.quantization}"
+        lora = f", LoRA of rank {adapter.rank}{base}"
     num_train, num_eval = (len(sampler.env.load(split)) for split in ("train", "eval"))
     evaluated = min(num_eval, config.eval.max_tasks or num_eval)
     per_step = config.rollout.tasks_per_step * config.rollout.group_size
