@@ -20,6 +20,7 @@ from sdpo.config.objective import (
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
+    SignWeightingConfig,
 )
 from sdpo.config.schema import RunConfig
 from sdpo.config.teacher import TrustRegionConfig
@@ -198,6 +199,8 @@ def _weighting(config: RunConfig) -> str:
             parts.append(f"{w_min:g} + {1 - w_min:g} sigmoid((t/T - {tau:g}) / {s:g})")
         case EntropyWeightingConfig(beta=beta):
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
+        case SignWeightingConfig(agree=agree, differ=differ, per=per):
+            parts.append(f"{agree:g} where the teacher moves a {per} as the verdict, else {differ:g}")
         case CustomWeightingConfig(path=path, relative=relative):
             parts.append(f"{path}{' over its mean in the batch' if relative else ''}")
         case _:

@@ -27,6 +27,7 @@ from sdpo.config.objective import (
     SdpgConfig,
     SdpoConfig,
     SftConfig,
+    SignWeightingConfig,
     SrpoConfig,
 )
 from sdpo.config.schema import RunConfig
@@ -37,6 +38,7 @@ from sdpo.losses import routing
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit, linear_decay
 from sdpo.losses.divergence import CustomDivergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.sign_gate import SignGate
 from sdpo.losses.specs import DistillSpec, KlSpec, ObjectiveSpec
 from sdpo.losses.weighting import (
     TaughtTokens,
@@ -137,7 +139,8 @@ def token_weighting(objective: ObjectiveConfig) -> TokenWeighting:
     if isinstance(objective, DistillingConfig):
         weighting = objective.weighting
     match weighting:
-        case NoWeightingConfig():
+        case NoWeightingConfig() | SignWeightingConfig():
+            # A sign gate compares with the student of the update: the loss applies it.
             return TokenWeighting(weigh=uniform_weights, is_relative=False)
         case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             weigh = partial(position_weights, w_min=w_min, tau=tau, s=s)
@@ -183,6 +186,7 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     divergence = objective.divergence
     clip = objective.advantage_clip
     mixes = objective.teacher_exponent != 1.0
+    weighting = objective.weighting
     kind: DivergenceKind | CustomDivergence
     if isinstance(divergence, CustomDivergenceConfig):
         kind = custom_divergence(divergence)
@@ -203,6 +207,9 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
         eps_low=objective.importance_eps_low if objective.importance == "logit" else None,
         eps_high=objective.importance_eps_high if objective.importance == "logit" else None,
         sequence_estimator=objective.sequence_estimator,
+        sign_gate=SignGate(agree=weighting.agree, differ=weighting.differ, per=weighting.per)
+        if isinstance(weighting, SignWeightingConfig)
+        else None,
     )
 
 

@@ -238,6 +238,7 @@ class Sample:
     """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
     """Group-relative credit from rewards, 0 for a flat group."""
+    is_solved: bool = False
     is_flat: bool = False
     """Whether all rewards of its group are equal."""
     solved_rate: float = 0.0

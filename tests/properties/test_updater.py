@@ -38,6 +38,12 @@ TOLERANCE = 2e-5
 TOKENIZER = byte_tokenizer()
 CHAT = Chat(TOKENIZER)
 
+JUDGED = ("SFFS", "FFF", "SS", "F.S", "FSFF")
+"""Attempts of each group: solved, failed, failed without feedback."""
+OUTCOMES = {
+    (f"t{number}", i): o == "S" for number, group in enumerate(JUDGED) for i, o in enumerate(group)
+}
+
 OWN = Path(__file__).with_name("own_divergences.py")
 
 OBJECTIVES = {
@@ -49,6 +55,16 @@ OBJECTIVES = {
     "sdpo teacher": ("objective.divergence={type='forward_kl', top_k=4, support='teacher'}",),
     "sdpo entropy": ("objective.weighting={type='entropy', beta=1.5}",),
     "sdpo position": ("objective.weighting={type='position'}",),
+    "sdpo sign": ("objective.weighting={type='sign'}",),
+    "sdpo sign per rollout": (
+        "objective.weighting={type='sign', agree=1, differ=0, per='rollout'}",
+        "objective.granularity=token",
+    ),
+    "srpo sign eq8": (
+        "objective.type=srpo",
+        "objective.sequence_estimator=0.4",
+        "objective.weighting={type='sign', agree=0.7, differ=0.2}",
+    ),
     "sdpo token": ("objective.granularity=token", "objective.advantage_clip=0.5"),
     "sdpo sequence": ("objective.granularity=sequence",),
     "sdpo eq8": ("objective.sequence_estimator=0.4",),
@@ -143,7 +159,7 @@ def judged_groups(seed):
     """Partly solved, all failed, all solved, one of them without feedback."""
     rng = random.Random(seed)
     groups = []
-    for number, outcomes in enumerate(("SFFS", "FFF", "SS", "F.S", "FSFF")):
+    for number, outcomes in enumerate(JUDGED):
         task = Task(
             id=f"t{number}", messages=({"role": "user", "content": f"say {number}"},),
             reference="gold",
@@ -294,6 +310,7 @@ class Naive:
                 ),
                 sequence_ids=torch.zeros(length, dtype=torch.long),
                 sequence_lengths=torch.full((length,), length),
+                verdicts=torch.full((length,), 2.0 * OUTCOMES[s.key] - 1.0, dtype=torch.float64),
                 old_logprobs=old,
                 negative_teacher_logprobs=negatives,
                 old_support=support,

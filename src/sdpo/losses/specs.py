@@ -13,6 +13,7 @@ from typing import Literal
 from sdpo.losses.advantages import RlcsdCredit, RlsdCredit
 from sdpo.losses.divergence import CustomDivergence, Divergence, DivergenceKind
 from sdpo.losses.policy_gradient import PolicyGradientSpec
+from sdpo.losses.sign_gate import SignGate
 from sdpo.records import Sample
 
 
@@ -58,6 +59,9 @@ class DistillSpec:
     sequence_estimator: float = 0.0
     """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form
     with `forward_ce`."""
+    sign_gate: SignGate | None = None
+    """Factors for tokens or rollouts that teacher and verdict move the same way, and for others.
+    None: all count the same."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
