@@ -31,7 +31,7 @@ from sdpo.config.objective import (
     SrpoConfig,
 )
 from sdpo.config.schema import RunConfig
-from sdpo.config.teacher import ContextConfig, TrustRegionConfig
+from sdpo.config.teacher import ContextConfig, ProbeGateConfig, TrustRegionConfig
 from sdpo.custom import load_function
 from sdpo.errors import ConfigError
 from sdpo.losses import routing
@@ -67,6 +67,8 @@ def check_objective(config: RunConfig) -> None:
             "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
             "use 'ema' or 'live'"
         )
+    if isinstance(config.teacher.gate, ProbeGateConfig):
+        _check_gate(config)
     compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
     if config.rollout.group_size == 1 and isinstance(objective, compares):
         raise ConfigError(
@@ -92,6 +94,22 @@ def check_objective(config: RunConfig) -> None:
             "rollout.group_size = 1 has no siblings to demonstrate and "
             "teacher.context.feedback = 'never' shows nothing else; show feedback, or "
             "teacher.context.demonstration = 'reference'"
+        )
+
+
+def _check_gate(config: RunConfig) -> None:
+    """Raises `ConfigError` where a probe could not be made, or would decide nothing."""
+    kind = config.objective.type
+    if isinstance(config.objective, GrpoConfig | SftConfig):
+        raise ConfigError(
+            f"teacher.gate.type = 'probe' decides which tasks are distilled, and objective.type = "
+            f"{kind!r} distils nothing; set teacher.gate.type = 'none'"
+        )
+    if isinstance(config.teacher.schedule, TrustRegionConfig):
+        raise ConfigError(
+            "teacher.gate.type = 'probe' samples from the self-teacher, but the geometric mean of "
+            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+            "use 'ema' or 'live'"
         )
 
 

@@ -18,6 +18,9 @@ Message = Mapping[str, Any]
 Component = Literal["distill", "pg"]
 """A summand of the objective that a rollout can feed."""
 
+GATED = "teacher_gate"
+"""Reason of a context that `teacher.gate` keeps from being distilled."""
+
 Key = tuple[str, int]
 """Task id and index within the group: names a rollout, or the sample made of it, within a step."""
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from sdpo.metrics.values import Mean, Metrics, Percentile
-from sdpo.records import Group, Rollout, TeacherContext, Verdict
+from sdpo.records import GATED, Group, Rollout, TeacherContext, Verdict
 
 NGRAM = 6
 """Tokens. Shorter n-grams repeat in any code (`for i in range(`); longer ones miss loops over a few
@@ -38,6 +38,8 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         metrics.add("rollouts/flat_groups", Mean(is_flat, compares))
         metrics.add("rollouts/flat_failed", Mean(is_flat * (group.solved_rate == 0), compares))
         metrics.add("rollouts/groups_solved", float(group.solved_rate > 0))
+        is_gated = any(context.reason == GATED for context in group.contexts)
+        metrics.add("teacher/gated", float(is_gated))
         for rollout, verdict, context in zip(
             group.rollouts, group.verdicts, group.contexts, strict=True
         ):

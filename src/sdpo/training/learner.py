@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
+from sdpo.config.teacher import NoGateConfig, ProbeGateConfig
 from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
@@ -39,6 +40,7 @@ from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
 from sdpo.training.step import StepResult, Updater
+from sdpo.training.teacher_gate import keep_reliable, probe_rounds
 
 LR_FACTOR = 0.5
 """Factor on the learning rate at each rollback."""
@@ -110,9 +112,24 @@ class Learner:
         )
 
     def with_contexts(self, groups: Sequence[Group]) -> list[Group]:
-        """`groups`, each with what the self-teacher reads for its rollouts. Raises
-        `PromptTooLongError` when a task alone exceeds the teacher's budget."""
-        return self._builder.with_contexts(groups, seed=self._derived("context"))
+        """`groups` from all ranks, each with what the self-teacher reads for its rollouts, of tasks
+        that `teacher.gate` lets it teach. Raises `PromptTooLongError` when a task alone exceeds the
+        teacher's budget."""
+        groups = self._builder.with_contexts(groups, seed=self._derived("context"))
+        gate = self._config.teacher.gate
+        match gate:
+            case NoGateConfig():
+                return groups
+            case ProbeGateConfig():
+                solved: dict[str, list[bool]] = {}
+                rounds = probe_rounds(groups, gate.attempts, seed=self._derived("gate"))
+                for number, asked in enumerate(rounds):
+                    for answers in self._sample_teacher(asked, f"gate {number}"):
+                        outcomes = [verdict.solved for verdict in answers.verdicts]
+                        solved.setdefault(answers.task.id, []).extend(outcomes)
+                return keep_reliable(groups, solved, gate)
+            case _:
+                assert_never(gate)
 
     def samples(self, groups: Sequence[Group]) -> StepSamples:
         """The samples of `groups` from all ranks, which have their contexts; for `sft` those of
@@ -125,7 +142,7 @@ class Learner:
         """
         metrics = Metrics()
         if isinstance(self._config.objective, SftConfig):
-            attempts = self._sample_teacher(groups)
+            attempts = self._sample_teacher(groups, "teacher")
             solved = [verdict.solved for group in attempts for verdict in group.verdicts]
             metrics.add("teacher/solved", Mean.of(solved))
             groups = solved_only(attempts)
@@ -232,9 +249,10 @@ class Learner:
         self.optimizer.clear()
         self._publish(0)
 
-    def _sample_teacher(self, groups: Sequence[Group]) -> list[Group]:
-        """One judged attempt of the self-teacher in each of its contexts, from all ranks. Leaves
-        its weights in the engine; `update` publishes the policy's."""
+    def _sample_teacher(self, groups: Sequence[Group], purpose: str) -> list[Group]:
+        """One judged attempt of the self-teacher in each of its contexts, from all ranks; random
+        numbers are derived for `purpose`. Leaves its weights in the engine; `update` publishes the
+        policy's."""
         collector = self._sampler.collector
         with applied(self.model, self.schedule.weights):
             if self.schedule.weights is not None:
@@ -244,7 +262,7 @@ class Learner:
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
-                seed=self._derived("teacher"),
+                seed=self._derived(purpose),
             )
         return gather_groups(attempts, self._parallel, count=len(groups))
 
