@@ -12,7 +12,7 @@ engine. It samples nothing of the policy, keeps no records and decides nothing a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
 import torch
@@ -115,21 +115,27 @@ class Learner:
         """`groups` from all ranks, each with what the self-teacher reads for its rollouts, of tasks
         that `teacher.gate` lets it teach. Raises `PromptTooLongError` when a task alone exceeds the
         teacher's budget."""
-        groups = self._builder.with_contexts(groups, seed=self._derived("context"))
+        seed = self._derived("context")
+        made = self._builder.with_contexts(groups, seed=seed)
         gate = self._config.teacher.gate
         match gate:
             case NoGateConfig():
-                return groups
+                return made
             case ProbeGateConfig():
-                solved: dict[str, list[bool]] = {}
-                rounds = probe_rounds(groups, gate.attempts, seed=self._derived("gate"))
-                for number, asked in enumerate(rounds):
-                    for answers in self._sample_teacher(asked, f"gate {number}"):
-                        outcomes = [verdict.solved for verdict in answers.verdicts]
-                        solved.setdefault(answers.task.id, []).extend(outcomes)
-                return keep_reliable(groups, solved, gate)
+                rules = for_own_answers(self._config.teacher.context)
+                asked = replace(self._builder, rules=rules).with_contexts(groups, seed=seed)
+                return keep_reliable(made, self._probed(asked, gate.attempts), gate)
             case _:
                 assert_never(gate)
+
+    def _probed(self, groups: Sequence[Group], attempts: int) -> dict[str, list[bool]]:
+        """Which of its answers to each task the self-teacher solved, `attempts` of them."""
+        solved: dict[str, list[bool]] = {}
+        for number, asked in enumerate(probe_rounds(groups, attempts, seed=self._derived("gate"))):
+            for answers in self._sample_teacher(asked, f"gate {number}"):
+                outcomes = [verdict.solved for verdict in answers.verdicts]
+                solved.setdefault(answers.task.id, []).extend(outcomes)
+        return solved
 
     def samples(self, groups: Sequence[Group]) -> StepSamples:
         """The samples of `groups` from all ranks, which have their contexts; for `sft` those of
