@@ -332,6 +332,9 @@ class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128). Its own teacher is
     the current policy: teacher.schedule.type = "live"."""
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(
+        eps_high=0.2, normalization="sequence", std=True
+    )
     mix: Fraction = 0.5
     """lambda: share of the advantage that the teacher modulates; decays to 0."""
     decay_steps: PositiveInt = 50
