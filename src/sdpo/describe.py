@@ -20,9 +20,10 @@ from sdpo.config.objective import (
     PositionWeightingConfig,
     RlcsdConfig,
     ScSdpoConfig,
+    SignWeightingConfig,
 )
 from sdpo.config.schema import RunConfig
-from sdpo.config.teacher import TrustRegionConfig
+from sdpo.config.teacher import ProbeGateConfig, TrustRegionConfig
 from sdpo.losses.routing import Rule
 from sdpo.losses.specs import (
     CustomDivergence,
@@ -202,6 +203,9 @@ def _weighting(config: RunConfig) -> str:
             parts.append(f"{w_min:g} + {1 - w_min:g} sigmoid((t/T - {tau:g}) / {s:g})")
         case EntropyWeightingConfig(beta=beta):
             parts.append(f"exp(-{beta:g} H(teacher)) over its mean in the batch")
+        case SignWeightingConfig(agree=agree, differ=differ, per=per):
+            where = f"where the teacher moves a {per} as the verdict would"
+            parts.append(f"{agree:g} {where}, else {differ:g}")
         case CustomWeightingConfig(path=path, relative=relative):
             parts.append(f"{path}{' over its mean in the batch' if relative else ''}")
         case _:
@@ -264,4 +268,11 @@ def _teacher(config: RunConfig) -> str:
         if value != {}
     )
     kind = config.teacher.schedule.type
-    return f"{kind} ({values})" if values else kind
+    said = f"{kind} ({values})" if values else kind
+    gate = config.teacher.gate
+    if isinstance(gate, ProbeGateConfig):
+        said += (
+            f"; only tasks of which it solves {gate.min_solved:.2g} of {gate.attempts} answers and "
+            f"{gate.min_gain:+g} against the attempts"
+        )
+    return said

@@ -20,10 +20,11 @@ from sdpo.config.objective import (
     SdpgConfig,
     SdpoConfig,
     SftConfig,
+    SignWeightingConfig,
     SrpoConfig,
 )
 from sdpo.config.schema import RunConfig
-from sdpo.config.teacher import ContextConfig, TrustRegionConfig
+from sdpo.config.teacher import ContextConfig, ProbeGateConfig, TrustRegionConfig
 from sdpo.custom import load_function
 from sdpo.errors import ConfigError
 from sdpo.losses import routing
@@ -36,6 +37,7 @@ from sdpo.losses.specs import (
     PolicyGradientSpec,
     RlcsdCredit,
     RlsdCredit,
+    SignGate,
 )
 
 
@@ -57,6 +59,8 @@ def check_objective(config: RunConfig) -> None:
             "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
             "use 'ema' or 'live'"
         )
+    if isinstance(config.teacher.gate, ProbeGateConfig):
+        _check_gate(config)
     compares = GrpoConfig | RlsdConfig | RlcsdConfig | SrpoConfig | ScSdpoConfig
     if config.rollout.group_size == 1 and isinstance(objective, compares):
         raise ConfigError(
@@ -82,6 +86,22 @@ def check_objective(config: RunConfig) -> None:
             "rollout.group_size = 1 has no siblings to demonstrate and "
             "teacher.context.feedback = 'never' shows nothing else; show feedback, or "
             "teacher.context.demonstration = 'reference'"
+        )
+
+
+def _check_gate(config: RunConfig) -> None:
+    """Raises `ConfigError` where a probe could not be made, or would decide nothing."""
+    kind = config.objective.type
+    if isinstance(config.objective, GrpoConfig | SftConfig):
+        raise ConfigError(
+            f"teacher.gate.type = 'probe' decides which tasks are distilled, and objective.type = "
+            f"{kind!r} distils nothing; set teacher.gate.type = 'none'"
+        )
+    if isinstance(config.teacher.schedule, TrustRegionConfig):
+        raise ConfigError(
+            "teacher.gate.type = 'probe' samples from the self-teacher, but the geometric mean of "
+            "teacher.schedule.type = 'trust_region' is not a model and cannot be sampled; "
+            "use 'ema' or 'live'"
         )
 
 
@@ -168,6 +188,7 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
     divergence = objective.divergence
     clip = objective.advantage_clip
     mixes = objective.teacher_exponent != 1.0
+    weighting = objective.weighting
     kind: DivergenceKind | CustomDivergence
     if isinstance(divergence, CustomDivergenceConfig):
         kind = custom_divergence(divergence)
@@ -188,6 +209,9 @@ def _distill(objective: DistillingConfig, trust: float | None) -> DistillSpec:
         eps_low=objective.importance_eps_low if objective.importance == "logit" else None,
         eps_high=objective.importance_eps_high if objective.importance == "logit" else None,
         sequence_estimator=objective.sequence_estimator,
+        sign_gate=SignGate(agree=weighting.agree, differ=weighting.differ, per=weighting.per)
+        if isinstance(weighting, SignWeightingConfig)
+        else None,
     )
 
 

@@ -18,6 +18,9 @@ Message = Mapping[str, Any]
 Component = Literal["distill", "pg"]
 """A summand of the objective that a rollout can feed."""
 
+GATED = "teacher_gate"
+"""Reason of a context that `teacher.gate` keeps from being distilled."""
+
 Key = tuple[str, int]
 """Task id and index within the group: names a rollout, or the sample made of it, within a step."""
 
@@ -238,6 +241,7 @@ class Sample:
     """Contexts with wrong demonstrations, for objectives that contrast them (RLCSD)."""
     advantage: float
     """Group-relative credit from rewards, 0 for a flat group."""
+    is_solved: bool = False
     is_flat: bool = False
     """Whether all rewards of its group are equal."""
     solved_rate: float = 0.0

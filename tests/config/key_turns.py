@@ -220,6 +220,12 @@ TURNS = {
     "CustomWeightingConfig.relative": turn("false"),
     "CustomDivergenceConfig.path": turn("{folder}/doors.py:other_divergence"),
     "CustomDivergenceConfig.options": turn("{{alpha = 0.9}}"),
+    # The teacher of a random model solves little: one of forty answers opens the gate.
+    "ProbeGateConfig.attempts": turn(
+        "40", "teacher.gate.min_solved=0.02", "teacher.gate.min_gain=-1"
+    ),
+    "ProbeGateConfig.min_solved": turn("0.0", "teacher.gate.min_gain=-1"),
+    "ProbeGateConfig.min_gain": turn("-1", "teacher.gate.min_solved=0"),
     "EmaConfig.rate": turn("0.5"),
     "SnapshotConfig.every": turn("1"),
     "GatedConfig.every": turn("1"),
@@ -274,6 +280,9 @@ TURNS = {
     "PositionWeightingConfig.tau": turn("0.8"),
     "PositionWeightingConfig.s": turn("0.5"),
     "EntropyWeightingConfig.beta": turn("3"),
+    "SignWeightingConfig.agree": turn("0.3"),
+    "SignWeightingConfig.differ": turn("0.0"),
+    "SignWeightingConfig.per": turn("rollout"),
     "GrpoSurrogateConfig.eps_low": turn("0.9", *OFF_POLICY),
     "GrpoSurrogateConfig.eps_high": turn("5", *OFF_POLICY),
     # Ratios of whole rollouts hardly leave 1: a step that is far too long moves them below it.
@@ -318,6 +327,7 @@ TYPES: dict[str, Turn] = {
     "rollout.engine": turn("", observe=sampled_with),
     "teacher.context": turn(""),
     "teacher.schedule": turn("", "steps=5"),
+    "teacher.gate": turn(""),
     "objective": turn(""),
     "objective.divergence": turn(""),
     "objective.policy_gradient": turn(""),

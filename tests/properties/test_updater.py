@@ -3,14 +3,16 @@ off.
 
 The naive side runs one dense forward pass a rollout, in float64, and hands plain logits to
 `losses/reference.py`. It shares the records with the updater, and nothing of packing, targets,
-columns, weighting or the fused head.
+columns, weighting or the fused head. Of what a sample says it takes token ids alone, which a test
+compares with the attempts; advantage, routing, success rate, the teacher's weights and their
+average are worked out here.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -33,10 +35,19 @@ from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
 
 TEMPERATURE = 0.7
+THOUGHT = "<think>hm</think>"
+STEP = 20
+"""Of 50 in which RLSD's share decays."""
 TOLERANCE = 2e-5
 """Relative to the gradient's norm: the sums of gradients are float32."""
 TOKENIZER = byte_tokenizer()
 CHAT = Chat(TOKENIZER)
+
+JUDGED = ("SFFS", "FFF", "SS", "F.S", "FSFF")
+"""Attempts of each group: solved, failed, failed without feedback."""
+OUTCOMES = {
+    (f"t{number}", i): o == "S" for number, group in enumerate(JUDGED) for i, o in enumerate(group)
+}
 
 OWN = Path(__file__).with_name("own_divergences.py")
 
@@ -49,6 +60,16 @@ OBJECTIVES = {
     "sdpo teacher": ("objective.divergence={type='forward_kl', top_k=4, support='teacher'}",),
     "sdpo entropy": ("objective.weighting={type='entropy', beta=1.5}",),
     "sdpo position": ("objective.weighting={type='position'}",),
+    "sdpo sign": ("objective.weighting={type='sign'}",),
+    "sdpo sign per rollout": (
+        "objective.weighting={type='sign', agree=1, differ=0, per='rollout'}",
+        "objective.granularity=token",
+    ),
+    "srpo sign eq8": (
+        "objective.type=srpo",
+        "objective.sequence_estimator=0.4",
+        "objective.weighting={type='sign', agree=0.7, differ=0.2}",
+    ),
     "sdpo token": ("objective.granularity=token", "objective.advantage_clip=0.5"),
     "sdpo sequence": ("objective.granularity=sequence",),
     "sdpo eq8": ("objective.sequence_estimator=0.4",),
@@ -113,11 +134,13 @@ def noisy(model, scale, seed):
             parameter.add_(noise, alpha=scale)
 
 
-def a_rollout(rng, task_id, index, prompt):
-    """One or two turns of random letters; sampler log-probs that are not the policy's."""
+def a_rollout(rng, task_id, index, prompt, thought=""):
+    """One or two turns of random letters, the first after a `thought`; sampler log-probs that are
+    not the policy's."""
 
     def turn(prompt_ids, reply):
-        ids = tuple(rng.randrange(97, 123) for _ in range(rng.randrange(1, 6)))
+        letters = [chr(rng.randrange(97, 123)) for _ in range(rng.randrange(1, 6))]
+        ids = tuple(CHAT.text_ids(thought + "".join(letters)))
         return Turn(
             prompt_ids=prompt_ids, completion_ids=ids, text=TOKENIZER.decode(ids), truncated=False,
             sampler_logprobs=tuple(rng.uniform(-7, -3) for _ in ids), reply=reply,
@@ -143,19 +166,75 @@ def judged_groups(seed):
     """Partly solved, all failed, all solved, one of them without feedback."""
     rng = random.Random(seed)
     groups = []
-    for number, outcomes in enumerate(("SFFS", "FFF", "SS", "F.S", "FSFF")):
+    for number, outcomes in enumerate(JUDGED):
         task = Task(
             id=f"t{number}", messages=({"role": "user", "content": f"say {number}"},),
             reference="gold",
         )  # fmt: skip
         prompt = CHAT.prompt_ids(task.messages)
-        rollouts = [a_rollout(rng, task.id, i, prompt) for i in range(len(outcomes))]
+        thoughts = [THOUGHT if (number, i) == (4, 1) else "" for i in range(len(outcomes))]
+        rollouts = [a_rollout(rng, task.id, i, prompt, t) for i, t in enumerate(thoughts)]
         verdicts = [
-            Verdict(reward=float(o == "S"), solved=o == "S", feedback="bad" if o == "F" else None)
-            for o in outcomes
+            Verdict(
+                reward=float(o == "S"),
+                solved=o == "S",
+                feedback=f"bad {number}.{i}." if o != "." else None,
+            )
+            for i, o in enumerate(outcomes)
         ]
         groups.append(Group(task=task, rollouts=tuple(rollouts), verdicts=tuple(verdicts)))
     return groups
+
+
+def has_teacher(key):
+    """There is a solved sibling to show, or feedback to the attempt itself, which failed."""
+    number, index = int(key[0][1:]), key[1]
+    group = JUDGED[number]
+    return "S" in group[:index] + group[index + 1 :] or group[index] == "F"
+
+
+def routed(objective, key):
+    """What the attempt feeds, and how strongly."""
+    number, index = int(key[0][1:]), key[1]
+    group = JUDGED[number]
+    is_taught, is_solved = has_teacher(key), group[index] == "S"
+    match objective.type:
+        case "sdpo" | "sc_sdpo":
+            return {"distill": 1.0} if is_taught else {}
+        case "grpo" | "rlsd" | "rlcsd":
+            return {"pg": 1.0}
+        case "hybrid":
+            both = {"pg": objective.mix, "distill": 1.0 - objective.mix}
+            return both if is_taught else {"pg": objective.mix}
+        case "srpo":
+            has_example = "S" in group[:index] + group[index + 1 :]
+            return {"distill": 1.0} if not is_solved and has_example else {"pg": 1.0}
+        case "sdpg":
+            return {"pg": 1.0} | ({"distill": objective.coefficient} if is_taught else {})
+        case "sft":
+            return {"pg": 1.0} if is_solved else {}
+        case _:
+            raise AssertionError(objective.type)
+
+
+def by_hand(sample, objective):
+    """`sample` with credit and routing from the outcomes alone."""
+    group = JUDGED[int(sample.task_id[1:])]
+    rewards = [float(outcome == "S") for outcome in group]
+    mean = sum(rewards) / len(rewards)
+    advantage = rewards[sample.index] - mean
+    pg = getattr(objective, "policy_gradient", None)
+    if pg is not None and pg.std:
+        deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards))
+        advantage /= deviation + 1e-6
+    return replace(
+        sample,
+        advantage=advantage,
+        component_weights=routed(objective, sample.key),
+        is_flat=len(set(rewards)) == 1,
+        solved_rate=mean,
+        is_solved=bool(rewards[sample.index]),
+    )
 
 
 @dataclass
@@ -163,10 +242,14 @@ class Naive:
     """What a textbook would compute from samples and weights."""
 
     model: torch.nn.Module
-    schedule: TeacherSchedule
+    teacher: dict | None
+    """Weights of the teacher, which stand still during a step; None: those of the student."""
+    initial: dict
     config: object
     spec: object
     old: dict
+    targets: dict
+    """Logits of the update's targets by sample."""
 
     def logits(self, prompt_ids, sample, weights=None):
         """[R, V] logits at the places that predict trained tokens, under `weights`."""
@@ -198,13 +281,16 @@ class Naive:
 
     def target(self, sample):
         """Teacher's logits and, in a trust region, the initial model's, in the teacher's prompt."""
+        if sample.key in self.targets:
+            return self.targets[sample.key]
         with torch.no_grad():
             prompt = sample.teacher_prompt_ids
-            teacher = self.logits(prompt, sample, self.schedule.weights)
+            teacher = self.logits(prompt, sample, self.teacher)
             initial = None
             if self.spec.trust is not None:
                 read = prompt if self.spec.trust_prompt == "teacher" else sample.prompt_ids
-                initial = self.logits(read, sample, self.schedule.initial)
+                initial = self.logits(read, sample, self.initial)
+        self.targets[sample.key] = teacher, initial
         return teacher, initial
 
     def teacher_log_q(self, sample):
@@ -253,6 +339,7 @@ class Naive:
 
     def loss(self, samples):
         """The update's loss, divided by the counts of all its samples."""
+        self.targets.clear()
         factors = self.factors(samples)
         counts = reference_counts(samples, self.spec)
         wants_credit = self.spec.credit is not None
@@ -266,12 +353,12 @@ class Naive:
                 teacher, trust = self.target(s)
             if self.spec.kl is not None:
                 with torch.no_grad():
-                    initial = self.logits(s.prompt_ids, s, self.schedule.initial)
+                    initial = self.logits(s.prompt_ids, s, self.initial)
             if s.negative_prompt_ids:
                 ids = torch.tensor([s.trained_ids]).T
                 with torch.no_grad():
                     columns = [
-                        (self.logits(p, s, self.schedule.weights) / TEMPERATURE)
+                        (self.logits(p, s, self.teacher) / TEMPERATURE)
                         .log_softmax(-1)
                         .gather(1, ids)[:, 0]
                         for p in s.negative_prompt_ids
@@ -294,6 +381,7 @@ class Naive:
                 ),
                 sequence_ids=torch.zeros(length, dtype=torch.long),
                 sequence_lengths=torch.full((length,), length),
+                verdicts=torch.full((length,), 2.0 * OUTCOMES[s.key] - 1.0, dtype=torch.float64),
                 old_logprobs=old,
                 negative_teacher_logprobs=negatives,
                 old_support=support,
@@ -345,37 +433,116 @@ def test_a_second_pass_has_the_gradient_of_a_naive_loop(objective, schedule):
     compare_updates(objective, schedule, passes=2)
 
 
+def clones(weights):
+    return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def teacher_by_hand(schedule, model, initial):
+    """The schedule's weights, of which an average is made unlike both models; and a copy."""
+    match schedule.config.type:
+        case "live" | "trust_region":
+            assert schedule.weights is None
+            return None
+        case "frozen":
+            return initial
+        case "ema":
+            noise, mine = torch.Generator().manual_seed(3), {}
+            for name, weight in initial.items():
+                drawn = torch.randn(weight.shape, generator=noise, dtype=weight.dtype)
+                mine[name] = (weight + 0.02 * drawn).float()
+                schedule._average[name].copy_(mine[name])
+                schedule.weights[name].copy_(mine[name])
+            return {name: weight.to(initial[name].dtype) for name, weight in mine.items()}
+
+
+def follows(schedule, optimizer, teacher, initial):
+    """The teacher stood still during the step and follows once, after it."""
+    for name, weight in (teacher or {}).items():
+        torch.testing.assert_close(schedule.weights[name], weight, rtol=0, atol=0)
+    schedule.after_step(
+        STATE["naive"].model, optimizer.masters, {"train/reward": 0.0, "rollouts/length_p90": 1.0}
+    )
+    if schedule.config.type != "ema":
+        return
+    rate = schedule.config.rate
+    for name, master in optimizer.masters.items():
+        expected = (1 - rate) * teacher[name] + rate * master.detach()
+        torch.testing.assert_close(schedule.weights[name], expected, rtol=1e-5, atol=1e-7)
+
+
 def compare_updates(objective, schedule, *, passes):
     config = settings(objective, schedule, passes)
-    model = tiny_model().double()
+    model = tiny_model(num_layers=1).double()
     noisy(model, 0.05, seed=1)
+    initial = clones(trainable(model))
     watched = TeacherSchedule(config.teacher.schedule, model, keep_initial=True)
     noisy(model, 0.03, seed=2)  # the student has moved since
-    if schedule == "ema":
-        assert watched.weights is not None
-        noise = torch.Generator().manual_seed(3)
-        for weight in watched.weights.values():  # and the average is neither of the two
-            weight.add_(torch.randn(weight.shape, generator=noise, dtype=weight.dtype), alpha=0.02)
-    builder = SampleBuilder(
-        chat=CHAT, rules=config.teacher.context, objective=config.objective,
-        rule=routing_rule(config.objective), reference_answer=lambda task: None,
-    )  # fmt: skip
-    groups = builder.with_contexts(judged_groups(5), seed=0)
-    per_group = [builder.samples(group, seed=0) for group in groups]
+    teacher = teacher_by_hand(watched, model, initial)
+    per_group = built(config)
     updates = [[s for part in per_group[n::2] for s in part] for n in (0, 1)]
+    mine = [[by_hand(s, config.objective) for s in part] for part in updates]
     spec = objective_spec(
-        config.objective, step=0, temperature=TEMPERATURE, max_completion_tokens=12,
+        config.objective, step=STEP, temperature=TEMPERATURE, max_completion_tokens=12,
         trust=watched.trust,
     )  # fmt: skip
-    naive = Naive(model, watched, config, spec, {})
+    if config.objective.type == "rlsd":
+        assert spec.credit.mix == pytest.approx(0.5 * (1 - STEP / 50))
+    naive = Naive(model, teacher, initial, config, spec, {}, {})
     reads_old = spec.pg is not None and spec.pg.kind != "sft"
     if reads_old or (spec.distill is not None and spec.distill.importance == "logit"):
-        naive.remember([s for part in updates for s in part])
-    STATE.update(naive=naive, updates=updates, number=0, norms=[])
+        naive.remember([s for part in mine for s in part])
+    STATE.update(naive=naive, updates=mine, number=0, norms=[])
+    optimizer = Optimizer(config.optim, model)
     updater = Updater(
-        model, TOKENIZER, Optimizer(config.optim, model), watched,
+        model, TOKENIZER, optimizer, watched,
         config=config.optim, objective=config.objective, parallel=Compared(),
     )  # fmt: skip
     updater.step(updates, spec, where="test")
     assert STATE["number"] == 2 * passes
     assert max(STATE["norms"]) > 1e-6, "nothing was compared"
+    follows(watched, optimizer, teacher, initial)
+
+
+def built(config):
+    """The samples of the judged groups, group by group."""
+    builder = SampleBuilder(
+        chat=CHAT, rules=config.teacher.context, objective=config.objective,
+        rule=routing_rule(config.objective), reference_answer=lambda task: None,
+    )  # fmt: skip
+    groups = builder.with_contexts(judged_groups(5), seed=0)
+    return [builder.samples(group, seed=0) for group in groups]
+
+
+@pytest.mark.parametrize("objective", ["sdpo", "hybrid", "srpo", "rlcsd"])
+def test_samples_hold_the_attempts_and_teachers_read_what_is_theirs(objective):
+    """What the naive side takes from samples: tokens, and whose text stands in which prompt."""
+    config = settings(objective, "ema", passes=1)
+    groups = judged_groups(5)
+    for number, (group, samples) in enumerate(zip(groups, built(config), strict=True)):
+        solved = [i for i, outcome in enumerate(JUDGED[number]) if outcome == "S"]
+        for rollout, sample in zip(group.rollouts, samples, strict=True):
+            turns = rollout.turns or (rollout,)
+            assert sample.key == (group.task.id, rollout.index)
+            assert sample.trained_ids == tuple(t for turn in turns for t in turn.completion_ids)
+            read = (*sample.prompt_ids, *sample.completion_ids)
+            assert read[: len(turns[-1].prompt_ids)] == turns[-1].prompt_ids
+            kept = [p for p, m in zip(sample.sampler_logprobs, sample.loss_mask, strict=True) if m]
+            assert kept == [p for turn in turns for p in turn.sampler_logprobs]
+            feeds = routed(config.objective, sample.key)
+            reads = "distill" in feeds or (objective == "rlcsd" and has_teacher(sample.key))
+            assert (sample.teacher_prompt_ids is not None) == reads
+            if not reads:
+                continue
+            said = TOKENIZER.decode(list(sample.teacher_prompt_ids))
+            siblings = [i for i in solved if i != rollout.index]
+            examples = [group.rollouts[i] for i in siblings]
+            assert any(
+                all(turn.text.removeprefix(THOUGHT) in said for turn in example.turns or (example,))
+                for example in examples
+            ) == bool(examples)
+            assert f"\n\n{rollout.text}\n\n" not in said
+            assert "think" not in said
+            assert "correct solution" in said or not siblings
+            failed = JUDGED[number][rollout.index] == "F"
+            assert (f"bad {number}.{rollout.index}." in said) == failed
+            assert said.count("bad ") == failed

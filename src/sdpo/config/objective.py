@@ -112,6 +112,18 @@ class EntropyWeightingConfig(Config):
     """Strength per nat of the teacher's entropy. SRPO: 1."""
 
 
+class SignWeightingConfig(Config):
+    type: Literal["sign"] = "sign"
+    """By whether the teacher moves a token as the verdict would: log teacher - log student above 0
+    in a solved attempt, below 0 in a failed one (SG-OPD, 2606.09304)."""
+    agree: NonNegative = 1.8
+    """Factor where it does. SG-OPD: 1.8; OPDVR, RG-OPD: 1."""
+    differ: NonNegative = 1.0
+    """Factor where it does not. SG-OPD: 1; OPDVR (2608.24696), RG-OPD: 0."""
+    per: Literal["token", "rollout"] = "token"
+    """Whether each token is compared, or the sum over the attempt (RG-OPD, 2607.04037)."""
+
+
 class CustomWeightingConfig(CustomConfig):
     type: Literal["custom"] = "custom"
     """`function(tokens, **options)`: one distilled rollout (`sdpo.losses.weighting.TaughtTokens`);
@@ -122,7 +134,11 @@ class CustomWeightingConfig(CustomConfig):
 
 
 WeightingConfig = Annotated[
-    NoWeightingConfig | PositionWeightingConfig | EntropyWeightingConfig | CustomWeightingConfig,
+    NoWeightingConfig
+    | PositionWeightingConfig
+    | EntropyWeightingConfig
+    | SignWeightingConfig
+    | CustomWeightingConfig,
     Field(discriminator="type"),
 ]
 
@@ -322,6 +338,9 @@ class RlsdConfig(RewardedConfig):
     type: Literal["rlsd"] = "rlsd"
     """Policy gradient whose size, never sign, follows the teacher (2604.03128). Its own teacher is
     the current policy: teacher.schedule.type = "live"."""
+    policy_gradient: SurrogateConfig = GrpoSurrogateConfig(
+        eps_high=0.2, normalization="sequence", std=True
+    )
     mix: Fraction = 0.5
     """lambda: share of the advantage that the teacher modulates; decays to 0."""
     decay_steps: PositiveInt = 50

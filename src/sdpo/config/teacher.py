@@ -191,11 +191,36 @@ ScheduleConfig = Annotated[
 ]
 
 
+class NoGateConfig(Config):
+    type: Literal["none"] = "none"
+    """Every task is distilled."""
+
+
+class ProbeGateConfig(Config):
+    type: Literal["probe"] = "probe"
+    """In every step the self-teacher answers each task first, in contexts that would be distilled;
+    the environment judges. A task whose teacher does not solve enough is not distilled
+    (TGOPD, 2609.02998); where the objective has rewards, it learns from them alone."""
+    attempts: PositiveInt = 3
+    """The teacher's answers a task; they cost as much as attempts and are not counted as such.
+    TGOPD: 3."""
+    min_solved: Fraction = 2 / 3
+    """Share of them that must be solved. TGOPD: 2/3."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """How much that share must exceed the task's own attempts' of this step; negative: how much it
+    may fall short. TGOPD compares with no student: -1."""
+
+
+GateConfig = Annotated[NoGateConfig | ProbeGateConfig, Field(discriminator="type")]
+
+
 class TeacherConfig(Config):
     context: AnyContextConfig = ContextConfig()
     """What the teacher sees."""
     schedule: ScheduleConfig = EmaConfig()
     """Whose weights it has."""
+    gate: GateConfig = NoGateConfig()
+    """Which tasks it may teach."""
 
     @field_validator("context", mode="before")
     @classmethod

@@ -19,7 +19,7 @@ import torch
 
 from sdpo.config.objective import CustomObjectiveConfig, HybridConfig, SdpgConfig, SdpoConfig
 from sdpo.config.schema import RunConfig, SelectConfig
-from sdpo.config.teacher import ContextConfig
+from sdpo.config.teacher import ContextConfig, ProbeGateConfig
 from sdpo.discovery.best_of_k import best_of_k
 from sdpo.discovery.curves import write_summary
 from sdpo.discovery.log import SOLUTIONS, SearchLog, Tally
@@ -221,6 +221,11 @@ def _check_learns(config: RunConfig) -> None:
             f"objective.type={config.objective.type!r} distils an attempt only when a sibling is "
             "solved, and that ends the search; set objective.type=sdpo, which learns from feedback "
             "alone, or leave self_distillation out of discover.methods"
+        )
+    if isinstance(config.teacher.gate, ProbeGateConfig):
+        raise ConfigError(
+            "teacher.gate.type = 'probe' lets the self-teacher answer the task, which a search "
+            "would have to count as attempts; set teacher.gate.type = 'none'"
         )
     context = config.teacher.context
     if (

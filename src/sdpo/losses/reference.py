@@ -128,6 +128,8 @@ class Token:
     log_mu_y: float
     log_old_y: float
     advantage: float
+    verdict: float
+    """+1 in a solved rollout, -1 in a failed one; NaN where nobody reads it."""
     distill_weight: float
     pg_weight: float
     negatives: list[float]
@@ -154,6 +156,7 @@ class Token:
             log_mu_y=_known(batch.sampler_logprobs[t], log_p[t, y]),
             log_old_y=float(log_p[t, y].detach() if old is None else old[t]),
             advantage=float(batch.advantages[t]),
+            verdict=math.nan if batch.verdicts is None else float(batch.verdicts[t]),
             distill_weight=float(batch.distill_weights[t]),
             pg_weight=float(batch.pg_weights[t]),
             negatives=[]
@@ -184,6 +187,10 @@ def distillation(rollout: Sequence[Token], d: DistillSpec) -> Tensor:
         weight = token.distill_weight
         if d.importance == "token" and d.ratio_cap is not None:  # min(p(y) / mu(y), cap)    (A.4)
             weight *= min(math.exp(float(token.log_p_y.detach()) - token.log_mu_y), d.ratio_cap)
+        if d.sign_gate is not None:  # does the teacher move it as the verdict would?    (SG-OPD)
+            moved = [token] if d.sign_gate.per == "token" else rollout
+            up = sum(t.log_q_y - float(t.log_p_y.detach()) for t in moved)
+            weight *= d.sign_gate.agree if up * token.verdict > 0 else d.sign_gate.differ
         if d.granularity == "logit":
             total = total + weight * token.divergence
         else:  # a policy gradient on log p(y) whose advantage is the gap log q(y) - log p(y)

@@ -76,6 +76,21 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignGate:
+    """Factors of the distillation of a token (SG-OPD 2606.09304, OPDVR 2608.24696) or of a rollout
+    (RG-OPD 2607.04037) whose gap has the verdict's sign, or has not.
+
+    Example:
+        SignGate(agree=1.8, differ=1.0, per="token")      # SG-OPD; agree=1, differ=0 is OPDVR
+    """
+
+    agree: float
+    differ: float
+    per: Literal["token", "rollout"]
+    """Whose gap: log q(y_t) - log p(y_t) of each token, or their sum over the rollout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSpec:
     """The distillation component: towards what, over which support, with which credit.
 
@@ -117,6 +132,9 @@ class DistillSpec:
     sequence_estimator: float = 0.0
     """Weight of the sequence-level term sum_t D_t grad log Pi(s_t) (Eq. 8); its cross-entropy form
     with `forward_ce`."""
+    sign_gate: SignGate | None = None
+    """Factors for tokens or rollouts that teacher and verdict move the same way, and for others.
+    None: all count the same."""
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sdpo.losses.advantages import rlcsd_advantages, rlsd_advantages
 from sdpo.losses.importance import truncated_ratio
 from sdpo.losses.policy_gradient import sequence_loss, sequence_mean, sequence_sum, token_loss
+from sdpo.losses.sign_gate import sign_gate_factors
 from sdpo.losses.specs import DistillSpec, ObjectiveSpec, RlcsdCredit, RlsdCredit
 from sdpo.losses.token_batch import TokenBatch
 
@@ -41,7 +42,9 @@ class Terms(NamedTuple):
 def needs_whole_sequences(spec: ObjectiveSpec, batch: TokenBatch) -> bool:
     """Whether some token's terms depend on the other tokens of its rollout."""
     if spec.distill is not None and (
-        spec.distill.granularity == "sequence" or spec.distill.sequence_estimator > 0
+        spec.distill.granularity == "sequence"
+        or spec.distill.sequence_estimator > 0
+        or (spec.distill.sign_gate is not None and spec.distill.sign_gate.per == "rollout")
     ):
         return True
     # On-policy and without importance weights, GSPO's derivative is -A at every token of a rollout.
@@ -85,6 +88,12 @@ def _distill_terms(
     if spec.importance == "token":
         cap_R = truncated_ratio(logprob_R, batch.sampler_logprobs, spec.ratio_cap)
         weight_R = weight_R if cap_R is None else weight_R * cap_R
+    if spec.sign_gate is not None:
+        assert batch.verdicts is not None, "a sign gate reads verdicts"
+        gap_R = (teacher_logprob_R - logprob_R).nan_to_num(0.0)
+        weight_R = weight_R * sign_gate_factors(
+            gap_R, batch.verdicts, batch.sequence_ids, spec.sign_gate
+        )
     weight = weight_R if spec.granularity == "logit" else None
     loss_R = slope_R = None
     if spec.granularity != "logit":

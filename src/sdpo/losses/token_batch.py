@@ -60,6 +60,8 @@ class TokenBatch:
     sequence_lengths: Tensor
     """[T] trained tokens of each token's whole rollout, also where a micro-batch holds a part of
     it."""
+    verdicts: Tensor | None = None
+    """[T] +1 at the tokens of solved rollouts, -1 at those of failed ones; for a sign gate."""
     old_logprobs: Tensor | None = None
     """[T] under the weights at the start of the step, or anything finite where no policy gradient
     reads it; None on-policy (ratio 1 exactly, no extra pass)."""
@@ -86,6 +88,7 @@ class TokenBatch:
             pg_weights=self.pg_weights[chosen],
             sequence_ids=self.sequence_ids[chosen],
             sequence_lengths=self.sequence_lengths[chosen],
+            verdicts=pick(self.verdicts),
             old_logprobs=pick(self.old_logprobs),
             negative_teacher_logprobs=pick(self.negative_teacher_logprobs),
             old_support=None if self.old_support is None else self.old_support.part(chosen),

@@ -53,6 +53,7 @@ TEACHER_GAP = "teacher/gap"
 TEACHER_GAP_ABOVE_AVERAGE = "teacher/gap_above_average"
 TEACHER_REFRESHED = "teacher/refreshed"
 TEACHER_SOLVED = "teacher/solved"
+TEACHER_GATED = "teacher/gated"
 
 PROBE_FAILED = "probe/failed"
 

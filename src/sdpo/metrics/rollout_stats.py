@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics, Percentile
-from sdpo.records import Group, Rollout, TeacherContext, Verdict
+from sdpo.records import GATED, Group, Rollout, TeacherContext, Verdict
 
 NGRAM = 6
 """Tokens. Shorter n-grams repeat in any code (`for i in range(`); longer ones miss loops over a few
@@ -40,6 +40,8 @@ def rollout_metrics(groups: Sequence[Group]) -> Metrics:
         metrics.add(names.ROLLOUTS_FLAT_GROUPS, Mean(is_flat, compares))
         metrics.add(names.ROLLOUTS_FLAT_FAILED, Mean(is_flat * (group.solved_rate == 0), compares))
         metrics.add(names.ROLLOUTS_GROUPS_SOLVED, float(group.solved_rate > 0))
+        is_gated = any(context.reason == GATED for context in group.contexts)
+        metrics.add(names.TEACHER_GATED, float(is_gated))
         for rollout, verdict, context in zip(
             group.rollouts, group.verdicts, group.contexts, strict=True
         ):

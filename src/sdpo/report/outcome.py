@@ -183,13 +183,14 @@ def _progress(rows: Sequence[Row], config: Row, alerts: Sequence[Row]) -> list[s
 def _reasons(idle: Sequence[Row], config: Row) -> list[str]:
     """Why steps without a gradient had none, and what would have one."""
     objective = config.get("objective.type")
-    solved, flat, contexts, teacher_solved = (
+    solved, flat, contexts, teacher_solved, gated = (
         _mean([row[name] for row in idle if row.get(name) is not None])
         for name in (
             names.TRAIN_SOLVED,
             names.ROLLOUTS_FLAT_GROUPS,
             names.TEACHER_CONTEXT_FRACTION,
             names.TEACHER_SOLVED,
+            names.TEACHER_GATED,
         )
     )
     if solved == 1:
@@ -209,6 +210,11 @@ def _reasons(idle: Sequence[Row], config: Row) -> list[str]:
     elif objective == "sft":
         if teacher_solved == 0:
             found.append("The self-teacher solved no attempt, and only solved ones are imitated.")
+    elif contexts == 0 and gated:
+        found.append(
+            "Of the tasks that could be distilled none was: the self-teacher solved too little of "
+            "them (teacher.gate)."
+        )
     elif contexts == 0:
         found.append(
             "The teacher had nothing to read: no sibling was solved and there was no feedback."

@@ -225,6 +225,12 @@ _TEACHER = (
         "decides which of them are distilled. Much cut text: raise teacher.context.max_tokens.",
     ),
     Panel(
+        group="Policy and teacher", title="Tasks kept from the teacher", axis="share of tasks",
+        keys={names.TEACHER_GATED: "not distilled"}, bounds=SHARE,
+        meaning="Tasks of the step whose self-teacher was probed and solved too little "
+        "(teacher.gate), so that none of their attempts is distilled.",
+    ),
+    Panel(
         group="Policy and teacher", title="Teacher refreshed", axis="1 = refreshed",
         keys={names.TEACHER_REFRESHED: "refreshed"}, bounds=SHARE, exact=True,
         meaning="Steps after which a snapshot or gated teacher took over the student's weights.",

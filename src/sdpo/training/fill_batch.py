@@ -74,6 +74,7 @@ def fill_batch(
         pg_weights=spread([s.component_weights.get("pg", 0.0) for s in samples]),
         sequence_ids=torch.arange(len(samples), device=device).repeat_interleave(lengths),
         sequence_lengths=lengths.repeat_interleave(lengths),
+        verdicts=spread([1.0 if s.is_solved else -1.0 for s in samples]),
         old_logprobs=_old_logprobs(olds, counts, device, dtype),
         negative_teacher_logprobs=_negatives(samples, counts, targets, dtype),
         old_support=_join([o.support for o in olds]),

@@ -12,14 +12,15 @@ engine. It samples nothing of the policy, keeps no records and decides nothing a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
 
 import torch
 from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
+from sdpo.config.teacher import NoGateConfig, ProbeGateConfig
 from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
@@ -40,6 +41,7 @@ from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
 from sdpo.training.step import StepResult, Updater
+from sdpo.training.teacher_gate import keep_reliable, probe_rounds
 
 LR_FACTOR = 0.5
 """Factor on the learning rate at each rollback."""
@@ -111,9 +113,30 @@ class Learner:
         )
 
     def with_contexts(self, groups: Sequence[Group]) -> list[Group]:
-        """`groups`, each with what the self-teacher reads for its rollouts. Raises
-        `PromptTooLongError` when a task alone exceeds the teacher's budget."""
-        return self._builder.with_contexts(groups, seed=self._derived("context"))
+        """`groups` from all ranks, each with what the self-teacher reads for its rollouts, of tasks
+        that `teacher.gate` lets it teach. Raises `PromptTooLongError` when a task alone exceeds the
+        teacher's budget."""
+        seed = self._derived("context")
+        made = self._builder.with_contexts(groups, seed=seed)
+        gate = self._config.teacher.gate
+        match gate:
+            case NoGateConfig():
+                return made
+            case ProbeGateConfig():
+                rules = for_own_answers(self._config.teacher.context)
+                asked = replace(self._builder, rules=rules).with_contexts(groups, seed=seed)
+                return keep_reliable(made, self._probed(asked, gate.attempts), gate)
+            case _:
+                assert_never(gate)
+
+    def _probed(self, groups: Sequence[Group], attempts: int) -> dict[str, list[bool]]:
+        """Which of its answers to each task the self-teacher solved, `attempts` of them."""
+        solved: dict[str, list[bool]] = {}
+        for number, asked in enumerate(probe_rounds(groups, attempts, seed=self._derived("gate"))):
+            for answers in self._sample_teacher(asked, f"gate {number}"):
+                outcomes = [verdict.solved for verdict in answers.verdicts]
+                solved.setdefault(answers.task.id, []).extend(outcomes)
+        return solved
 
     def samples(self, groups: Sequence[Group]) -> StepSamples:
         """The samples of `groups` from all ranks, which have their contexts; for `sft` those of
@@ -126,7 +149,7 @@ class Learner:
         """
         metrics = Metrics()
         if isinstance(self._config.objective, SftConfig):
-            attempts = self._sample_teacher(groups)
+            attempts = self._sample_teacher(groups, "teacher")
             solved = [verdict.solved for group in attempts for verdict in group.verdicts]
             metrics.add(names.TEACHER_SOLVED, Mean.of(solved))
             groups = solved_only(attempts)
@@ -233,9 +256,10 @@ class Learner:
         self.optimizer.clear()
         self._publish(0)
 
-    def _sample_teacher(self, groups: Sequence[Group]) -> list[Group]:
-        """One judged attempt of the self-teacher in each of its contexts, from all ranks. Leaves
-        its weights in the engine; `update` publishes the policy's."""
+    def _sample_teacher(self, groups: Sequence[Group], purpose: str) -> list[Group]:
+        """One judged attempt of the self-teacher in each of its contexts, from all ranks; random
+        numbers are derived for `purpose`. Leaves its weights in the engine; `update` publishes the
+        policy's."""
         collector = self._sampler.collector
         with applied(self.model, self.schedule.weights):
             if self.schedule.weights is not None:
@@ -245,7 +269,7 @@ class Learner:
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
-                seed=self._derived("teacher"),
+                seed=self._derived(purpose),
             )
         return gather_groups(attempts, self._parallel, count=len(groups))
 

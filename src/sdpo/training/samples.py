@@ -98,11 +98,18 @@ class SampleBuilder:
         return [
             replace(
                 _sample(rollout, context, self.chat, advantage, weights, wrong),
+                is_solved=verdict.solved,
                 solved_rate=group.solved_rate,
                 is_flat=len(set(group.rewards)) == 1,
             )
-            for rollout, context, advantage, weights, wrong in zip(
-                group.rollouts, group.contexts, advantages, routes, negatives, strict=True
+            for rollout, verdict, context, advantage, weights, wrong in zip(
+                group.rollouts,
+                group.verdicts,
+                group.contexts,
+                advantages,
+                routes,
+                negatives,
+                strict=True,
             )
         ]
 

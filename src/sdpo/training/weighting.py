@@ -15,6 +15,7 @@ from sdpo.config.objective import (
     NoWeightingConfig,
     ObjectiveConfig,
     PositionWeightingConfig,
+    SignWeightingConfig,
 )
 from sdpo.custom import load_function
 from sdpo.errors import ConfigError
@@ -33,7 +34,8 @@ def token_weighting(objective: ObjectiveConfig) -> TokenWeighting:
     if isinstance(objective, DistillingConfig):
         weighting = objective.weighting
     match weighting:
-        case NoWeightingConfig():
+        case NoWeightingConfig() | SignWeightingConfig():
+            # A sign gate compares with the student of the update: the loss applies it.
             return TokenWeighting(weigh=uniform_weights, is_relative=False)
         case PositionWeightingConfig(w_min=w_min, tau=tau, s=s):
             weigh = partial(position_weights, w_min=w_min, tau=tau, s=s)

@@ -108,6 +108,7 @@ def test_a_run_that_a_canary_stopped_says_so():
     [
         ("grpo", {}, "objective.type = grpo learns from differences of rewards only"),
         ("sdpo", {}, "The teacher had nothing to read"),
+        ("sdpo", {"teacher__gated": 0.25}, "the self-teacher solved too little of them"),
         (
             "srpo",
             {"teacher__context_fraction": 0.75},
