@@ -21,6 +21,7 @@ from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.models.device import give_back_freed_memory
 from sdpo.records import Group, Task
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.training.learner import Learner
 
@@ -34,6 +35,7 @@ def self_distillation(
     tally: Tally,
     initial: Mapping[str, torch.Tensor],
     watch: Callable[[Tally], None] = lambda tally: None,
+    together: Together,
 ) -> str | None:
     """Alternate batches of attempts and updates until the task is solved, the budget is spent, or
     training degenerates; the last is what is returned, in words. `watch` sees the tally after each
@@ -46,7 +48,7 @@ def self_distillation(
 
     `sampler` must hold the weights `initial`, and holds them again afterwards.
     """
-    search = _Search(sampler, config, task, seed, tally, watch)
+    search = _Search(sampler, config, task, seed, tally, watch, together)
     rollbacks = 0
     for number in itertools.count(1):
         if not tally.left or tally.solved:
@@ -73,6 +75,7 @@ class _Search:
         seed: int,
         tally: Tally,
         watch: Callable[[Tally], None],
+        together: Together,
     ) -> None:
         self._sampler = sampler
         self._config = config
@@ -80,13 +83,20 @@ class _Search:
         self._seed = seed
         self._tally = tally
         self._watch = watch
+        self._together = together
         self._start = time.perf_counter()
 
     def stage(self, number: int, rollbacks: int, initial: Mapping[str, torch.Tensor]) -> bool:
         """Learn from the weights `initial` until the stage or the search ends, and put them back;
         whether a canary asks for a rollback. Raises `CanaryStop` and `NonFiniteLossError`."""
         config, tally = self._config, self._tally
-        learner = Learner(self._sampler, config, seed=self._seed, step=len(tally.updates))
+        learner = Learner(
+            self._sampler,
+            config,
+            seed=self._seed,
+            step=len(tally.updates),
+            parallel=self._together.parallel,
+        )
         learner.slow_down(rollbacks)
         canaries = Canaries(config.canaries.action, config.canaries.patience)
         most_updates = config.discover.restart_every or math.inf
@@ -111,7 +121,8 @@ class _Search:
         config, tally = self._config, self._tally
         batch = config.discover.batch
         count = min(batch, tally.left)
-        collected = self._sampler.collector.collect(
+        collected = self._together.collect(
+            self._sampler.collector,
             [self._task],
             group_size=count,
             sampling=self._sampler.sampling(config, temperature=config.rollout.temperature),

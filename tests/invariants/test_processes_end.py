@@ -1,0 +1,202 @@
+"""Processes that end, machines that share nothing: what `torchrun` is told, and what goes on."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from under_torchrun import torchrun
+
+from sdpo.metrics.jsonl import read_rows
+from sdpo.testing import byte_tokenizer, tiny_model
+
+ENV = """
+import os, signal
+from pathlib import Path
+import sdpo
+
+class World:
+    def load(self, split):
+        return sdpo.env([{"id": f"t{n}", "prompt": f"say {n}"} for n in range(4)], None).load(split)
+
+    def judge(self, task, rollout):
+        fault = os.environ.get("FAULT")
+        if fault and os.environ["RANK"] == "1" and rollout.policy_version == 3:
+            if fault == "raises":
+                raise ValueError("a bug of the judge's")
+            if not Path(fault).exists():
+                Path(fault).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        hits = sum(character in "abcdefgh" for character in rollout.text)
+        return sdpo.Verdict(reward=float(hits > 0), solved=hits > 0, feedback="too few letters")
+"""
+RECIPE = """
+steps = 4
+[model]
+name = "{folder}/model"
+device = "cpu"
+dtype = "float32"
+[env]
+type = "custom"
+path = "{folder}/world.py:World"
+[rollout]
+tasks_per_step = 2
+group_size = 2
+max_completion_tokens = 4
+max_prompt_tokens = 200
+[eval]
+samples = 1
+every = 2
+[optim]
+lr = 1e-3
+[checkpoint]
+every = 1
+keep = 9
+"""
+LOST = "another of the 2 processes has ended"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    tiny_model(hidden_size=16, num_layers=1).save_pretrained(folder / "model")
+    byte_tokenizer().save_pretrained(folder / "model")
+    (folder / "world.py").write_text(ENV)
+    (folder / "recipe.toml").write_text(RECIPE.format(folder=folder))
+    return folder / "recipe.toml"
+
+
+def sdpo_with(command: str, *arguments: object, fault: object = "", options=None):
+    """`torchrun -m sdpo COMMAND` to its end: exit status, output and what is said on its side."""
+    named = {} if options is None else {"options": options}
+    process = torchrun(
+        "-m", "sdpo", command, *arguments, environment={"FAULT": str(fault)}, **named
+    )
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def rows(run: Path) -> list[dict]:
+    return [
+        {k: v for k, v in row.items() if not k.startswith("time/")}
+        for row in read_rows(run / "metrics.jsonl")
+    ]
+
+
+def said(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("error:")]
+
+
+class Nodes:
+    """Two machines, as far as `torchrun` can tell: an agent each, with one process."""
+
+    def __init__(
+        self, recipe: Path, run: object, *, folders: tuple[Path, Path], fault: object = ""
+    ):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.agents = [
+            torchrun(
+                "-m", "sdpo", "train", recipe, "run=run",
+                options=(
+                    "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1",
+                    "--master-addr=127.0.0.1", f"--master-port={port}",
+                ),
+                environment={"FAULT": str(fault)},
+                cwd=folder,
+            )
+            for node, folder in enumerate(folders)
+        ]  # fmt: skip
+
+    def ends(self) -> list[tuple[int, str, str]]:
+        """Exit status, output and errors of each."""
+        found = []
+        for agent in self.agents:
+            out, err = agent.communicate(timeout=300)
+            found.append((agent.returncode, out, err))
+        return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe, tmp_path_factory) -> Path:
+    """A run of two machines that share a folder."""
+    folder = tmp_path_factory.mktemp("nodes")
+    for status, _, err in Nodes(recipe, (folder, folder)).ends():
+        assert status == 0, err[-3000:]
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_two_machines_train_one_run(undisturbed):
+    assert [row["step"] for row in rows(undisturbed)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_run_whose_process_was_killed_goes_on_by_itself(undisturbed, recipe, tmp_path):
+    """`torchrun --max-restarts=1`, and kill -9 in the middle of the fourth step."""
+    options = ("--standalone", "--nproc-per-node=2", "--max-restarts=1")
+    killed = tmp_path / "killed"
+    status, out, err = sdpo_with(
+        "train", recipe, f"run={tmp_path}/run", fault=killed, options=options
+    )
+    assert killed.exists()
+    assert status == 0, err[-3000:]
+    assert "resuming" in out
+    assert len([line for line in said(err) if LOST in line]) <= 1
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    weights = [
+        run / "checkpoints" / "step-4" / "model.safetensors"
+        for run in (tmp_path / "run", undisturbed)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_machines_without_a_folder_in_common_are_refused(recipe, tmp_path):
+    """A resume waited for ever: one machine went on after step 2, the other began."""
+    folders = (tmp_path / "a", tmp_path / "b")
+    for folder in folders:
+        folder.mkdir()
+    ends = Nodes(recipe, folders).ends()
+    assert [status for status, _, _ in ends] == [1, 1]
+    lines = {line for _, _, err in ends for line in said(err)}
+    (line,) = lines
+    assert "run = 'run': process 1" in line
+    assert f"(in {folders[1]})" in line
+    assert "give a folder that all machines share" in line
+    assert not any((folder / "run").exists() for folder in folders)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_ends_the_run_with_one_sentence(recipe, tmp_path):
+    ends = Nodes(recipe, (tmp_path, tmp_path), fault=tmp_path / "killed").ends()
+    assert [status for status, _, _ in ends] == [1, 1]
+    (line,) = [line for _, _, err in ends for line in said(err)]
+    assert LOST in line
+    assert (
+        'Traceback (most recent call last):\n  File "'
+        not in ends[0][2].split("ChildFailedError")[0]
+    )
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_results_and_errors_are_printed_once(recipe, tmp_path):
+    out = tmp_path / "counts.jsonl"
+    status, said_out, err = sdpo_with("eval", recipe, "--out", out)
+    assert status == 0, err[-3000:]
+    assert said_out.count("mean@1") == 1
+    assert len(out.read_text().splitlines()) == 4
+    status, _, err = sdpo_with("train", recipe, f"run={tmp_path}/run", fault="raises")
+    assert status == 1
+    (line,) = said(err)
+    assert "a bug of the judge's" in line
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_a_command_that_cannot_be_shared_says_so(tmp_path):
+    status, _, err = sdpo_with("report", tmp_path)
+    assert status == 1
+    (line,) = said(err)
+    assert "`sdpo report` cannot be shared by the 2 processes" in line
