@@ -25,6 +25,7 @@ from sdpo.engines.local import LocalEngine
 from sdpo.errors import CheckpointError, ConfigError, EngineError, TaskError
 from sdpo.inspection import reach
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.record import RolloutRecorder
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.samples import SampleBuilder
 
@@ -69,14 +70,48 @@ def judging(*, rank: int, says: Exception) -> sdpo.Env:
     return sdpo.env(TASKS, judge)
 
 
+teacher_calls: list[int] | None = None
+"""Calls of the judge about the teacher's attempts; None while it makes none."""
+
+
+@contextmanager
+def reading_teacher() -> Generator[None]:
+    """`teacher_calls` knows when the self-teacher's attempts are judged."""
+    original = Collector.collect_in_contexts
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        global teacher_calls
+        teacher_calls = []
+        try:
+            return original(*arguments, **named)
+        finally:
+            teacher_calls = None
+
+    Collector.collect_in_contexts = noted  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        Collector.collect_in_contexts = original
+
+
+def shy_judge(task: sdpo.Task, rollout: sdpo.Rollout) -> Any:
+    """Has no verdict on the first of this rank's attempts by the teacher."""
+    if RANK == 1 and teacher_calls is not None:
+        teacher_calls.append(rollout.index)
+        if len(teacher_calls) == 1:
+            raise sdpo.Unjudged("busy")
+    return 0.0, "no"
+
+
 def main(folder: Path, model: Path) -> None:
     torch.set_num_threads(1)
+    shy = sdpo.env(TASKS, shy_judge)
     bug = judging(rank=1, says=ValueError("a bug of the judge's"))
 
     def run(name: str, *more: str) -> RunConfig:
         return settings(
             model, f"run={folder}/{name}", "steps=1", "rollout.tasks_per_step=2",
-            "rollout.group_size=2", "eval.samples=1", "discover.budget=4", *more,
+            "rollout.group_size=2", "eval.samples=1", "discover.budget=9", *more,
         )  # fmt: skip
 
     def train(name: str, *more: str, env: sdpo.Env = ENV) -> Any:
@@ -110,6 +145,10 @@ def main(folder: Path, model: Path) -> None:
             failing(LocalEngine, "load_weights", EngineError("the engine fails")),
             lambda: discover_tasks(run("engine"), ENV),
         ),
+        "discover: weights put back": (
+            failing(LocalEngine, "load_weights", EngineError("the engine fails")),
+            lambda: discover_tasks(run("back", "discover.budget=4"), ENV),
+        ),
         "discover: disk": (
             in_place_of(folder / "disk" / "attempts.jsonl"),
             lambda: discover_tasks(run("disk"), ENV),
@@ -122,6 +161,13 @@ def main(folder: Path, model: Path) -> None:
         "train: teacher's attempts": (
             failing(Collector, "collect_in_contexts", EngineError("the engine fails")),
             lambda: train("sft", "objective.type=sft"),
+        ),
+        # One of this rank's two, but of four in all: fewer than the settings allow.
+        "train: teacher's attempts that are not judged": (
+            reading_teacher(),
+            lambda: train(
+                "unjudged", "objective.type=sft", "env.retries=0", "env.max_unjudged=0.4", env=shy
+            ),
         ),
         "train: samples": (
             failing(SampleBuilder, "samples", ConfigError("routing fails")),
@@ -140,7 +186,7 @@ def main(folder: Path, model: Path) -> None:
             lambda: train("first-row"),
         ),
         "train: rollouts": (
-            in_place_of(folder / "rollouts" / "credit.jsonl"),
+            failing(RolloutRecorder, "record_credit", sdpo.SdpoError("cannot write"), rank=0),
             lambda: train("rollouts"),
         ),
         "train: save": (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -88,12 +92,55 @@ def said(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
+@dataclass(frozen=True)
+class Network:
+    """How the first of two machines is reached, and for each the command that runs on it and the
+    name of its interface."""
+
+    address: str = "127.0.0.1"
+    within: tuple[tuple[str, ...], ...] = ((), ())
+    interfaces: tuple[str, ...] = ("lo", "lo")
+
+
+@pytest.fixture
+def two_networks() -> Iterator[Network]:
+    """Two network namespaces joined by a cable."""
+    names = [f"sdpo-{os.getpid()}-{node}" for node in range(2)]
+    cable = [f"sdpo{os.getpid() % 10**7}{end}" for end in "ab"]
+
+    def ip(*words: str) -> None:
+        try:
+            subprocess.run(["ip", *words], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no network namespaces here: {error}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
+        for node, (name, end) in enumerate(zip(names, cable, strict=True)):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "addr", "add", f"10.251.0.{node + 1}/24", "dev", end)
+            ip("-n", name, "link", "set", end, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        within = tuple(("ip", "netns", "exec", name) for name in names)
+        yield Network("10.251.0.1", within, tuple(cable))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
 class Nodes:
     """Two machines, as far as `torchrun` can tell: an agent each, with one process."""
 
     def __init__(
-        self, recipe: Path, run: object, *, folders: tuple[Path, Path], fault: object = ""
-    ):
+        self,
+        recipe: Path,
+        folders: tuple[Path, Path],
+        *,
+        fault: object = "",
+        network: Network = Network(),
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -102,10 +149,11 @@ class Nodes:
                 "-m", "sdpo", "train", recipe, "run=run",
                 options=(
                     "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1",
-                    "--master-addr=127.0.0.1", f"--master-port={port}",
+                    f"--master-addr={network.address}", f"--master-port={port}",
                 ),
-                environment={"FAULT": str(fault)},
+                environment={"FAULT": str(fault), "GLOO_SOCKET_IFNAME": network.interfaces[node]},
                 cwd=folder,
+                within=network.within[node],
             )
             for node, folder in enumerate(folders)
         ]  # fmt: skip
@@ -131,6 +179,13 @@ def undisturbed(recipe, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_two_machines_train_one_run(undisturbed):
     assert [row["step"] for row in rows(undisturbed)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_two_networks_train_the_same_run(undisturbed, recipe, tmp_path, two_networks):
+    for status, _, err in Nodes(recipe, (tmp_path, tmp_path), network=two_networks).ends():
+        assert status == 0, err[-3000:]
+    assert rows(tmp_path / "run") == rows(undisturbed)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 
 WORKER = Path(sharing_worker.__file__)
+ONE_FAILS = WORKER.with_name("one_fails_worker.py")
 COMMANDS = ("evaluate", "probe", "check", "sample", "discover", "search")
 
 
@@ -86,3 +87,12 @@ def test_a_search_is_written_once(folders):
         ]
         assert rows[0], name
         assert near(rows[1], rows[0]), name
+
+
+def test_an_error_of_one_process_is_heard_by_all(model, tmp_path):
+    """The others waited for it, until the backend gave up after half an hour."""
+    two_processes(ONE_FAILS, tmp_path, model)
+    heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert heard[0] == heard[1]
+    fine = "train: teacher's attempts that are not judged"
+    assert [case for case, said in heard[0].items() if said == "nothing"] == [fine]

@@ -14,10 +14,12 @@ def torchrun(
     options: Sequence[str] = ("--standalone", "--nproc-per-node=2"),
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    within: Sequence[str] = (),
 ) -> subprocess.Popen[str]:
-    """`torchrun OPTIONS ARGUMENTS`, under way in the folder `cwd`."""
+    """`torchrun OPTIONS ARGUMENTS`, under way in the folder `cwd`; `within` is a command that runs
+    another."""
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)],
+        [*within, sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -98,23 +98,31 @@ class _Search:
             parallel=self._together.parallel,
         )
         learner.slow_down(rollbacks)
+        try:
+            asks_for_rollback = self._learn(learner, number)
+        except BaseException:
+            learner.restore(initial)
+            raise
+        self._together.parallel.agreed(lambda: learner.restore(initial))
+        return asks_for_rollback
+
+    def _learn(self, learner: Learner, stage: int) -> bool:
+        """As `stage`, which is the number of that, without putting the weights back."""
+        config, tally = self._config, self._tally
         canaries = Canaries(config.canaries.action, config.canaries.patience)
         most_updates = config.discover.restart_every or math.inf
         num_updates = 0
-        try:
-            while True:
-                group = self._attempts()
-                if tally.solved or not tally.left or num_updates == most_updates:
-                    return False
-                metrics = _learn(learner, group)
-                num_updates += 1
-                tally.updates.append({"stage": number, **metrics})
-                self._watch(tally)
-                learner.follow(metrics)
-                if _asks_for_rollback(canaries.observe(num_updates, metrics)):
-                    return True
-        finally:
-            learner.restore(initial)
+        while True:
+            group = self._attempts()
+            if tally.solved or not tally.left or num_updates == most_updates:
+                return False
+            metrics = _update(learner, group)
+            num_updates += 1
+            tally.updates.append({"stage": stage, **metrics})
+            self._watch(tally)
+            learner.follow(metrics)
+            if _asks_for_rollback(canaries.observe(num_updates, metrics)):
+                return True
 
     def _attempts(self) -> Group:
         """The next batch of judged attempts, counted in the tally."""
@@ -136,7 +144,7 @@ class _Search:
         return group
 
 
-def _learn(learner: Learner, group: Group) -> dict[str, float]:
+def _update(learner: Learner, group: Group) -> dict[str, float]:
     """One update on `group`; its metrics. A step of a search has one task, hence one update."""
     groups = learner.with_contexts([group])
     losses = learner.update(learner.samples(groups))
