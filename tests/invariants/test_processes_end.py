@@ -15,6 +15,9 @@ from under_torchrun import torchrun
 from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 
+pytestmark = pytest.mark.timeout(1800)
+"""Every test starts several interpreters, on machines that may be busy."""
+
 ENV = """
 import os, signal
 from pathlib import Path
@@ -22,7 +25,10 @@ import sdpo
 
 class World:
     def load(self, split):
-        return sdpo.env([{"id": f"t{n}", "prompt": f"say {n}"} for n in range(4)], None).load(split)
+        return [
+            sdpo.Task(id=f"t{n}", messages=({"role": "user", "content": f"say {n}"},))
+            for n in range(4)
+        ]
 
     def judge(self, task, rollout):
         fault = os.environ.get("FAULT")
@@ -77,7 +83,7 @@ def sdpo_with(command: str, *arguments: object, fault: object = "", options=None
     process = torchrun(
         "-m", "sdpo", command, *arguments, environment={"FAULT": str(fault)}, **named
     )
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
@@ -162,7 +168,7 @@ class Nodes:
         """Exit status, output and errors of each."""
         found = []
         for agent in self.agents:
-            out, err = agent.communicate(timeout=300)
+            out, err = agent.communicate(timeout=900)
             found.append((agent.returncode, out, err))
         return found
 

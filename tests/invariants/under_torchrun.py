@@ -36,6 +36,6 @@ def torchrun(
 def two_processes(*arguments: object) -> str:
     """Run `ARGUMENTS` under torchrun; both processes must end well. What they print."""
     process = torchrun(*arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-6000:]
     return out

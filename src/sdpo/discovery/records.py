@@ -153,4 +153,5 @@ def _file_name(task_id: str) -> str:
     safe = re.sub(r"[^\w.-]", "_", task_id, flags=re.ASCII)[:100].lstrip(".")
     if safe == task_id:
         return safe
-    return f"{safe}-{hashlib.blake2b(task_id.encode(), digest_size=4).hexdigest()}"
+    data = task_id.encode("utf-8", "surrogatepass")
+    return f"{safe}-{hashlib.blake2b(data, digest_size=4).hexdigest()}"
