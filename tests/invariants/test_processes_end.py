@@ -236,10 +236,6 @@ def test_a_machine_that_is_lost_ends_the_run_with_one_sentence(recipe, tmp_path)
     assert [status for status, _, _ in ends] == [1, 1]
     (line,) = [line for _, _, err in ends for line in said(err)]
     assert LOST in line
-    assert (
-        'Traceback (most recent call last):\n  File "'
-        not in ends[0][2].split("ChildFailedError")[0]
-    )
     assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
 
 
