@@ -1,5 +1,9 @@
 """The public functions behind `sdpo.train`, `sdpo.evaluate`, `sdpo.check`, `sdpo.probe`,
-`sdpo.credit` and `sdpo.discover`."""
+`sdpo.credit` and `sdpo.discover`.
+
+In a script that `torchrun` starts, all processes call them alike: they share the work, and each
+returns the whole.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +30,10 @@ from sdpo.inspection.reach import divergence_advice, measure_reach, support_size
 from sdpo.inspection.tasks import check_tasks
 from sdpo.models.policy import Policy, as_policy
 from sdpo.objectives import check_objective
-from sdpo.parallel import Parallel
+from sdpo.parallel import joined
 from sdpo.records import Task
 from sdpo.rollouts.sampler import open_sampler
+from sdpo.rollouts.together import open_together
 from sdpo.run_folder import config_of, with_model
 from sdpo.runs import Result
 from sdpo.training.custom import check_custom
@@ -85,17 +90,17 @@ def evaluate(
         sdpo.evaluate("runs/quickstart").mean_at_k()
     """
     config, policy = _opened(arguments, env, model, tokenizer, settings)
-    with open_sampler(config, env, policy) as sampler:
-        tasks = list(sampler.env.load(split))[: config.eval.max_tasks or None]
+    with open_together(config, env, policy) as (sampler, together):
+        tasks = together.parallel.agreed(lambda: list(sampler.env.load(split)))
         groups = attempt_tasks(
             sampler.collector,
-            tasks,
+            tasks[: config.eval.max_tasks or None],
             samples=config.eval.samples,
             sampling=sampler.sampling(
                 config, temperature=config.eval.temperature, top_p=config.eval.top_p
             ),
             seed=config.seed,
-            parallel=Parallel(),
+            together=together,
         ).groups
         found = summarise(groups, samples=config.eval.samples)
         return replace(found, model=sampler.policy.name)
@@ -136,6 +141,11 @@ def check(
     config, policy = _opened(arguments, env, model, tokenizer, settings)
     check_objective(config)
     check_custom(config)
+    with joined() as parallel:
+        return parallel.from_main(lambda: _checked(config, env, policy))
+
+
+def _checked(config: RunConfig, env: Env | None, policy: Policy | None) -> CheckReport:
     with open_sampler(config, env, policy) as sampler:
         notes = tuple(model_findings(sampler.policy.model, sampler.collector.engine))
         if line := clock_note(sampler.chat, prompt_facts(sampler.chat)):
@@ -182,17 +192,25 @@ def probe(
     if samples < 1:
         raise ConfigError(f"probe: samples = {samples}; at least one attempt a task is needed")
     rules, temperature = config.teacher.context, config.rollout.temperature
-    with open_sampler(config, env, policy) as sampler:
+    with open_together(config, env, policy) as (sampler, together):
+        chosen = together.parallel.agreed(
+            lambda: choose_tasks(sampler.env.load("train"), tasks, config.seed)
+        )
         found = probe_tasks(
             sampler.collector,
-            choose_tasks(sampler.env.load("train"), tasks, config.seed),
+            chosen,
             rules,
             samples=samples,
             sampling=sampler.sampling(config, temperature=temperature),
             seed=config.seed,
             reach_of=lambda asks: measure_reach(
-                sampler.policy, asks, top_k=support_size(config), temperature=temperature
+                sampler.policy,
+                asks,
+                top_k=support_size(config),
+                temperature=temperature,
+                parallel=together.parallel,
             ),
+            together=together,
         )
     assert found.reach is not None
     advice = (layout_advice(found, rules), divergence_advice(found.reach, config))

@@ -22,6 +22,9 @@ from sdpo.printable import printable
 from sdpo.terminal import (
     Errors,
     complete_settings,
+    is_main_process,
+    leave_output_to_main,
+    num_processes,
     show_version,
     showing_progress,
     write_any_text,
@@ -36,6 +39,10 @@ ARGUMENTS = click.argument(
 )
 
 
+SHARED = ("train", "eval", "discover", "check", "sample")
+"""Commands that several processes do together under `torchrun`."""
+
+
 @click.group(cls=Errors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
@@ -45,10 +52,18 @@ ARGUMENTS = click.argument(
     callback=show_version,
     help="Show the version, the libraries, the device and the sandbox, and exit.",
 )
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Self-distillation policy optimization: learn from what the environment says about each
     attempt."""
     write_any_text()
+    if num_processes() > 1 and context.invoked_subcommand not in SHARED:
+        raise ConfigError(
+            f"`sdpo {context.invoked_subcommand}` cannot be shared by the {num_processes()} "
+            f"processes of torchrun, each of which would do all of it; start it without "
+            f"(those that can: {', '.join(SHARED)})"
+        )
+    leave_output_to_main()
 
 
 @main.command()
@@ -142,6 +157,8 @@ def evaluate(
         )
         k *= 2
     Console().print(table)
+    if not is_main_process():
+        return
     if out is not None:
         rows = (
             json.dumps({"id": task, "samples": evaluation.samples, "solved": solved})

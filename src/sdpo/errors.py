@@ -78,6 +78,10 @@ class CanaryStop(SdpoError):
     """A canary with action `stop` fired; the run ended on purpose."""
 
 
+class ProcessLost(SdpoError):
+    """Another process of a run under `torchrun` has ended, and this one ends with it."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM: like Ctrl-C, but the command exits with 143 as a scheduler expects."""
 

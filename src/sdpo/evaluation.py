@@ -19,8 +19,8 @@ from sdpo.seeds import derive
 if TYPE_CHECKING:
     # The report asks for intervals and must not wait for torch.
     from sdpo.engines.base import Sampling
-    from sdpo.parallel import Parallel
     from sdpo.rollouts.collect import Collected, Collector
+    from sdpo.rollouts.together import Together
 
 BOOTSTRAP_SAMPLES = 10_000
 """Resamples; the Monte Carlo error of a 90% bound is then about a hundredth of its width."""
@@ -104,21 +104,16 @@ def attempt_tasks(
     samples: int,
     sampling: Sampling,
     seed: int,
-    parallel: Parallel,
+    together: Together,
 ) -> Collected:
-    """`samples` attempts at each of `tasks`, without those that could not be judged; of several
-    ranks each returns its share, as `Collector.collect` does.
+    """`samples` attempts at each of `tasks`, without those that could not be judged.
 
     The random numbers depend on `seed`, task and attempt only: evaluations of one run share them,
     which takes most sampling noise out of their differences.
     """
     with phase("evaluate"):
-        return collector.collect(
-            tasks,
-            group_size=samples,
-            sampling=sampling,
-            seed=derive(seed, "eval"),
-            parallel=parallel,
+        return together.collect(
+            collector, tasks, group_size=samples, sampling=sampling, seed=derive(seed, "eval")
         )
 
 

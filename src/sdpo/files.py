@@ -67,6 +67,11 @@ def delete_folder(path: Path) -> None:
     _remove(doomed)
 
 
+def marker(folder: Path, name: str) -> Path:
+    """Where a file lies that is to be there for a moment only; `tidy` removes it too."""
+    return folder / f"{_PARTIAL}{name}"
+
+
 def tidy(folder: Path) -> None:
     """Clear what killed processes left in `folder`: half-written and half-removed files go, and a
     folder that was put aside for a new one which never came is back. Only for a folder that no

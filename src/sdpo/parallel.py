@@ -2,20 +2,35 @@
 
 Every rank samples and judges its share (rollouts/shares.py); counts are summed before the first
 forward, gradients after the last backward.
+
+Whatever can fail on one rank while others go on to wait for it is called through `agreed`, or
+through `from_main` where one rank works for all: then it fails on all of them alike.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from sdpo.errors import ProcessLost, SdpoError, first_line
+
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=1)
+"""How long a rank waits for the others: one of them may write a checkpoint or judge for hours. One
+that has ended is not waited for."""
+_TURN = timedelta(seconds=5)
+"""How long a process waits for what another has to say."""
+_CLOSED = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "ncclRemoteError")
+"""What PyTorch's backends say of a connection whose other end is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,19 +82,39 @@ class Parallel:
         count = sum(len(part) for part in parts)
         return [parts[i % len(parts)][i // len(parts)] for i in range(count)]
 
-    def agreed(self, work: Callable[[], T], errors: tuple[type[BaseException], ...]) -> T:
-        """What `work`, in which no rank waits for another, returns here. One of `errors` that it
-        raises on any rank is raised on all of them, which would otherwise wait for it."""
-        found, raised = None, None
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What `work`, in which no rank waits for another, returns here. An `SdpoError` or an
+        interrupt that it raises on any rank is raised on all of them, which would otherwise wait
+        for it; any other exception here, `ProcessLost` on the others."""
+        if self.world_size == 1:
+            return work()
+        found, raised = self._tried(work)
+        self._raise_first(self.gather(_as_sent(raised)), raised)
+        return found  # ty: ignore[invalid-explicit-return]
+
+    def from_main(self, work: Callable[[], T]) -> T:
+        """What `work` returns on the main rank, which alone does it, on every rank; what it raises
+        there as `agreed` does."""
+        if self.world_size == 1:
+            return work()
+        found, raised = self._tried(work) if self.is_main else (None, None)
+        problem, found = self.gather((_as_sent(raised), found))[0]
+        self._raise_first([problem], raised)
+        return found  # ty: ignore[invalid-explicit-return]
+
+    def _tried(self, work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
         try:
-            found = work()
-        except errors as problem:
-            raised = problem
-        for problem in self.gather(raised):
+            return work(), None
+        except (Exception, KeyboardInterrupt) as problem:  # noqa: BLE001 - raised on all ranks
+            return None, problem
+
+    def _raise_first(
+        self, problems: Sequence[BaseException | None], own: BaseException | None
+    ) -> None:
+        """Raises the first of what the ranks have sent; where it arose, with its traceback."""
+        for rank, problem in enumerate(problems):
             if problem is not None:
-                raise problem
-        assert found is not None
-        return found
+                raise own if own is not None and rank == self.rank else problem
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -98,12 +133,66 @@ def start_parallel() -> Parallel:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             # Left to the operating system: to destroy it waits for collectives, so a rank that
             # fails while others sum gradients would hang instead of ending the run.
-            dist.init_process_group("nccl")
+            dist.init_process_group("nccl", timeout=PATIENCE)
         else:
-            dist.init_process_group("gloo")
+            dist.init_process_group("gloo", timeout=PATIENCE)
             # Gloo's threads that outlive the interpreter can abort a process whose run went well.
             atexit.register(_leave)
     return Parallel(rank=dist.get_rank(), world_size=world_size)
+
+
+@contextmanager
+def joined() -> Generator[Parallel]:
+    """The group of `start_parallel` for a block. Raises `ProcessLost` instead of what a backend
+    says when another process of the group has ended."""
+    parallel = start_parallel()
+    try:
+        yield parallel
+    except RuntimeError as error:
+        if parallel.world_size == 1 or not any(text in str(error) for text in _CLOSED):
+            raise
+        raise ProcessLost(
+            f"another of the {parallel.world_size} processes has ended, and process "
+            f"{parallel.rank} ends with it; what is saved stays, and the same command continues"
+        ) from error
+
+
+@contextmanager
+def speaking_first() -> Generator[bool]:
+    """Whether no other process of this start has entered the block before; the others wait for the
+    first to leave it, since `torchrun` ends the rest when one has ended. True where there is nobody
+    to ask, which is anywhere but under `torchrun`."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        yield True
+        return
+    start = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            wait_for_workers=False,
+            timeout=_TURN,
+        )
+        is_first = store.add(f"sdpo/spoken/{start}", 1) == 1
+        if not is_first:
+            store.wait([f"sdpo/said/{start}"])
+    except RuntimeError:  # The machine with the store is gone, or whoever was first is.
+        yield True
+        return
+    try:
+        yield is_first
+    finally:
+        if is_first:
+            store.set(f"sdpo/said/{start}", "")
+
+
+def _as_sent(problem: BaseException | None) -> BaseException | None:
+    """What the other ranks raise for it: not every exception can be rebuilt in another process."""
+    if problem is None or isinstance(problem, SdpoError | KeyboardInterrupt):
+        return problem
+    name = type(problem).__name__
+    return ProcessLost(f"another process has failed with {name}: {first_line(problem)}")
 
 
 def _leave() -> None:

@@ -14,4 +14,6 @@ def derive(seed: int, *purpose: str | int) -> int:
         derive(0, "rollout", step, task.id, index)
     """
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in purpose)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+    # A task's name may hold half a surrogate pair, as JSON can write it.
+    data = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) >> 1

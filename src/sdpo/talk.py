@@ -18,9 +18,9 @@ from sdpo.envs.base import Env, env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import attempt_tasks
 from sdpo.inspection.attempt import find_task
-from sdpo.parallel import Parallel
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.rollouts.together import Together, open_together
 from sdpo.run_folder import as_run, config_of
 
 Moment = Literal["before", "after"]
@@ -99,18 +99,15 @@ def answers(
     """`samples` attempts of one model at each of `tasks`, unjudged; with None at the first held-out
     tasks of its environment, or at the one called `task`, judged."""
     own = None if tasks is None else unjudged(tasks)
-    with open_sampler(speaker.config, own) as sampler:
-        if tasks is None and task is not None:
-            tasks = [find_task(sampler.env, task)]
-        elif tasks is None:
-            tasks = sampler.env.load("eval")[:NUM_TASKS]
+    with open_together(speaker.config, own) as (sampler, together):
+        asked = tasks or together.parallel.agreed(lambda: _held_out(sampler.env, task))
         found = attempt_tasks(
             sampler.collector,
-            tasks,
+            asked,
             samples=samples,
             sampling=_sampling(sampler, speaker.config),
             seed=speaker.config.seed,
-            parallel=Parallel(),
+            together=together,
         )
     return [
         (
@@ -122,6 +119,10 @@ def answers(
         )
         for group in found.groups
     ]
+
+
+def _held_out(env: Env, task: str | None) -> Sequence[Task]:
+    return env.load("eval")[:NUM_TASKS] if task is None else [find_task(env, task)]
 
 
 def conversation(
@@ -142,7 +143,7 @@ def conversation(
                     samples=1,
                     sampling=_sampling(sampler, one.config),
                     seed=one.config.seed,
-                    parallel=Parallel(),
+                    together=Together(),
                 ).groups
                 text = group.rollouts[0].text
                 messages.append({"role": "assistant", "content": text})

@@ -41,11 +41,10 @@ class Errors(click.Group):
                 ) from error
             raise
         except SdpoError as error:
-            text = _escape(printable(str(error)))
-            Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True)
+            _say_once(f"[bold red]error:[/] {_escape(printable(str(error)))}")
             ctx.exit(error.exit_code)
         except KeyboardInterrupt as stop:
-            Console(stderr=True).print(_escape(str(stop) or "interrupted"), soft_wrap=True)
+            _say_once(_escape(str(stop) or "interrupted"))
             ctx.exit(143 if isinstance(stop, Terminated) else 130)
 
 
@@ -72,6 +71,36 @@ def _as_setting(option: str, words: Sequence[str]) -> str | None:
     after = words[words.index(given) + 1 :] if given in words else []
     value = given.partition("=")[2] or (after[0] if after and "=" not in after[0] else "VALUE")
     return "write " + " or ".join(f"{name}={value}" for name in known)
+
+
+def num_processes() -> int:
+    """How many processes `torchrun` has started for this command; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the one of them that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave_output_to_main() -> None:
+    """Of several processes one prints results; the others' standard output goes nowhere."""
+    if num_processes() > 1 and not is_main_process():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _say_once(text: str) -> None:
+    """Print how the command ends; of several processes the first that ends does so for all, since
+    what the others say is the same, or follows from it."""
+    if num_processes() == 1:
+        Console(stderr=True).print(text, soft_wrap=True)
+        return
+    from sdpo.parallel import speaking_first
+
+    with speaking_first() as is_first:
+        if is_first:
+            Console(stderr=True).print(text, soft_wrap=True)
+            sys.stderr.flush()
 
 
 def _escape(text: str) -> str:
@@ -114,7 +143,10 @@ def write_any_text() -> None:
 @contextmanager
 def showing_progress(console: Console | None = None) -> Generator[None]:
     """Show on standard error where the computation inside the block stands: one line that changes
-    in a terminal and goes at the end, elsewhere a line every ten seconds."""
+    in a terminal and goes at the end, elsewhere a line every ten seconds. The main process does."""
+    if not is_main_process():
+        yield
+        return
     console = console or Console(stderr=True)
     live = Live(console=console, auto_refresh=False, transient=True)
     wait = REFRESH_S if console.is_terminal else SECONDS_BETWEEN_LINES

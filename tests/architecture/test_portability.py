@@ -63,3 +63,14 @@ def test_what_only_linux_has_was_asked_for_everywhere():
     assert not found, (
         f"use machine.usable_cores(), import such modules where they are used: {found}"
     )
+
+
+def test_a_clock_that_is_set_changes_no_duration():
+    """Machines set their clocks while a run goes on; only a chat template asks for the date."""
+    wall_clock = re.compile(r"\btime\.time(?:_ns)?\(|datetime\.(?:now|utcnow|today)\(")
+    found = [
+        str(path.relative_to(ROOT / "src"))
+        for path in OURS
+        if path.is_relative_to(ROOT / "src") and wall_clock.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["sdpo/inspection/conditions.py"], "take time.monotonic() or perf_counter()"

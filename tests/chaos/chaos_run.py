@@ -32,7 +32,7 @@ import torch
 
 import sdpo
 from sdpo.config.load import load_config
-from sdpo.discovery import run as searches
+from sdpo.discovery import records
 from sdpo.discovery.run import discover_tasks
 from sdpo.envs.code import CodeEnv
 from sdpo.errors import SdpoError, Terminated, Unjudged
@@ -104,7 +104,7 @@ def attempt(command: Command, folder: Path, run: Path, fault: Fault | None) -> i
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     judging.FIRST_PAUSE_S = 0.05
-    searches.write_plot = lambda *_: None  # seconds of drawing, and it is not under fire
+    records.write_plot = lambda *_: None  # seconds of drawing, and it is not under fire
     arm(fault, run)
     try:
         config = load_config(settings(command, folder, run))

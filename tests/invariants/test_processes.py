@@ -4,14 +4,12 @@ files of one."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from processes_worker import train
 from safetensors.torch import load_file
+from under_torchrun import two_processes
 
 from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
@@ -44,19 +42,6 @@ CASES = {
     "updates": ["objective.type=hybrid", "rollout.tasks_per_step=5", "optim.updates_per_step=2"],
 }
 # fmt: on
-
-
-def two_processes(script: Path, *arguments: object) -> None:
-    """Run `script` under torchrun; both processes must end well."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        str(script), *map(str, arguments),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=environment, check=False
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +205,7 @@ rank = os.environ["RANK"]
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(4)]
 
 def judge(task, rollout):
-    if case == "judging" and step == 2 and rank == "1":
+    if case in ("judging", "resumed") and step == 2 and rank == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     return sdpo.Verdict(reward=0.0, solved=False, feedback="no")
 
@@ -240,21 +225,29 @@ def measured(self, *arguments):
     return measure(self, *arguments)
 
 Run.measure = measured
-result = sdpo.train(load_config([
+
+def train(steps):
+    return sdpo.train(load_config([
     f"run={folder}/{case}", f"model.name={model}", "model.device=cpu",
-    "model.dtype=float32", "steps=4", "checkpoint.every=0", "eval.every=0",
+    "model.dtype=float32", f"steps={steps}", "checkpoint.every=0", "eval.every=0",
     "rollout.tasks_per_step=4", "rollout.group_size=2", "rollout.max_completion_tokens=4",
     "rollout.max_prompt_tokens=200", "eval.samples=1", "objective.type=sdpo",
 ]), env=sdpo.env(TASKS, judge), on_step=on_step)
+
+if case == "resumed":
+    train(2)
+result = train(4)
 open(f"{folder}/{case}.{rank}", "w").write(f"{result.step} {result.exit_status}")
 """
 
 
 @pytest.mark.parametrize(
-    ("case", "step", "status"), [("judging", 2, 143), ("training", 3, 143), ("save", 4, 0)]
+    ("case", "step", "status"),
+    [("judging", 2, 143), ("training", 3, 143), ("save", 4, 0), ("resumed", 2, 143)],
 )
 def test_a_signal_to_one_process_stops_or_saves_all(runs, tmp_path, case, step, status):
-    """A scheduler that signals one rank left the others waiting for it, and nothing was saved."""
+    """A scheduler that signals one rank left the others waiting for it, and nothing was saved; so
+    it still was before the first step of a run that was continued."""
     (tmp_path / "signalled.py").write_text(SIGNALLED)
     two_processes(tmp_path / "signalled.py", tmp_path, runs / "model", case)
     said = [(tmp_path / f"{case}.{rank}").read_text() for rank in (0, 1)]

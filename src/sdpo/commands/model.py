@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sdpo.errors import ConfigError
-from sdpo.terminal import showing_progress
+from sdpo.terminal import num_processes, showing_progress
 
 
 @click.command()
@@ -86,6 +86,10 @@ def sample(
     if only is not None:
         who = [one for one in who if one.moment == only] or who
     if chat:
+        if num_processes() > 1:
+            raise ConfigError(
+                f"--chat is with one process, not {num_processes()}: start it without torchrun"
+            )
         show_lines(conversation(who, _lines()))
         return
     text = text_or_file(prompt, "--prompt")

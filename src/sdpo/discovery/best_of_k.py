@@ -13,6 +13,7 @@ from sdpo.config.schema import RunConfig
 from sdpo.discovery.log import Tally
 from sdpo.records import Task
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 
 BATCH = 64
@@ -27,6 +28,7 @@ def best_of_k(
     seed: int,
     tally: Tally,
     watch: Callable[[Tally], None] = lambda tally: None,
+    together: Together,
 ) -> None:
     """Spend the budget on independent attempts at `task`; `watch` sees the tally after each
     batch."""
@@ -34,7 +36,8 @@ def best_of_k(
     start = time.perf_counter()
     while tally.left:
         count = min(BATCH, tally.left)
-        collected = sampler.collector.collect(
+        collected = together.collect(
+            sampler.collector,
             [task],
             group_size=count,
             sampling=sampling,

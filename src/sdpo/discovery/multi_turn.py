@@ -23,6 +23,7 @@ from sdpo.envs.episodes import Opening, Replying
 from sdpo.envs.text import cut_middle
 from sdpo.records import Message, Rollout, Task, Verdict
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 
 SHORTEST_SECTION = 80
@@ -78,6 +79,7 @@ def multi_turn(
     wanted: Sequence[tuple[Task, Tally]],
     *,
     watch: Callable[[Tally], None] = lambda tally: None,
+    together: Together,
 ) -> Iterator[Tally]:
     """Make one attempt per round in every search `wanted`, each with its own feedback so far, and
     yield each when it is solved or out of budget. A tally that has attempts continues after them.
@@ -105,7 +107,8 @@ def multi_turn(
         turn = min(len(c.tally.made) for c in working)
         playing = [c for c in working if len(c.tally.made) == turn]
         start = time.perf_counter()
-        groups = collector.collect(
+        groups = together.collect(
+            collector,
             [
                 conversation.ask(sampler.chat, templates, rules.window_tokens)
                 for conversation in playing

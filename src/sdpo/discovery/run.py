@@ -7,13 +7,11 @@ whose only state is its attempts: it continues from them.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,36 +19,33 @@ from sdpo.config.objective import CustomObjectiveConfig, HybridConfig, SdpgConfi
 from sdpo.config.schema import RunConfig, SelectConfig
 from sdpo.config.teacher import ContextConfig, ProbeGateConfig
 from sdpo.discovery.best_of_k import best_of_k
-from sdpo.discovery.curves import write_summary
-from sdpo.discovery.log import SOLUTIONS, SearchLog, Tally
+from sdpo.discovery.log import Tally
 from sdpo.discovery.multi_turn import multi_turn
-from sdpo.discovery.plot import write_plot
-from sdpo.discovery.result import Discovery, Method, from_row
+from sdpo.discovery.records import END, SearchRecords
+from sdpo.discovery.result import Discovery, Method
 from sdpo.discovery.self_distillation import self_distillation
 from sdpo.envs.base import Discoverable, Env
 from sdpo.errors import ConfigError
 from sdpo.evaluation import pass_at_k
-from sdpo.files import record_whole
 from sdpo.inspection.conditions import record_conditions
 from sdpo.inspection.tasks import check_solutions
-from sdpo.lock import sole_writer
-from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
+from sdpo.metrics.jsonl import JsonLines, read_rows
 from sdpo.models.weights import copy_weights
+from sdpo.parallel import joined
 from sdpo.records import Task
-from sdpo.rollouts.sampler import Sampler, open_sampler
+from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import Together, open_together
 from sdpo.seeds import derive
 from sdpo.signals import Signals
-from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
 
-RESULTS = "discovery.jsonl"
 SELECTION = "selection.jsonl"
 
 Progress = Callable[[Sequence[Discovery], str], None]
 """Called with the finished searches and a line about the current one."""
 
-_END = 1 << 62
+_ALONE = Together()
 
 
 def discover_tasks(
@@ -70,9 +65,9 @@ def discover_tasks(
             "discover.seeds"
         )
     results: list[Discovery] = []
-    with Signals(), sole_writer(Path(config.run)):
+    with Signals() as signals:
         try:
-            _search_all(config, env, progress, results)
+            _search_all(config, env, progress, results, signals)
         except KeyboardInterrupt as stop:
             raise type(stop)(
                 f"interrupted: {len(results)} searches are finished; the same command continues"
@@ -81,64 +76,47 @@ def discover_tasks(
 
 
 def _search_all(
-    config: RunConfig, env: Env | None, progress: Progress | None, results: list[Discovery]
+    config: RunConfig,
+    env: Env | None,
+    progress: Progress | None,
+    results: list[Discovery],
+    signals: Signals,
 ) -> None:
     """Adds to `results`, as they are read or found."""
-    say = progress or (lambda results, line: None)
     check_custom(config)
-    run_dir = open_run_dir(config, run_facts(config, env))
-    file = JsonLines(run_dir / RESULTS)
-    file.resume_at(_END)
-    results += _to_keep(file.path, config.discover.budget)
-    finished = {(r.task_id, r.method, r.seed) for r in results}
-    log = SearchLog(run_dir, finished)
+    with joined() as parallel, SearchRecords(config, env, parallel, results) as records:
 
-    def watch(tally: Tally) -> None:
-        log.write(tally)
-        say(results, _line(tally))
+        def say(line: str) -> None:
+            if progress is not None and parallel.is_main:
+                progress(results, line)
 
-    with closing(file), closing(log), open_sampler(config, env) as sampler:
-        for line in record_conditions(run_dir, sampler):
-            say(results, line)
-        initial = _initial(sampler, config, config.discover.methods)
-        tasks = _tasks(config, sampler, run_dir, lambda line: say(results, line))
-        for method in config.discover.methods:
-            wanted = [
-                (task, log.tally(task.id, method, seed, budget=config.discover.budget))
-                for task in tasks
-                for seed in range(config.discover.seeds)
-                if (task.id, method, seed) not in finished
-            ]
-            for result in searches(
-                sampler, config, wanted, method=method, initial=initial, watch=watch
-            ):
-                _save_solution(run_dir, result)
-                results.append(result)
-                file.append([result.row() | {"step": len(results)}])
-                write_summary(results, run_dir)
-                say(results, "")
-    # Also for a process that was killed between a search's row and its summary.
-    write_summary(results, run_dir)
-    write_plot(results, run_dir)
+        def watch(tally: Tally) -> None:
+            records.watch(tally)
+            say(_line(tally))
 
-
-def _to_keep(path: Path, budget: int) -> list[Discovery]:
-    """The finished searches in `path`. One that ended without a solution at a smaller budget is
-    dropped from the file, to be made again with `budget`; so is best-of-k, which samples on."""
-    rows = list(read_rows(path))
-    found = [from_row(row) for row in rows]
-    kept = [
-        replace(one, budget=budget)
-        for one in found
-        if one.budget >= budget
-        or one.stopped is not None
-        or (one.solution is not None and one.method != "best_of_k")
-    ]
-    if kept != found:
-        with record_whole(path) as partial:
-            lines = (dumps(one.row() | {"step": n}) for n, one in enumerate(kept, start=1))
-            partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    return kept
+        with open_together(config, env, signals=signals) as (sampler, together):
+            for line in parallel.from_main(lambda: record_conditions(records.folder, sampler)):
+                say(line)
+            initial, tasks = parallel.agreed(
+                lambda: (
+                    _initial(sampler, config, config.discover.methods),
+                    _tasks(sampler.env, config, config.discover.tasks),
+                )
+            )
+            tasks = _hard(config, sampler, together, tasks, records.folder, say)
+            for method in config.discover.methods:
+                for result in searches(
+                    sampler,
+                    config,
+                    records.wanted(tasks, method),
+                    method=method,
+                    initial=initial,
+                    watch=watch,
+                    together=together,
+                ):
+                    records.add(result)
+                    say("")
+        records.finish()
 
 
 def discover_one(
@@ -147,9 +125,9 @@ def discover_one(
     """One search by self-distillation for one task (or its id in `config.discover.split`); writes
     nothing."""
     check_custom(config)
-    with open_sampler(config, env) as sampler:
+    with open_together(config, env) as (sampler, together):
         if isinstance(task, str):
-            task = _named(load_tasks(sampler.env, config), [task])[0]
+            (task,) = _tasks(sampler.env, config, [task])
         tally = Tally(task.id, "self_distillation", seed, budget=config.discover.budget)
         (result,) = searches(
             sampler,
@@ -157,6 +135,7 @@ def discover_one(
             [(task, tally)],
             method="self_distillation",
             initial=_initial(sampler, config, ["self_distillation"]),
+            together=together,
         )
         return result
 
@@ -169,11 +148,13 @@ def searches(
     method: Method,
     initial: Mapping[str, torch.Tensor],
     watch: Callable[[Tally], None] = lambda tally: None,
+    together: Together = _ALONE,
 ) -> Iterator[Discovery]:
     """The searches `wanted`, all by one method, each yielded as it ends. `initial` are the weights
-    `sampler` holds, needed by `self_distillation` only."""
+    `sampler` holds, needed by `self_distillation` only. Of several processes each makes a share of
+    the attempts, and knows of all."""
     if method == "multi_turn":
-        for tally in multi_turn(sampler, config, wanted, watch=watch):
+        for tally in multi_turn(sampler, config, wanted, watch=watch, together=together):
             yield tally.result(seconds=tally.seconds)
         return
     for task, tally in wanted:
@@ -182,10 +163,25 @@ def searches(
         stopped = None
         if method == "self_distillation":
             stopped = self_distillation(
-                sampler, config, task, seed=search_seed, tally=tally, initial=initial, watch=watch
+                sampler,
+                config,
+                task,
+                seed=search_seed,
+                tally=tally,
+                initial=initial,
+                watch=watch,
+                together=together,
             )
         else:
-            best_of_k(sampler, config, task, seed=search_seed, tally=tally, watch=watch)
+            best_of_k(
+                sampler,
+                config,
+                task,
+                seed=search_seed,
+                tally=tally,
+                watch=watch,
+                together=together,
+            )
         yield tally.result(seconds=time.perf_counter() - start, stopped=stopped)
 
 
@@ -240,24 +236,39 @@ def _check_learns(config: RunConfig) -> None:
         )
 
 
-def _tasks(
-    config: RunConfig, sampler: Sampler, run_dir: Path, say: Callable[[str], None]
-) -> list[Task]:
-    """The tasks to search, in the split's order. Raises `ConfigError` for an unknown id and when
-    none is hard enough."""
-    tasks = load_tasks(sampler.env, config)
-    if config.discover.tasks:
-        tasks = _named(tasks, config.discover.tasks)
+def _tasks(env: Env, config: RunConfig, names: Sequence[str]) -> list[Task]:
+    """The tasks called `names`, all without any, in the split's order. Raises `ConfigError`."""
+    tasks = load_tasks(env, config)
+    missing = sorted(set(names) - {task.id for task in tasks})
+    if missing:
+        raise ConfigError(
+            f"discover.tasks: no task {missing[0]!r} in this split of {len(tasks)} tasks; "
+            "see discover.split"
+        )
+    return [task for task in tasks if task.id in names] if names else tasks
+
+
+def _hard(
+    config: RunConfig,
+    sampler: Sampler,
+    together: Together,
+    tasks: Sequence[Task],
+    run_dir: Path,
+    say: Callable[[str], None],
+) -> Sequence[Task]:
+    """Those of `tasks` that `discover.select` takes. Raises `ConfigError` when none is hard
+    enough."""
     select = config.discover.select
-    if isinstance(select, SelectConfig):
-        rates = measure(sampler, config, tasks, select, run_dir / SELECTION, say)
-        tasks = [task for task in tasks if rates[task.id] < select.below]
-        if not tasks:
-            raise ConfigError(
-                f"discover.select: none of {len(rates)} tasks has pass@{select.pass_at} below "
-                f"{select.below}; set discover.select='off' to search all of them"
-            )
-    return tasks
+    if not isinstance(select, SelectConfig):
+        return tasks
+    rates = measure(sampler, config, tasks, select, run_dir / SELECTION, say, together)
+    hard = [task for task in tasks if rates[task.id] < select.below]
+    if not hard:
+        raise ConfigError(
+            f"discover.select: none of {len(rates)} tasks has pass@{select.pass_at} below "
+            f"{select.below}; set discover.select='off' to search all of them"
+        )
+    return hard
 
 
 def load_tasks(env: Env, config: RunConfig) -> list[Task]:
@@ -268,16 +279,6 @@ def load_tasks(env: Env, config: RunConfig) -> list[Task]:
     )
 
 
-def _named(tasks: Sequence[Task], names: Sequence[str]) -> list[Task]:
-    missing = sorted(set(names) - {task.id for task in tasks})
-    if missing:
-        raise ConfigError(
-            f"discover.tasks: no task {missing[0]!r} in this split of {len(tasks)} tasks; "
-            "see discover.split"
-        )
-    return [task for task in tasks if task.id in names]
-
-
 def measure(
     sampler: Sampler,
     config: RunConfig,
@@ -285,16 +286,21 @@ def measure(
     select: SelectConfig,
     path: Path,
     say: Callable[[str], None],
+    together: Together,
 ) -> dict[str, float]:
-    """pass@k of each task, estimated without bias from attempts of the initial model; `path` keeps
-    what was measured."""
+    """pass@k of each task, estimated without bias from attempts of the initial model; `path`, which
+    the main process alone reads and writes, keeps what was measured."""
     k, attempts = select.pass_at, select.attempts or 4 * select.pass_at
     file = JsonLines(path)
-    file.resume_at(_END)
-    rows = list(read_rows(path))
+    from_main = together.parallel.from_main
+
+    def measured() -> list[dict[str, Any]]:
+        file.resume_at(END)
+        return list(read_rows(path))
+
     rates = {
         row["task_id"]: pass_at_k(row["attempts"], row["solved"], min(k, row["attempts"]))
-        for row in rows
+        for row in from_main(measured)
     }
     sampling = sampler.sampling(config, temperature=config.rollout.temperature)
     try:
@@ -302,32 +308,19 @@ def measure(
             if task.id in rates:
                 continue
             say(f"selecting: {len(rates)}/{len(tasks)} tasks measured")
-            collected = sampler.collector.collect(
-                [task], group_size=attempts, sampling=sampling, seed=derive(config.seed, "select")
+            collected = together.collect(
+                sampler.collector,
+                [task],
+                group_size=attempts,
+                sampling=sampling,
+                seed=derive(config.seed, "select"),
             )
             verdicts = collected.groups[0].verdicts
             solved = sum(verdict.solved for verdict in verdicts)
             judged = len(verdicts)
             rates[task.id] = pass_at_k(judged, solved, min(k, judged))
             row = {"step": len(rates), "task_id": task.id, "attempts": judged, "solved": solved}
-            file.append([row])
+            from_main(partial(file.append, [row]))
     finally:
         file.close()
     return rates
-
-
-def _save_solution(run_dir: Path, result: Discovery) -> None:
-    """Keep the first solution found of a task."""
-    path = run_dir / SOLUTIONS / f"{_file_name(result.task_id)}.txt"
-    if result.solution is None or path.exists():
-        return
-    with record_whole(path) as partial:
-        partial.write_text(result.solution, encoding="utf-8", errors="backslashreplace")
-
-
-def _file_name(task_id: str) -> str:
-    """`task_id` where it is a file name, otherwise its safe characters and a hash."""
-    safe = re.sub(r"[^\w.-]", "_", task_id, flags=re.ASCII)[:100].lstrip(".")
-    if safe == task_id:
-        return safe
-    return f"{safe}-{hashlib.blake2b(task_id.encode(), digest_size=4).hexdigest()}"

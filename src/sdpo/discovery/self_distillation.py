@@ -21,6 +21,7 @@ from sdpo.metrics.rollout_stats import rollout_metrics
 from sdpo.models.device import give_back_freed_memory
 from sdpo.records import Group, Task
 from sdpo.rollouts.sampler import Sampler
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.training.learner import Learner
 
@@ -34,6 +35,7 @@ def self_distillation(
     tally: Tally,
     initial: Mapping[str, torch.Tensor],
     watch: Callable[[Tally], None] = lambda tally: None,
+    together: Together,
 ) -> str | None:
     """Alternate batches of attempts and updates until the task is solved, the budget is spent, or
     training degenerates; the last is what is returned, in words. `watch` sees the tally after each
@@ -46,7 +48,7 @@ def self_distillation(
 
     `sampler` must hold the weights `initial`, and holds them again afterwards.
     """
-    search = _Search(sampler, config, task, seed, tally, watch)
+    search = _Search(sampler, config, task, seed, tally, watch, together)
     rollbacks = 0
     for number in itertools.count(1):
         if not tally.left or tally.solved:
@@ -73,6 +75,7 @@ class _Search:
         seed: int,
         tally: Tally,
         watch: Callable[[Tally], None],
+        together: Together,
     ) -> None:
         self._sampler = sampler
         self._config = config
@@ -80,38 +83,54 @@ class _Search:
         self._seed = seed
         self._tally = tally
         self._watch = watch
+        self._together = together
         self._start = time.perf_counter()
 
     def stage(self, number: int, rollbacks: int, initial: Mapping[str, torch.Tensor]) -> bool:
         """Learn from the weights `initial` until the stage or the search ends, and put them back;
         whether a canary asks for a rollback. Raises `CanaryStop` and `NonFiniteLossError`."""
         config, tally = self._config, self._tally
-        learner = Learner(self._sampler, config, seed=self._seed, step=len(tally.updates))
+        learner = Learner(
+            self._sampler,
+            config,
+            seed=self._seed,
+            step=len(tally.updates),
+            parallel=self._together.parallel,
+        )
         learner.slow_down(rollbacks)
+        try:
+            asks_for_rollback = self._learn(learner, number)
+        except BaseException:
+            learner.restore(initial)
+            raise
+        self._together.parallel.agreed(lambda: learner.restore(initial))
+        return asks_for_rollback
+
+    def _learn(self, learner: Learner, stage: int) -> bool:
+        """As `stage`, which is the number of that, without putting the weights back."""
+        config, tally = self._config, self._tally
         canaries = Canaries(config.canaries.action, config.canaries.patience)
         most_updates = config.discover.restart_every or math.inf
         num_updates = 0
-        try:
-            while True:
-                group = self._attempts()
-                if tally.solved or not tally.left or num_updates == most_updates:
-                    return False
-                metrics = _learn(learner, group)
-                num_updates += 1
-                tally.updates.append({"stage": number, **metrics})
-                self._watch(tally)
-                learner.follow(metrics)
-                if _asks_for_rollback(canaries.observe(num_updates, metrics)):
-                    return True
-        finally:
-            learner.restore(initial)
+        while True:
+            group = self._attempts()
+            if tally.solved or not tally.left or num_updates == most_updates:
+                return False
+            metrics = _update(learner, group)
+            num_updates += 1
+            tally.updates.append({"stage": stage, **metrics})
+            self._watch(tally)
+            learner.follow(metrics)
+            if _asks_for_rollback(canaries.observe(num_updates, metrics)):
+                return True
 
     def _attempts(self) -> Group:
         """The next batch of judged attempts, counted in the tally."""
         config, tally = self._config, self._tally
         batch = config.discover.batch
         count = min(batch, tally.left)
-        collected = self._sampler.collector.collect(
+        collected = self._together.collect(
+            self._sampler.collector,
             [self._task],
             group_size=count,
             sampling=self._sampler.sampling(config, temperature=config.rollout.temperature),
@@ -125,7 +144,7 @@ class _Search:
         return group
 
 
-def _learn(learner: Learner, group: Group) -> dict[str, float]:
+def _update(learner: Learner, group: Group) -> dict[str, float]:
     """One update on `group`; its metrics. A step of a search has one task, hence one update."""
     groups = learner.with_contexts([group])
     losses = learner.update(learner.samples(groups))

@@ -53,7 +53,7 @@ def id_of(line: Line, text: str) -> str:
             return str(value)
         if value is not None:
             raise line.error(key, f"expected a string or a whole number, got {value!r:.60}")
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
 
 
 def messages_of(line: Line, prompt: str) -> tuple[Message, ...]:

@@ -20,10 +20,10 @@ from sdpo.evaluation import Evaluation, attempt_tasks, summarise
 from sdpo.inspection.probe import choose_tasks, probe_tasks
 from sdpo.inspection.tasks import check_prompts
 from sdpo.metrics import names
-from sdpo.parallel import Parallel
 from sdpo.records import Group, Task
 from sdpo.rollouts.collect import Collected, Collector
 from sdpo.rollouts.sampler import Sampler, max_turns
+from sdpo.rollouts.together import Together
 
 OWN = "eval"
 """Split of rollouts.jsonl that a run's own evaluations have."""
@@ -46,19 +46,19 @@ class TaskSet:
     """Attempts per task."""
     sampling: Sampling
 
-    def attempts(self, *, seed: int, parallel: Parallel) -> Collected:
-        """This rank's share of the attempts; equal seeds make equal attempts."""
+    def attempts(self, *, seed: int, together: Together) -> Collected:
+        """The attempts; equal seeds make equal ones."""
         return attempt_tasks(
             self.collector,
             self.tasks,
             samples=self.samples,
             sampling=self.sampling,
             seed=seed,
-            parallel=parallel,
+            together=together,
         )
 
     def metrics(self, groups: Sequence[Group]) -> dict[str, float]:
-        """What the attempts of all ranks say; of a set from elsewhere its solved rate with the
+        """What the attempts say; of a set from elsewhere its solved rate with the
         interval over tasks."""
         found: Evaluation = summarise(groups, samples=self.samples)
         if self.split == OWN:
@@ -154,7 +154,7 @@ def _task_set(split: str, sampler: Sampler, collector: Collector, config: RunCon
     )
 
 
-def probe(sampler: Sampler, config: RunConfig, parallel: Parallel) -> dict[str, float]:
+def probe(sampler: Sampler, config: RunConfig, together: Together) -> dict[str, float]:
     """The `probe/*` metrics on training tasks, if `eval.probe_tasks` asks for them."""
     if not config.eval.probe_tasks:
         return {}
@@ -165,5 +165,5 @@ def probe(sampler: Sampler, config: RunConfig, parallel: Parallel) -> dict[str, 
         samples=config.eval.samples,
         sampling=sampler.sampling(config, temperature=config.rollout.temperature),
         seed=config.seed,
-        parallel=parallel,
+        together=together,
     ).metrics()

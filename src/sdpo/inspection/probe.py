@@ -26,12 +26,10 @@ from sdpo.errors import ConfigError
 from sdpo.evaluation import Interval, bootstrap
 from sdpo.inspection.reach import Reach
 from sdpo.metrics import names
-from sdpo.parallel import Parallel
 from sdpo.progress import phase
 from sdpo.records import Group, Rollout, Task, TeacherContext
 from sdpo.rollouts.collect import Collector
-from sdpo.rollouts.judging import check_unjudged
-from sdpo.rollouts.shares import gather_groups
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.teacher.context import Reading, for_own_answers, teacher_contexts
 
@@ -42,7 +40,7 @@ Kind = Literal[
 solved sibling, the attempt's feedback, both, or, as controls, another task's solved answer and
 nothing."""
 
-_ALONE = Parallel()
+_ALONE = Together()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +131,7 @@ def probe_tasks(
     samples: int,
     sampling: Sampling,
     seed: int,
-    parallel: Parallel = _ALONE,
+    together: Together = _ALONE,
     reach_of: Callable[[Sequence[tuple[Rollout, tuple[int, ...]]]], Reach] | None = None,
 ) -> Probe:
     """Student and teachers on `tasks`, `samples` attempts each; `rules` are the recipe's.
@@ -147,11 +145,9 @@ def probe_tasks(
 
     def student_round(which: str) -> list[Group]:
         seeds = derive(seed, "probe", which)
-        made = collector.collect(
-            tasks, group_size=samples, sampling=sampling, seed=seeds, parallel=parallel
-        )
-        check_unjudged(parallel.gather(made.judged), collector.judging.max_unjudged)
-        return gather_groups(made.groups, parallel, count=len(tasks))
+        return together.collect(
+            collector, tasks, group_size=samples, sampling=sampling, seed=seeds
+        ).groups
 
     groups, again = student_round("student"), student_round("student again")
     # A task counts where both rounds have a judged attempt at it.
@@ -166,7 +162,7 @@ def probe_tasks(
     }
     wanted = list(dict.fromkeys(ask for part in asks.values() for ask in part))
     solved = _solved(
-        collector, [(a, *attempts[a.task_id, a.index]) for a in wanted], sampling, seed, parallel
+        collector, [(a, *attempts[a.task_id, a.index]) for a in wanted], sampling, seed, together
     )
     return Probe(
         num_tasks=len(groups),
@@ -184,16 +180,15 @@ def _solved(
     asks: Sequence[tuple[_Ask, Task, Rollout]],
     sampling: Sampling,
     seed: int,
-    parallel: Parallel,
+    together: Together,
 ) -> dict[_Ask, bool]:
     """Whether the teacher's answer to each of `asks` is right; those that could not be judged are
     left out."""
-    answers = parallel.gather_shares(
-        collector.answer(
-            [(task, rollout, ask.prompt_ids) for ask, task, rollout in parallel.share(asks)],
-            sampling=sampling,
-            seed=derive(seed, "probe", "teacher"),
-        )
+    answers = together.answer(
+        collector,
+        [(task, rollout, ask.prompt_ids) for ask, task, rollout in asks],
+        sampling=sampling,
+        seed=derive(seed, "probe", "teacher"),
     )
     return {
         ask: answer[1].solved

@@ -25,6 +25,7 @@ from sdpo.config.objective import (
 from sdpo.config.schema import RunConfig
 from sdpo.inspection.attempt import sample_of, token_outputs
 from sdpo.models.policy import Policy
+from sdpo.parallel import Parallel
 from sdpo.records import Rollout
 
 UNSAID = 1e-3
@@ -75,12 +76,34 @@ def measure_reach(
     *,
     top_k: int,
     temperature: float,
+    parallel: Parallel,
 ) -> Reach:
     """Reach of the teacher in `asks`: failed attempts, each with the ids of its teacher prompt. The
-    first 32 are looked at; one pass of the model for each and side."""
+    first 32 are looked at, shared by the processes; one pass of the model for each and side."""
+    asks = asks[:MAX_ATTEMPTS]
+    share = parallel.share(asks)
+    own = parallel.agreed(lambda: _counted(policy, share, top_k=top_k, temperature=temperature))
+    tokens, corrections, unsaid, outside = parallel.sum(own)
+    return Reach(
+        num_attempts=len(asks),
+        num_tokens=int(tokens),
+        num_corrections=int(corrections),
+        top_k=top_k,
+        unsaid=unsaid / corrections if corrections else 0.0,
+        outside=outside / corrections if corrections else 0.0,
+    )
+
+
+def _counted(
+    policy: Policy,
+    asks: Sequence[tuple[Rollout, tuple[int, ...]]],
+    *,
+    top_k: int,
+    temperature: float,
+) -> tuple[int, int, int, float]:
+    """Tokens, corrections, those that are unsaid, and the sum of the mass outside the support."""
     tokens = corrections = unsaid = 0
     outside = 0.0
-    asks = asks[:MAX_ATTEMPTS]
     for rollout, teacher_prompt_ids in asks:
         sample = sample_of(rollout, teacher_prompt_ids)
         seen = token_outputs(policy, sample, temperature, top_n=top_k)
@@ -94,14 +117,7 @@ def measure_reach(
         corrections += int(corrects_T.sum())
         unsaid += int((wanted_T[corrects_T] < UNSAID).sum())
         outside += float(outside_T[corrects_T].sum())
-    return Reach(
-        num_attempts=len(asks),
-        num_tokens=tokens,
-        num_corrections=corrections,
-        top_k=top_k,
-        unsaid=unsaid / corrections if corrections else 0.0,
-        outside=outside / corrections if corrections else 0.0,
-    )
+    return tokens, corrections, unsaid, outside
 
 
 def support_size(config: RunConfig) -> int:

@@ -73,8 +73,11 @@ class JsonLines:
             if row["step"] > step or drops(row):
                 break
             keep = place.offset + place.size
-        if keep < self.path.stat().st_size:
-            os.truncate(self.path, keep)
+        try:
+            if keep < self.path.stat().st_size:
+                os.truncate(self.path, keep)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def begin_anew(self) -> None:
         """Start with an empty file. What was written is kept beside it as `.bak`, unless an earlier
@@ -83,10 +86,13 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = self.path.with_name(f"{self.path.name}.bak")
-        if kept.exists() and kept.stat().st_size > self.path.stat().st_size:
-            self.path.unlink()
-        else:
-            self.path.replace(kept)
+        try:
+            if kept.exists() and kept.stat().st_size > self.path.stat().st_size:
+                self.path.unlink()
+            else:
+                self.path.replace(kept)
+        except OSError as error:
+            raise unwritable(kept, error) from error
 
     def close(self) -> None:
         """Close the file; a later append opens it again."""

@@ -85,24 +85,33 @@ def _member(data: bytes) -> bytes:
 
 def lines_at(path: Path, position: int = 0) -> Iterator[tuple[Place, bytes]]:
     """The complete lines of the file `path`, compressed or not, from the byte `position` on, each
-    with its place. Raises `SdpoError` naming a damaged segment."""
+    with its place. Raises `SdpoError` naming a damaged segment, or why it cannot be read."""
     if not path.exists():
         return
-    with path.open("rb", buffering=BUFFER_BYTES) as file:
-        file.seek(position)
-        if path.suffix == ".gz":
-            for offset, size, data in _segments(file, path):
-                start = 0
-                for line in data.split(b"\n")[:-1]:
-                    place = Place(offset, size, start, len(line) + 1)
-                    start += place.length
-                    yield place, line + b"\n"
+    try:
+        with path.open("rb", buffering=BUFFER_BYTES) as file:
+            file.seek(position)
+            yield from _lines(file, path, position)
+    except OSError as error:
+        raise SdpoError(
+            f"cannot read {path}: {error.strerror}; give yourself the right to, or move it away"
+        ) from error
+
+
+def _lines(file: BinaryIO, path: Path, position: int) -> Iterator[tuple[Place, bytes]]:
+    if path.suffix == ".gz":
+        for offset, size, data in _segments(file, path):
+            start = 0
+            for line in data.split(b"\n")[:-1]:
+                place = Place(offset, size, start, len(line) + 1)
+                start += place.length
+                yield place, line + b"\n"
+        return
+    for line in file:
+        if not line.endswith(b"\n"):
             return
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            yield Place(position, len(line), 0, len(line)), line
-            position += len(line)
+        yield Place(position, len(line), 0, len(line)), line
+        position += len(line)
 
 
 def read_place(path: Path, place: Place) -> bytes:

@@ -18,8 +18,8 @@ from sdpo.envs.episodes import turns_of
 from sdpo.metrics import names
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Verdict
-from sdpo.rollouts.episodes import Attempt, Player
-from sdpo.rollouts.judging import DEFAULTS, Judged, check_unjudged
+from sdpo.rollouts.episodes import Attempt, Played, Player
+from sdpo.rollouts.judging import DEFAULTS, Judged
 from sdpo.rollouts.recorded import recorded_ids
 from sdpo.rollouts.shares import share_attempts
 from sdpo.seeds import derive
@@ -83,12 +83,12 @@ class Collector:
     ) -> Collected:
         """A group of `group_size` attempts at each task, in order, without those that could not be
         judged: a group may be smaller, with gaps in its rollouts' `index`, or empty. Of several
-        ranks each makes its share, which `gather_groups` puts together; `check_unjudged` is then
-        for the caller, who knows what the others have judged.
+        ranks each makes its share; whether too many have no verdict is for the caller, who knows
+        what the others have judged (`Together.collect`).
 
         Attempt i at task t draws its random numbers from (seed, t.id, i, turn) alone, so other
         tasks, their order and the batch split do not matter. An attempt that the environment has
-        `Recorded` is taken as it is. Raises `PromptTooLongError`, `JudgeError` (`judge_all` says
+        `Recorded` is taken as it is. Raises `PromptTooLongError`, `JudgeError` (`judge_share` says
         when), and for recorded attempts what `recorded_ids` says.
         """
         start = time.perf_counter()
@@ -109,8 +109,6 @@ class Collector:
         played = self._player.play(
             attempts, sampling, lambda a, number: derive(seed, a.task.id, a.index, number)
         )
-        if parallel.world_size == 1:
-            check_unjudged([played.judged], self.judging.max_unjudged)
         results = iter(played.results)
         groups = [_group(task, [next(results) for _ in indices]) for task, indices in wanted]
         return Collected(
@@ -126,8 +124,9 @@ class Collector:
         *,
         sampling: Sampling,
         seed: int,
-    ) -> list[Group]:
+    ) -> Collected:
         """One judged attempt in every teacher context of `groups` that exists; see `answer`."""
+        start = time.perf_counter()
         questions = [
             (group.task, rollout, self.chat.prompt_ids(context.messages))
             for group in groups
@@ -135,10 +134,15 @@ class Collector:
             if context.messages is not None
         ]
         by_task: dict[str, list[Result | None]] = {group.task.id: [] for group in groups}
-        answers = self.answer(questions, sampling=sampling, seed=seed)
-        for (task, _, _), answer in zip(questions, answers, strict=True):
+        played = self.answer(questions, sampling=sampling, seed=seed)
+        for (task, _, _), answer in zip(questions, played.results, strict=True):
             by_task[task.id].append(answer)
-        return [_group(group.task, by_task[group.task.id]) for group in groups]
+        return Collected(
+            groups=[_group(group.task, by_task[group.task.id]) for group in groups],
+            judged=played.judged,
+            generate_s=played.generate_s,
+            judge_s=time.perf_counter() - start - played.generate_s,
+        )
 
     def answer(
         self,
@@ -146,10 +150,9 @@ class Collector:
         *,
         sampling: Sampling,
         seed: int,
-    ) -> list[Result | None]:
+    ) -> Played:
         """One judged attempt after the prompt of each question, with as many turns as any, sampled
-        with the engine's current weights; None where no verdict could be had. A question is (task,
-        rollout to answer anew, prompt ids).
+        with the engine's current weights. A question is (task, rollout to answer anew, prompt ids).
 
         An attempt takes `index` and first prompt of that rollout, so that it is judged and can be
         trained on as if it had been made without the other prompt; its `sampler_logprobs` are
@@ -170,9 +173,7 @@ class Collector:
             later = (number,) if number else ()
             return derive(seed, attempt.task.id, attempt.index, *later)
 
-        played = self._player.play(attempts, sampling, seed_of)
-        check_unjudged([played.judged], self.judging.max_unjudged)
-        return played.results
+        return self._player.play(attempts, sampling, seed_of)
 
     @property
     def _player(self) -> Player:

@@ -33,7 +33,7 @@ from sdpo.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Sample
 from sdpo.rollouts.sampler import Sampler
-from sdpo.rollouts.shares import gather_groups, share_groups
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.teacher.context import for_own_answers
 from sdpo.teacher.schedule import TeacherSchedule
@@ -153,10 +153,14 @@ class Learner:
             solved = [verdict.solved for group in attempts for verdict in group.verdicts]
             metrics.add(names.TEACHER_SOLVED, Mean.of(solved))
             groups = solved_only(attempts)
+        updates = self._parallel.agreed(lambda: self._shares(groups))
+        return StepSamples(updates=updates, metrics=metrics)
+
+    def _shares(self, groups: Sequence[Group]) -> list[list[Sample]]:
+        """This rank's samples of every update."""
         count = self._config.optim.updates_per_step
         seed = self._derived("samples")
-        updates = [self._share_of(groups[number::count], seed) for number in range(count)]
-        return StepSamples(updates=updates, metrics=metrics)
+        return [self._share_of(groups[number::count], seed) for number in range(count)]
 
     def _share_of(self, groups: Sequence[Group], seed: int) -> list[Sample]:
         """This rank's samples of one update."""
@@ -210,7 +214,7 @@ class Learner:
 
     def publish(self) -> None:
         """Let the engine sample from the current weights, under the number of updates so far."""
-        self._publish(self.optimizer.num_updates)
+        self._parallel.agreed(lambda: self._publish(self.optimizer.num_updates))
 
     def state(self) -> dict[str, Any]:
         """Everything exact resume needs besides the weights themselves."""
@@ -263,15 +267,16 @@ class Learner:
         collector = self._sampler.collector
         with applied(self.model, self.schedule.weights):
             if self.schedule.weights is not None:
-                self._publish(collector.engine.policy_version)
-            attempts = collector.collect_in_contexts(
-                share_groups(groups, self._parallel),
+                version = collector.engine.policy_version
+                self._parallel.agreed(lambda: self._publish(version))
+            return Together(parallel=self._parallel).collect_in_contexts(
+                collector,
+                groups,
                 sampling=self._sampler.sampling(
                     self._config, temperature=self._config.rollout.temperature
                 ),
                 seed=self._derived(purpose),
             )
-        return gather_groups(attempts, self._parallel, count=len(groups))
 
     def _spec(self) -> ObjectiveSpec:
         rollout = self._config.rollout

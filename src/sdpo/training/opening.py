@@ -9,18 +9,18 @@ from pathlib import Path
 from sdpo.config.schema import LoraConfig, RunConfig
 from sdpo.envs.base import Env
 from sdpo.inspection.conditions import record_conditions
-from sdpo.inspection.held_out import open_holdouts
+from sdpo.inspection.held_out import TaskSet, open_holdouts
 from sdpo.inspection.tasks import check_tasks
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
 from sdpo.models.quantized import num_weights
 from sdpo.objectives import check_objective
-from sdpo.parallel import start_parallel
+from sdpo.parallel import Parallel, joined
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
 from sdpo.training.custom import check_custom
-from sdpo.training.folder import own_folder
+from sdpo.training.folder import check_shared, own_folder
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.run import Run
 
@@ -40,27 +40,22 @@ def open_run(
     signals = signals or Signals()
     check_objective(config)
     check_custom(config)
-    parallel = start_parallel()
-    if parallel.world_size > 1:
-        signals.hold()
     run_dir = Path(config.run)
     with ExitStack() as stack:
-        if parallel.is_main:
+        parallel = stack.enter_context(joined())
+        if parallel.world_size > 1:
+            signals.hold()
+
+        def take_folder() -> None:
             stack.enter_context(own_folder(run_dir))
             open_run_dir(config, run_facts(config, env))
-        parallel.barrier()
-        sampler = stack.enter_context(open_sampler(config, env, policy))
-        check_tasks(sampler, config, splits=("train", "eval"))
-        holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
-        make_trainable(sampler.policy.model, config.optim)
-        learner = Learner(
-            sampler,
-            config,
-            seed=config.seed,
-            num_inspected=config.credit.rollouts,
-            parallel=parallel,
+
+        parallel.from_main(take_folder)
+        check_shared(run_dir, parallel)
+        sampler, learner, holdouts = parallel.agreed(
+            lambda: _load(config, env, policy, parallel, stack)
         )
-        with Run(
+        run = Run(
             config,
             run_dir,
             sampler,
@@ -69,11 +64,30 @@ def open_run(
             signals,
             holdouts=holdouts,
             is_quiet=is_quiet,
-        ) as run:
-            if parallel.is_main:
-                for line in (opening_line(sampler, config), *record_conditions(run_dir, sampler)):
-                    run.say(line)
-            yield run
+        )
+        stack.enter_context(run)
+        conditions = parallel.from_main(lambda: record_conditions(run_dir, sampler))
+        for line in (opening_line(sampler, config), *conditions):
+            run.say(line)
+        yield run
+
+
+def _load(
+    config: RunConfig, env: Env | None, policy: Policy | None, parallel: Parallel, stack: ExitStack
+) -> tuple[Sampler, Learner, tuple[TaskSet, ...]]:
+    """The run's model and tasks, checked, and what learns; `stack` closes them."""
+    sampler = stack.enter_context(open_sampler(config, env, policy))
+    check_tasks(sampler, config, splits=("train", "eval"))
+    holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
+    make_trainable(sampler.policy.model, config.optim)
+    learner = Learner(
+        sampler,
+        config,
+        seed=config.seed,
+        num_inspected=config.credit.rollouts,
+        parallel=parallel,
+    )
+    return sampler, learner, holdouts
 
 
 def opening_line(sampler: Sampler, config: RunConfig) -> str:

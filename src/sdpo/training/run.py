@@ -28,7 +28,7 @@ from sdpo.rollouts.curriculum import other_tasks
 from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder
 from sdpo.rollouts.redraw import collect_varied
 from sdpo.rollouts.sampler import Sampler
-from sdpo.rollouts.together import collect_together
+from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import Checkpoints
@@ -64,6 +64,7 @@ class Run:
         self._own = own_tasks(sampler, config)
         self._holdouts = holdouts
         self._parallel = parallel
+        self._together = Together(parallel=parallel, signals=signals)
         self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
@@ -99,7 +100,8 @@ class Run:
         same files as an uninterrupted one; without a checkpoint they begin anew beside the `.bak`
         of what they held. Raises `CanaryStop` when a canary has ended the run.
         """
-        steps = self._checkpoints.steps()
+        # The main rank looks: a file system may show new files to other machines later.
+        steps = self._parallel.from_main(self._checkpoints.steps)
         if steps:
             self._load(steps[-1])
             if self._canaries.action == "stop" and (fired := self._canaries.fired()):
@@ -107,14 +109,8 @@ class Run:
                     f"{self.dir} was stopped at step {self.step} by {', '.join(fired)}; {CURE}"
                 )
             self.say(f"resuming {self.dir} after step {self.step}")
-        if self._parallel.is_main:
-            if steps:
-                is_evaluated = self.unevaluated is None
-                self._writer.resume_at(self.step if is_evaluated else self.step - 1)
-                self._recorder.resume_at(self.step, is_evaluated=is_evaluated)
-            else:
-                self._begin_anew()
-            self.last_metrics = self._writer.last()
+        self._parallel.from_main(self._resume_records if steps else self._begin_anew)
+        self.last_metrics = self._parallel.from_main(self._writer.last)
         return not steps
 
     def collect(self, tasks: Sequence[Task]) -> Collected:
@@ -126,18 +122,12 @@ class Run:
 
     def _collect(self, tasks: Sequence[Task]) -> Collected:
         collector = self._sampler.collector
-        collected = collect_together(
-            self._parallel,
-            self.signals,
-            lambda: collector.collect(
-                tasks,
-                group_size=self.config.rollout.group_size,
-                sampling=self._sampling(),
-                seed=derive(self.config.seed, "rollout", self.step),
-                parallel=self._parallel,
-            ),
-            count=len(tasks),
-            max_unjudged=collector.judging.max_unjudged,
+        collected = self._together.collect(
+            collector,
+            tasks,
+            group_size=self.config.rollout.group_size,
+            sampling=self._sampling(),
+            seed=derive(self.config.seed, "rollout", self.step),
         )
         self.heed()
         return replace(collected, groups=drop_empty(collected.groups))
@@ -162,12 +152,15 @@ class Run:
         self, groups: Sequence[Group], losses: StepResult, left_out: Sequence[Group] = ()
     ) -> None:
         """Write the rollouts and the token credit of the step that has just ended."""
-        if self._parallel.is_main:
+
+        def write() -> None:
             lengths = losses.teacher_prompt_tokens
             rows = self._recorder.write(self.step, groups, teacher_prompt_tokens=lengths)
             self._recorder.write(self.step, left_out, split=LEFT_OUT)
             self._writer.write_rollouts(self.step, rows)
             self._recorder.record_credit(replace(c, step=self.step) for c in losses.credit)
+
+        self._parallel.from_main(write)
         self._last_rollout = (groups[-1].rollouts[-1].text, groups[-1].verdicts[-1])
 
     def begin(self, metrics: Mapping[str, float]) -> None:
@@ -199,19 +192,15 @@ class Run:
         if self.step in (0, self.config.steps):
             for holdout in self._holdouts:
                 metrics |= self._attempt(holdout)
-        return metrics | probe(self._sampler, self.config, self._parallel)
+        return metrics | probe(self._sampler, self.config, self._together)
 
     def _attempt(self, tasks: TaskSet) -> dict[str, float]:
-        # Where there is little to do this share may be empty, so only the whole is summarised.
-        groups = collect_together(
-            self._parallel,
-            self.signals,
-            lambda: tasks.attempts(seed=self.config.seed, parallel=self._parallel),
-            count=len(tasks.tasks),
-            max_unjudged=tasks.collector.judging.max_unjudged,
-        ).groups
-        if self._parallel.is_main:
+        groups = tasks.attempts(seed=self.config.seed, together=self._together).groups
+
+        def write() -> None:
             self._recorder.write(self.step, drop_empty(groups), split=tasks.split)
+
+        self._parallel.from_main(write)
         return tasks.metrics(groups)
 
     def is_due(self, every: int) -> bool:
@@ -224,21 +213,27 @@ class Run:
         checkpoint to go back to."""
         self._history.observe(self.step, metrics)
         alerts = self._canaries.observe(self.step, metrics)
-        good = min((alert.good for alert in alerts), default=0)
-        target = self._history.newest_good(self._checkpoints.steps(), good)
+        if not alerts:
+            return alerts
+        steps = self._parallel.from_main(self._checkpoints.steps)
+        target = self._history.newest_good(steps, min(alert.good for alert in alerts))
         return [replace(a, restored=target) if a.action == "rollback" else a for a in alerts]
 
     def record(self, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
         """Write the row of this step and show it."""
         self.last_metrics = {**metrics, "step": self.step}
-        if self._parallel.is_main:
+
+        def write() -> None:
             self._writer.write(self.step, metrics, alerts)
             self._dashboard.update(self.step, metrics, last=self._last_rollout, alerts=alerts)
+
+        self._parallel.from_main(write)
 
     def save(self) -> None:
         """Write a checkpoint of this step. The one a rollback would need is kept beyond
         `checkpoint.keep`."""
-        if self._parallel.is_main:
+
+        def write() -> None:
             good = self._canaries.good(self.step)
             self._checkpoints.save(
                 self.step,
@@ -249,7 +244,8 @@ class Run:
                 if self._canaries.action == "rollback"
                 else None,
             )
-        self._parallel.barrier()
+
+        self._parallel.from_main(write)
 
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""
@@ -288,6 +284,11 @@ class Run:
         if rollbacks:
             self._roll_back(rollbacks[0].restored)
 
+    def _resume_records(self) -> None:
+        is_evaluated = self.unevaluated is None
+        self._writer.resume_at(self.step if is_evaluated else self.step - 1)
+        self._recorder.resume_at(self.step, is_evaluated=is_evaluated)
+
     def _begin_anew(self) -> None:
         self._recorder.begin_anew()
         if count := self._writer.begin_anew():
@@ -297,11 +298,8 @@ class Run:
             )
 
     def _save_unless_saved(self) -> None:
-        # One rank looks: another could find what this one has just written.
-        is_saved = self._parallel.is_main and self.step in self._checkpoints.steps()
-        if any(self._parallel.gather(is_saved)):
-            return
-        self.save()
+        if self.step not in self._parallel.from_main(self._checkpoints.steps):
+            self.save()
 
     def say(self, text: str) -> None:
         """One line for the user."""
@@ -318,7 +316,8 @@ class Run:
             raise CanaryStop(
                 f"canary at step {self.step}: no good checkpoint is left to roll back to; {CURE}"
             )
-        self.learner.roll_back(self._checkpoints.load(target, self.learner.model))
+        state = self._parallel.agreed(lambda: self._checkpoints.load(target, self.learner.model))
+        self.learner.roll_back(state)
         self._canaries.restart(self.step)
         self._history.restored(self.step, target)
         self.say(
@@ -342,7 +341,7 @@ class Run:
         } | self.learner.state()
 
     def _load(self, step: int) -> None:
-        state = self._checkpoints.load(step, self.learner.model)
+        state = self._parallel.agreed(lambda: self._checkpoints.load(step, self.learner.model))
         self.learner.load_state(state)
         self._totals = dict(state["totals"])
         self._canaries.load_state(state["canaries"])

@@ -11,6 +11,7 @@ from sdpo.evaluation import Interval
 from sdpo.inspection.probe import KindResult, Probe, layout_advice
 from sdpo.inspection.reach import Reach, divergence_advice, measure_reach, support_size
 from sdpo.models.policy import Policy
+from sdpo.parallel import Parallel
 from sdpo.records import Rollout
 from sdpo.testing import byte_tokenizer, tiny_model
 
@@ -52,7 +53,7 @@ def test_reach_is_that_of_plain_forward_passes(policy):
             corrections += 1
             unsaid += float(p[q.argmax()]) < 1e-3
             outside += 1 - float(q[p.topk(TOP).indices].sum())
-    found = measure_reach(policy, asks, top_k=TOP, temperature=0.7)
+    found = measure_reach(policy, asks, top_k=TOP, temperature=0.7, parallel=Parallel())
     assert (found.num_attempts, found.num_tokens, found.num_corrections) == (3, tokens, corrections)
     assert corrections > 10
     assert found.unsaid == unsaid / corrections

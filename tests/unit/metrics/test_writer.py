@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import sys
@@ -69,6 +70,24 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
     path.symlink_to("/dev/full")
     with pytest.raises(SdpoError, match=r"cannot write .*full: No space left"):
         JsonLines(path).append([{"step": 1}])
+
+
+def test_records_that_cannot_be_read_or_cut_were_a_traceback(tmp_path, monkeypatch):
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(SdpoError, match=r"cannot read .*folder.jsonl: Is a directory"):
+        list(read_rows(tmp_path / "folder.jsonl"))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step":1}\n{"step":2}\n')
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("os.truncate", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    for change in (lambda file: file.resume_at(1), JsonLines.begin_anew):
+        with pytest.raises(SdpoError, match=r"cannot write .*metrics.jsonl.*: Read-only"):
+            change(JsonLines(path))
+    assert len(list(read_rows(path))) == 2
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -14,6 +14,7 @@ from sdpo.chat import Chat
 from sdpo.engines.base import Sampling
 from sdpo.errors import JudgeError, PromptTooLongError, TaskError
 from sdpo.rollouts.collect import Collector
+from sdpo.rollouts.together import Together
 from sdpo.testing import byte_tokenizer
 from sdpo.testing.scripted import ScriptedEngine
 from sdpo.training.samples import flatten_turns
@@ -40,9 +41,13 @@ def solved_if_a(task, rollout):
 
 
 def collect(the_collector, tasks=TASKS, group_size=3, seed=5, **kwargs):
-    return the_collector.collect(
-        tasks, group_size=group_size, sampling=sampling(**kwargs), seed=seed
-    ).groups
+    return (
+        Together()
+        .collect(
+            the_collector, tasks, group_size=group_size, sampling=sampling(**kwargs), seed=seed
+        )
+        .groups
+    )
 
 
 def test_verdicts_belong_to_their_rollouts():

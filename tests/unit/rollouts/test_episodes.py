@@ -18,6 +18,7 @@ from sdpo.errors import JudgeError, ModelError, TaskError
 from sdpo.rollouts import judging
 from sdpo.rollouts.collect import Collector
 from sdpo.rollouts.judging import judge_all
+from sdpo.rollouts.together import Together
 from sdpo.testing import byte_tokenizer
 from sdpo.testing.scripted import ScriptedEngine
 from sdpo.training.samples import flatten_turns
@@ -63,8 +64,9 @@ def collector(the_env, respond=lambda ids, seed: "yes", **options):
 def play(episode, count=2, max_new_tokens=300, **options):
     """The group of `count` attempts, each with an episode of its own."""
     (group,) = (
-        collector(env([TASK], episode=episode), **options)
+        Together()
         .collect(
+            collector(env([TASK], episode=episode), **options),
             [TASK],
             group_size=count,
             sampling=Sampling(max_new_tokens=max_new_tokens, stop_ids=CHAT.stop_ids),

@@ -154,7 +154,7 @@ def test_no_rank_is_idle_while_there_are_rollouts(opened, updates, world_size):
         shares = []
         for rank in range(world_size):
             learner._parallel = Parallel(rank=rank, world_size=world_size)
-            shares.append(learner.samples(groups).updates)
+            shares.append(learner._shares(groups))
         learner._parallel = Parallel()
         whole = learner.samples(groups).updates
     for number in range(updates):
