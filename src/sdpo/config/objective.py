@@ -300,8 +300,7 @@ class DistillingConfig(_ObjectiveConfig):
 
 class ContextDistillingConfig(DistillingConfig):
     distilled: Literal["all", "failed"] = "all"
-    """Which of the attempts with a teacher context: all, or only those that are not solved. Once a
-    task is solved, distilling its successes towards each other can undo it. Paper: all."""
+    """Which attempts with a teacher context: all, or those that are not solved. Paper: all."""
 
 
 class SdpoConfig(ContextDistillingConfig):
