@@ -13,6 +13,7 @@ from sdpo.inspection.held_out import open_holdouts
 from sdpo.inspection.tasks import check_tasks
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
+from sdpo.models.sharding import shards_of
 from sdpo.objectives import check_objective
 from sdpo.parallel import start_parallel
 from sdpo.rollouts.sampler import Sampler, open_sampler
@@ -58,6 +59,7 @@ def open_run(
             seed=config.seed,
             num_inspected=config.credit.rollouts,
             parallel=parallel,
+            shards=shards_of(sampler.policy.model, config.model, parallel),
         )
         with Run(
             config,

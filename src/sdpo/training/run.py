@@ -63,7 +63,9 @@ class Run:
         self._own = own_tasks(sampler, config)
         self._holdouts = holdouts
         self._parallel = parallel
-        self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
+        self._checkpoints = Checkpoints(
+            run_dir, keep=config.checkpoint.keep, parallel=parallel, layout=learner.layout
+        )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
         self._totals = {"rollouts_total": 0, "tokens_total": 0}
@@ -237,17 +239,16 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of this step. The one a rollback would need is kept beyond
         `checkpoint.keep`."""
-        if self._parallel.is_main:
-            good = self._canaries.good(self.step)
-            self._checkpoints.save(
-                self.step,
-                self.learner.model,
-                self._sampler.policy.tokenizer,
-                self._state(),
-                protect=self._history.newest_good(self._checkpoints.steps(), good)
-                if self._canaries.action == "rollback"
-                else None,
-            )
+        good = self._canaries.good(self.step)
+        self._checkpoints.save(
+            self.step,
+            self._sampler.policy.model,
+            self._sampler.policy.tokenizer,
+            self._state(),
+            protect=self._history.newest_good(self._checkpoints.steps(), good)
+            if self._canaries.action == "rollback"
+            else None,
+        )
         self._parallel.barrier()
 
     def save_interrupted(self) -> None:
