@@ -117,4 +117,5 @@ def reshard(module: torch.nn.Module) -> None:
 
 def copy_weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A detached copy of the trainable weights in their own dtype."""
+    reshard(module)
     return {name: own_part(p).clone() for name, p in trainable(module).items()}

@@ -297,6 +297,8 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     different -= JUDGING_KEYS
     # Compared by what they make of prompts: a clock may have to be pinned to go on.
     different = {k for k in different if not k.startswith("model.chat_template_kwargs")}
+    # Who holds which part of the weights changes rounding only.
+    different -= {"model.parallel"}
     # Where numbers are shown besides changes none of them.
     different -= {"log.backends", "log.project", "log.name", "log.tags"}
     different -= grown

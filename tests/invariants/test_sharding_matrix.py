@@ -1,0 +1,70 @@
+"""1 = 2 = 4 processes up to rounding: families of models, schedules, objectives, adapters, and
+number formats, with shared weights and with replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from processes_worker import train
+from test_sharding import COMMON, SHARD, assert_same_training, processes, save_model
+
+STEPS = 5
+
+# Model, and what differs from the common settings. Every kind of teacher, every kind of pass (the
+# old policy's, the initial model's, wrong demonstrations, the teacher's own attempts).
+# fmt: off
+CASES = {
+    "ema": ("untied", []),
+    "live": ("qwen3", ["teacher.schedule.type=live", "optim.gradient_checkpointing=true"]),
+    "snapshot": ("gemma3_text", ["teacher.schedule.type=snapshot", "teacher.schedule.every=2"]),
+    "frozen": ("qwen3_moe", ["teacher.schedule.type=frozen"]),
+    "gated": ("llama", ["teacher.schedule.type=gated", "teacher.schedule.every=2"]),
+    "trust region": ("llama", ["teacher.schedule.type=trust_region"]),
+    "kl": ("gemma3_text", ["objective.kl_coefficient=0.1"]),
+    "old policy": ("qwen3", ["objective.type=hybrid", "optim.updates_per_step=2",
+                             "rollout.tasks_per_step=5"]),
+    "negatives": ("llama", ["objective.type=rlcsd"]),
+    "sft": ("llama", ["objective.type=sft", "rollout.max_completion_tokens=24"]),
+    "small micro-batches": ("llama", ["optim.micro_batch_tokens=64"]),
+    "lora": ("untied", ["model.adapter.type=lora", "model.adapter.rank=4"]),
+}
+# fmt: on
+REPLICAS = ("ema", "frozen", "lora")
+"""Cases that two replicas train as well."""
+FOUR = ("ema", "frozen", "sft", "lora")
+"""Cases that four processes train as well: three tasks, so one of them has none."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    for family in ("llama", "qwen3", "gemma3_text", "qwen3_moe"):
+        save_model(folder / family, family)
+    save_model(folder / "untied", tied=False)
+    overrides = {
+        case: [
+            f"model.name={folder / model}", *COMMON, "model.dtype=float32", f"steps={STEPS}",
+            "checkpoint.every=0", "eval.every=0", *own,
+        ]
+        for case, (model, own) in CASES.items()
+    }  # fmt: skip
+    for case, settings in overrides.items():
+        train(folder / f"1-{case}", settings)
+    shared = [(folder / f"2-{case}", [*own, SHARD]) for case, own in overrides.items()]
+    shared += [(folder / f"r-{case}", overrides[case]) for case in REPLICAS]
+    processes(2, shared)
+    processes(4, [(folder / f"4-{case}", [*overrides[case], SHARD]) for case in FOUR])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [("2", case) for case in CASES]
+    + [("r", case) for case in REPLICAS]
+    + [("4", case) for case in FOUR],
+)
+def test_any_number_of_processes_trains_the_same(runs, kind, case):
+    assert_same_training(runs / f"1-{case}", runs / f"{kind}-{case}", steps=STEPS)
