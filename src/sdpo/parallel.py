@@ -11,7 +11,6 @@ import atexit
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -22,9 +21,6 @@ T = TypeVar("T")
 _BUCKET_BYTES = 64 << 20
 """Enough to fill a network, and little beside the gradients of a model that needs several."""
 _BUCKETS_UNDER_WAY = 2
-_TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others: one may still write a checkpoint of a hundred gigabytes, or
-sample the longest answers. A rank that dies ends the run at once, by torchrun."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,9 +150,9 @@ def start_parallel() -> Parallel:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             # Left to the operating system: to destroy it waits for collectives, so a rank that
             # fails while others sum gradients would hang instead of ending the run.
-            dist.init_process_group("nccl", timeout=_TIMEOUT)
+            dist.init_process_group("nccl")
         else:
-            dist.init_process_group("gloo", timeout=_TIMEOUT)
+            dist.init_process_group("gloo")
             # Gloo's threads that outlive the interpreter can abort a process whose run went well.
             atexit.register(_leave)
     return Parallel(rank=dist.get_rank(), world_size=world_size)

@@ -7,6 +7,7 @@ does, and what `look` found after the last step in `RUN.looked-RANK.json`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 from processes_worker import RANK, train
 
+from sdpo.errors import SdpoError
 from sdpo.models.head import lm_head
 from sdpo.models.packing import PackItem, hidden_rows, pack
 from sdpo.models.weights import applied, copy_weights, own_part, reshard
+from sdpo.training import step as step_module
 from sdpo.training.learner import Learner
 from sdpo.training.step import Updater
 
@@ -84,8 +87,32 @@ def main(jobs: list[tuple[str, list[str]]]) -> None:
     Learner.follow = follow_and_look  # ty: ignore[invalid-assignment]
     Updater.step = step_and_look  # ty: ignore[invalid-assignment]
     for run, overrides in jobs:
-        train(Path(run), overrides)
+        if Path(run).name == "not-finite":
+            found = {"said": fail(Path(run), overrides)}
+            found["sampler"] = float(sum(p.double().sum() for p in whole.parameters()))
+        else:
+            train(Path(run), overrides)
         Path(f"{run}.looked-{RANK}.json").write_text(json.dumps(found))
+
+
+def fail(run: Path, overrides: list[str]) -> str:
+    """What a run ends with whose loss is not finite on the second rank."""
+    original = step_module.objective_loss
+
+    def spoilt(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        if RANK == "1":
+            return dataclasses.replace(result, loss=result.loss * float("nan"))
+        return result
+
+    step_module.objective_loss = spoilt  # ty: ignore[invalid-assignment]
+    try:
+        train(run, overrides)
+    except SdpoError as error:
+        return str(error)
+    finally:
+        step_module.objective_loss = original
+    return ""
 
 
 if __name__ == "__main__":

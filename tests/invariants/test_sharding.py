@@ -12,6 +12,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def save_model(folder: Path, family: str = "llama", *, tied: bool = True, **sett
     return folder
 
 
-def looked(run: Path, rank: int) -> dict[str, float]:
+def looked(run: Path, rank: int) -> dict[str, Any]:
     return json.loads(Path(f"{run}.looked-{rank}.json").read_text())
 
 
@@ -118,6 +119,7 @@ def runs(tmp_path_factory) -> Path:
     train(folder / "one", common)
     jobs = [(folder / "two", [*common, SHARD])]
     jobs.append((copy_at(folder / "one", folder / "two-of-one", step=1), [*common, SHARD]))
+    jobs.append((folder / "not-finite", [*common, SHARD]))
     processes(2, jobs)
     train(copy_at(folder / "two", folder / "one-of-two", step=1), common)
     return folder
@@ -156,6 +158,16 @@ def test_a_teacher_of_zeros_changes_the_logits(runs):
         assert found["before"] > 0.1
         assert found["inside"] == 0.0
         assert found["change"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(runs):
+    """And leaves every process the weights it began with, in the copy that samples."""
+    found = [looked(runs / "not-finite", rank) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert "step 1: the loss is nan on tasks" in found[0]["said"]
+    before = load_file(runs / "model" / "model.safetensors")
+    total = float(sum(weight.double().sum() for weight in before.values()))
+    assert found[0]["sampler"] == pytest.approx(total, rel=1e-9)
 
 
 def test_a_sharded_checkpoint_is_a_model_folder(runs):

@@ -6,8 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from processes_worker import train
 from test_sharding import COMMON, SHARD, assert_same_training, processes, save_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sdpo.testing import byte_tokenizer
 
 STEPS = 5
 
@@ -36,12 +40,25 @@ FOUR = ("ema", "frozen", "sft", "lora")
 """Cases that four processes train as well: three tasks, so one of them has none."""
 
 
+def save_mixture(folder: Path) -> None:
+    """Eight experts of which a token takes two."""
+    shape = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=259, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=8,
+        num_experts_per_tok=2, moe_intermediate_size=32, max_position_embeddings=1024,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(shape, dtype=torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("matrix")
-    for family in ("llama", "qwen3", "gemma3_text", "qwen3_moe"):
+    for family in ("llama", "qwen3", "gemma3_text"):
         save_model(folder / family, family)
     save_model(folder / "untied", tied=False)
+    save_mixture(folder / "qwen3_moe")
     overrides = {
         case: [
             f"model.name={folder / model}", *COMMON, "model.dtype=float32", f"steps={STEPS}",

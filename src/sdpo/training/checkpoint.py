@@ -15,7 +15,7 @@ import pickle
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -95,19 +95,12 @@ class Checkpoints:
         partial folder remains.
         """
         final = self.folder / f"step-{step}"
-        try:
-            if self._layout is not None:
-                self._write_together(final, model, tokenizer, state, self._layout)
-            elif self._parallel.is_main:
-                with atomic_write(final) as partial:
-                    partial.mkdir()
-                    _write(partial, model, tokenizer, state)
-        except (*_UNWRITTEN, CheckpointException) as error:
-            raise CheckpointError(
-                f"cannot write checkpoint {final}: {error}; "
-                "free space or choose another `run` directory. "
-                f"Complete checkpoints: {self.steps() or 'none'}"
-            ) from error
+        if self._layout is not None:
+            self._write_together(final, model, tokenizer, state, self._layout)
+        elif self._parallel.is_main:
+            with self._explained(final), atomic_write(final) as partial:
+                partial.mkdir()
+                _write(partial, model, tokenizer, state)
         for old in self.steps()[: -self._keep] if self._parallel.is_main else ():
             if old not in (protect, step):
                 delete_folder(self.folder / f"step-{old}")
@@ -123,24 +116,40 @@ class Checkpoints:
     ) -> None:
         """The first process makes the folder, all write their parts into it, and it takes its place
         once the first has added the rest. What fails on one is raised on all."""
+        errors = (CheckpointError,)
         with ExitStack() as stack:
 
             def begin() -> str:
                 if not self._parallel.is_main:
                     return ""
-                partial = stack.enter_context(atomic_write(final))
-                partial.mkdir()
-                return str(partial)
+                with self._explained(final):
+                    partial = stack.enter_context(atomic_write(final))
+                    partial.mkdir()
+                    return str(partial)
 
             def end() -> bool:
-                if self._parallel.is_main:
-                    _write(partial, model, tokenizer, rest)
-                stack.close()
+                with self._explained(final):
+                    if self._parallel.is_main:
+                        _write(partial, model, tokenizer, rest)
+                    stack.close()
                 return True
 
-            partial = Path(self._parallel.gather(self._parallel.agreed(begin, _UNWRITTEN))[0])
-            rest = write_shards(state, partial / SHARDS, layout)
-            self._parallel.agreed(end, _UNWRITTEN)
+            partial = Path(self._parallel.gather(self._parallel.agreed(begin, errors))[0])
+            with self._explained(final):
+                rest = write_shards(state, partial / SHARDS, layout)
+            self._parallel.agreed(end, errors)
+
+    @contextlib.contextmanager
+    def _explained(self, final: Path) -> Generator[None]:
+        """What a disk does to a checkpoint as `CheckpointError`."""
+        try:
+            yield
+        except (*_UNWRITTEN, CheckpointException) as error:
+            raise CheckpointError(
+                f"cannot write checkpoint {final}: {error}; "
+                "free space or choose another `run` directory. "
+                f"Complete checkpoints: {self.steps() or 'none'}"
+            ) from error
 
     def load(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
         """Put the weights of `step` into `model`, of sharded ones this process's parts, and return

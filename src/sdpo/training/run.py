@@ -239,16 +239,17 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of this step. The one a rollback would need is kept beyond
         `checkpoint.keep`."""
-        good = self._canaries.good(self.step)
-        self._checkpoints.save(
-            self.step,
-            self._sampler.policy.model,
-            self._sampler.policy.tokenizer,
-            self._state(),
-            protect=self._history.newest_good(self._checkpoints.steps(), good)
-            if self._canaries.action == "rollback"
-            else None,
-        )
+        if self._parallel.is_main or self.learner.layout is not None:
+            good = self._canaries.good(self.step)
+            self._checkpoints.save(
+                self.step,
+                self._sampler.policy.model,
+                self._sampler.policy.tokenizer,
+                self._state(),
+                protect=self._history.newest_good(self._checkpoints.steps(), good)
+                if self._canaries.action == "rollback"
+                else None,
+            )
         self._parallel.barrier()
 
     def save_interrupted(self) -> None:

@@ -7,6 +7,7 @@ What else a state holds stays a tree of plain values, in which a sharded tensor 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,10 @@ def read_shards(state: Any, folder: Path, layout: Layout | None, device: torch.d
             tensors[key] = dtensor.empty(
                 stored.size, dtype=dtype, device_mesh=like.device_mesh, placements=like.placements
             )
-    dcp.load(tensors, checkpoint_id=str(folder), no_dist=layout is None)
+    with warnings.catch_warnings():
+        # One process is meant.
+        warnings.filterwarnings("ignore", message="torch.distributed is")
+        dcp.load(tensors, checkpoint_id=str(folder), no_dist=layout is None)
     parts = {key: own_part(tensor) for key, tensor in tensors.items()}
     return _mapped(state, lambda _, leaf: parts[leaf[_KEY]] if _is_named(leaf) else leaf)
 
