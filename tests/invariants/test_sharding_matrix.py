@@ -45,7 +45,7 @@ def save_mixture(folder: Path) -> None:
     shape = AutoConfig.for_model(
         "qwen3_moe", vocab_size=259, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=8,
-        num_experts_per_tok=2, moe_intermediate_size=32, max_position_embeddings=1024,
+        num_experts_per_tok=2, moe_intermediate_size=32, max_position_embeddings=2048,
     )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(shape, dtype=torch.float32).save_pretrained(folder)

@@ -54,8 +54,8 @@ class Shards:
     """
 
     def __init__(self, whole: Any, parallel: Parallel) -> None:
-        """Shards a copy of `whole` on its device. Memory at its peak: `whole`, one layer in
-        float32 and this process's part. Collective, as every method is."""
+        """Shards a copy of `whole` on its device. Collective. Memory at its peak: `whole`, a layer
+        (or embeddings and head) in float32, and this process's part."""
         self.whole = whole
         self.model = _sharded_copy(whole, parallel)
         reshard(self.model)
@@ -94,20 +94,24 @@ def shards_of(whole: Any, config: ModelConfig, parallel: Parallel) -> Shards | N
     """
     if config.parallel == "replicate":
         return None
-    wants = config.parallel == "shard"
     kind = tree_kind_of(causal_lm(whole))
-    if not wants:
-        wants = (
+    is_new = hasattr(FSDPModule, "set_reduce_scatter_unused_params")
+    if config.parallel == "auto":
+        pays = (
             parallel.world_size > 1
             and causal_lm(whole).device.type == "cuda"
             and not isinstance(config.adapter, LoraConfig)
-            and not isinstance(kind, Refusal)
         )
-        return Shards(whole, parallel) if wants else None
+        return Shards(whole, parallel) if pays and is_new and isinstance(kind, str) else None
     if parallel.world_size == 1:
         raise ConfigError(
             "model.parallel = 'shard', but there is one process: start several with torchrun, or "
             "leave it at 'auto'"
+        )
+    if not is_new:
+        raise ConfigError(
+            f"model.parallel = 'shard' needs torch 2.13, not {torch.__version__}: update it, or "
+            "set model.parallel = 'replicate'"
         )
     if isinstance(kind, Refusal):
         raise ModelError(
@@ -127,10 +131,9 @@ def _sharded_copy(whole: Any, parallel: Parallel) -> Any:
     policy = MixedPrecisionPolicy(
         param_dtype=inner.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    compute_dtype, device = inner.dtype, inner.device
-    mesh = init_device_mesh(device.type, (parallel.world_size,))
+    mesh = init_device_mesh(inner.device.type, (parallel.world_size,))
     for unit in (*_layers(inner), inner):
-        _widen(unit, kept, compute_dtype)
+        _widen(unit, kept)
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept)
     for part in inner.modules():
         if isinstance(part, FSDPModule):
@@ -156,18 +159,21 @@ def _replicated(model: Any) -> set[torch.nn.Parameter]:
     return kept
 
 
-def _widen(unit: torch.nn.Module, kept: set[torch.nn.Parameter], dtype: torch.dtype) -> None:
-    """Put float32 copies in the place of what will train, tied weights by one and the same."""
-    if dtype == torch.float32:
-        return
-    widened: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+def _widen(unit: torch.nn.Module, kept: set[torch.nn.Parameter]) -> None:
+    """Put float32 copies in the place of what will train, tied weights by one and the same; and
+    contiguous ones, the only ones that can be sharded."""
+    copies: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in unit.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(parameter, DTensor) or parameter in kept or not parameter.requires_grad:
+            trains = parameter.requires_grad
+            dtype = torch.float32 if trains else parameter.dtype
+            is_ready = parameter.dtype == dtype and parameter.is_contiguous()
+            if isinstance(parameter, DTensor) or parameter in kept or is_ready:
                 continue
-            if parameter not in widened:
-                widened[parameter] = torch.nn.Parameter(parameter.detach().float())
-            setattr(module, name, widened[parameter])
+            if parameter not in copies:
+                data = parameter.detach().to(dtype).contiguous()
+                copies[parameter] = torch.nn.Parameter(data, requires_grad=trains)
+            setattr(module, name, copies[parameter])
 
 
 def _layers(module: torch.nn.Module) -> Iterator[torch.nn.Module]:

@@ -171,7 +171,8 @@ class Learner:
             )
         except NonFiniteLossError:
             # Raised on every rank alike; whoever owns the model finds its weights as they were.
-            self.publish()
+            if self.shards is not None:
+                self.shards.fill()
             raise
         result.metrics.merge(samples.metrics)
         self.publish()

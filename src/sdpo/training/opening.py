@@ -74,6 +74,8 @@ def open_run(
             if parallel.is_main:
                 for line in (opening_line(sampler, config), *record_conditions(run_dir, sampler)):
                     run.say(line)
+                if learner.shards is not None:
+                    run.say(f"{parallel.world_size} processes share the weights (model.parallel)")
             yield run
 
 
