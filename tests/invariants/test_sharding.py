@@ -32,7 +32,7 @@ COMMON = [
 SHARD = "model.parallel=shard"
 
 
-def processes(count: int, jobs: list[tuple[Path, list[str]]]) -> None:
+def processes(count: int, jobs: list[tuple[Path, list[str]]], *, timeout_s: float = 500) -> None:
     """Train `jobs` in `count` processes, each of which must end well. They are started as torchrun
     starts them, without its agent, which would take another second of import."""
     with socket.socket() as free:
@@ -56,7 +56,7 @@ def processes(count: int, jobs: list[tuple[Path, list[str]]]) -> None:
             stack.callback(process.kill)
             started.append(process)
         for process, file in zip(started, files, strict=True):
-            status = process.wait(timeout=500)
+            status = process.wait(timeout=timeout_s)
             file.seek(0)
             assert status == 0, file.read()[-6000:].decode()
 
@@ -75,7 +75,7 @@ def looked(run: Path, rank: int) -> dict[str, Any]:
     return json.loads(Path(f"{run}.looked-{rank}.json").read_text())
 
 
-def assert_same_training(one: Path, many: Path, *, steps: int, lr: float = LR) -> None:
+def assert_same_training(one: Path, many: Path, *, steps: int) -> None:
     """Metrics and weights of run `many`, of several processes, are those of run `one`."""
     for alone, shared in zip(
         read_rows(one / "metrics.jsonl"), read_rows(many / "metrics.jsonl"), strict=True
@@ -86,16 +86,19 @@ def assert_same_training(one: Path, many: Path, *, steps: int, lr: float = LR) -
                 continue
             assert shared[key] == pytest.approx(value, rel=2e-3, abs=2e-6), key
     for step in range(1, steps + 1):
-        alone = load_file(f"{one}.step-{step}.rank-0.safetensors")
-        shared = load_file(f"{many}.step-{step}.rank-0.safetensors")
-        last = load_file(f"{many}.step-{step}.rank-1.safetensors")
-        assert alone.keys() == shared.keys()
-        for name, weight in alone.items():
-            assert shared[name].equal(last[name]), name
-            difference = (weight - shared[name]).abs()
-            # Where a gradient is itself rounding, AdamW's step of about lr may have either sign.
-            assert difference.max() <= 2.5 * lr * step, name
-            assert (difference > 1e-2 * lr).float().mean() < 5e-3, name
+        assert_same_weights(one, many, step=step)
+        first, last = (load_file(f"{many}.step-{step}.rank-{rank}.safetensors") for rank in (0, 1))
+        assert all(first[name].equal(weight) for name, weight in last.items())
+
+
+def assert_same_weights(one: Path, many: Path, *, step: int) -> None:
+    alone, shared = (load_file(f"{run}.step-{step}.rank-0.safetensors") for run in (one, many))
+    assert alone.keys() == shared.keys()
+    for name, weight in alone.items():
+        difference = (weight - shared[name]).abs()
+        # Where a gradient is itself rounding, AdamW's step of about lr may have either sign.
+        assert difference.max() <= 2.5 * LR * step, name
+        assert (difference > 1e-2 * LR).float().mean() < 5e-3, name
 
 
 def copy_at(run: Path, to: Path, *, step: int) -> Path:
@@ -132,10 +135,7 @@ def test_two_processes_train_what_one_trains(runs):
 @pytest.mark.parametrize("run", ["two-of-one", "one-of-two"])
 def test_another_number_of_processes_goes_on(runs, run):
     assert list(read_rows(runs / run / "metrics.jsonl"))[-1]["step"] == 2
-    expected = load_file(f"{runs}/one.step-2.rank-0.safetensors")
-    found = load_file(f"{runs}/{run}.step-2.rank-0.safetensors")
-    for name, weight in expected.items():
-        assert ((weight - found[name]).abs() > 1e-2 * LR).float().mean() < 5e-3, name
+    assert_same_weights(runs / "one", runs / run, step=2)
 
 
 def test_each_process_keeps_its_half(runs):
