@@ -1,7 +1,8 @@
 """Processes of one run: plain data parallel over `torchrun`, nothing at all for a single process.
 
 Every rank samples and judges its share (rollouts/shares.py); counts are summed before the first
-forward, gradients after the last backward.
+forward, gradients after the last backward. Weights that ranks share instead of replicating are
+models/sharding.py.
 
 Whatever can fail on one rank while others go on to wait for it is called through `agreed`, or
 through `from_main` where one rank works for all: then it fails on all of them alike.
@@ -31,6 +32,9 @@ _TURN = timedelta(seconds=5)
 """How long a process waits for what another has to say."""
 _CLOSED = ("closed by peer", "reset by peer", "Broken pipe", "gloo/transport", "ncclRemoteError")
 """What PyTorch's backends say of a connection whose other end is gone."""
+_BUCKET_BYTES = 64 << 20
+"""Enough to fill a network, and little beside the gradients of a model that needs several."""
+_BUCKETS_UNDER_WAY = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +67,23 @@ class Parallel:
         return total.tolist()
 
     def sum_gradients(self, gradients: Iterable[torch.Tensor]) -> None:
-        """Sum each tensor over all ranks in place; losses are already divided by global counts."""
-        if self.world_size > 1:
-            for gradient in gradients:
-                dist.all_reduce(gradient)
+        """Sum each tensor over all ranks in place; losses are already divided by global counts.
+
+        Tensors travel in buckets, of which the next is packed while one is on its way; that takes
+        the memory of two buckets.
+        """
+        if self.world_size == 1:
+            return
+        under_way: list[_Bucket] = []
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            work = dist.all_reduce(flat, async_op=True)
+            assert work is not None
+            under_way.append(_Bucket(tensors=bucket, flat=flat, work=work))
+            if len(under_way) == _BUCKETS_UNDER_WAY:
+                under_way.pop(0).unpack()
+        for bucket in under_way:
+            bucket.unpack()
 
     def gather(self, item: T) -> list[T]:
         """`item` of every rank in rank order, on every rank."""
@@ -120,6 +137,40 @@ class Parallel:
         """Wait for all ranks."""
         if self.world_size > 1:
             dist.barrier()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bucket:
+    """Tensors whose sum over all ranks is on its way in one flat tensor."""
+
+    tensors: Sequence[torch.Tensor]
+    flat: torch.Tensor
+    work: dist.Work
+
+    def unpack(self) -> None:
+        """Wait for the sum and put it into the tensors."""
+        self.work.wait()
+        parts = self.flat.split([tensor.numel() for tensor in self.tensors])
+        for tensor, part in zip(self.tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Iterable[torch.Tensor]) -> Generator[list[torch.Tensor]]:
+    """Runs of `tensors` of one kind and at most `_BUCKET_BYTES`; a larger tensor is alone."""
+    bucket: list[torch.Tensor] = []
+    used = 0
+    for tensor in tensors:
+        is_other = bool(bucket) and (tensor.dtype, tensor.device) != (
+            bucket[0].dtype,
+            bucket[0].device,
+        )
+        if bucket and (is_other or used + tensor.nbytes > _BUCKET_BYTES):
+            yield bucket
+            bucket, used = [], 0
+        bucket.append(tensor)
+        used += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 def start_parallel() -> Parallel:

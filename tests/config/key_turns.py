@@ -106,6 +106,8 @@ TURNS = {
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),
     "ModelConfig.dtype": turn("bfloat16", observe=loaded),
     "ModelConfig.device": turn("cuda:63", observe=loaded),
+    # One process alone has nothing to share.
+    "ModelConfig.parallel": turn("shard", observe=trained_single_turn),
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),

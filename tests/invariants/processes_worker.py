@@ -40,7 +40,7 @@ def train(run: Path, overrides: list[str]) -> None:
 
     def follow_and_save(self: Learner, *arguments: Any) -> dict[str, float]:
         row = follow(self, *arguments)
-        weights = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        weights = {n: p.detach().clone() for n, p in self._sampler.policy.model.named_parameters()}
         save_file(weights, f"{run}.step-{self.step}.rank-{RANK}.safetensors")
         return row
 

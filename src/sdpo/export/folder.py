@@ -26,6 +26,7 @@ from sdpo.models.wrapper import auto_class
 from sdpo.report.data import run_outcome
 from sdpo.run_folder import CHECKPOINTS, STATE, RunFolder, as_run
 from sdpo.training.checkpoint import WEIGHTS
+from sdpo.training.shard_files import SHARDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ def _write(
             policy.tokenizer.save_pretrained(folder)
     else:
         for path in checkpoint.iterdir():
-            if path.name not in (STATE, WEIGHTS, CARD):
+            if path.name not in (STATE, WEIGHTS, SHARDS, CARD):
                 shutil.copy2(path, folder / path.name)
         if base is not None:
             _name_base(folder / ADAPTER, base)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sdpo.errors import ModelError, first_line
@@ -28,7 +30,7 @@ from sdpo.models.structure import (
     probe_ids,
 )
 from sdpo.models.trials import plain_logits
-from sdpo.models.weights import Weights
+from sdpo.models.weights import Weights, gathered, reshard
 
 _NUM_TOKENS = 8
 _LARGEST = 50.0
@@ -71,9 +73,14 @@ class HeadForm:
 
 def lm_head(model: torch.nn.Module) -> LmHead:
     """The model's own head, whose tensors may require gradients. Raises `ModelError` where logits
-    are not hidden states times a matrix, or that bent in a known way."""
+    are not hidden states times a matrix, or that bent in a known way.
+
+    Of a sharded model they are gathered, which all processes must ask for alike, and hold numbers
+    until the end of the next backward pass or `reshard`, and again during every later pass."""
     inner = causal_lm(model)
     form, module = head_form_of(inner), inner.get_output_embeddings()
+    if isinstance(inner, FSDPModule):
+        inner.unshard()  # done already after a forward pass
     return LmHead(
         weight_VD=module.weight,
         bias_V=module.bias if form.has_bias else None,
@@ -84,13 +91,20 @@ def lm_head(model: torch.nn.Module) -> LmHead:
 
 def head_of(model: torch.nn.Module, weights: Weights | None) -> LmHead:
     """The head that belongs to `weights` (None: the module's own), without gradients. Tensors are
-    looked up by identity: a tied head is listed under the embedding's name."""
+    looked up by identity: a tied head is listed under the embedding's name. Sharded `weights` are
+    gathered for it, V x D numbers in the compute type."""
     head = lm_head(model)
     if weights is not None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
+        reshard(model)
+        sharded = dict(model.named_parameters())
 
         def other(tensor: torch.Tensor) -> torch.Tensor:
-            return weights.get(names.get(id(tensor), ""), tensor)
+            name = names.get(id(tensor), "")
+            shard, part = sharded.get(name), weights.get(name, tensor)
+            if part is tensor or not isinstance(shard, DTensor):
+                return part
+            return gathered(shard, dtype=tensor.dtype, part=part)
 
         bias_V = None if head.bias_V is None else other(head.bias_V)
         head = head._replace(weight_VD=other(head.weight_VD), bias_V=bias_V)

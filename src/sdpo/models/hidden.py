@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ from sdpo.errors import ModelError
 from sdpo.kernels.plan import Plan, fast_layers
 from sdpo.kernels.tree import FLEX_BLOCK, TreeKind
 from sdpo.models.structure import backbone_of, causal_lm
+from sdpo.models.weights import is_sharded
+
+SHARDED_PASS = "sharded_pass"
+"""What `last_hidden` is called as a method of a sharded model, under whose hooks it must run: they
+gather the weights of its root."""
+
+
+def last_hidden(model: PreTrainedModel, **inputs: Any) -> torch.Tensor:
+    """Last hidden states of `model` without its LM head."""
+    return backbone_of(model)(**inputs).last_hidden_state
 
 
 def tree_hidden(
@@ -37,15 +48,16 @@ def tree_hidden(
         for x in (token_ids_N, position_ids_N)
     )
     with fast_layers(model):
-        hidden_1ND = backbone_of(model)(
+        run = getattr(model, SHARDED_PASS) if is_sharded(model) else partial(last_hidden, model)
+        hidden_1ND = run(
             input_ids=ids_1N, position_ids=positions_1N, use_cache=False, sdpo_plan=plan
-        ).last_hidden_state
+        )
     return hidden_1ND[0, :num_tokens]
 
 
 def plain_hidden(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, T, D] of rows without padding, by the model's own forward pass."""
-    return backbone_of(model)(input_ids=ids_BT.to(model.device), use_cache=False).last_hidden_state
+    return last_hidden(model, input_ids=ids_BT.to(model.device), use_cache=False)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from sdpo.models.hidden import plain_hidden, recomputed_layers, tree_hidden
 from sdpo.models.prefix_tree import PrefixTree
 from sdpo.models.qualify import Refusal, shares_prefixes, tree_kind_of
 from sdpo.models.structure import causal_lm
+from sdpo.models.weights import is_sharded
 from sdpo.records import Sample
 
 
@@ -75,6 +76,19 @@ class MicroBatch:
     """[R] the item (as in `item_indices`) that each trained token belongs to."""
     sequences: tuple[tuple[int, ...], ...]
     """What the model reads of each item, in the order of `item_indices`."""
+
+
+_IDLE = MicroBatch(
+    token_ids=torch.zeros(1, dtype=torch.long),
+    position_ids=torch.zeros(1, dtype=torch.long),
+    segments=(Segment(start=0, stop=1, parent=None, position=0),),
+    item_indices=(),
+    row_index=torch.zeros(0, dtype=torch.long),
+    targets=torch.zeros(0, dtype=torch.long),
+    row_items=torch.zeros(0, dtype=torch.long),
+    sequences=(),
+)
+"""One token and nothing that trains."""
 
 
 def pack(
@@ -167,7 +181,7 @@ def hidden_rows(model: PreTrainedModel, micro_batch: MicroBatch) -> torch.Tensor
     Differentiable unless gradients are off.
     """
     inner = causal_lm(model)
-    if not len(micro_batch.row_index):
+    if not len(micro_batch.row_index) and not is_sharded(inner):
         embeddings: Any = inner.get_input_embeddings()
         return embeddings.weight[:0]
     kind = tree_kind_of(inner)
@@ -213,10 +227,29 @@ def packed_hidden(
 ) -> Iterator[tuple[list[Sample], torch.Tensor]]:
     """`samples`, each after its `prompt`, in micro-batches of `budget_tokens`: the samples of each
     and their hidden states [R, D], sample after sample; see `pack` and `hidden_rows`. A micro-batch
-    is computed when it is asked for."""
+    is computed when it is asked for.
+
+    Processes that share the weights of `model` must run it equally often: those with fewer
+    micro-batches end with some of no samples, whose backward pass is due all the same.
+    """
     items = [pack_item(sample, prompt(sample)) for sample in samples]
-    for batch in pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model)):
+    batches = pack(items, budget_tokens=budget_tokens, share_prefixes=shares_prefixes(model))
+    missing = most_of_all(model, len(batches)) - len(batches)
+    for batch in batches:
         yield [samples[index] for index in batch.item_indices], hidden_rows(model, batch)
+    for _ in range(missing):
+        yield [], hidden_rows(model, _IDLE)
+
+
+def most_of_all(model: torch.nn.Module, count: int) -> int:
+    """The largest `count` of the processes that share the weights of `model`: `count` itself where
+    it is not sharded. Collective."""
+    inner = causal_lm(model)
+    if not is_sharded(inner):
+        return count
+    most = torch.tensor(count, device=inner.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
 
 
 def pack_item(sample: Sample, prompt_ids: tuple[int, ...]) -> PackItem:

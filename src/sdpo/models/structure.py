@@ -16,6 +16,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 _HALVES = (torch.float16, torch.bfloat16)
 _CHANGING_ROTATIONS = ("dynamic", "longrope")
 
+_originals: WeakKeyDictionary[PreTrainedModel, PreTrainedModel] = WeakKeyDictionary()
+
 _Format = tuple[torch.device, torch.dtype]
 _Found = TypeVar("_Found")
 
@@ -26,12 +28,18 @@ def once(find: Callable[[PreTrainedModel], _Found]) -> Callable[[PreTrainedModel
 
     @functools.wraps(find)
     def look_up(model: PreTrainedModel) -> _Found:
+        model = _originals.get(model, model)
         wanted = model.device, model.dtype
         if model not in known or known[model][0] != wanted:
             known[model] = wanted, find(model)
         return known[model][1]
 
     return look_up
+
+
+def stands_for(model: PreTrainedModel, original: PreTrainedModel) -> None:
+    """What was found out about `original` is also true of `model`, which is not tried itself."""
+    _originals[model] = original
 
 
 def name_of(model: PreTrainedModel) -> str:

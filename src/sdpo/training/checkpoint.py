@@ -1,7 +1,8 @@
 """Checkpoints that appear whole or not at all, and what a run directory says about how it was made.
 
-`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume. An
-interrupted or failed write leaves the older checkpoints alone.
+`checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume, and of
+sharded weights a folder that all processes write (`shard_files.py`). An interrupted or failed write
+leaves the older checkpoints alone.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import pickle
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo._version import __version__
@@ -34,21 +37,44 @@ from sdpo.errors import CheckpointError, ConfigError
 from sdpo.files import atomic_write, delete_folder
 from sdpo.machine import usable_cores
 from sdpo.models.adapters import adapter_weights, save_model
-from sdpo.models.weights import trainable
+from sdpo.models.weights import reshard, set_weight, trainable
+from sdpo.parallel import Parallel
 from sdpo.run_folder import CHECKPOINTS, STATE, checkpoint_steps
 from sdpo.training.custom import custom_sources
+from sdpo.training.shard_files import (
+    SHARDS,
+    Layout,
+    in_format,
+    own_parts,
+    read_shards,
+    write_shards,
+)
 
 WEIGHTS = "trainable.safetensors"
 """Trained weights under the model's own names, kept apart only where the Hugging Face files have
 other names: for mixtures whose experts transformers fuses in memory."""
+_UNWRITTEN = (OSError, RuntimeError, SafetensorError)
+"""What a disk that is full, read-only or damaged raises."""
+_ALONE = Parallel()
 
 
 class Checkpoints:
     """The checkpoints of one run directory."""
 
-    def __init__(self, run_dir: Path, *, keep: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        keep: int,
+        parallel: Parallel = _ALONE,
+        layout: Layout | None = None,
+    ) -> None:
+        """`layout` says which tensors of a state are this process's parts of weights that all
+        processes share; without it the first process writes everything."""
         self.folder = run_dir / CHECKPOINTS
         self._keep = keep
+        self._parallel = parallel
+        self._layout = layout
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -63,41 +89,78 @@ class Checkpoints:
         *,
         protect: int | None = None,
     ) -> Path:
-        """Write `step-N`, then delete all but the newest `keep` (and `protect`).
+        """Write `step-N`, then delete all but the newest `keep` (and `protect`). `model` holds
+        whole weights. Collective: every process calls it, and sharded states are written by all.
 
         Raises `CheckpointError` when the disk is full or read-only; nothing older is lost and no
         partial folder remains.
         """
         final = self.folder / f"step-{step}"
-        try:
-            with atomic_write(final) as partial:
+        if self._layout is not None:
+            self._write_together(final, model, tokenizer, state, self._layout)
+        elif self._parallel.is_main:
+            with self._explained(final), atomic_write(final) as partial:
                 partial.mkdir()
-                save_model(model, partial)
-                tokenizer.save_pretrained(partial)
-                trained = trainable(model)
-                if not trained.keys() <= _saved_names(partial):
-                    weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
-                    save_file(weights, partial / WEIGHTS)
-                torch.save(dict(state), partial / STATE)
-        except (OSError, RuntimeError, SafetensorError) as error:
+                _write(partial, model, tokenizer, state)
+        for old in self.steps()[: -self._keep] if self._parallel.is_main else ():
+            if old not in (protect, step):
+                delete_folder(self.folder / f"step-{old}")
+        return final
+
+    def _write_together(
+        self,
+        final: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        state: Mapping[str, Any],
+        layout: Layout,
+    ) -> None:
+        """The first process makes the folder, all write their parts into it, and it takes its place
+        once the first has added the rest. What fails on one is raised on all."""
+        with ExitStack() as stack:
+
+            def begin() -> str:
+                if not self._parallel.is_main:
+                    return ""
+                with self._explained(final):
+                    partial = stack.enter_context(atomic_write(final))
+                    partial.mkdir()
+                    return str(partial)
+
+            def end() -> bool:
+                with self._explained(final):
+                    if self._parallel.is_main:
+                        _write(partial, model, tokenizer, rest)
+                    stack.close()
+                return True
+
+            partial = Path(self._parallel.gather(self._parallel.agreed(begin))[0])
+            with self._explained(final):
+                rest = write_shards(state, partial / SHARDS, layout)
+            self._parallel.agreed(end)
+
+    @contextlib.contextmanager
+    def _explained(self, final: Path) -> Generator[None]:
+        """What a disk does to a checkpoint as `CheckpointError`."""
+        try:
+            yield
+        except (*_UNWRITTEN, CheckpointException) as error:
             raise CheckpointError(
                 f"cannot write checkpoint {final}: {error}; "
                 "free space or choose another `run` directory. "
                 f"Complete checkpoints: {self.steps() or 'none'}"
             ) from error
-        for old in self.steps()[: -self._keep]:
-            if old not in (protect, step):
-                delete_folder(self.folder / f"step-{old}")
-        return final
 
     def load(self, step: int, model: PreTrainedModel) -> dict[str, Any]:
-        """Put the weights of `step` into `model` and return the saved state. Raises
+        """Put the weights of `step` into `model`, of sharded ones this process's parts, and return
+        the saved state likewise; whoever wrote it, together or alone. Collective. Raises
         `CheckpointError` when damaged."""
         folder = self.folder / f"step-{step}"
+        reshard(model)
         try:
-            state = torch.load(folder / STATE, map_location=model.device, weights_only=True)
+            state = self._read_state(folder, model)
             weights = _read_weights(folder)
-        except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        except (*_UNWRITTEN, CheckpointException, pickle.UnpicklingError, EOFError) as error:
             older = [each for each in self.steps() if each < step]
             cure = (
                 f"delete it to resume from step {older[-1]}"
@@ -112,8 +175,36 @@ class Checkpoints:
                     raise CheckpointError(
                         f"checkpoint {folder} has no weight {name}; it is of another model"
                     )
-                parameter.copy_(weights[name])
+                set_weight(parameter, weights[name])
         return state
+
+    def _read_state(self, folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+        layout, device, path = self._layout, model.device, folder / STATE
+        if (folder / SHARDS).is_dir():
+            state = torch.load(path, map_location=device, weights_only=True)
+            state = read_shards(state, folder / SHARDS, layout, device)
+        elif layout is not None:
+            # Mapped, not read: every process copies its own part only.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = own_parts(state, layout, device)
+        else:
+            return torch.load(path, map_location=device, weights_only=True)
+        return in_format(state, {name: p.dtype for name, p in trainable(model).items()})
+
+
+def _write(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: Mapping[str, Any],
+) -> None:
+    save_model(model, folder)
+    tokenizer.save_pretrained(folder)
+    trained = trainable(model)
+    if not trained.keys() <= _saved_names(folder):
+        weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
+        save_file(weights, folder / WEIGHTS)
+    torch.save(dict(state), folder / STATE)
 
 
 def _saved_names(folder: Path) -> set[str]:
@@ -215,6 +306,8 @@ def check_same_run(config: RunConfig, path: Path) -> dict[str, Any]:
     different -= JUDGING_KEYS
     # Compared by what they make of prompts: a clock may have to be pinned to go on.
     different = {k for k in different if not k.startswith("model.chat_template_kwargs")}
+    # Who holds which part of the weights changes rounding only.
+    different -= {"model.parallel"}
     # Where numbers are shown besides changes none of them.
     different -= {"log.backends", "log.project", "log.name", "log.tags"}
     different -= grown

@@ -22,12 +22,14 @@ from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
 from sdpo.config.teacher import NoGateConfig, ProbeGateConfig
 from sdpo.envs.base import reference_answers
+from sdpo.errors import NonFiniteLossError
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics
 from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.qualify import check_trainable
+from sdpo.models.sharding import Shards
 from sdpo.models.weights import Weights, applied, trainable
 from sdpo.objectives import mixes_with_initial, objective_spec, routing_rule
 from sdpo.parallel import Parallel
@@ -40,6 +42,7 @@ from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
+from sdpo.training.shard_files import Layout
 from sdpo.training.step import StepResult, Updater
 from sdpo.training.teacher_gate import keep_reliable, probe_rounds
 
@@ -75,12 +78,17 @@ class Learner:
         step: int = 0,
         num_inspected: int = 0,
         parallel: Parallel = _ALONE,
+        shards: Shards | None = None,
     ) -> None:
         """Takes the weights `sampler` holds as the initial ones. `num_inspected` is the number of
-        rollouts of a step, over all ranks, whose token credit is kept."""
+        rollouts of a step, over all ranks, whose token credit is kept. With `shards` of its model
+        they train in its place."""
         self.step = step
         """Steps completed; with `seed` it decides the random numbers of the next."""
-        self.model = sampler.policy.model
+        self.shards = shards
+        self.model = sampler.policy.model if shards is None else shards.model
+        """What trains. Engine, probes and checkpoints read the sampler's, which holds the same
+        weights except during an update."""
         self.optimizer = Optimizer(config.optim, self.model)
         keep_initial = config.objective.kl_coefficient > 0 or mixes_with_initial(config.objective)
         self.schedule = TeacherSchedule(
@@ -183,9 +191,17 @@ class Learner:
             len(self._parallel.share(range(self._num_inspected))),
             seed=self._derived("credit"),
         )
-        result = self._updater.step(
-            samples.updates, spec, where=f"step {self.step + 1}", inspect=inspected
-        )
+        if self.shards is not None:
+            self.shards.empty()
+        try:
+            result = self._updater.step(
+                samples.updates, spec, where=f"step {self.step + 1}", inspect=inspected
+            )
+        except NonFiniteLossError:
+            # Raised on every rank alike; whoever owns the model finds its weights as they were.
+            if self.shards is not None:
+                self.shards.fill()
+            raise
         result.metrics.merge(samples.metrics)
         self.publish()
         gather = self._parallel.gather
@@ -214,7 +230,15 @@ class Learner:
 
     def publish(self) -> None:
         """Let the engine sample from the current weights, under the number of updates so far."""
-        self._parallel.agreed(lambda: self._publish(self.optimizer.num_updates))
+        self._publish(self.optimizer.num_updates)
+
+    @property
+    def layout(self) -> Layout | None:
+        """Which tensors of `state` are parts of which sharded parameters; None if all are
+        whole."""
+        if self.shards is None or not self.shards.trained:
+            return None
+        return Layout(parameters=self.shards.trained, order=self.optimizer.order)
 
     def state(self) -> dict[str, Any]:
         """Everything exact resume needs besides the weights themselves."""
@@ -267,8 +291,7 @@ class Learner:
         collector = self._sampler.collector
         with applied(self.model, self.schedule.weights):
             if self.schedule.weights is not None:
-                version = collector.engine.policy_version
-                self._parallel.agreed(lambda: self._publish(version))
+                self._publish(collector.engine.policy_version)
             return Together(parallel=self._parallel).collect_in_contexts(
                 collector,
                 groups,
@@ -293,7 +316,10 @@ class Learner:
         return derive(self._seed, purpose, self.step)
 
     def _publish(self, version: int) -> None:
-        self._sampler.collector.engine.load_weights(self.model, version)
+        if self.shards is not None:
+            self.shards.fill()
+        engine, model = self._sampler.collector.engine, self._sampler.policy.model
+        self._parallel.agreed(lambda: engine.load_weights(model, version))
 
 
 def make_trainable(model: PreTrainedModel, optim: OptimConfig) -> None:

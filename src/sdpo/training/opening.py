@@ -14,8 +14,9 @@ from sdpo.inspection.tasks import check_tasks
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
 from sdpo.models.quantized import num_weights
+from sdpo.models.sharding import shards_of
 from sdpo.objectives import check_objective
-from sdpo.parallel import Parallel, joined
+from sdpo.parallel import joined
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
@@ -52,8 +53,17 @@ def open_run(
 
         parallel.from_main(take_folder)
         check_shared(run_dir, parallel)
-        sampler, learner, holdouts = parallel.agreed(
-            lambda: _load(config, env, policy, parallel, stack)
+        sampler, holdouts = parallel.agreed(lambda: _load(config, env, policy, stack))
+        shards = shards_of(sampler.policy.model, config.model, parallel)
+        learner = parallel.agreed(
+            lambda: Learner(
+                sampler,
+                config,
+                seed=config.seed,
+                num_inspected=config.credit.rollouts,
+                parallel=parallel,
+                shards=shards,
+            )
         )
         run = Run(
             config,
@@ -69,25 +79,20 @@ def open_run(
         conditions = parallel.from_main(lambda: record_conditions(run_dir, sampler))
         for line in (opening_line(sampler, config), *conditions):
             run.say(line)
+        if learner.shards is not None:
+            run.say(f"{parallel.world_size} processes share the weights (model.parallel)")
         yield run
 
 
 def _load(
-    config: RunConfig, env: Env | None, policy: Policy | None, parallel: Parallel, stack: ExitStack
-) -> tuple[Sampler, Learner, tuple[TaskSet, ...]]:
-    """The run's model and tasks, checked, and what learns; `stack` closes them."""
+    config: RunConfig, env: Env | None, policy: Policy | None, stack: ExitStack
+) -> tuple[Sampler, tuple[TaskSet, ...]]:
+    """The run's model and tasks, checked; `stack` closes them."""
     sampler = stack.enter_context(open_sampler(config, env, policy))
     check_tasks(sampler, config, splits=("train", "eval"))
     holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
     make_trainable(sampler.policy.model, config.optim)
-    learner = Learner(
-        sampler,
-        config,
-        seed=config.seed,
-        num_inspected=config.credit.rollouts,
-        parallel=parallel,
-    )
-    return sampler, learner, holdouts
+    return sampler, holdouts
 
 
 def opening_line(sampler: Sampler, config: RunConfig) -> str:

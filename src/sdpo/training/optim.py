@@ -3,6 +3,9 @@
 Parameters in bfloat16 keep a float32 copy here, and gradients of every micro-batch are added in
 float32 as autograd produces them, so the sum does not depend on the number of micro-batches beyond
 rounding. For float32 parameters that sum is autograd's own `.grad`.
+
+Sharded parameters are float32: their master is this process's part itself, and FSDP adds the
+gradients of all processes to its gradient after every micro-batch.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
-from sdpo.models.weights import trainable
+from sdpo.models.weights import own_part, reshard, trainable
 from sdpo.parallel import Parallel
 
 
@@ -28,11 +32,9 @@ class Optimizer:
 
     def __init__(self, config: OptimConfig, module: torch.nn.Module) -> None:
         self._config = config
+        self._module = module
         self._parameters = trainable(module)
-        self._masters = {
-            name: p if p.dtype == torch.float32 else torch.nn.Parameter(p.detach().float())
-            for name, p in self._parameters.items()
-        }
+        self._masters = {name: _master(p) for name, p in self._parameters.items()}
         decayed = [m for m in self._masters.values() if m.ndim >= 2]
         plain = [m for m in self._masters.values() if m.ndim < 2]
         self._adamw = torch.optim.AdamW(
@@ -63,6 +65,12 @@ class Optimizer:
         """The trained weights by name, in float32 and unrounded."""
         return self._masters
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Names of the trained weights as AdamW numbers them in its state."""
+        names = {id(master): name for name, master in self._masters.items()}
+        return tuple(names[id(p)] for g in self._adamw.param_groups for p in g["params"])
+
     @contextmanager
     def accumulating(self) -> Generator[None]:
         """Inside the block, `backward()` adds the gradient of each parameter that has a master copy
@@ -84,7 +92,7 @@ class Optimizer:
                 lambda parameter, master=self._masters[name]: add(parameter, master)
             )
             for name, parameter in self._parameters.items()
-            if parameter is not self._masters[name]
+            if parameter is not self._masters[name] and not isinstance(parameter, DTensor)
         ]
         try:
             yield
@@ -102,8 +110,7 @@ class Optimizer:
         """
         # Every rank and every parameter takes part, whatever its micro-batches reached.
         gradients = self._make_room()
-        parallel.sum_gradients(gradients)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = self._reduced_norm(parallel)
         if not math.isfinite(norm):
             self.clear()
             raise NonFiniteLossError(
@@ -121,19 +128,39 @@ class Optimizer:
         self._adamw.step()
         for name, master in self._masters.items():
             parameter = self._parameters[name]
-            if parameter is not master:
+            if parameter is not master and not isinstance(parameter, DTensor):
                 parameter.copy_(master)
+        reshard(self._module)
         self.clear()
         self.num_updates += 1
         return norm
+
+    def _reduced_norm(self, parallel: Parallel) -> float:
+        """The norm of the whole gradient, which afterwards is complete on every process: that of
+        sharded weights is since the backward pass."""
+        shards, whole = [], []
+        for name, master in self._masters.items():
+            is_shard = isinstance(self._parameters[name], DTensor)
+            (shards if is_shard else whole).append(master.grad)
+        parallel.sum_gradients(whole)
+        norm = float(torch.nn.utils.get_total_norm(whole))
+        if not shards:
+            return norm
+        (squares,) = parallel.sum([float(torch.nn.utils.get_total_norm(shards)) ** 2])
+        return math.sqrt(squares + norm**2)
 
     def _make_room(self) -> list[torch.Tensor]:
         """The gradient sums, allocated as zeros where there are none yet, like the moments before
         the first update. Allocated lazily they would land between activations and fragment the
         heap, so that a CPU's allocator could not reuse the memory around them."""
         gradients = []
-        for master in self._masters.values():
-            if master.grad is None:
+        for name, master in self._masters.items():
+            parameter = self._parameters[name]
+            if isinstance(parameter, DTensor):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                master.grad = own_part(parameter.grad)
+            elif master.grad is None:
                 master.grad = torch.zeros_like(master)
             gradients.append(master.grad)
             if master not in self._adamw.state:
@@ -172,3 +199,12 @@ class Optimizer:
         self.num_updates = int(state["num_updates"])  # ty: ignore[invalid-argument-type]
         self.num_steps = int(state["num_steps"])  # ty: ignore[invalid-argument-type]
         self.lr_scale = float(state["lr_scale"])  # ty: ignore[invalid-argument-type]
+
+
+def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """What AdamW moves for `parameter`: itself if that is float32 and whole, else a float32
+    copy; of a sharded one this process's part, in the same memory."""
+    if isinstance(parameter, DTensor):
+        return torch.nn.Parameter(own_part(parameter))
+    is_wide = parameter.dtype == torch.float32
+    return parameter if is_wide else torch.nn.Parameter(parameter.detach().float())

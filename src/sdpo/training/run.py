@@ -65,7 +65,9 @@ class Run:
         self._holdouts = holdouts
         self._parallel = parallel
         self._together = Together(parallel=parallel, signals=signals)
-        self._checkpoints = Checkpoints(run_dir, keep=config.checkpoint.keep)
+        self._checkpoints = Checkpoints(
+            run_dir, keep=config.checkpoint.keep, parallel=parallel, layout=learner.layout
+        )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
         self._totals = {names.ROLLOUTS_TOTAL: 0, names.TOKENS_TOTAL: 0}
@@ -237,7 +239,7 @@ class Run:
             good = self._canaries.good(self.step)
             self._checkpoints.save(
                 self.step,
-                self.learner.model,
+                self._sampler.policy.model,
                 self._sampler.policy.tokenizer,
                 self._state(),
                 protect=self._history.newest_good(self._checkpoints.steps(), good)
@@ -245,7 +247,11 @@ class Run:
                 else None,
             )
 
-        self._parallel.from_main(write)
+        if self.learner.layout is None:
+            self._parallel.from_main(write)
+        else:
+            # All ranks write, and agree within.
+            write()
 
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""

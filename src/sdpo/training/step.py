@@ -28,6 +28,8 @@ from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
+from sdpo.models.structure import causal_lm
+from sdpo.models.weights import is_sharded
 from sdpo.parallel import Parallel
 from sdpo.progress import tell
 from sdpo.records import Key, Sample
@@ -181,9 +183,13 @@ class Updater:
         with self.optimizer.accumulating():
             for chosen, hidden in packed:
                 done += len(chosen)
-                problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
-                if problem:
-                    break
+                if chosen and not problem:
+                    problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
+                if not chosen or problem:
+                    if not is_sharded(causal_lm(self.model)):
+                        break
+                    # The other processes gather the layers' weights in this backward pass.
+                    (hidden.sum() * 0.0).backward()
                 tell("update", done, len(active))
         # All ranks stop together; one that raised alone would leave the others waiting for it.
         if problem := next(filter(None, self._parallel.gather(problem)), ""):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sdpo.losses.head.logits import LmHead, token_statistics
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.models.head import head_of, lm_head
-from sdpo.models.packing import packed_hidden
+from sdpo.models.packing import most_of_all, packed_hidden
 from sdpo.models.weights import applied
 from sdpo.progress import tell
 from sdpo.records import Key, Sample
@@ -84,22 +84,24 @@ def score_targets(
         negatives = _negatives(model, samples, budget_tokens, spec)
     trust: dict[Key, torch.Tensor] = {}
     reference: dict[Key, torch.Tensor] = {}
-    if spec.trust is not None or spec.needs_initial:
+    needs_initial = spec.trust is not None or spec.needs_initial
+    if needs_initial:
         assert schedule.initial is not None
         with applied(model, schedule.initial):
             if spec.needs_initial:
                 reference = hidden(samples, lambda s: s.prompt_ids)
             if spec.trust is not None and spec.trust_prompt == "teacher":
                 trust = hidden(read, lambda s: s.teacher_prompt_ids or ())
+            elif spec.trust is not None and spec.needs_initial:
+                trust = {s.key: reference[s.key] for s in taught}
             elif spec.trust is not None:
-                trust = {s.key: reference[s.key] for s in taught if s.key in reference}
-                trust = trust or hidden(taught, lambda s: s.prompt_ids)
+                trust = hidden(taught, lambda s: s.prompt_ids)
     return Targets(
         teacher=teacher,
         teacher_head=head_of(model, schedule.weights),
         trust=trust,
         reference=reference,
-        initial_head=head_of(model, schedule.initial) if trust or reference else None,
+        initial_head=head_of(model, schedule.initial) if needs_initial else None,
         negatives=negatives,
     )
 
@@ -124,7 +126,8 @@ def _negatives(
     any."""
     columns: dict[Key, list[torch.Tensor]] = {}
     head = lm_head(model)
-    for k in range(max((len(s.negative_prompt_ids) for s in samples), default=0)):
+    most = max((len(s.negative_prompt_ids) for s in samples), default=0)
+    for k in range(most_of_all(model, most)):
         chosen = [s for s in samples if len(s.negative_prompt_ids) > k]
         states = hidden_states(
             model, chosen, lambda s, k=k: s.negative_prompt_ids[k], budget_tokens
