@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sdpo
 from sdpo.config.schema import FullWeightsConfig, LoraConfig, ModelConfig
@@ -181,6 +183,31 @@ def test_a_run_goes_the_whole_way(folder, tmp_path):
     plain = load_policy(str(exported.folder), dtype="float32", device="cpu")
     torch.testing.assert_close(logits(plain), logits(trained), rtol=0, atol=0)
     assert not list(exported.folder.glob("*quantization*"))
+
+
+def test_a_checkpoint_in_fp8_trains_as_the_weights_that_it_stands_for(folder, tmp_path):
+    weights, stood_for = {}, {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        weights[name] = stood_for[name] = weight
+        if "layers" in name and name.endswith("proj.weight"):
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            blocks = [-(-size // 128) for size in weight.shape]
+            weights[name] = (weight / scale).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale.expand(blocks).contiguous()
+            stood_for[name] = weights[name].float() * scale
+    copy = shutil.copytree(folder, tmp_path / "fp8")
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic",
+    }  # fmt: skip
+    (copy / "config.json").write_text(json.dumps(config))
+    policy = load_policy(str(copy), dtype="float32", device="cpu")
+    assert quantization_of(policy.model.config) == "none"
+    check_trainable(policy.model)
+    for name, weight in policy.model.state_dict().items():
+        if name in stood_for:
+            torch.testing.assert_close(weight, stood_for[name])
 
 
 def test_without_the_library_the_sentence_says_what_to_install(folder, monkeypatch):
