@@ -186,8 +186,7 @@ class CispoSurrogateConfig(_SurrogateConfig):
     eps_low: NonNegative | Literal["off"] = "off"
     """Ratios below 1 - eps_low are raised to it. CISPO: off, no lower bound."""
     eps_high: NonNegative = 0.28
-    """Ratios above 1 + eps_high are lowered to it. CISPO tunes it and names no value; this is
-    GRPO's."""
+    """Ratios above 1 + eps_high are lowered to it. CISPO names no value; this is GRPO's."""
     std: bool = True
     """As in `grpo`. CISPO: true."""
 

@@ -282,7 +282,8 @@ class Learner:
         for name, parameter in trainable(self.model).items():
             parameter.copy_(initial[name])
         self.optimizer.clear()
-        self._publish(0)
+        # Alone: after an error the other ranks may not be here.
+        self._sampler.collector.engine.load_weights(self._sampler.policy.model, 0)
 
     def _sample_teacher(self, groups: Sequence[Group], purpose: str) -> list[Group]:
         """One judged attempt of the self-teacher in each of its contexts, from all ranks; random
