@@ -37,6 +37,8 @@ def add_sampler_gap(
     """
     difference_T = (trainer_logprobs_T.detach() - sampler_logprobs_T).double()
     difference_T = difference_T[~sampler_logprobs_T.isnan()]
+    if len(sampler_logprobs_T) and not len(difference_T):
+        return
     gap_T = difference_T.abs()
     count = len(gap_T)
     metrics.add(names.POLICY_SAMPLER_GAP, Mean(float(gap_T.sum()), float(count)))
