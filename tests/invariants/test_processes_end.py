@@ -239,6 +239,7 @@ def test_a_machine_that_is_lost_ends_the_run_with_one_sentence(recipe, tmp_path)
     assert [row["step"] for row in rows(tmp_path / "run")] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_results_and_errors_are_printed_once(recipe, tmp_path):
     out = tmp_path / "counts.jsonl"
     status, said_out, err = sdpo_with("eval", recipe, "--out", out)
