@@ -63,6 +63,10 @@ class ModelConfig(Config):
     is float32 always."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    parallel: Literal["auto", "replicate", "shard"] = "auto"
+    """What the processes of one run keep of weights, gradients, moments and teacher: `replicate`
+    all of each, `shard` an equal part (PyTorch's FSDP2). auto shards on several GPUs, unless only
+    adapters train or the model takes no packed sequences; on CPUs it replicates."""
     adapter: AdapterConfig = FullWeightsConfig()
     """Which weights train."""
     chat_template_kwargs: dict[str, bool | int | str] = Field(default_factory=dict)

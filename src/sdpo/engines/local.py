@@ -28,6 +28,8 @@ from sdpo.models.qualify import FastPath, Refusal, fast_path_of
 from sdpo.models.structure import causal_lm, evaluating, name_of
 from sdpo.progress import tell
 
+MAX_PREFILL_TOKENS = 4096
+"""Prompt tokens of a prefill pass."""
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of
 prompt length.
@@ -52,7 +54,7 @@ class LocalEngine:
         model: torch.nn.Module,
         *,
         max_sequences: int = 64,
-        max_prefill_tokens: int = 4096,
+        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
     ) -> None:
         """`max_sequences` completions are sampled at once; the others wait."""
         self.policy_version = 0

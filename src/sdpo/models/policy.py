@@ -160,7 +160,7 @@ def _with_adapter_of(
 def _load(name: str, kind: torch.dtype) -> Policy:
     """A whole model, on the CPU."""
     source = _source(name)
-    options = _options(is_online=_is_reachable(source))
+    options = _options(is_online=is_reachable(source))
     with quiet(), _explained(name, is_offline=options["local_files_only"]):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
         # Loaded on the CPU and moved: one code path without accelerate's device maps.
@@ -224,7 +224,7 @@ def _source(name: str) -> str:
     return name
 
 
-def _is_reachable(source: str) -> bool:
+def is_reachable(source: str) -> bool:
     """Whether asking the hub for `source` makes sense; folders need none."""
     if Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE:
         return False

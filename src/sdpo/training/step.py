@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,7 @@ from sdpo.metrics.values import Last, Max, Mean, Metrics, Sum
 from sdpo.models.device import finish
 from sdpo.models.head import lm_head
 from sdpo.models.packing import packed_hidden
+from sdpo.models.structure import causal_lm
 from sdpo.objectives import token_weighting
 from sdpo.parallel import Parallel
 from sdpo.progress import tell
@@ -202,11 +204,11 @@ class Updater:
 
     def _windows(self, active: Sequence[Sample], spec: ObjectiveSpec) -> list[list[Sample]]:
         """`active` in parts whose targets are kept together; as many on every rank."""
-        head = lm_head(self.model).weight_VD
+        head: Any = causal_lm(self.model).get_output_embeddings()
         parts = windows(
             active,
             spec,
-            token_bytes=head.shape[1] * self.model.dtype.itemsize,
+            token_bytes=head.weight.shape[1] * self.model.dtype.itemsize,
             budget_tokens=self._config.micro_batch_tokens,
         )
         return parts + [[] for _ in range(max(self._parallel.gather(len(parts))) - len(parts))]
