@@ -105,6 +105,7 @@ class Passes:
                 _accumulate(parameter)
         self._plan = _Outline()
         self._takes_plan = True
+        self._found: dict[tuple[object, ...], tuple[int, ...]] = {}
         self._layers = _equal_layers(self._inner)
 
     def weights(self) -> WeightBytes:
@@ -136,8 +137,18 @@ class Passes:
 
     def cache_token(self) -> int:
         """Bytes of the keys and values that sampling keeps of one token, over all layers."""
-        (cached,) = self._over_layers(lambda: (self._forward_cached(8)[1],))
+        (cached,) = self._once(
+            ("cache",), lambda: self._over_layers(lambda: (self._forward_cached(8)[1],))
+        )
         return cached
+
+    def _once(
+        self, key: tuple[object, ...], count: Callable[[], tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """What `count` finds, which is the same for equal keys."""
+        if key not in self._found:
+            self._found[key] = count()
+        return self._found[key]
 
     def head_bytes(self, trained: int, *, sides: int, trains: bool) -> int:
         """The most that the fused head holds for `trained` tokens and `sides` models."""
@@ -155,21 +166,25 @@ class Passes:
     def student(self, tokens: int, trained: int, *, sides: int = 2) -> PassBytes:
         """A micro-batch of `tokens` packed tokens, `trained` of which train, compared with the
         teacher (`sides` = 2) and with the initial model too (3)."""
-        ends: list[int] = []
+        lates: list[int] = []
 
         def measure() -> tuple[int, int]:
             held, early, late = self._student(tokens, trained, sides)
-            ends.append(late)
+            lates.append(late)
             return held, early
 
-        held, peak = self._over_layers(measure)
+        key = ("student", tokens, trained, sides)
+        held, peak, *ends = self._once(key, lambda: (*self._over_layers(measure), *lates))
         trains = self._head().requires_grad
         head = self.head_bytes(trained, sides=sides, trains=trains)
         return PassBytes(held=held, head=head, peak=max(peak, *ends))
 
     def forward(self, tokens: int) -> int:
         """The most that a pass without gradients holds over `tokens` packed tokens."""
-        (peak,) = self._over_layers(lambda: (self._forward_cached(tokens)[0],))
+        (peak,) = self._once(
+            ("forward", tokens),
+            lambda: self._over_layers(lambda: (self._forward_cached(tokens)[0],)),
+        )
         return peak
 
     def _student(self, tokens: int, trained: int, sides: int) -> tuple[int, int, int]:

@@ -132,7 +132,7 @@ def plan_memory(config: RunConfig, cards: Cards, outlines: Outlines | None = Non
         micro_batch=micro_batch,
         parts=parts,
         phases=_phases(config, parts, passes, student, micro_batch),
-        checkpoint=_checkpoint(config, weights),
+        checkpoint=_checkpoint(config, weights, cards, mode),
     )
 
 
@@ -310,11 +310,12 @@ def _phases(
     return phases
 
 
-def _checkpoint(config: RunConfig, weights: WeightBytes) -> int:
-    """The model's folder and the state for exact resume."""
+def _checkpoint(config: RunConfig, weights: WeightBytes, cards: Cards, mode: Mode) -> int:
+    """The model's folder and the state for exact resume, of all ranks together."""
     is_full = isinstance(config.model.adapter, FullWeightsConfig)
     saved = weights.all if is_full else weights.trained
-    alone = Cards(nodes=1, per_node=1, gigabytes=1)
-    standing = _standing(config, weights, alone, "replicate")
+    standing = _standing(config, weights, cards, mode)
+    ranks = cards.ranks if mode == "shard" and is_full else 1
     state = ("float32 masters", "Adam moments", "teacher", "initial weights")
-    return saved + sum(standing[name] for name in state)
+    # Sharded masters are more exact than the folder's weights and are saved beside them.
+    return saved + ranks * sum(standing[name] for name in state)
