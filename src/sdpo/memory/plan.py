@@ -206,7 +206,7 @@ def _of_update(
     config: RunConfig, passes: Passes, student: PassBytes, cards: Cards, micro_batch: int
 ) -> dict[str, int]:
     """Of a micro-batch and of what it is compared with."""
-    rows = min(samples_of_update(config, cards) * config.rollout.max_completion_tokens, 1 << 62)
+    rows = samples_of_update(config, cards) * config.rollout.max_completion_tokens
     kept = rows * passes.hidden_row * _states(config)
     window = max(KEPT_BYTES, micro_batch * passes.hidden_row * _states(config))
     return {
@@ -259,11 +259,10 @@ def _of_sampling(
     match config.rollout.engine:
         case VllmEngineConfig(memory_fraction=fraction):
             parts["vLLM's share"] = int(fraction * cards.gigabytes * 1e9)
-        case LocalEngineConfig(max_sequences=most):
+        case LocalEngineConfig(max_sequences=rows):
             rollout = config.rollout
-            groups = -(-rollout.tasks_per_step // cards.ranks)
-            rows = min(most, groups * rollout.group_size)
-            slots = min(groups, rows, -(-rows // rollout.group_size) + 2)
+            # An evaluation fills all rows, whatever a step has, with fewer attempts a prompt.
+            slots = -(-rows // min(rollout.group_size, config.eval.samples)) + 2
             columns = slots * rollout.max_prompt_tokens + rows * rollout.max_completion_tokens
             parts["key-value cache"] = columns * passes.cache_token()
             logits = rows * passes.vocabulary

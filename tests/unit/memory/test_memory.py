@@ -5,6 +5,8 @@ Measured is the memory of tensors that are alive (`LiveBytes`) in a real update 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +23,13 @@ from sdpo.models.outline import shape_of, shipped_shapes
 from sdpo.objectives import objective_spec
 from sdpo.parallel import Parallel
 from sdpo.records import Sample
+from sdpo.report.memory_table import memory_lines
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.optim import Optimizer
 from sdpo.training.step import Updater
 
+ROOT = Path(__file__).parents[3]
 PROMPT, TEACHER_PROMPT, COMPLETION, ATTEMPTS = 4, 12, 252, 4
 TOKENS = PROMPT + ATTEMPTS * COMPLETION
 QWEN3_8B = Qwen3Config(
@@ -147,7 +151,7 @@ def test_a_config_json_stands_for_a_model_that_is_out_of_reach(tmp_path, monkeyp
     with pytest.raises(ModelError, match=r"'nobody/none'.*--model-shape FILE"):
         shape_of("nobody/none")
     arguments = ["check", "paper-lcb-sdpo", "model.name=nobody/none", "--gpus", "2x8x80"]
-    assert run(arguments) == 1
+    assert run(arguments) == 2
     assert "--model-shape FILE" in capsys.readouterr().err
     assert run([*arguments, "--model-shape", str(tmp_path / "config.json")]) == 0
     shown = capsys.readouterr().out
@@ -166,3 +170,25 @@ def test_every_hub_model_of_a_recipe_is_known_without_a_network():
 def test_cards_are_written_in_one_way(written):
     with pytest.raises(ConfigError, match="such as 8x80 or 2x8x80"):
         Cards.parse(written)
+
+
+@pytest.mark.slow
+def test_the_page_on_scale_says_what_the_command_says():
+    """Every row of its table of recipes."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| ([0-9x]+) \| (.+) \|$", text, re.MULTILINE)
+    assert {name for name, _, _ in rows} >= {
+        name for name in builtin_recipes() if name.startswith(("qwen3", "paper-lcb"))
+    }
+    outlines = Outlines()
+    for name, cards, written in rows:
+        plan = plan_memory(load_config([name]), Cards.parse(cards), outlines)
+        lines = dict(memory_lines(plan))
+        found = [
+            lines.get(key, "-")
+            for key in (
+                "peak while sampling", "peak while the teacher reads",
+                "peak while the policy trains", "one checkpoint on disk",
+            )
+        ]  # fmt: skip
+        assert (name, found) == (name, written.split(" | "))
