@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, assert_never
 
 from sdpo.config.load import with_settings
 from sdpo.config.schema import (
@@ -85,6 +85,8 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
                         f"rollout.engine.memory_fraction={fraction:g}",
                         {"rollout": {"engine": {"memory_fraction": fraction}}},
                     )
+        case other:
+            assert_never(other)
 
 
 def _all_of(changes: list[Change]) -> tuple[Change, ...]:

@@ -1,41 +1,35 @@
 """What forward and backward passes of a model hold, counted on its outline.
 
 A pass runs on tensors without memory, through the code that training runs: the model's own layers,
-recomputation and packed rows. Only attention and the LM head are stood in for, by functions that
-hold what the real ones hold: attention its inputs and its output (what block, flex and flash
-attention keep), the head its chunks of logits and its gradients (`losses/head`).
+recomputation and packed rows. Only attention and the LM head are stood in for (`stand_ins.py`):
+attention holds its inputs and its output (what block, flex and flash attention keep), the head its
+chunks of logits and its gradients (`losses/head`).
 
-Legend: N tokens of a packed row, R trained tokens of it, D hidden size, V vocabulary, H query
-heads, K key-value heads, E head size, C tokens of a chunk.
+Legend: N tokens of a packed row, R trained tokens of it, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sdpo.config.schema import ModelConfig
 from sdpo.errors import ModelError, first_line
-from sdpo.kernels.plan import Scores, fast_layers
-from sdpo.losses.head.logits import chunk_size, tile_size
+from sdpo.kernels.plan import fast_layers
 from sdpo.memory.live_bytes import LiveBytes
+from sdpo.memory.stand_ins import HeadOutline, HeadShape, OutlinePlan, head_buffers
 from sdpo.models.hidden import enable_checkpointing, recomputed_layers
 from sdpo.models.outline import outline, storages, weightless
 from sdpo.models.structure import backbone_of, causal_lm
 from sdpo.models.weights import trainable
-
-_TILES = {"cpu": 3, "cuda": 2}
-"""Tiles [tokens, V] in float32 beside the chunks: a CPU's scratch, a compiled tile's
-temporaries."""
 
 _SHORT = (2, 3)
 """Layers of the short models that stand for a long one."""
@@ -103,7 +97,7 @@ class Passes:
                 enable_checkpointing(self._model)
             for parameter in trainable(self._model).values():
                 _accumulate(parameter)
-        self._plan = _Outline()
+        self._plan = OutlinePlan()
         self._takes_plan = True
         self._found: dict[tuple[object, ...], tuple[int, ...]] = {}
         self._layers = _equal_layers(self._inner)
@@ -155,10 +149,10 @@ class Passes:
         with weightless():
             hidden_RD = torch.empty(trained, self._head().shape[1], dtype=self._dtype)
         with weightless(), LiveBytes(known=[hidden_RD]) as live:
-            _head_buffers(
+            head_buffers(
                 hidden_RD,
                 self._head(),
-                _HeadShape(device=self._device, sides=sides),
+                HeadShape(device=self._device, sides=sides),
                 trains=trains,
             )
         return live.peak
@@ -190,7 +184,7 @@ class Passes:
     def _student(self, tokens: int, trained: int, sides: int) -> tuple[int, int, int]:
         """Held after the forward pass; the peak up to the last layer's backward, which grows with
         the number of layers; and over all, which in a short model need not."""
-        shape = _HeadShape(device=self._device, sides=sides)
+        shape = HeadShape(device=self._device, sides=sides)
         with weightless(), torch.enable_grad(), LiveBytes(known=self._known()) as live:
             early: list[int] = []
             with _at_gradient(self._last_layer(), lambda: early.append(live.peak)):
@@ -199,7 +193,7 @@ class Passes:
                 hidden_RD = hidden_ND[torch.arange(trained)]
                 del hidden_ND
                 others = [torch.empty_like(hidden_RD) for _ in range(sides - 1)]
-                _Head.apply(hidden_RD, self._head(), shape).backward()
+                HeadOutline.apply(hidden_RD, self._head(), shape).backward()
                 del others, hidden_RD
         return held, early[0] if early else live.peak, live.peak
 
@@ -338,86 +332,3 @@ def _accumulate(parameter: torch.nn.Parameter) -> None:
 
 def _free_gradient(parameter: Tensor) -> None:
     parameter.grad = None
-
-
-@dataclass(slots=True)
-class _Outline:
-    """A plan that attends to nothing and holds what attention holds."""
-
-    sizes: dict[int, int] = field(default_factory=dict)
-    """Bytes of a token's keys and values by layer."""
-
-    def attend(
-        self,
-        layer: int,
-        query_1HNE: Tensor,
-        key_1KNE: Tensor,
-        value_1KNE: Tensor,
-        scores: Scores,
-    ) -> Tensor:
-        """[1, N, H, E] without values."""
-        tokens = key_1KNE.shape[2]
-        numbers = (key_1KNE.numel() + value_1KNE.numel()) // tokens
-        self.sizes[layer] = numbers * key_1KNE.dtype.itemsize
-        output: Any = _Attention.apply(query_1HNE, key_1KNE, value_1KNE)
-        return output
-
-    def cached_bytes(self) -> int:
-        return sum(self.sizes.values())
-
-
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        shape = (1, query.shape[2], query.shape[1], value.shape[3])
-        output = query.new_empty(shape)
-        ctx.save_for_backward(query, key, value, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _HeadShape:
-    device: str
-    sides: int
-
-
-class _Head(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, shape: _HeadShape) -> Tensor:
-        ctx.gradients = _head_buffers(hidden_RD, weight_VD, shape, trains=ctx.needs_input_grad[1])
-        return hidden_RD.new_zeros(())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return (*gradients, None)
-
-
-def _head_buffers(
-    hidden_RD: Tensor, weight_VD: Tensor, shape: _HeadShape, *, trains: bool
-) -> tuple[Tensor, Tensor | None]:
-    """What `ChunkedPass` allocates, and the gradients that it leaves."""
-    num_rows, rows = len(hidden_RD), len(weight_VD)
-    where = torch.device(shape.device)
-    is_narrow = shape.device == "cpu" and hidden_RD.dtype != torch.float32
-    size = chunk_size(num_rows, rows, where, None, is_narrow=is_narrow)
-    tile = min(tile_size(rows, where), size)
-    make: Callable[..., Tensor] = torch.empty
-    kind = hidden_RD.dtype if is_narrow else torch.float32
-    held = [make(size, rows, dtype=kind) for _ in range(shape.sides)]
-    num_tiles = _TILES[shape.device] + (shape.sides if is_narrow else 0)
-    held += [make(tile, rows, dtype=torch.float32) for _ in range(num_tiles)]
-    if not is_narrow and hidden_RD.dtype != torch.float32:
-        held.append(make(size, rows, dtype=hidden_RD.dtype))  # the gradient that is multiplied
-    grad_hidden_RD = torch.empty_like(hidden_RD)
-    if not trains:
-        return grad_hidden_RD, None
-    grad_head_VD = make(weight_VD.shape, dtype=torch.float32)
-    return grad_hidden_RD, grad_head_VD.to(weight_VD.dtype)

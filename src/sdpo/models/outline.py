@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -112,6 +112,8 @@ def outline(config: PreTrainedConfig, model: ModelConfig, dtype: torch.dtype) ->
             return made.eval()
         case LoraConfig() as wanted:
             return new_adapter(made, wanted, base=model.name, seed=0).eval()
+        case other:
+            assert_never(other)
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
