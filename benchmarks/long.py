@@ -5,7 +5,7 @@ Each length runs in a process of its own: `--attempts` completions are sampled, 
 one update with a frozen teacher, in micro-batches of one completion. Weights are random, so nothing
 depends on what they say. "told" is what `sdpo check --gpus` says of the same settings, without the
 process itself (Python and its libraries), whose memory before the model is subtracted from the
-measured peak.
+measured peak. What libraries load and allocate later is in it: 30 to 40 MB beside a tiny model.
 
     .venv/bin/python benchmarks/long.py
     .venv/bin/python benchmarks/long.py --shape smollm2-135m --lengths 256 1024 --checkpointing

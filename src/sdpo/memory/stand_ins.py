@@ -1,5 +1,5 @@
-"""Stand-ins for what an outline cannot run, attention and the LM head: they compute nothing and hold
-what the real ones hold.
+"""Stand-ins for what an outline cannot run, attention and the LM head: they compute nothing and
+hold what the real ones hold.
 
 Legend: N tokens of a packed row, R trained tokens of it, D hidden size, V vocabulary, H query
 heads, K key-value heads, E head size, C tokens of a chunk.
