@@ -46,7 +46,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for length in options.lengths:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(length)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
         row = json.loads(done.stdout.splitlines()[-1])
         rows.append(row)
         cells = (row[key] for key in ("sampled_s", "trained_s"))
