@@ -16,6 +16,7 @@ from rich.table import Table
 from sdpo.commands.compare import compare
 from sdpo.commands.init import init
 from sdpo.commands.judge import judge
+from sdpo.commands.memory import check_memory
 from sdpo.commands.model import export, sample
 from sdpo.errors import ConfigError
 from sdpo.printable import printable
@@ -176,13 +177,31 @@ def evaluate(
 @click.option("--probe", is_flag=True, help="Also sample the teacher: does what it reads help?")
 @click.option("--probe-tasks", type=click.IntRange(1), help="Training tasks; default 16.")
 @click.option("--probe-samples", type=click.IntRange(1), help="Attempts per task; default 4.")
+@click.option("--gpus", metavar="8x80", help="Memory on these cards only: [NODESx]CARDSxGB.")
+@click.option(
+    "--model-shape",
+    type=click.Path(exists=True, path_type=Path),
+    help="With --gpus: the model's config.json, if the hub cannot be asked.",
+)
 def check(
-    arguments: tuple[str, ...], probe: bool, probe_tasks: int | None, probe_samples: int | None
+    arguments: tuple[str, ...],
+    probe: bool,
+    probe_tasks: int | None,
+    probe_samples: int | None,
+    gpus: str | None,
+    model_shape: Path | None,
 ) -> None:
     """Prove that a recipe can run.
 
-    References pass, prompts fit, the chat template round-trips, the head can be trained.
+    References pass, prompts fit, the chat template round-trips, the head can be trained. With
+    --gpus nothing is loaded: what the recipe takes on such cards is counted, and whether it fits.
     """
+    if gpus is not None:
+        if probe:
+            raise click.UsageError("--gpus counts memory and samples nothing; leave --probe out")
+        return check_memory(arguments, gpus, model_shape)
+    if model_shape is not None:
+        raise click.UsageError("--model-shape needs --gpus")
     from sdpo import api
 
     sizes = {"tasks": probe_tasks, "samples": probe_samples}

@@ -26,6 +26,7 @@ from sdpo.envs.adapters import reasoning_gym
 from sdpo.envs.adapters.llm_judge import LlmJudge
 from sdpo.envs.opening import open_env
 from sdpo.errors import SdpoError
+from sdpo.memory import Cards, plan_memory
 from sdpo.metrics import writer
 from sdpo.models.policy import Policy, load_policy
 from sdpo.records import Group, Rollout, Verdict
@@ -318,6 +319,11 @@ def _in_fresh_directory(config: RunConfig) -> Any:
 
 
 # --- parts -----------------------------------------------------------------------------------
+
+
+def counted(config: RunConfig) -> Any:
+    """What each of two cards holds."""
+    return plan_memory(config, Cards.parse("2x80")).parts
 
 
 def loaded(config: RunConfig) -> Any:

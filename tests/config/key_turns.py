@@ -11,6 +11,7 @@ from typing import Any
 
 from key_observers import (
     asked,
+    counted,
     discovered,
     isolated,
     judge_calls,
@@ -106,8 +107,7 @@ TURNS = {
     "ModelConfig.name": turn("{folder}/other_model", observe=loaded),
     "ModelConfig.dtype": turn("bfloat16", observe=loaded),
     "ModelConfig.device": turn("cuda:63", observe=loaded),
-    # One process alone has nothing to share.
-    "ModelConfig.parallel": turn("shard", observe=trained_single_turn),
+    "ModelConfig.parallel": turn("shard", observe=counted),
     "ModelConfig.chat_template_kwargs": turn("{{aloud = true}}", observe=loaded),
     "LoraConfig.rank": turn("2", observe=loaded),
     "LoraConfig.alpha": turn("64", observe=loaded),

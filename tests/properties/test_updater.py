@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sdpo.chat import Chat
-from sdpo.config.load import load_config
+from sdpo.config.load import load_config, with_settings
 from sdpo.config.objective import EntropyWeightingConfig, PositionWeightingConfig
 from sdpo.errors import ConfigError
 from sdpo.losses.reference import reference_counts, reference_objective
@@ -30,6 +30,7 @@ from sdpo.parallel import Parallel
 from sdpo.records import Group, Rollout, Task, Turn, Verdict
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.testing import byte_tokenizer, tiny_model
+from sdpo.training import step, targets
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder
 from sdpo.training.step import Updater
@@ -433,6 +434,29 @@ def test_a_second_pass_has_the_gradient_of_a_naive_loop(objective, schedule):
     compare_updates(objective, schedule, passes=2)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("objective", "schedule"),
+    [("sdpo entropy", "ema"), ("sc_sdpo", "trust_region"), ("rlcsd", "ema"), ("hybrid", "live")],
+)
+def test_what_the_teacher_said_was_kept_for_a_whole_update(
+    objective, schedule, passes, monkeypatch
+):
+    """17 GB at the paper's scale; scored and trained in windows, the gradient is the same."""
+    monkeypatch.setattr(targets, "KEPT_BYTES", 1)
+    sizes = []
+    score = targets.score_targets
+
+    def scored(model, schedule, samples, **options):
+        sizes.append(sum(s.num_trained for s in samples))
+        return score(model, schedule, samples, **options)
+
+    monkeypatch.setattr(step, "score_targets", scored)
+    compare_updates(objective, schedule, passes=passes, micro_batch_tokens=12)
+    assert len(sizes) > 4 * passes
+    assert max(sizes) <= 12
+
+
 def clones(weights):
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
@@ -470,8 +494,9 @@ def follows(schedule, optimizer, teacher, initial):
         torch.testing.assert_close(schedule.weights[name], expected, rtol=1e-5, atol=1e-7)
 
 
-def compare_updates(objective, schedule, *, passes):
+def compare_updates(objective, schedule, *, passes, micro_batch_tokens=120):
     config = settings(objective, schedule, passes)
+    config = with_settings(config, {"optim": {"micro_batch_tokens": micro_batch_tokens}})
     model = tiny_model(num_layers=1).double()
     noisy(model, 0.05, seed=1)
     initial = clones(trainable(model))

@@ -225,8 +225,8 @@ def _check_learns(config: RunConfig) -> None:
         )
     if config.model.parallel == "shard":
         raise ConfigError(
-            "model.parallel = 'shard' spreads the weights of `sdpo train`; a search keeps them whole "
-            "on every process: set model.parallel = 'auto', and with a large model an adapter"
+            "model.parallel = 'shard' spreads the weights of `sdpo train`; a search keeps them "
+            "whole on every process: set model.parallel = 'auto', and with a large model an adapter"
         )
     context = config.teacher.context
     if (

@@ -24,9 +24,18 @@ from sdpo.engines.sampling import check_sampling
 from sdpo.errors import EngineError, SdpoError, first_line
 from sdpo.kernels.linears import packed_linears
 from sdpo.kernels.plan import fast_layers
+from sdpo.models.device import free_bytes
 from sdpo.models.qualify import FastPath, Refusal, fast_path_of
 from sdpo.models.structure import causal_lm, evaluating, name_of
 
+MAX_PREFILL_TOKENS = 4096
+"""Prompt tokens of a prefill pass."""
+CACHE_SHARE = 0.5
+"""Most of the free memory that the key-value cache takes; the rest is for logits, prefill and, on
+CUDA, captured steps. Where `max_sequences` would take more, fewer completions are decoded at once:
+which ones are is nothing that they depend on."""
+_KEPT_CACHE_BYTES = 1 << 30
+"""A larger cache is given back before an update; a smaller one stays, with its captured steps."""
 _COLUMN_STEP = 64
 """Prompt columns on CUDA are rounded up to this, so that captured steps outlive small changes of
 prompt length.
@@ -38,8 +47,9 @@ class LocalEngine:
 
     Memory while sampling: keys and values (see `cache.py`), logits [max_sequences, V] (on CUDA a
     second time, in float32), activations of `max_prefill_tokens` tokens, and on a CPU a second copy
-    of the linear layers' weights. On CUDA the cache stays allocated between calls for its captured
-    graphs; `release()` frees it.
+    of the linear layers' weights. The cache takes at most `CACHE_SHARE` of what is free when a call
+    begins. On CUDA it stays allocated between calls for its captured graphs; `release()` frees it,
+    and `sleep()`, which precedes an update, a large one.
 
     Example:
         engine = LocalEngine(model, max_sequences=64)
@@ -51,7 +61,7 @@ class LocalEngine:
         model: torch.nn.Module,
         *,
         max_sequences: int = 64,
-        max_prefill_tokens: int = 4096,
+        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
     ) -> None:
         """`max_sequences` completions are sampled at once; the others wait."""
         self.policy_version = 0
@@ -73,6 +83,11 @@ class LocalEngine:
     def release(self) -> None:
         """Frees the cache and captured graphs kept for the next call."""
         self._state = None
+
+    def sleep(self) -> None:
+        """Frees them where they are large enough for an update to want their memory."""
+        if self._state is not None and self._state[1].cache.num_bytes > _KEPT_CACHE_BYTES:
+            self.release()
 
     @torch.no_grad()
     def generate(
@@ -159,6 +174,8 @@ class LocalEngine:
             if self._state is not None and self._state[0] == key:
                 return self._state[1:]
         self.release()
+        rows = _rows_that_fit(fast, rows, num_slots * columns, sampling.max_new_tokens)
+        num_slots, max_group = min(num_slots, rows), min(max_group, rows)
         state = DecodeState(
             fast,
             num_prompts=num_slots,
@@ -172,3 +189,25 @@ class LocalEngine:
         graphs = StepGraphs.on_cuda()
         self._state = (key, state, graphs)
         return state, graphs
+
+
+def _rows_that_fit(fast: FastPath, rows: int, prompt_tokens: int, max_new_tokens: int) -> int:
+    """`rows`, halved until the cache, with `prompt_tokens` for all of them, is within its budget.
+    Raises `EngineError` where one completion alone is not."""
+    free = free_bytes(fast.cache.device)
+    if free is None:
+        return rows
+    token_bytes, most = fast.cache.token_bytes, rows
+
+    def size(rows: int) -> int:
+        return token_bytes * (prompt_tokens * rows // most + rows * max_new_tokens)
+
+    while rows > 1 and size(rows) > CACHE_SHARE * free:
+        rows = -(-rows // 2)
+    if size(rows) > free:
+        raise EngineError(
+            f"the keys and values of one completion take {size(rows) / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free on {fast.cache.device}; lower "
+            "rollout.max_completion_tokens, or free memory there"
+        )
+    return rows

@@ -31,6 +31,12 @@ class CacheShape:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values in all layers."""
+        numbers = sum(heads * (key + value) for heads, key, value in self.layers)
+        return numbers * self.dtype.itemsize
+
 
 class KvCache:
     """Prompt slots and suffix rows of every layer; written in place."""
@@ -61,6 +67,12 @@ class KvCache:
             ]
             for size, part in ((prompt, 1), (prompt, 2), (suffix, 1), (suffix, 2))
         )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of it."""
+        parts = (self.prompt_keys, self.prompt_values, self.suffix_keys, self.suffix_values)
+        return sum(tensor.nbytes for part in parts for tensor in part)
 
     def store_prompt(
         self,

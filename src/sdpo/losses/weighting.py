@@ -75,12 +75,7 @@ class TokenWeighting:
 
     weigh: Callable[[TaughtTokens], Tensor]
     is_relative: bool
-    """Whether only ratios count: weights are divided by their mean over the batch."""
-
-    def factors(self, rollouts: Sequence[TaughtTokens], reduce: Reduce) -> list[Tensor]:
-        """Weights [T_i] of every distilled rollout of this rank's share of the batch."""
-        raw = [self.weigh(tokens) for tokens in rollouts]
-        return over_mean(raw, reduce) if self.is_relative else raw
+    """Whether only ratios count: weights are divided by their mean over the batch (`over_mean`)."""
 
 
 def uniform_weights(tokens: TaughtTokens) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from pathlib import Path
 
 import torch
 
@@ -29,6 +30,21 @@ def default_dtype(device: torch.device) -> torch.dtype:
         has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if has_bf16 else torch.float32
     return torch.float32
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that `device` can still give to tensors, what PyTorch holds and does not use included;
+    None where that cannot be asked."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.is_file():
+        return None
+    for line in meminfo.read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
 
 
 def finish(device: torch.device) -> None:

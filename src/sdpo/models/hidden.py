@@ -62,10 +62,14 @@ def plain_hidden(model: PreTrainedModel, ids_BT: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def recomputed_layers(
-    model: PreTrainedModel, context: Callable[[], AbstractContextManager[None]]
+    model: PreTrainedModel,
+    context: Callable[[], AbstractContextManager[None]],
+    *,
+    device: str | None = None,
 ) -> Generator[None]:
     """Inside the block, layers with gradient checkpointing enabled keep no activations; without
-    such layers, a CPU's RMS norms keep none but their input.
+    such layers, a CPU's RMS norms keep none but their input. `device` is the kind of device that a
+    model without memory stands for.
 
     transformers recomputes in train mode only; the block puts the layers themselves into it and not
     what they contain, so that no dropout wakes up. A layer is recomputed during `backward`, when
@@ -73,7 +77,7 @@ def recomputed_layers(
     """
     layers = _recomputable(model) if torch.is_grad_enabled() else []
     layers = [layer for layer in layers if layer.gradient_checkpointing]
-    norms = [] if layers else _norms(model)
+    norms = [] if layers or (device or model.device.type) != "cpu" else _norms(model)
     recompute = functools.partial(
         checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), context())
     )
@@ -99,7 +103,7 @@ def _norms(model: PreTrainedModel) -> list[Any]:
     autograd keeps ten bytes a number for an input of two. SmolLM2 in bfloat16 on a CPU: a pass of
     4,096 tokens peaks at 3.1 GB instead of 4.4 and takes 1.00 of the time, one of 1,024 0.98: what
     is not kept need not be fetched again. On CUDA not measured, and left alone."""
-    if model.device.type != "cpu" or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return []
     return [
         module

@@ -177,7 +177,7 @@ def _with_adapter_of(
 def _load(name: str, kind: torch.dtype, where: torch.device, quantization: str) -> Policy:
     """A whole model, on the CPU unless quantised."""
     source = _source(name)
-    options = _options(is_online=_is_reachable(source))
+    options = _options(is_online=is_reachable(source))
     quantizing = loading_options(quantization, kind, where)
     with quiet(), _explained(name, is_offline=options["local_files_only"]):
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
@@ -244,7 +244,7 @@ def _source(name: str) -> str:
     return name
 
 
-def _is_reachable(source: str) -> bool:
+def is_reachable(source: str) -> bool:
     """Whether asking the hub for `source` makes sense; folders need none."""
     if Path(source).is_dir() or hub_constants.HF_HUB_OFFLINE:
         return False

@@ -15,7 +15,12 @@ from sdpo.kernels.dtypes import math_dtype
 from sdpo.losses.head.logits import token_statistics
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.losses.token_batch import OldSupport, TokenBatch
-from sdpo.losses.weighting import TaughtTokens, TokenWeighting, success_rate_weights
+from sdpo.losses.weighting import (
+    TaughtTokens,
+    TokenWeighting,
+    over_mean,
+    success_rate_weights,
+)
 from sdpo.parallel import Parallel
 from sdpo.records import Key, Sample
 from sdpo.training.targets import Targets
@@ -92,24 +97,32 @@ def _teacher_first(
     return [samples[i] for i in order], torch.cat([parts[i] for i in order])
 
 
-def distill_weights(
-    samples: Sequence[Sample],
-    targets: Targets,
-    weighting: TokenWeighting,
-    spec: ObjectiveSpec,
-    parallel: Parallel,
-    *,
-    by_success_rate: bool,
+def token_factors(
+    samples: Sequence[Sample], targets: Targets, weighting: TokenWeighting, spec: ObjectiveSpec
 ) -> dict[Key, torch.Tensor]:
-    """Routing x weighting of every distilled sample's tokens, [T_i] each, undivided.
+    """How strongly `weighting` counts every distilled sample's tokens, [T_i] each, not yet over
+    their mean where only ratios count."""
+    if spec.distill is None:
+        return {}
+    return {s.key: weighting.weigh(_taught(s, targets, spec)) for s in samples if s.is_distilled}
 
-    Weightings that are relative to the batch's mean are normalised here over all ranks, before the
-    first forward. `by_success_rate` weighs tasks too (SC-SDPO).
-    """
+
+def relative_factors(
+    factors: Mapping[Key, torch.Tensor], parallel: Parallel
+) -> dict[Key, torch.Tensor]:
+    """`factors` of a whole update over their mean over all ranks; taken before the first
+    forward."""
+    return dict(zip(factors, over_mean(list(factors.values()), parallel.sum), strict=True))
+
+
+def distill_shares(
+    samples: Sequence[Sample], spec: ObjectiveSpec, parallel: Parallel, *, by_success_rate: bool
+) -> dict[Key, float]:
+    """Routing of every distilled sample of an update, undivided; `by_success_rate` weighs tasks too
+    (SC-SDPO), relative to all ranks."""
     if spec.distill is None:
         return {}
     distilled = [s for s in samples if s.is_distilled]
-    factors = weighting.factors([_taught(s, targets, spec) for s in distilled], parallel.sum)
     rates = [1.0] * len(distilled)
     if by_success_rate:
         rates = success_rate_weights(
@@ -118,8 +131,8 @@ def distill_weights(
             reduce=parallel.sum,
         )
     return {
-        s.key: factor * (s.component_weights["distill"] * rate)
-        for s, factor, rate in zip(distilled, factors, rates, strict=True)
+        s.key: s.component_weights["distill"] * rate
+        for s, rate in zip(distilled, rates, strict=True)
     }
 
 

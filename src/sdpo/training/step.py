@@ -1,7 +1,8 @@
 """One training step: samples in, weights changed, numbers out.
 
-Counts are taken over the whole optimizer batch before the first forward; then the teacher's pass,
-then the student's micro-batches, then one update. Splitting differently changes rounding only.
+Counts are taken over the whole optimizer batch before the first forward; then, window by window,
+the teacher's pass and the student's micro-batches; then one update. Splitting differently changes
+rounding only.
 Legend: T trained tokens of a micro-batch.
 """
 
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,9 +37,15 @@ from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.rollouts.credit import TokenCredit
 from sdpo.teacher.schedule import TeacherSchedule
-from sdpo.training.fill_batch import OldPolicy, distill_weights, fill_batch
+from sdpo.training.fill_batch import (
+    OldPolicy,
+    distill_shares,
+    fill_batch,
+    relative_factors,
+    token_factors,
+)
 from sdpo.training.optim import Optimizer
-from sdpo.training.targets import Targets, hidden_states, score_targets
+from sdpo.training.targets import Targets, hidden_states, score_targets, windows
 from sdpo.training.weighting import token_weighting
 
 
@@ -134,9 +142,8 @@ class Updater:
                 inspect=inspect if number < len(counted) else frozenset(),
             )
             active = [sample for sample in part if spec.trains(sample)]
-            scored = targets[index] or self._score(active, spec, result)
+            scored = self._update(active, targets[index], batch, result)
             targets[index] = scored if keeps else None
-            self._update(active, scored, batch, result)
         result.metrics.add(names.TIME_TEACHER_S, Max(result.teacher_s))
         return result
 
@@ -160,26 +167,73 @@ class Updater:
         return Denominators(*self._parallel.sum([counts.routed, counts.kl]))
 
     def _update(
-        self, active: Sequence[Sample], targets: Targets, batch: _Batch, result: StepResult
-    ) -> None:
-        spec = batch.spec
-        weights = distill_weights(
-            active,
-            targets,
-            self._weighting,
-            spec,
-            self._parallel,
-            by_success_rate=self._by_success_rate,
-        )
-        packed = packed_hidden(
-            self.model,
-            active,
-            lambda sample: sample.prompt_ids,
-            budget_tokens=self._config.micro_batch_tokens,
-        )
+        self, active: Sequence[Sample], scored: Targets | None, batch: _Batch, result: StepResult
+    ) -> Targets | None:
+        """One update, window by window. `scored` are the targets of all of `active`, where they are
+        known; they come back where one window held them all."""
+        spec, parallel = batch.spec, self._parallel
+        parts = self._windows(active, spec)
+        shares = distill_shares(active, spec, parallel, by_success_rate=self._by_success_rate)
+        factors: dict[Key, torch.Tensor] = {}
+        if self._weighting.is_relative and spec.distill is not None:
+            for part in parts:
+                scored = scored or self._score(part, spec, result)
+                factors |= token_factors(part, scored, self._weighting, spec)
+                scored = scored if len(parts) == 1 else None
+            factors = relative_factors(factors, parallel)
         problem = ""
         done = 0
         tell("update", 0, len(active))
+        for part in parts:
+            scored = scored or self._score(part, spec, result)
+            own = factors or token_factors(part, scored, self._weighting, spec)
+            weights = {s.key: own[s.key] * shares[s.key] for s in part if s.key in own}
+            problem = self._train(part, scored, weights, batch, result, done, len(active), problem)
+            done += len(part)
+            scored = scored if len(parts) == 1 else None
+            if problem and not is_sharded(causal_lm(self.model)):
+                break
+        # All ranks stop together; one that raised alone would leave the others waiting for it.
+        if problem := next(filter(None, parallel.gather(problem)), ""):
+            self.optimizer.clear()
+            raise NonFiniteLossError(problem)
+        result.metrics.add(names.OPTIM_LR, Last(self.optimizer.lr))
+        tasks = ", ".join(dict.fromkeys(sample.task_id for sample in active))
+        norm = self.optimizer.update(parallel, where=f"{batch.where}, tasks {tasks}")
+        # Equal on all ranks, so the merged mean is the mean over updates.
+        result.metrics.add(names.OPTIM_GRAD_NORM, Mean(norm, 1.0))
+        return scored
+
+    def _windows(self, active: Sequence[Sample], spec: ObjectiveSpec) -> list[list[Sample]]:
+        """`active` in parts whose targets are kept together; as many on every rank."""
+        head: Any = causal_lm(self.model).get_output_embeddings()
+        parts = windows(
+            active,
+            spec,
+            token_bytes=head.weight.shape[1] * self.model.dtype.itemsize,
+            budget_tokens=self._config.micro_batch_tokens,
+        )
+        return parts + [[] for _ in range(max(self._parallel.gather(len(parts))) - len(parts))]
+
+    def _train(
+        self,
+        part: Sequence[Sample],
+        targets: Targets,
+        weights: Mapping[Key, torch.Tensor],
+        batch: _Batch,
+        result: StepResult,
+        done: int,
+        total: int,
+        problem: str,
+    ) -> str:
+        """The micro-batches of one window. Empty, or the message of a loss that is not finite:
+        `problem` if an earlier window had one, after which nothing more is learnt."""
+        packed = packed_hidden(
+            self.model,
+            part,
+            lambda sample: sample.prompt_ids,
+            budget_tokens=self._config.micro_batch_tokens,
+        )
         with self.optimizer.accumulating():
             for chosen, hidden in packed:
                 done += len(chosen)
@@ -190,16 +244,8 @@ class Updater:
                         break
                     # The other processes gather the layers' weights in this backward pass.
                     (hidden.sum() * 0.0).backward()
-                tell("update", done, len(active))
-        # All ranks stop together; one that raised alone would leave the others waiting for it.
-        if problem := next(filter(None, self._parallel.gather(problem)), ""):
-            self.optimizer.clear()
-            raise NonFiniteLossError(problem)
-        result.metrics.add(names.OPTIM_LR, Last(self.optimizer.lr))
-        tasks = ", ".join(dict.fromkeys(sample.task_id for sample in active))
-        norm = self.optimizer.update(self._parallel, where=f"{batch.where}, tasks {tasks}")
-        # Equal on all ranks, so the merged mean is the mean over updates.
-        result.metrics.add(names.OPTIM_GRAD_NORM, Mean(norm, 1.0))
+                tell("update", done, total)
+        return problem
 
     def _micro_batch(
         self,

@@ -2,9 +2,10 @@
 without a graph.
 
 Legend: R trained completion tokens of one sample, D hidden size. Kept per sample in the compute
-type until the update is over: R x D numbers each (for 256 attempts of 1,000 tokens at D = 4096 in
-bfloat16: 2 GB), so the student's micro-batches need not match the teacher's. Logits are never made
-here.
+type, R x D numbers each, until the samples that were scored with it are trained: so the student's
+micro-batches need not match the teacher's. An update's samples are scored and trained window by
+window, whose states take `KEPT_BYTES`: for 256 attempts of 8,192 tokens at D = 4096 in bfloat16 all
+of them would take 17 GB. Logits are never made here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from sdpo.progress import tell
 from sdpo.records import Key, Sample
 from sdpo.teacher.schedule import TeacherSchedule
 
-_BUDGET_WITHOUT_GRAPH = 4
+KEPT_BYTES = 1 << 30
+"""Hidden states that are kept at once, of the teacher and of the initial model. Whole updates of
+small models fit; a window of a large one is still several packs of the teacher's."""
+BUDGET_WITHOUT_GRAPH = 4
 """Micro-batches without a graph are this many times the student's: a layer's activations are freed
 after it, and larger ones keep the contexts that share a task together."""
 
@@ -51,6 +55,25 @@ class Targets:
     negatives: dict[Key, torch.Tensor]
     """[R, K] log-probs of the sampled tokens under K wrong demonstrations; empty unless
     contrasted."""
+
+
+def windows(
+    samples: Sequence[Sample], spec: ObjectiveSpec, *, token_bytes: int, budget_tokens: int
+) -> list[list[Sample]]:
+    """`samples` in order, cut where the states that `score_targets` keeps would exceed
+    `KEPT_BYTES`, but not below a micro-batch of `budget_tokens`. `token_bytes` are those of one
+    token's hidden state."""
+    states = 1 + (spec.trust is not None) + spec.needs_initial
+    most = max(KEPT_BYTES // (token_bytes * states), budget_tokens)
+    parts: list[list[Sample]] = [[]]
+    held = 0
+    for sample in samples:
+        if parts[-1] and held + sample.num_trained > most:
+            parts.append([])
+            held = 0
+        parts[-1].append(sample)
+        held += sample.num_trained
+    return parts
 
 
 @torch.no_grad()
@@ -114,7 +137,7 @@ def hidden_states(
 ) -> Iterator[tuple[Sample, torch.Tensor]]:
     """Each sample with its hidden states [R, D] after `prompt`, in packs of a few times the
     student's `budget_tokens`. Gradients must be off."""
-    budget = budget_tokens * _BUDGET_WITHOUT_GRAPH
+    budget = budget_tokens * BUDGET_WITHOUT_GRAPH
     for packed, rows in packed_hidden(model, samples, prompt, budget_tokens=budget):
         yield from zip(packed, rows.split([s.num_trained for s in packed]), strict=True)
 

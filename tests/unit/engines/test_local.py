@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from sdpo.engines import local
 from sdpo.engines.base import GenerationRequest, Sampling
 from sdpo.engines.local import LocalEngine
 from sdpo.errors import EngineError, ModelError
@@ -162,3 +165,29 @@ def test_adapters_take_part():
     with torch.no_grad():
         logprobs = model(ids).logits[0, 1:-1].log_softmax(-1).gather(1, ids[0, 2:, None])[:, 0]
     assert adapted.logprobs == pytest.approx(logprobs.tolist(), abs=1e-4)
+
+
+def test_a_cache_took_what_was_free(monkeypatch):
+    """64 completions of 8,192 tokens of an 8B model: 77 GB. Fewer are decoded at once, with the
+    same result; where not even one fits, an error says so."""
+    engine = LocalEngine(tiny_model())
+    requests = [request(*range(3, 20), seeds=(1, 2, 3)), request(5, 6, seeds=(4, 5))]
+    expected = engine.generate(requests, sampling())
+    rows = []
+    opened = local.DecodeState
+
+    def state(*args, **sizes):
+        rows.append((sizes["num_rows"], sizes["num_prompts"]))
+        return opened(*args, **sizes)
+
+    monkeypatch.setattr(local, "DecodeState", state)
+    # A token takes 2 layers x 2 heads x (16 + 16) x 4 bytes.
+    monkeypatch.setattr(local, "free_bytes", lambda device: 2 * 512 * 30)
+    found = engine.generate(requests, sampling())
+    for fewer, many in zip(chain(*found), chain(*expected), strict=True):
+        assert fewer.token_ids == many.token_ids
+        assert fewer.logprobs == pytest.approx(many.logprobs, abs=1e-5)
+    assert rows == [(2, 2)]
+    monkeypatch.setattr(local, "free_bytes", lambda device: 512 * 5)
+    with pytest.raises(EngineError, match=r"lower rollout\.max_completion_tokens"):
+        engine.generate(requests, sampling())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from sdpo.losses.weighting import (
     TaughtTokens,
-    TokenWeighting,
     entropy_weights,
     over_mean,
     position_weights,
@@ -35,9 +33,7 @@ def taught(length, entropy=None):
 
 
 def by_entropy(entropies, beta, reduce=list):
-    weigh = functools.partial(entropy_weights, beta=beta)
-    weighting = TokenWeighting(weigh=weigh, is_relative=True)
-    return weighting.factors([taught(len(e), e) for e in entropies], reduce)
+    return over_mean([entropy_weights(taught(len(e), e), beta=beta) for e in entropies], reduce)
 
 
 def test_position_weights_rise_from_the_floor():
