@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -115,4 +115,14 @@ class Engine(Protocol):
 
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Take the weights of `model`; in process this keeps a reference instead of a copy."""
+        ...
+
+
+@runtime_checkable
+class Sleeping(Protocol):
+    """An engine with a copy of the weights that an update can do without."""
+
+    def sleep(self) -> None:
+        """Give the device's memory to what follows, until the next `generate` or
+        `load_weights`."""
         ...

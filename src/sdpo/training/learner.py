@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from sdpo.config.objective import SftConfig
 from sdpo.config.schema import OptimConfig, RunConfig
+from sdpo.engines.base import Sleeping
 from sdpo.envs.base import reference_answers
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
@@ -149,6 +150,9 @@ class Learner:
 
         Raises `NonFiniteLossError`, naming the tasks, before the weights change.
         """
+        engine = self._sampler.collector.engine
+        if isinstance(engine, Sleeping):
+            engine.sleep()
         spec = self._spec()
         inspected = choose_inspected(
             [s for part in samples.updates for s in part if spec.is_taught(s)],

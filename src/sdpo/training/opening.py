@@ -48,7 +48,7 @@ def open_run(
             stack.enter_context(own_folder(run_dir))
             open_run_dir(config, run_facts(config, env))
         parallel.barrier()
-        sampler = stack.enter_context(open_sampler(config, env, policy))
+        sampler = stack.enter_context(open_sampler(config, env, policy, parallel=parallel))
         check_tasks(sampler, config, splits=("train", "eval"))
         holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
         make_trainable(sampler.policy.model, config.optim)
