@@ -1,7 +1,8 @@
 """Sampling by vLLM servers, on this machine or on others: token ids out, token ids and log-probs
 back, and new weights after every update.
 
-    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --tokens-only --logprobs-mode processed_logprobs
+    VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --tokens-only --logprobs-mode processed_logprobs \
+        --load-format dummy
 
 Every set of weights has a name that no other has, and every answer says the name of the weights it
 was sampled with: a server that was not updated, or that another run updates, is noticed at once.
@@ -27,7 +28,7 @@ from sdpo.engines.vllm_params import check_text_only, sampling_params
 from sdpo.engines.weight_transfer import Transfer
 from sdpo.errors import EngineError
 from sdpo.models.saved_weights import saved_weights
-from sdpo.models.structure import causal_lm
+from sdpo.models.structure import causal_lm, max_positions
 from sdpo.parallel import Parallel
 
 _IN_FLIGHT = 256
@@ -53,7 +54,7 @@ class ServerEngine:
         *,
         max_model_len: int | None = None,
         parallel: Parallel = _ALONE,
-        waits_s: Sequence[float] = _WAITS_S,
+        waits_s: Sequence[float] = _WAITS_S,  # tests wait less
     ) -> None:
         """Sends the weights of `model`. Of several ranks the first sends and all sample, and all of
         them call `load_weights`. `max_model_len` is the longest sequence to come. Raises
@@ -73,9 +74,9 @@ class ServerEngine:
         """By URL, why a server is not asked."""
         self._looked = threading.Lock()
         self.load_weights(model, 0)
-        if parallel.is_main:
-            for server in self._ready(0):
-                _check_options(server, max_model_len)
+        if max_model_len is not None:
+            max_model_len = min(max_model_len, max_positions(inner))
+        parallel.agreed(lambda: self._check_options(max_model_len), (EngineError,))
 
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
@@ -124,6 +125,25 @@ class ServerEngine:
                     continue
                 return answer
         raise EngineError(f"no vLLM server answers: {'; '.join(self._problems.values())}")
+
+    def _check_options(self, max_model_len: int | None) -> bool:
+        """Raises `EngineError` for a server that was not started as it must be."""
+        # Of the distribution sampled from, the only token that is allowed has all mass.
+        only = {"max_tokens": 1, "allowed_token_ids": [0], "temperature": 1.0}
+        self._look()
+        for server in self._ready(0):
+            longest = server.max_model_len()
+            if max_model_len is not None and longest is not None and longest < max_model_len:
+                raise EngineError(
+                    f"{server.url} takes sequences of {longest} tokens, and this run makes some of "
+                    f"{max_model_len}; start it with --max-model-len {max_model_len}"
+                )
+            if server.sample((0,), only).logprobs != (0.0,):
+                raise EngineError(
+                    f"{server.url} reports log-probs of another distribution than it samples from; "
+                    "start it with --logprobs-mode processed_logprobs"
+                )
+        return True
 
     def _ready(self, first: int) -> list[Server]:
         """The servers that can be asked, beginning with one."""
@@ -183,7 +203,8 @@ class ServerEngine:
             server.post("/pause?mode=wait")
             try:
                 self._transfer.send(server)
-                server.post("/reset_prefix_cache")
+                if not server.post("/reset_prefix_cache")["success"]:
+                    raise Unavailable(f"{server.url} goes on with prompts read by older weights")
                 server.post("/update_weight_version", {"new_version": label})
             finally:
                 server.post("/resume")
@@ -201,20 +222,3 @@ def _completion(answer: Answer, sampling: Sampling) -> Completion:
         truncated=answer.truncated,
     )
     return cut_at_stop(completion, sampling)
-
-
-def _check_options(server: Server, max_model_len: int | None) -> None:
-    """Raises `EngineError` for a server that was not started as it must be."""
-    longest = server.max_model_len()
-    if max_model_len is not None and longest is not None and longest < max_model_len:
-        raise EngineError(
-            f"{server.url} takes sequences of {longest} tokens, and this run makes some of "
-            f"{max_model_len}; start it with --max-model-len {max_model_len}"
-        )
-    # Of the distribution sampled from, the only token that is allowed has all mass.
-    only = {"max_tokens": 1, "allowed_token_ids": [0], "temperature": 1.0}
-    if server.sample((0,), only).logprobs != (0.0,):
-        raise EngineError(
-            f"{server.url} reports log-probs of another distribution than it samples from; start "
-            "it with --logprobs-mode processed_logprobs"
-        )

@@ -27,6 +27,9 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
+_UNKNOWN = (403, 404, 405)
+_START = "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --tokens-only"
+"""The first part lets trainers change weights, the last lets them send and get tokens."""
 _MAX_ERROR_CHARS = 500
 _HEALTH_S = 10.0
 """Seconds in which a living server says that it lives."""
@@ -121,7 +124,8 @@ class Server:
                 said = error.read(_MAX_ERROR_CHARS).decode(errors="replace")
             if error.code in _BUSY:
                 raise Unavailable(f"{self.url}{path}: HTTP {error.code}: {said}") from error
-            raise EngineError(f"{self.url}{path}: HTTP {error.code}: {said}") from error
+            hint = f"; start it as {_START}" if error.code in _UNKNOWN else ""
+            raise EngineError(f"{self.url}{path}: HTTP {error.code}: {said}{hint}") from error
         # URLError and TimeoutError are OSErrors; an answer that breaks off is an HTTPException.
         except (OSError, http.client.HTTPException) as error:
             raise Unavailable(f"{self.url}{path}: {error!r}") from error

@@ -8,6 +8,7 @@ nothing here shards a model. How far this is tested is said at `VllmEngine`.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import os
@@ -56,7 +57,9 @@ class VllmEngine:
         # On a CPU vLLM packs a tied head once and for all; a head of its own it packs anew.
         self._unties_head = not is_cuda and inner.config.get_text_config().tie_word_embeddings
         with tempfile.TemporaryDirectory(prefix="sdpo-vllm-") as folder:
-            inner.config.save_pretrained(folder)
+            config = copy.deepcopy(inner.config)
+            config.architectures = [type(inner).__name__]
+            config.save_pretrained(folder)
             self._llm = _vllm().LLM(
                 model=folder,
                 load_format="dummy",
@@ -72,10 +75,10 @@ class VllmEngine:
                 enable_sleep_mode=is_cuda,
                 hf_overrides={"tie_word_embeddings": False} if self._unties_head else {},
                 # With a process group around it, vLLM would spread one engine over all ranks.
-                distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                distributed_executor_backend="external_launcher" if _has_ranks() else None,
             )
         self._num_rows = inner.get_output_embeddings().weight.shape[0]
-        self._can_sleep = is_cuda
+        self._is_cuda = is_cuda
         self._is_asleep = False
         self.load_weights(model, 0)
 
@@ -85,6 +88,8 @@ class VllmEngine:
         older ones.
         """
         self._wake_up()
+        if not self._is_cuda:
+            self._llm.apply_model(_forget_packing)
         weights = saved_weights(model, keep_head=self._unties_head)
         self._llm.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": iter(weights.items())}
@@ -96,7 +101,7 @@ class VllmEngine:
         """Gives the device's memory to what follows: weights go to the host, the cache is
         forgotten. The next call of anything else wakes it up. Nothing on a CPU, where vLLM keeps
         what it has."""
-        if self._can_sleep and not self._is_asleep:
+        if self._is_cuda and not self._is_asleep:
             self._llm.sleep(level=1)
             self._is_asleep = True
 
@@ -127,6 +132,20 @@ class VllmEngine:
         if self._is_asleep:
             self._llm.wake_up()
             self._is_asleep = False
+
+
+def _has_ranks() -> bool:
+    """Whether other processes train with this one. vLLM itself leaves a group of one behind."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _forget_packing(model: torch.nn.Module) -> None:
+    """On a CPU vLLM packs the experts of a mixture only where it makes their kernel, so it has to
+    make a new one for new weights."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _vllm() -> Any:
