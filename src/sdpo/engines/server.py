@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class ServerEngine:
         self.load_weights(model, 0)
         if max_model_len is not None:
             max_model_len = min(max_model_len, max_positions(inner))
-        parallel.agreed(lambda: self._check_options(max_model_len), (EngineError,))
+        self._on_main(lambda: self._check_options(max_model_len))
 
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
@@ -86,7 +86,7 @@ class ServerEngine:
         # The version does not name weights: a self-teacher samples under that of its policy.
         self._num_sent += 1
         label = f"{self._name}-{self._num_sent}"
-        self._parallel.agreed(lambda: self._send(model, label), (EngineError,))
+        self._on_main(lambda: self._send(model, label))
         self._problems.clear()
         self._label, self.policy_version = label, version
 
@@ -126,7 +126,7 @@ class ServerEngine:
                 return answer
         raise EngineError(f"no vLLM server answers: {'; '.join(self._problems.values())}")
 
-    def _check_options(self, max_model_len: int | None) -> bool:
+    def _check_options(self, max_model_len: int | None) -> None:
         """Raises `EngineError` for a server that was not started as it must be."""
         # Of the distribution sampled from, the only token that is allowed has all mass.
         only = {"max_tokens": 1, "allowed_token_ids": [0], "temperature": 1.0}
@@ -143,7 +143,6 @@ class ServerEngine:
                     f"{server.url} reports log-probs of another distribution than it samples from; "
                     "start it with --logprobs-mode processed_logprobs"
                 )
-        return True
 
     def _ready(self, first: int) -> list[Server]:
         """The servers that can be asked, beginning with one."""
@@ -177,11 +176,20 @@ class ServerEngine:
                 f" instead of {self._label}: it was started anew, or another run uses it"
             )
 
-    def _send(self, model: torch.nn.Module, label: str) -> bool:
-        """Whether this rank sends; on the one that does, all servers that can be reached have the
-        weights afterwards."""
-        if not self._parallel.is_main:
-            return False
+    def _on_main(self, work: Callable[[], None]) -> None:
+        """`work` on the main rank; its `EngineError` is raised on all."""
+        raised = None
+        if self._parallel.is_main:
+            try:
+                work()
+            except EngineError as error:
+                raised = error
+        raised = self._parallel.gather(raised)[0]
+        if raised is not None:
+            raise raised
+
+    def _send(self, model: torch.nn.Module, label: str) -> None:
+        """Give the weights to all servers that can be reached."""
         self._transfer.begin(saved_weights(model), label)
         for wait_s in self._waits_s:
             time.sleep(wait_s)
@@ -192,7 +200,7 @@ class ServerEngine:
             )
             if not all(problems):
                 self._transfer.end()
-                return True
+                return
         raise EngineError(f"no vLLM server takes weights: {'; '.join(problems)}")
 
     def _send_to(self, server: Server, label: str) -> str:

@@ -165,13 +165,17 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
 
 def check_engine(config: RunConfig) -> None:
     """Raises `ConfigError` for an engine that is not installed, before a model is loaded."""
-    if not isinstance(config.rollout.engine, VllmEngineConfig):
-        return
+    match config.rollout.engine:
+        case VllmEngineConfig():
+            needed, instead = "type = 'vllm'", "the local engine (rollout.engine.type=local)"
+        case ServerEngineConfig(weights=NcclTransferConfig()):
+            needed, instead = "weights.type = 'nccl'", "rollout.engine.weights.type=folder"
+        case _:
+            return
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
         raise ConfigError(
-            "rollout.engine.type = 'vllm' needs vLLM: pip install 'sdpo[vllm]', or take the local "
-            "engine (rollout.engine.type=local)"
+            f"rollout.engine.{needed} needs vLLM: pip install 'sdpo[vllm]', or take {instead}"
         )
 
 

@@ -185,7 +185,7 @@ def test_an_answer_by_older_weights_is_refused(model, servers, tmp_path):
 
 
 def test_servers_that_were_started_otherwise_are_refused(model, servers, tmp_path):
-    with pytest.raises(EngineError, match="sequences of 512 tokens.*--max-model-len 600"):
+    with pytest.raises(EngineError, match=r"sequences of 512 tokens.*--max-model-len 600"):
         engine_of(model, servers, tmp_path, max_model_len=600)
     servers[1].is_raw = True
     with pytest.raises(EngineError, match="--logprobs-mode processed_logprobs"):
@@ -264,7 +264,7 @@ def test_training_with_servers_is_training_with_the_local_engine(tmp_path, objec
         "rollout.tasks_per_step=3", "rollout.group_size=4", "rollout.max_completion_tokens=8",
         "rollout.max_prompt_tokens=200", "optim.lr=1e-2", "eval.samples=1", "checkpoint.every=0",
         "eval.every=1", f"objective.type={objective}", "teacher.schedule.type=ema",
-        "teacher.context.max_tokens=400",
+        "teacher.context.max_tokens=400", "discover.window_tokens=400",
     ]  # fmt: skip
 
     def rows(name, *overrides):
