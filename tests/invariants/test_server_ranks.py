@@ -35,7 +35,7 @@ def test_ranks_share_servers(tmp_path):
             f"rollout.engine.weights.path={tmp_path / 'weights'}",
         ]  # fmt: skip
         two_processes(WORKER, json.dumps({str(run): overrides}))
-        sent = [server.paths().count("/collective_rpc") for server in servers]
+        sent = [server.paths().count("/update_weight_version") for server in servers]
         names = {server.label for server in servers}
     assert sent == [sent[0]] * 2
     # The start and each update, from one rank.

@@ -12,6 +12,7 @@ server that comes back gets weights at the next update. Nothing is started or st
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
@@ -72,7 +73,8 @@ class ServerEngine:
         self._label = ""
         self._problems: dict[str, str] = {}
         """By URL, why a server is not asked."""
-        self._looked = threading.Lock()
+        self._looking = threading.Lock()
+        self._looked_at = 0.0
         self.load_weights(model, 0)
         if max_model_len is not None:
             max_model_len = min(max_model_len, max_positions(inner))
@@ -114,8 +116,9 @@ class ServerEngine:
         """A completion by the server whose turn it is, or by the next that can."""
         for wait_s in self._waits_s:
             if wait_s:
+                began = time.monotonic()
                 time.sleep(wait_s)
-                self._look()
+                self._look(began)
             for server in self._ready(place + self._parallel.rank):
                 try:
                     answer = server.sample(prompt_ids, params)
@@ -150,8 +153,9 @@ class ServerEngine:
         start = first % len(ready) if ready else 0
         return ready[start:] + ready[:start]
 
-    def _look(self) -> None:
-        """See whether each server lives and has the current weights."""
+    def _look(self, began: float = math.inf) -> None:
+        """See whether each server lives and has the current weights, unless another thread has
+        since `began`."""
 
         def problem_of(server: Server) -> str:
             try:
@@ -161,13 +165,16 @@ class ServerEngine:
                 return str(problem)
             return ""
 
-        with self._looked:
+        with self._looking:
+            if self._looked_at > began:
+                return
             found = in_threads(problem_of, self._servers, at_once=len(self._servers))
             self._problems = {
                 server.url: problem
                 for server, problem in zip(self._servers, found, strict=True)
                 if problem
             }
+            self._looked_at = time.monotonic()
 
     def _check_label(self, server: Server, labels: frozenset[str]) -> None:
         if labels != {self._label}:

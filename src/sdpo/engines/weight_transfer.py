@@ -80,6 +80,9 @@ class FolderTransfer:
 
     def send(self, server: Server) -> None:
         """Let `server` read the file."""
+        # One that was started with `--load-format dummy` would read none.
+        reading = {"overrides": {"load_config": {"load_format": "auto"}}}
+        server.post("/collective_rpc", {"method": "update_config", "kwargs": reading})
         arguments = {"weights_path": str(self._folder)}
         server.post("/collective_rpc", {"method": "reload_weights", "kwargs": arguments})
 

@@ -71,8 +71,12 @@ class StubServer(ThreadingHTTPServer):
                 self.is_paused = verb == "/pause"
                 return {"status": verb}
             case "/collective_rpc":
-                assert body["method"] == "reload_weights"
                 assert self.is_paused
+                if body["method"] == "update_config":
+                    loading = {"load_config": {"load_format": "auto"}}
+                    assert body["kwargs"] == {"overrides": loading}
+                    return {"results": [None]}
+                assert body["method"] == "reload_weights"
                 weights = load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors")
                 self.model.load_state_dict(weights, strict=False)
                 return {"results": [None]}

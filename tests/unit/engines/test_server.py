@@ -32,8 +32,8 @@ REQUESTS = [
 ]
 SAMPLING = Sampling(max_new_tokens=12, stop_ids=(2, 9), temperature=0.7, vocabulary=250)
 UPDATE = [
-    "/pause?mode=wait", "/collective_rpc", "/reset_prefix_cache", "/update_weight_version",
-    "/resume",
+    "/pause?mode=wait", "/collective_rpc", "/collective_rpc", "/reset_prefix_cache",
+    "/update_weight_version", "/resume",
 ]  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_what_servers_are_sent(model, servers, tmp_path):
     assert file.keys() == expected.keys()
     assert all(torch.equal(file[name], expected[name]) for name in expected)
     for server in servers:
-        assert server.paths()[:5] == UPDATE
+        assert server.paths()[:6] == UPDATE
         assert server.label == folder.name
         assert not server.is_paused
         assert len(sampled_at(server)) == 1  # which tries its options
