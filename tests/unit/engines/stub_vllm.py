@@ -1,7 +1,7 @@
 """A small vLLM server for tests: the HTTP API as vllm 0.32 has it, in front of a tiny model that
 the local engine samples. It keeps what it is sent, and can be told to misbehave.
 
-The same answers were compared with those of a real `vllm serve` (tests/vllm/).
+A real one answers the same calls in tests/with_vllm/.
 """
 
 from __future__ import annotations
