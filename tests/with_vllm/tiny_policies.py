@@ -1,5 +1,8 @@
 """Tiny random policies of four families, with and without adapters, and what they say
-themselves."""
+themselves.
+
+The folder is not called vllm: a folder of that name on the path is a package to Python.
+"""
 
 from __future__ import annotations
 
