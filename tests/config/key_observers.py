@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import sdpo
 from sdpo.config.schema import LogConfig, LoraConfig, RunConfig
 from sdpo.discovery.run import discover_tasks
-from sdpo.engines import vllm
+from sdpo.engines import server, vllm
 from sdpo.envs.adapters import reasoning_gym
 from sdpo.envs.adapters.llm_judge import LlmJudge
 from sdpo.envs.opening import open_env
@@ -344,7 +344,7 @@ def loaded(config: RunConfig) -> Any:
 
 
 def sampled_with(config: RunConfig) -> Any:
-    """Class of the engine, and what vLLM would have been opened with."""
+    """Class of the engine, and what vLLM, or the servers, would have been opened with."""
     opened: list[Any] = []
 
     class Fake:
@@ -352,9 +352,19 @@ def sampled_with(config: RunConfig) -> Any:
             def __init__(self, **settings: Any) -> None:
                 opened.append({k: v for k, v in settings.items() if k != "model"})
 
+            def apply_model(self, *_: Any) -> None: ...
+            def collective_rpc(self, *_: Any, **kwargs: Any) -> None: ...
+            def reset_prefix_cache(self) -> None: ...
+
+    class Engine:
+        def __init__(self, model: Any, servers: Any, transfer: Any, **_: Any) -> None:
+            opened.extend([sorted(vars(server).items()) for server in servers])
+            opened.append((type(transfer).__name__, sorted(map(repr, vars(transfer).items()))))
+
     # Settings are looked at; there is no vLLM whose log-probs could be tried.
     with (
         mock.patch.object(vllm, "_vllm", return_value=Fake),
+        mock.patch.object(server, "ServerEngine", Engine),
         mock.patch.object(sampler_module, "check_sampler", return_value=0.0),
         mock.patch.object(sampler_module, "check_engine"),
         open_sampler(config, QUIET_ENV) as sampler,

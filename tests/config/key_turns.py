@@ -170,6 +170,10 @@ TURNS = {
     "CustomEnvConfig.path": turn("{folder}/other_custom.py:ENV", observe=judged),
     "LocalEngineConfig.max_sequences": turn("2", observe=worked),
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),
+    "ServerEngineConfig.urls": turn('["http://a:1", "http://b:2"]', observe=sampled_with),
+    "ServerEngineConfig.timeout_s": turn("3", observe=sampled_with),
+    "FolderTransferConfig.path": turn("{folder}/elsewhere", observe=sampled_with),
+    "NcclTransferConfig.address": turn("10.0.0.1", observe=sampled_with),
     "RolloutConfig.tasks_per_step": turn("1", observe=trained_single_turn),
     "RolloutConfig.group_size": turn("3", observe=trained_single_turn),
     "RolloutConfig.redraws": turn(
@@ -327,6 +331,7 @@ TYPES: dict[str, Turn] = {
     "model.adapter": turn("", observe=loaded),
     "env": turn("", observe=judged),
     "rollout.engine": turn("", observe=sampled_with),
+    "rollout.engine.weights": turn("", observe=sampled_with),
     "teacher.context": turn(""),
     "teacher.schedule": turn("", "steps=5"),
     "teacher.gate": turn(""),

@@ -105,7 +105,37 @@ class VllmEngineConfig(Config):
     """Share of the device's memory for vLLM."""
 
 
-EngineConfig = Annotated[LocalEngineConfig | VllmEngineConfig, Field(discriminator="type")]
+class FolderTransferConfig(Config):
+    type: Literal["folder"] = "folder"
+    """Through a file that trainer and servers see under one path; on any device."""
+    path: str = "runs/weights"
+    """The folder. A copy of the weights lies in it while a run lasts, two during updates."""
+
+
+class NcclTransferConfig(Config):
+    type: Literal["nccl"] = "nccl"
+    """From GPU to GPU, by vLLM's weight-transfer engine; needs the extra `vllm` here too, and
+    servers started with `--weight-transfer-config '{"backend": "nccl"}'`."""
+    address: str = "127.0.0.1"
+    """This machine's address, as the servers reach it."""
+
+
+class ServerEngineConfig(Config):
+    type: Literal["server"] = "server"
+    """vLLM servers, here or on other machines, that get the weights after each update."""
+    urls: Annotated[tuple[str, ...], Field(min_length=1)] = ("http://127.0.0.1:8000",)
+    """The servers. They share the attempts, and one that dies leaves its share to the others."""
+    weights: Annotated[FolderTransferConfig | NcclTransferConfig, Field(discriminator="type")] = (
+        FolderTransferConfig()
+    )
+    """How weights get there."""
+    timeout_s: PositiveFloat = 1800.0
+    """Seconds that a server may take for one attempt, or for new weights."""
+
+
+EngineConfig = Annotated[
+    LocalEngineConfig | VllmEngineConfig | ServerEngineConfig, Field(discriminator="type")
+]
 
 
 class RolloutConfig(Config):

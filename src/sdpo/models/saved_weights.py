@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
@@ -33,12 +34,22 @@ def merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         }
 
 
-def saved_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """`merged_weights` under the names of a checkpoint's files, tied ones once."""
+def saved_weights(model: torch.nn.Module, *, keep_head: bool = False) -> dict[str, torch.Tensor]:
+    """`merged_weights` under the names of a checkpoint's files, tied ones once; with `keep_head`
+    the head's all the same."""
     inner, weights = causal_lm(model), merged_weights(model)
     for name in inner._keys_to_ignore_on_save or ():
         weights.pop(name, None)
-    return revert_weight_conversion(inner, remove_tied_weights_from_state_dict(weights, inner))
+    head = {name: weights[name] for name in head_names(inner)} if keep_head else {}
+    kept = remove_tied_weights_from_state_dict(weights, inner)
+    return revert_weight_conversion(inner, {**kept, **head})
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Names of the head's own parameters, tied or not."""
+    head = model.get_output_embeddings()
+    prefix = next(name for name, module in model.named_modules() if module is head)
+    return [f"{prefix}.{name.replace(_BASE, '')}" for name, _ in head.named_parameters()]
 
 
 @contextmanager

@@ -8,15 +8,19 @@ import importlib.util
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from sdpo.chat import Chat
 from sdpo.config.schema import (
+    FolderTransferConfig,
     FullWeightsConfig,
     LocalEngineConfig,
     LoraConfig,
     ModelConfig,
+    NcclTransferConfig,
     RunConfig,
+    ServerEngineConfig,
     VllmEngineConfig,
 )
 from sdpo.engines.base import Engine, Sampling, StopTexts
@@ -30,8 +34,11 @@ from sdpo.models.device import keep_freed_memory
 from sdpo.models.policy import Policy, load_policy, resolvable_name
 from sdpo.models.quantized import check_quantization
 from sdpo.models.structure import causal_lm
+from sdpo.parallel import Parallel
 from sdpo.rollouts.collect import Collector
 from sdpo.seeds import derive
+
+_ALONE = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +74,15 @@ class Sampler:
 
 @contextmanager
 def open_sampler(
-    config: RunConfig, env: Env | None = None, policy: Policy | None = None
+    config: RunConfig,
+    env: Env | None = None,
+    policy: Policy | None = None,
+    *,
+    parallel: Parallel = _ALONE,
 ) -> Generator[Sampler]:
     """Load model and environment and close what was opened here. `env` replaces `config.env` and
-    stays open; `policy` replaces the model that `config.model` names."""
+    stays open; `policy` replaces the model that `config.model` names. The ranks of `parallel` have
+    the same weights at all times."""
     check_engine(config)
     policy = policy or load_policy(
         config.model.name,
@@ -91,7 +103,7 @@ def open_sampler(
         )
         collector = Collector(
             env=own_env,
-            engine=open_engine(config, policy),
+            engine=open_engine(config, policy, parallel),
             chat=chat,
             max_prompt_tokens=config.rollout.max_prompt_tokens,
             max_turns=max_turns(own_env, config.rollout.max_turns),
@@ -155,18 +167,23 @@ def with_adapter(policy: Policy, config: ModelConfig, seed: int) -> Policy:
 
 def check_engine(config: RunConfig) -> None:
     """Raises `ConfigError` for an engine that is not installed, before a model is loaded."""
-    if not isinstance(config.rollout.engine, VllmEngineConfig):
-        return
+    match config.rollout.engine:
+        case VllmEngineConfig():
+            needed, instead = "type = 'vllm'", "the local engine (rollout.engine.type=local)"
+        case ServerEngineConfig(weights=NcclTransferConfig()):
+            needed, instead = "weights.type = 'nccl'", "rollout.engine.weights.type=folder"
+        case _:
+            return
     found = importlib.util.find_spec("vllm")
     if found is None or found.origin is None:
         raise ConfigError(
-            "rollout.engine.type = 'vllm' needs vLLM: pip install 'sdpo[vllm]', or take the local "
-            "engine (rollout.engine.type=local)"
+            f"rollout.engine.{needed} needs vLLM: pip install 'sdpo[vllm]', or take {instead}"
         )
 
 
-def open_engine(config: RunConfig, policy: Policy) -> Engine:
-    """The engine `config.rollout.engine` names, sampling with the policy's weights."""
+def open_engine(config: RunConfig, policy: Policy, parallel: Parallel = _ALONE) -> Engine:
+    """The engine `config.rollout.engine` names, sampling with the policy's weights; several ranks
+    have the same."""
     wanted = config.rollout.engine
     match wanted:
         case LocalEngineConfig(max_sequences=max_sequences):
@@ -179,11 +196,36 @@ def open_engine(config: RunConfig, policy: Policy) -> Engine:
             engine = VllmEngine(
                 policy.model, memory_fraction=memory_fraction, max_model_len=_longest(config)
             )
-            # A library of its own reads the weights its own way; the local engine tries itself.
-            check_sampler(engine, causal_lm(policy.model))
-            return engine
+        case ServerEngineConfig():
+            engine = _open_servers(wanted, config, policy, parallel)
         case _:
             assert_never(wanted)
+    # A library of its own reads the weights its own way; the local engine tries itself.
+    check_sampler(engine, causal_lm(policy.model))
+    return engine
+
+
+def _open_servers(
+    wanted: ServerEngineConfig, config: RunConfig, policy: Policy, parallel: Parallel
+) -> Engine:
+    from sdpo.engines.server import ServerEngine
+    from sdpo.engines.server_http import Server
+    from sdpo.engines.weight_transfer import FolderTransfer, NcclTransfer
+
+    match wanted.weights:
+        case FolderTransferConfig(path=path):
+            transfer = FolderTransfer(Path(path))
+        case NcclTransferConfig(address=address):
+            transfer = NcclTransfer(address)
+        case _:
+            assert_never(wanted.weights)
+    return ServerEngine(
+        policy.model,
+        [Server(url, timeout_s=wanted.timeout_s) for url in wanted.urls],
+        transfer,
+        max_model_len=_longest(config),
+        parallel=parallel,
+    )
 
 
 def _longest(config: RunConfig) -> int | None:

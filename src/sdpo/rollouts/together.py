@@ -123,5 +123,7 @@ def open_together(
         parallel = stack.enter_context(joined())
         if parallel.world_size > 1:
             signals.hold()
-        sampler = parallel.agreed(lambda: stack.enter_context(open_sampler(config, env, policy)))
+        sampler = parallel.agreed(
+            lambda: stack.enter_context(open_sampler(config, env, policy, parallel=parallel))
+        )
         yield sampler, Together(parallel=parallel, signals=signals)

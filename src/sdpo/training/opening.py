@@ -53,7 +53,7 @@ def open_run(
 
         parallel.from_main(take_folder)
         check_shared(run_dir, parallel)
-        sampler, holdouts = parallel.agreed(lambda: _load(config, env, policy, stack))
+        sampler, holdouts = parallel.agreed(lambda: _load(config, env, policy, parallel, stack))
         shards = shards_of(sampler.policy.model, config.model, parallel)
         learner = parallel.agreed(
             lambda: Learner(
@@ -85,10 +85,10 @@ def open_run(
 
 
 def _load(
-    config: RunConfig, env: Env | None, policy: Policy | None, stack: ExitStack
+    config: RunConfig, env: Env | None, policy: Policy | None, parallel: Parallel, stack: ExitStack
 ) -> tuple[Sampler, tuple[TaskSet, ...]]:
     """The run's model and tasks, checked; `stack` closes them."""
-    sampler = stack.enter_context(open_sampler(config, env, policy))
+    sampler = stack.enter_context(open_sampler(config, env, policy, parallel=parallel))
     check_tasks(sampler, config, splits=("train", "eval"))
     holdouts = stack.enter_context(open_holdouts(sampler, config, has_env=env is not None))
     make_trainable(sampler.policy.model, config.optim)
