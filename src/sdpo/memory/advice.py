@@ -14,6 +14,7 @@ from sdpo.config.load import with_settings
 from sdpo.config.schema import (
     FullWeightsConfig,
     LocalEngineConfig,
+    ServerEngineConfig,
     RunConfig,
     VllmEngineConfig,
 )
@@ -85,6 +86,8 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
                         f"rollout.engine.memory_fraction={fraction:g}",
                         {"rollout": {"engine": {"memory_fraction": fraction}}},
                     )
+        case ServerEngineConfig():
+            pass  # They sample on other cards.
         case other:
             assert_never(other)
 

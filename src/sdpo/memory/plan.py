@@ -22,6 +22,7 @@ from sdpo.config.objective import SftConfig
 from sdpo.config.schema import (
     FullWeightsConfig,
     LocalEngineConfig,
+    ServerEngineConfig,
     RunConfig,
     VllmEngineConfig,
 )
@@ -269,6 +270,8 @@ def _of_sampling(
             parts["sampled logits"] = logits * (dtype_of(config).itemsize + 4 * SAMPLED_LOGITS)
             if device_of(config) == "cpu":
                 parts["weights laid out for sampling"] = weights.all
+        case ServerEngineConfig():
+            pass  # They sample on other cards.
         case other:
             assert_never(other)
     return parts

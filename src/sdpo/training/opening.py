@@ -16,7 +16,7 @@ from sdpo.models.policy import Policy
 from sdpo.models.quantized import num_weights
 from sdpo.models.sharding import shards_of
 from sdpo.objectives import check_objective
-from sdpo.parallel import joined
+from sdpo.parallel import Parallel, joined
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.signals import Signals
 from sdpo.training.checkpoint import open_run_dir, run_facts
