@@ -14,8 +14,8 @@ from sdpo.config.load import with_settings
 from sdpo.config.schema import (
     FullWeightsConfig,
     LocalEngineConfig,
-    ServerEngineConfig,
     RunConfig,
+    ServerEngineConfig,
     VllmEngineConfig,
 )
 from sdpo.memory.plan import MemoryPlan, Outlines, plan_memory

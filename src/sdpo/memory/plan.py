@@ -22,8 +22,8 @@ from sdpo.config.objective import SftConfig
 from sdpo.config.schema import (
     FullWeightsConfig,
     LocalEngineConfig,
-    ServerEngineConfig,
     RunConfig,
+    ServerEngineConfig,
     VllmEngineConfig,
 )
 from sdpo.config.teacher import (
