@@ -19,6 +19,7 @@ import torch
 from processes_worker import train
 from safetensors.torch import load_file
 
+from sdpo.export.folder import export_run
 from sdpo.metrics.jsonl import read_rows
 from sdpo.testing import byte_tokenizer, tiny_model
 
@@ -170,7 +171,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(runs):
     assert found[0]["sampler"] == pytest.approx(total, rel=1e-9)
 
 
-def test_a_sharded_checkpoint_is_a_model_folder(runs):
+def test_a_sharded_checkpoint_is_a_model_folder(runs, tmp_path):
     folder = runs / "two" / "checkpoints" / "step-2"
     assert {path.name for path in (folder / "shards").iterdir()} >= {".metadata"}
     state = torch.load(folder / "state.pt", weights_only=True)
@@ -178,3 +179,5 @@ def test_a_sharded_checkpoint_is_a_model_folder(runs):
     weights = load_file(folder / "model.safetensors")
     published = load_file(f"{runs}/two.step-2.rank-0.safetensors")
     assert all(published[name].equal(weight) for name, weight in weights.items())
+    exported = export_run(runs / "two", tmp_path / "exported").folder
+    assert not {path.name for path in exported.iterdir()} & {"shards", "state.pt"}
