@@ -33,6 +33,7 @@ from sdpo.records import Group, Rollout, Verdict
 from sdpo.rollouts import sampler as sampler_module
 from sdpo.rollouts.record import read_rollouts
 from sdpo.rollouts.sampler import open_sampler
+from sdpo.rollouts.together import Together
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
 from sdpo.training.opening import open_run
@@ -492,9 +493,17 @@ def judge_calls(config: RunConfig) -> Any:
     with open_sampler(config, sdpo.env(TASKS[:1], slow_or_down)) as sampler:
         sampling = sampler.sampling(config, temperature=1.0)
         try:
-            (group,) = sampler.collector.collect(
-                sampler.env.load("train"), group_size=9, sampling=sampling, seed=0
-            ).groups
+            (group,) = (
+                Together()
+                .collect(
+                    sampler.collector,
+                    sampler.env.load("train"),
+                    group_size=9,
+                    sampling=sampling,
+                    seed=0,
+                )
+                .groups
+            )
         except SdpoError as error:
             return type(error).__name__, sorted(calls), peak
     return [rollout.index for rollout in group.rollouts], sorted(calls), peak

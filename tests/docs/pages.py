@@ -142,6 +142,8 @@ class Reader:
                 subprocess.run([sys.executable, "-m", "pytest", "-q", file], check=True)
             case ["printf", *_]:
                 subprocess.run(shlex.join(words[:-2]) + f" > {words[-1]}", shell=True, check=True)
+            case ["vllm", "serve", *_] if is_only_read:
+                pass
             case [program, *_] if program in ("git", "docker", "ssh", "cd", "less", "scp", "mkdir"):
                 pass
             case _:
