@@ -448,7 +448,8 @@ def test_what_the_teacher_said_was_kept_for_a_whole_update(
     score = targets.score_targets
 
     def scored(model, schedule, samples, **options):
-        sizes.append(sum(s.num_trained for s in samples))
+        # A single attempt may be longer than a window.
+        sizes.append(0 if len(samples) == 1 else sum(s.num_trained for s in samples))
         return score(model, schedule, samples, **options)
 
     monkeypatch.setattr(step, "score_targets", scored)
