@@ -142,12 +142,10 @@ class Reader:
                 subprocess.run([sys.executable, "-m", "pytest", "-q", file], check=True)
             case ["printf", *_]:
                 subprocess.run(shlex.join(words[:-2]) + f" > {words[-1]}", shell=True, check=True)
-            case ["vllm", "serve", *_] if is_only_read:
-                pass
             case [program, *_] if program in ("git", "docker", "ssh", "cd", "less", "scp", "mkdir"):
                 pass
             case _:
-                raise AssertionError(f"nobody knows how to try {words}")
+                assert is_only_read, f"nobody knows how to try {words}"
 
     def sdpo(self, arguments: list[str], *, is_only_read: bool) -> None:
         name, *rest = arguments
