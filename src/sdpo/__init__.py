@@ -19,6 +19,7 @@ from sdpo._version import __version__ as __version__
 from sdpo.envs.base import env
 from sdpo.errors import SdpoError, Unjudged
 from sdpo.records import Group, Reply, Rollout, Task, TeacherContext, Turn, Verdict
+from sdpo.waiting import wait_politely
 
 if TYPE_CHECKING:
     from sdpo.api import check, discover, evaluate, probe, train
@@ -50,6 +51,8 @@ __all__ = [
     "report",
     "train",
 ]
+
+wait_politely()
 
 _LAZY = {
     "Run": "sdpo.runs",

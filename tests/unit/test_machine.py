@@ -135,3 +135,21 @@ def test_redirected_output_ended_with_an_error_of_the_locales_encoding(tmp_path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     assert 'run = "runs/é"'.encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "imports", "spins"),
+    [
+        ({}, "import sdpo", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "import sdpo", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "import sdpo", "None"),
+        ({}, "import torch, sdpo", "None"),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_said_how_they_wait(said, imports, spins):
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = f"{imports}; import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=kept | said, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == spins
