@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-_SPINS = "1000"
-"""Looks of a waiting thread at what it waits for, before it sleeps. GNU's own default is 300,000,
-and this where a program has more threads than cores; docs/hardware.md has what either costs."""
+_SPINS = "10000"
+"""Looks of a waiting thread at what it waits for, before it sleeps. GNU's own default is 300,000;
+docs/hardware.md has what more and fewer cost."""
 
 
 def wait_politely() -> None:

@@ -140,7 +140,7 @@ def test_redirected_output_ended_with_an_error_of_the_locales_encoding(tmp_path)
 @pytest.mark.parametrize(
     ("said", "imports", "spins"),
     [
-        ({}, "import sdpo", "1000"),
+        ({}, "import sdpo", "10000"),
         ({"GOMP_SPINCOUNT": "7"}, "import sdpo", "7"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "import sdpo", "None"),
         ({}, "import torch, sdpo", "None"),
