@@ -21,7 +21,7 @@ _NEVER = -100.0
 def sampling_params(
     request: GenerationRequest, seed: int, sampling: Sampling, num_rows: int
 ) -> dict[str, Any]:
-    """Fields of vLLM's SamplingParams for one completion, as JSON has them; `num_rows` are those of
+    """Fields of vLLM's SamplingParams for one completion; `num_rows` are those of
     the model's head."""
     params: dict[str, Any] = {
         "seed": seed & _MAX_SEED,
@@ -35,7 +35,7 @@ def sampling_params(
     }
     if sampling.vocabulary is not None and sampling.vocabulary < num_rows:
         # A list of what is allowed would be a megabyte for each completion.
-        params["logit_bias"] = {str(i): _NEVER for i in range(sampling.vocabulary, num_rows)}
+        params["logit_bias"] = {i: _NEVER for i in range(sampling.vocabulary, num_rows)}
     return params
 
 
