@@ -35,7 +35,7 @@ def sampling_params(
     }
     if sampling.vocabulary is not None and sampling.vocabulary < num_rows:
         # A list of what is allowed would be a megabyte for each completion.
-        params["logit_bias"] = {i: _NEVER for i in range(sampling.vocabulary, num_rows)}
+        params["logit_bias"] = dict.fromkeys(range(sampling.vocabulary, num_rows), _NEVER)
     return params
 
 
