@@ -21,8 +21,8 @@ _NEVER = -100.0
 def sampling_params(
     request: GenerationRequest, seed: int, sampling: Sampling, num_rows: int
 ) -> dict[str, Any]:
-    """Fields of vLLM's SamplingParams for one completion; `num_rows` are those of
-    the model's head."""
+    """Fields of vLLM's SamplingParams for one completion; `num_rows` are those of the
+    model's head."""
     params: dict[str, Any] = {
         "seed": seed & _MAX_SEED,
         "temperature": sampling.temperature,

@@ -78,7 +78,7 @@ def _read(path: Path, *, option: str = "model.name") -> PreTrainedConfig:
 def _parsed(values: Any, source: str) -> PreTrainedConfig:
     if not isinstance(values, dict) or "model_type" not in values:
         raise ModelError(
-            f"{source} names no model_type; it is no config.json of a transformers model"
+            f"{source} names no model_type, so it is not a config.json of transformers"
         )
     try:
         kind = AutoConfig.for_model(values["model_type"])

@@ -132,7 +132,7 @@ def answers_of(outcome: Outcome, count: int) -> list[list[Any]] | None:
             case [str(), str(), list() as bases] if all(isinstance(base, str) for base in bases):
                 continue
         return None
-    # A stand-in takes the place of what is no plain data.
+    # What is not plain data is replaced by a stand-in.
     return [
         ["object", each[1].type_name] if isinstance(each[1], Opaque) else each for each in found
     ]
