@@ -30,6 +30,7 @@ LIST_TABLES = {
     },
 }
 ASK_FIRST = "Nobody told which tables there are. Call list_tables before the query."
+ANSWER_NOW = "The tables are known. Answer with one SQL query, without another call."
 
 
 class SqlAgent:
@@ -42,12 +43,14 @@ class SqlAgent:
 
     def step(self, turn: sdpo.Turn) -> sdpo.Reply:
         self.answer = turn
-        calls = tool_calls(turn.text)
-        if not calls:
-            return sdpo.Reply(feedback=None if self.has_asked else ASK_FIRST)
-        return sdpo.Reply(
-            messages=tuple({"role": "tool", "content": self.run(call)} for call in calls)
-        )
+        knew = self.has_asked
+        answers = [self.run(call) for call in tool_calls(turn.text)]
+        if not self.has_asked:
+            hint = ASK_FIRST
+        else:
+            hint = ANSWER_NOW if knew and answers else None
+        messages = tuple({"role": "tool", "content": answer} for answer in answers)
+        return sdpo.Reply(messages=messages, feedback=hint)
 
     def run(self, call) -> str:
         if call.problem is not None:
@@ -55,7 +58,7 @@ class SqlAgent:
         if call.name != "list_tables":
             return f"There is no tool {call.name}; there is list_tables."
         self.has_asked = True
-        return self.sql.table_heads(self.task)
+        return f"{self.sql.table_heads(self.task)}\n\nNow answer the question with one SQL query."
 
     def verdict(self) -> sdpo.Verdict:
         verdict = self.sql.judge_text(

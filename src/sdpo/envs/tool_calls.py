@@ -4,6 +4,9 @@ them.
     <tool_call>
     {"name": "list_tables", "arguments": {"prefix": "hr"}}
     </tool_call>
+
+Small models often leave the tags out and write the object alone or in a fenced block
+(Qwen2.5-Coder-0.5B always does); that is a call too.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```(?:json|tool_call)?[ \t]*\n(.*?)```", re.DOTALL)
+_NEEDED = {"name", "arguments"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +38,26 @@ class ToolCall:
 
 
 def tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The calls in `text`, in order; empty when there are none. A call that cannot be read is among
-    them, with its `problem`: an answer to it is an environment's to give."""
-    return tuple(_read(found) for found in _CALL.findall(text))
+    """The calls in `text`, in order; empty when there are none. A tagged call that cannot be read is
+    among them, with its `problem`: an answer to it is an environment's to give. Without a tag, JSON
+    with a `name` and `arguments` is a call; any other JSON is an answer."""
+    tagged = _CALL.findall(text)
+    if tagged:
+        return tuple(_read(_json(found)) for found in tagged)
+    bare = [_json(found) for found in _FENCED.findall(text) or [text]]
+    return tuple(_read(call) for call in bare if isinstance(call, dict) and _NEEDED <= call.keys())
 
 
-def _read(text: str) -> ToolCall:
+def _json(text: str) -> object:
+    """What `text` says; None when it is not JSON."""
     try:
-        call = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
+        return None
+
+
+def _read(call: object) -> ToolCall:
+    if call is None:
         return _unreadable("it is not JSON")
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return _unreadable("it has no name")
