@@ -13,8 +13,9 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
-import sdpo
 from learn_schema import MODEL, record
+
+import sdpo
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))

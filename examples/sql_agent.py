@@ -43,14 +43,10 @@ class SqlAgent:
 
     def step(self, turn: sdpo.Turn) -> sdpo.Reply:
         self.answer = turn
-        knew = self.has_asked
-        answers = [self.run(call) for call in tool_calls(turn.text)]
-        if not self.has_asked:
-            hint = ASK_FIRST
-        else:
-            hint = ANSWER_NOW if knew and answers else None
-        messages = tuple({"role": "tool", "content": answer} for answer in answers)
-        return sdpo.Reply(messages=messages, feedback=hint)
+        calls = tool_calls(turn.text)
+        hint = ANSWER_NOW if self.has_asked and calls else None
+        messages = tuple({"role": "tool", "content": self.run(call)} for call in calls)
+        return sdpo.Reply(messages=messages, feedback=hint if self.has_asked else ASK_FIRST)
 
     def run(self, call) -> str:
         if call.problem is not None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
+import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -180,16 +182,64 @@ def start_parallel() -> Parallel:
     if world_size == 1:
         return Parallel()
     if not dist.is_initialized():
-        if torch.cuda.is_available():
+        rank = int(os.environ["RANK"])
+        # Left to the operating system with nccl: to destroy it waits for collectives, so a rank
+        # that fails while others sum gradients would hang instead of ending the run.
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "nccl":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            # Left to the operating system: to destroy it waits for collectives, so a rank that
-            # fails while others sum gradients would hang instead of ending the run.
-            dist.init_process_group("nccl", timeout=PATIENCE)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            dist.init_process_group(
+                backend,
+                store=_store_of_this_start(rank, world_size),
+                rank=rank,
+                world_size=world_size,
+                timeout=PATIENCE,
+            )
         else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=PATIENCE)
+        if backend == "gloo":
             # Gloo's threads that outlive the interpreter can abort a process whose run went well.
             atexit.register(_leave)
     return Parallel(rank=dist.get_rank(), world_size=world_size)
+
+
+def _agents_store(timeout: timedelta) -> dist.TCPStore:
+    """The store that torchrun keeps for its processes."""
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timeout,
+    )
+
+
+def _store_of_this_start(rank: int, world_size: int) -> dist.Store:
+    """A part of the agent's store that no earlier start has written to.
+
+    The store outlives the processes that torchrun starts again (`--max-restarts`), with the
+    addresses of the dead in it; to connect to one is to wait for `PATIENCE`. Restarts cannot be
+    told apart by `TORCHELASTIC_RESTART_COUNT`, which differs between machines. So rank 0 draws a
+    name, and hands it to each rank under a word which that process made up: an answer to it
+    cannot be old."""
+    store = _agents_store(PATIENCE)
+    if rank > 0:
+        word = uuid.uuid4().hex
+        store.set(f"sdpo/hello/{rank}", word)
+        name = store.get(f"sdpo/welcome/{word}").decode()
+        store.set(f"sdpo/here/{name}/{rank}", "")
+        return dist.PrefixStore(f"sdpo/{name}", store)
+    name = uuid.uuid4().hex
+    missing = set(range(1, world_size))
+    while missing:
+        for other in sorted(missing):
+            hello = f"sdpo/hello/{other}"
+            if store.check([hello]):  # Perhaps of a dead one, who will not answer.
+                store.set(f"sdpo/welcome/{store.get(hello).decode()}", name)
+        missing = {r for r in missing if not store.check([f"sdpo/here/{name}/{r}"])}
+        time.sleep(0.01)
+    return dist.PrefixStore(f"sdpo/{name}", store)
 
 
 @contextmanager
@@ -218,13 +268,7 @@ def speaking_first() -> Generator[bool]:
         return
     start = os.environ["TORCHELASTIC_RESTART_COUNT"]
     try:
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=_TURN,
-        )
+        store = _agents_store(_TURN)
         is_first = store.add(f"sdpo/spoken/{start}", 1) == 1
         if not is_first:
             store.wait([f"sdpo/said/{start}"])

@@ -60,7 +60,7 @@ def test_a_call_without_tags_is_a_call(text):
         '```json\n{"name": "Ada"}\n```',
         '{"arguments": {}}',
         "[1]",
-        '```sql\nSELECT 1\n```',
+        "```sql\nSELECT 1\n```",
         '```json\n{"name": "a", "arguments": {}\n```',
         "[" * 100_000,
     ],

@@ -38,14 +38,14 @@ class ToolCall:
 
 
 def tool_calls(text: str) -> tuple[ToolCall, ...]:
-    """The calls in `text`, in order; empty when there are none. A tagged call that cannot be read is
-    among them, with its `problem`: an answer to it is an environment's to give. Without a tag, JSON
-    with a `name` and `arguments` is a call; any other JSON is an answer."""
+    """The calls in `text`, in order; empty when there are none. A tagged call that cannot be read
+    is among them, with its `problem`: an answer to it is an environment's to give. Without a tag,
+    JSON with a `name` and `arguments` is a call; any other JSON is an answer."""
     tagged = _CALL.findall(text)
     if tagged:
         return tuple(_read(_json(found)) for found in tagged)
     bare = [_json(found) for found in _FENCED.findall(text) or [text]]
-    return tuple(_read(call) for call in bare if isinstance(call, dict) and _NEEDED <= call.keys())
+    return tuple(_read(call) for call in bare if isinstance(call, dict) and call.keys() >= _NEEDED)
 
 
 def _json(text: str) -> object:
