@@ -131,9 +131,21 @@ SHOWN = {
 }
 
 
+LABELS = {
+    "main": "learn-schema",
+    "distils_all": "distilling all attempts",
+    "grpo": "GRPO",
+    "plain": "teacher reads the bare task",
+    "other_database": "feedback of another database",
+    "no_names": "feedback without names",
+    "jsd_top_20": "JSD over the student's top 20",
+}
+
+
 def plot() -> None:
     """Draw held-out means of every arm, and the categories of the main arm's attempts."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for arm in ARMS:
@@ -143,15 +155,16 @@ def plot() -> None:
                 [r.get("rollouts_total", 0) for r in metrics],
                 [r["eval/solved"] for r in metrics],
                 color=f"C{list(ARMS).index(arm)}",
-                label=arm if number == 0 else None,
+                label=LABELS[arm] if number == 0 else None,
             )
     left.set(xlabel="training attempts", ylabel="held out, mean@2", ylim=(0, 1))
-    left.legend(loc="upper left", fontsize="small")
+    left.legend(loc="center right", fontsize="small")
     folders = sorted((RECORDS / "main").glob("seed-*"))
     counts = [list(_rows(folder / "categories.jsonl")) for folder in folders]
     right.stackplot(*_shares(counts), labels=[*SHOWN.values(), "other"], alpha=0.85)
     right.set(xlabel="training step (32 attempts)", ylabel="share of attempts", ylim=(0, 1))
     right.legend(loc="lower right", fontsize="small")
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.tight_layout()
     figure.savefig(FIGURE, dpi=110)
 
