@@ -36,9 +36,9 @@ from sdpo.rollouts.sampler import open_sampler
 from sdpo.rollouts.together import open_together
 from sdpo.run_folder import config_of, with_model
 from sdpo.runs import Result
-from sdpo.training.custom import check_custom
 from sdpo.training.loop import OnStep
 from sdpo.training.loop import train as train_config
+from sdpo.training.opening import check_custom
 
 __all__ = ["as_config", "check", "credit", "discover", "evaluate", "probe", "train"]
 

@@ -24,8 +24,8 @@ from sdpo.files import record_whole
 from sdpo.lock import sole_writer
 from sdpo.metrics.jsonl import JsonLines, dumps, read_rows
 from sdpo.parallel import Parallel
+from sdpo.provenance import open_run_dir, run_facts
 from sdpo.records import Task
-from sdpo.training.checkpoint import open_run_dir, run_facts
 
 RESULTS = "discovery.jsonl"
 END = 1 << 62

@@ -37,8 +37,8 @@ from sdpo.rollouts.sampler import Sampler
 from sdpo.rollouts.together import Together, open_together
 from sdpo.seeds import derive
 from sdpo.signals import Signals
-from sdpo.training.custom import check_custom
 from sdpo.training.learner import make_trainable
+from sdpo.training.opening import check_custom
 
 SELECTION = "selection.jsonl"
 

@@ -22,11 +22,11 @@ from sdpo.models.adapters import ADAPTER, base_name, is_adapter, save_model
 from sdpo.models.gguf import DEMO, demo_folder
 from sdpo.models.policy import load_policy
 from sdpo.models.quiet import quiet
+from sdpo.models.shard_files import SHARDS
 from sdpo.models.wrapper import auto_class
 from sdpo.report.data import run_outcome
 from sdpo.run_folder import CHECKPOINTS, STATE, RunFolder, as_run
 from sdpo.training.checkpoint import WEIGHTS
-from sdpo.training.shard_files import SHARDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

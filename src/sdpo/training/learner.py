@@ -30,6 +30,7 @@ from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics
 from sdpo.models.hidden import enable_checkpointing
 from sdpo.models.qualify import check_trainable
+from sdpo.models.shard_files import Layout
 from sdpo.models.sharding import Shards
 from sdpo.models.weights import Weights, applied, trainable
 from sdpo.objectives import mixes_with_initial, objective_spec, routing_rule
@@ -39,13 +40,12 @@ from sdpo.rollouts.sampler import Sampler
 from sdpo.rollouts.together import Together
 from sdpo.seeds import derive
 from sdpo.teacher.context import for_own_answers
+from sdpo.teacher.gate import keep_reliable, probe_rounds
 from sdpo.teacher.schedule import TeacherSchedule
 from sdpo.training.optim import Optimizer
 from sdpo.training.samples import SampleBuilder, teacher_prompt_tokens
 from sdpo.training.self_teacher import solved_only
-from sdpo.training.shard_files import Layout
 from sdpo.training.step import StepResult, Updater
-from sdpo.training.teacher_gate import keep_reliable, probe_rounds
 
 LR_FACTOR = 0.5
 """Factor on the learning rate at each rollback."""

@@ -6,24 +6,29 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sdpo.config.objective import CustomDivergenceConfig, DistillingConfig
 from sdpo.config.schema import LoraConfig, RunConfig
+from sdpo.config.teacher import CustomContextConfig, CustomScheduleConfig
+from sdpo.custom import forget_changed_files
 from sdpo.envs.base import Env
 from sdpo.inspection.conditions import record_conditions
 from sdpo.inspection.held_out import TaskSet, open_holdouts
 from sdpo.inspection.tasks import check_tasks
+from sdpo.losses.check_divergence import check_divergence
 from sdpo.machine import usable_cores
 from sdpo.models.policy import Policy
 from sdpo.models.quantized import num_weights
 from sdpo.models.sharding import shards_of
-from sdpo.objectives import check_objective
+from sdpo.objectives import check_objective, custom_divergence, routing_rule
 from sdpo.parallel import Parallel, joined
+from sdpo.provenance import check_shared, open_run_dir, own_folder, run_facts
 from sdpo.rollouts.sampler import Sampler, open_sampler
 from sdpo.signals import Signals
-from sdpo.training.checkpoint import open_run_dir, run_facts
-from sdpo.training.custom import check_custom
-from sdpo.training.folder import check_shared, own_folder
+from sdpo.teacher.context import context_function
+from sdpo.teacher.schedule import share_function
 from sdpo.training.learner import Learner, make_trainable
 from sdpo.training.run import Run
+from sdpo.training.weighting import token_weighting
 
 
 @contextmanager
@@ -82,6 +87,24 @@ def open_run(
         if learner.shards is not None:
             run.say(f"{parallel.world_size} processes share the weights (model.parallel)")
         yield run
+
+
+def check_custom(config: RunConfig) -> None:
+    """Import every function that `config` names, and compare the derivative of a divergence with
+    its value. Raises `ConfigError` before anything is loaded or sampled."""
+    forget_changed_files()
+    routing_rule(config.objective)
+    token_weighting(config.objective)
+    if isinstance(config.teacher.context, CustomContextConfig):
+        context_function(config.teacher.context)
+    if isinstance(config.teacher.schedule, CustomScheduleConfig):
+        share_function(config.teacher.schedule)
+    if not isinstance(config.objective, DistillingConfig):
+        return
+    divergence = config.objective.divergence
+    if isinstance(divergence, CustomDivergenceConfig):
+        named = f"objective.divergence.path = {divergence.path!r}"
+        check_divergence(custom_divergence(divergence), named)
 
 
 def _load(

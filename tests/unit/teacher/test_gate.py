@@ -15,9 +15,9 @@ from sdpo.config.teacher import ProbeGateConfig
 from sdpo.errors import ConfigError
 from sdpo.objectives import check_objective
 from sdpo.records import GATED, Group, Rollout, Task, TeacherContext, Verdict
+from sdpo.teacher.gate import is_open, keep_reliable, probe_rounds
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.opening import open_run
-from sdpo.training.teacher_gate import is_open, keep_reliable, probe_rounds
 
 SHOWN = TeacherContext(messages=({"role": "user", "content": "q"},), feedback_used=True)
 NONE = TeacherContext(messages=None, reason="solved_alone")
