@@ -1,7 +1,7 @@
 """The runs behind "A tool agent" in docs/results.md: `examples/sql_agent.py` with what is said of
 turns in three places, and what git keeps of each run (as benchmarks/learn_schema.py does).
 
-    python benchmarks/sql_agent.py before_turns --seed 1 --steps 10 --model PATH
+    python benchmarks/sql_agent.py before_turns --seed 1 --steps 8 --model PATH
     sdpo compare benchmarks/records/sql-agent/before_turns -- benchmarks/records/sql-agent/never
 """
 
@@ -28,12 +28,11 @@ ARMS = {"before_turns": "before_turn", "at_start": "at_start", "never": "never"}
 
 SMALL = (
     "rollout.tasks_per_step=4",
-    "rollout.max_completion_tokens=192",
-    "optim.passes=1",
-    "eval.every=5",
+    "rollout.max_turns=3",
+    "eval.every=4",
     "eval.samples=1",
 )
-"""What makes a step of two minutes on one core of the recipe's."""
+"""What makes a step of three minutes on one core of the recipe's."""
 
 
 def main() -> None:
@@ -41,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arm", choices=ARMS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
     given = parser.parse_intermixed_args()

@@ -29,7 +29,9 @@ LIST_TABLES = {
         "parameters": {"type": "object", "properties": {}},
     },
 }
-ASK_FIRST = "Nobody told which tables there are. Call list_tables before the query."
+ASK_FIRST = (
+    "Nobody told which tables there are. Call list_tables, without arguments, before the query."
+)
 ANSWER_NOW = "The tables are known. Answer with one SQL query, without another call."
 
 
@@ -79,7 +81,7 @@ def make_env() -> FunctionEnv:
 SETTINGS = (
     "learn-schema",
     "run=runs/sql-agent",
-    "rollout.max_completion_tokens=256",
+    "rollout.max_completion_tokens=320",
     "teacher.context.max_tokens=768",
 )
 

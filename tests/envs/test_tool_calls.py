@@ -46,6 +46,7 @@ def test_a_call_that_cannot_be_read_says_why(inside, said):
     [
         '```json\n{"name": "a", "arguments": {"x": 1}}\n```',
         'I will look.\n\n```\n{\n  "name": "a",\n  "arguments": {"x": 1}\n}\n```\n',
+        '```xml\n{"name": "a", "arguments": {"x": 1}}\n```',
         '{"name": "a", "arguments": {"x": 1}}',
     ],
 )
