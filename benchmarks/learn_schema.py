@@ -107,7 +107,7 @@ def record(run_dir: Path, to: Path) -> None:
     with (to / "rollouts.jsonl").open("w", encoding="utf-8") as file:
         for row in rows:
             if row["split"] == "eval":
-                kept = {key: row.get(key) for key in KEPT} | {"prompt": None, "teacher": None}
+                kept = {key: row.get(key) for key in KEPT}
                 file.write(json.dumps(kept) + "\n")
     by_step: dict[int, Counter[str]] = {}
     for row in rows:

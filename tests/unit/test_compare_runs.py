@@ -107,6 +107,16 @@ def test_only_shared_tasks_are_compared(tmp_path):
         compare([[one], [other]])
 
 
+def test_records_without_texts_compare_too(arms):
+    """What one keeps of runs in git needs tasks and verdicts, not prompts."""
+    before = compare([[arm] for arm in arms])
+    for path in arms[1].glob("*/rollouts.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        kept = [{k: v for k, v in row.items() if k not in ("prompt", "teacher")} for row in rows]
+        path.write_text("".join(dumps(row) + "\n" for row in kept))
+    assert compare([[arm] for arm in arms]) == before
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"has no metrics\.jsonl"):
         compare([[tmp_path]])

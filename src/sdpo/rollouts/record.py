@@ -273,12 +273,12 @@ def _plain(messages: Sequence[Message]) -> list[Row]:
 
 def read_rollouts(run_dir: Path) -> Iterator[Row]:
     """The rows of a run's rollouts in order, with `prompt` and `teacher` always as messages (or
-    null)."""
+    null, also where a record that was made smaller has neither)."""
     rows = read_rows(run_dir / ROLLOUTS)
     for _, rollouts in itertools.groupby(
         rows, key=lambda row: (row["step"], row["split"], row["task"])
     ):
-        group = list(rollouts)
+        group = [{"prompt": None, "teacher": None} | row for row in rollouts]
         with_contexts(group)
         for column in ("prompt", "teacher"):
             shared = {row["index"]: row[column] for row in group}
