@@ -295,3 +295,11 @@ def test_verdicts_of_a_killed_judge_were_lost_with_its_buffer(tmp_path):
     env = sdpo.env(["say a"], judge)
     judge_file(responses=tmp_path / "r.jsonl", out=out, env=env)
     assert sorted(seen) == [0, 1, 2]
+
+
+def test_a_folder_of_runs_was_no_recipe_among_all_others(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / "x" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "x" / f"seed-{seed}" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds runs and is none itself; name one: .*seed-0, .*"):
+        load_config([str(tmp_path / "x")])
