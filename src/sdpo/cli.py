@@ -102,8 +102,9 @@ def train(arguments: tuple[str, ...]) -> None:
     from sdpo.config.load import load_config
 
     settings = load_config(arguments)
+    steps = f"{settings.steps} step{'s' * (settings.steps != 1)}"
     # Before torch is loaded, which takes seconds.
-    click.echo(printable(f"{settings.run}: {settings.steps} steps; loading {settings.model.name}"))
+    click.echo(printable(f"{settings.run}: {steps}; loading {settings.model.name}"))
     from sdpo import api
     from sdpo.commands.ending import closing_lines
 

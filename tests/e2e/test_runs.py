@@ -340,6 +340,31 @@ def test_a_second_run_in_the_same_directory_was_not_noticed(model, tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(("name", "share"), [("state.pt", 0.0), ("model.safetensors", 0.5)])
+def test_the_only_checkpoint_is_damaged(model, tmp_path, name, share):
+    run = tmp_path / "run"
+    settings = config(model, run, "checkpoint.keep=1")
+    train(settings, env=ENV)
+    whole = rows(run)
+    (damaged,) = (run / "checkpoints").iterdir()
+    content = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError) as raised:
+        train(settings, env=ENV)
+    said = str(raised.value)
+    assert said.startswith(f"checkpoint {damaged} is damaged: ")
+    assert "\n" not in said
+    assert said.endswith(
+        "no older one is left; delete it to start from the beginning (the records so far are kept "
+        "as *.jsonl.bak)"
+    )
+    assert rows(run) == whole, "records stay until the checkpoint is deleted"
+    shutil.rmtree(damaged)
+    assert train(settings, env=ENV).finished
+    assert rows(run) == whole
+    assert (run / "metrics.jsonl.bak").is_file()
+
+
 def test_a_lost_checkpoint_took_all_records_with_it(model, tmp_path, capsys):
     train(config(model, tmp_path / "run"), env=ENV)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.jsonl*")}

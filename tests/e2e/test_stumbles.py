@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from click.shell_completion import ShellComplete
 
 import sdpo
+from sdpo.chat import mend
 from sdpo.cli import main, run
 from sdpo.config.load import load, load_config
 from sdpo.config.toml import to_toml
 from sdpo.errors import ConfigError, ModelError, TaskError
 from sdpo.models.policy import load_policy
 from sdpo.models.quiet import quiet
+from sdpo.rollouts.responses import judge_file
 from sdpo.testing import byte_tokenizer, tiny_model
 
 NO_TEXT = b"caf\xe9".decode("utf-8", "surrogateescape")
@@ -54,7 +57,10 @@ def test_bytes_that_were_no_text_broke_the_tokenizer_in_mid_run(small):
     result = sdpo.train("quickstart", env=env, **small)
     assert result.finished
     rows = list(result.run.rollouts("train"))
-    assert any("caf\ufffd" in json.dumps(r["teacher"], ensure_ascii=False) for r in rows) or rows
+    read = [json.dumps(row["teacher"], ensure_ascii=False) for row in rows]
+    assert read
+    assert all(f"not {NO_TEXT}" in text for text in read), "records keep what the judge wrote"
+    assert mend(NO_TEXT) == "caf\ufffd"
 
 
 def test_blank_feedback_counted_as_feedback(small):
@@ -263,3 +269,37 @@ def test_one_search_for_one_task_showed_tables_and_no_file(search, tmp_path, cap
     assert "task-0, self_distillation, seed 0: solved at attempt 1" in shown
     assert f"solution: {'search/solutions/task-0.txt'}" in shown
     assert "next: sdpo report search" in shown
+
+
+def test_a_file_of_tasks_was_not_iterable(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"prompt": "say a", "reference": "a"}\n{"prompt": "say b"}\n')
+    first, second = sdpo.env(path, lambda task, rollout: 0.0).load("train")
+    assert (first.reference, second.messages[-1]["content"]) == ("a", "say b")
+    with pytest.raises(TaskError, match=r"write Path\('t\.jsonl'\) for a file"):
+        sdpo.env("t.jsonl", lambda task, rollout: 0.0)
+    with pytest.raises(TaskError, match=r"nothere\.jsonl"):
+        sdpo.env(tmp_path / "nothere.jsonl", lambda task, rollout: 0.0)
+
+
+def test_verdicts_of_a_killed_judge_were_lost_with_its_buffer(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"id": "task-0", "response": "a"}\n' * 3)
+    out, seen = tmp_path / "out.jsonl", []
+
+    def judge(task, rollout):
+        while rollout.index and len(out.read_text().splitlines()) < rollout.index:
+            time.sleep(0.01)
+        seen.append(out.read_text().count("\n"))
+        return 0.0
+
+    env = sdpo.env(["say a"], judge)
+    judge_file(responses=tmp_path / "r.jsonl", out=out, env=env)
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_a_folder_of_runs_was_no_recipe_among_all_others(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / "x" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "x" / f"seed-{seed}" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds runs and is none itself; name one: .*seed-0, .*"):
+        load_config([str(tmp_path / "x")])

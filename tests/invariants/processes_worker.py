@@ -36,19 +36,18 @@ def judge(task: sdpo.Task, rollout: sdpo.Rollout) -> sdpo.Verdict:
 
 def train(run: Path, overrides: list[str]) -> None:
     """One run that leaves its weights after each step in `RUN.step-S.rank-R.safetensors`."""
-    follow = Learner.follow
+    publish = Learner.publish
 
-    def follow_and_save(self: Learner, *arguments: Any) -> dict[str, float]:
-        row = follow(self, *arguments)
+    def publish_and_save(self: Learner) -> None:
+        publish(self)
         weights = {n: p.detach().clone() for n, p in self._sampler.policy.model.named_parameters()}
         save_file(weights, f"{run}.step-{self.step}.rank-{RANK}.safetensors")
-        return row
 
-    Learner.follow = follow_and_save  # ty: ignore[invalid-assignment]
+    Learner.publish = publish_and_save  # ty: ignore[invalid-assignment]
     try:
         sdpo.train(load_config([f"run={run}", *overrides]), env=sdpo.env(TASKS, judge))
     finally:
-        Learner.follow = follow
+        Learner.publish = publish
 
 
 def main(jobs: dict[str, list[str]]) -> None:

@@ -141,6 +141,11 @@ def _read(name: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
+        inside = path.parent.glob("*/config.json") if Path(name).is_dir() else ()
+        if runs := sorted(str(each.parent) for each in inside):
+            raise ConfigError(
+                f"{name!r} holds runs and is none itself; name one: {', '.join(runs)}"
+            )
         close = difflib.get_close_matches(name, recipes, n=1)
         raise ConfigError(
             f"recipe {name!r} is neither a built-in recipe nor a file"

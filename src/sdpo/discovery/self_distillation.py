@@ -148,6 +148,7 @@ def _update(learner: Learner, group: Group) -> dict[str, float]:
     """One update on `group`; its metrics. A step of a search has one task, hence one update."""
     groups = learner.with_contexts([group])
     losses = learner.update(learner.samples(groups))
+    learner.publish()
     metrics = rollout_metrics(groups)
     metrics.merge(losses.metrics)
     return metrics.reduce()

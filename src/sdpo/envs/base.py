@@ -11,9 +11,11 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from sdpo.envs.episodes import MAX_TURNS, Answer, GivenEpisode, Opening, replay
+from sdpo.envs.sources import read_source
 from sdpo.envs.verdicts import Judgement, as_verdict
 from sdpo.errors import ConfigError, TaskError
 from sdpo.records import Rollout, Task, Turn, Verdict
@@ -207,6 +209,10 @@ class FunctionEnv:
         return as_verdict(await found, task, solved_at=self._solved_at)
 
 
+Given = Path | Sequence[Task | Mapping[str, object] | str]
+"""Tasks as `env` takes them."""
+
+
 def _open_episode(
     factory: EpisodeFactory, solved_at: float, task: Task, attempt: int
 ) -> GivenEpisode | Awaitable[GivenEpisode]:
@@ -261,10 +267,10 @@ def _check_arity(function: Callable[..., object], what: str, arguments: Sequence
 
 
 def env(
-    tasks: Sequence[Task | Mapping[str, object] | str],
+    tasks: Given,
     judge: Judge | None = None,
     *,
-    eval_tasks: Sequence[Task | Mapping[str, object] | str] | None = None,
+    eval_tasks: Given | None = None,
     reply: ReplyFunction | None = None,
     episode: EpisodeFactory | None = None,
     max_turns: int = MAX_TURNS,
@@ -279,7 +285,8 @@ def env(
     cannot judge now it raises `sdpo.Unjudged`; anything else it raises stops the run.
 
     A task may be a `Task`, a mapping with its fields (`prompt` stands for one user message) or a
-    bare prompt, whose id is then `task-N`. `eval_tasks` are evaluated on (default: `tasks`).
+    bare prompt, whose id is then `task-N`; a `Path` is a file of such mappings (`.json`, `.jsonl`,
+    `.csv`, `.parquet`). `eval_tasks` are evaluated on (default: `tasks`).
     `reply(task, turns)` makes attempts conversations: it returns the messages that continue one, or
     None to end it. Where attempts have state, `episode(task, attempt)` (a class will do) makes an
     `Episode` for each, in the place of judge and reply. Either has `max_turns` turns at most.
@@ -288,17 +295,10 @@ def env(
     `TaskError` for an empty list, a repeated id, an unknown or malformed field, and a function that
     does not take two arguments.
     """
-    for name, given in (("tasks", tasks), ("eval_tasks", eval_tasks)):
-        if isinstance(given, str | Mapping):
-            raise TaskError(
-                f"env({name}=...) takes a list of tasks, not a single {type(given).__name__}"
-            )
     return FunctionEnv(
-        [as_task(task, index) for index, task in enumerate(tasks)],
+        _as_tasks(tasks, "tasks"),
         judge,
-        eval_tasks=None
-        if eval_tasks is None
-        else [as_task(task, index) for index, task in enumerate(eval_tasks)],
+        eval_tasks=None if eval_tasks is None else _as_tasks(eval_tasks, "eval_tasks"),
         reply=reply,
         episode=episode,
         max_turns=max_turns,
@@ -306,6 +306,20 @@ def env(
         close=close,
         solved_at=solved_at,
     )
+
+
+def _as_tasks(given: Given, name: str) -> list[Task]:
+    """What `env(NAME=given)` means."""
+    if isinstance(given, str | Mapping):
+        cure = f"; write Path({given!r}) for a file" if isinstance(given, str) else ""
+        raise TaskError(
+            f"env({name}=...) takes a list of tasks, not a single {type(given).__name__}{cure}"
+        )
+    if isinstance(given, Path):
+        if given.is_dir():
+            raise TaskError(f"env({name}={str(given)!r}) is a folder; name a file of it")
+        given = [line.row for line in read_source(str(given), setting=name)]
+    return [as_task(task, index) for index, task in enumerate(given)]
 
 
 def as_task(task: Task | Mapping[str, object] | str, index: int) -> Task:

@@ -219,13 +219,22 @@ def _mean(values: Sequence[float | None], *, keep_last: bool) -> float | None:
 
 
 def seed_groups(runs: Sequence[Row]) -> list[Row]:
-    """Runs that differ in nothing but seed and directory, as `{"name", "runs": indices}` in order
-    of appearance."""
-    groups: dict[str, list[int]] = {}
+    """Runs that differ in nothing but seed, directory and what is logged, as `{"name", "runs":
+    indices}` in order of appearance. Where two have the same seed, something differs that settings
+    do not show, such as an environment from Python, and each is alone."""
+    alike: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
-        settings = {k: v for k, v in run["config"].items() if k not in ("seed", "run")}
+        settings = {k: v for k, v in run["config"].items() if k not in ("seed", "run", "log")}
         key = dumps(settings) if settings else f"run {index}"
-        groups.setdefault(key, []).append(index)
+        alike.setdefault(key, []).append(index)
+    groups: dict[str, list[int]] = {}
+    for key, indices in alike.items():
+        seeds = {runs[index]["config"].get("seed") for index in indices}
+        if len(seeds) == len(indices):
+            groups[key] = indices
+        else:
+            groups |= {f"run {index}": [index] for index in indices}
+    groups = dict(sorted(groups.items(), key=lambda group: group[1]))
     names: list[str] = []
     for indices in groups.values():
         name = _group_name([runs[i]["name"] for i in indices])

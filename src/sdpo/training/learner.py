@@ -2,8 +2,9 @@
 
     groups = learner.with_contexts(groups)     what the self-teacher reads for every rollout
     samples = learner.samples(groups)          tokens, credit and routing; this rank's share
-    losses = learner.update(samples)           weights change, and the engine gets them
+    losses = learner.update(samples)           weights change
     learner.follow(metrics)                    the self-teacher follows; the step is over
+    learner.publish()                          the engine samples from the new weights
 
 Training and test-time search both learn through this file, and no other file hands weights to an
 engine. It samples nothing of the policy, keeps no records and decides nothing about a run.
@@ -182,13 +183,14 @@ class Learner:
         return samples if has_enough else self._parallel.share(samples)
 
     def update(self, samples: StepSamples) -> StepResult:
-        """Train on `samples` and publish the weights; losses and credit of all ranks.
+        """Train on `samples`; losses and credit of all ranks. The engine gets the weights by
+        `publish`.
 
         Raises `NonFiniteLossError`, naming the tasks, before the weights change.
         """
         engine = self._sampler.collector.engine
         if isinstance(engine, Sleeping):
-            engine.sleep()
+            self._parallel.agreed(engine.sleep)
         spec = self._spec()
         inspected = choose_inspected(
             [s for part in samples.updates for s in part if spec.is_taught(s)],
@@ -207,7 +209,6 @@ class Learner:
                 self.shards.fill()
             raise
         result.metrics.merge(samples.metrics)
-        self.publish()
         gather = self._parallel.gather
         lengths: dict[tuple[str, int], int] = {}
         for part in gather(teacher_prompt_tokens(samples.updates)):
@@ -225,7 +226,7 @@ class Learner:
             self.model,
             self.optimizer.masters,
             metrics,
-            has_moved=self.optimizer.num_updates != self._num_updates_followed,
+            has_moved=self.is_within_step,
         )
         self._num_updates_followed = self.optimizer.num_updates
         self.optimizer.num_steps += 1
@@ -235,6 +236,11 @@ class Learner:
     def publish(self) -> None:
         """Let the engine sample from the current weights, under the number of updates so far."""
         self._publish(self.optimizer.num_updates)
+
+    @property
+    def is_within_step(self) -> bool:
+        """Whether weights have changed since the last step ended."""
+        return self.optimizer.num_updates != self._num_updates_followed
 
     @property
     def layout(self) -> Layout | None:

@@ -16,7 +16,7 @@ from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import ConfigError, JudgeError
+from sdpo.errors import ConfigError, EngineError, JudgeError, NonFiniteLossError
 from sdpo.metrics.clock import Clock
 from sdpo.models.policy import Policy
 from sdpo.rollouts.curriculum import tasks_of_step
@@ -25,6 +25,8 @@ from sdpo.signals import BrokenOff, Signals, exit_status
 from sdpo.training.opening import open_run
 from sdpo.training.run import Run
 
+_ON_EVERY_RANK = (JudgeError, EngineError, NonFiniteLossError)
+"""What ends a run in all of its processes alike, so that they can still save it together."""
 OnStep = Callable[[Mapping[str, float]], object]
 """Receives a row of metrics.jsonl; what it returns is not looked at."""
 
@@ -110,8 +112,8 @@ def _train(run: Run, on_step: OnStep | None) -> TrainResult:
             return _result(run)
         except BrokenOff:
             raise
-        except JudgeError:
-            run.save_before_stop()
+        except _ON_EVERY_RANK as error:
+            run.save_before_stop("a judge failed" if isinstance(error, JudgeError) else "stopped")
             raise
         except KeyboardInterrupt as stop:
             run.save_interrupted()
@@ -177,7 +179,12 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             metrics = run.measure(groups, losses, collected.left_out)
             metrics |= learner.follow(metrics)
             run.record_rollouts(groups, losses, collected.left_out)
-            run.complete(metrics | collected.metrics() | clock.seconds())
+            metrics |= collected.metrics()
+            # An engine that cannot take the weights leaves a step that has trained.
+            run.unevaluated = metrics | clock.seconds()
+            with clock("update"):
+                learner.publish()
+            run.complete(metrics | clock.seconds())
         run.heed()
         if run.is_due(config.checkpoint.every):
             run.save()

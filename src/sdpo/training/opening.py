@@ -82,7 +82,7 @@ def open_run(
         )
         stack.enter_context(run)
         conditions = parallel.from_main(lambda: record_conditions(run_dir, sampler))
-        for line in (opening_line(sampler, config), *conditions):
+        for line in (*(() if is_quiet else (opening_line(sampler, config),)), *conditions):
             run.say(line)
         if learner.shards is not None:
             run.say(f"{parallel.world_size} processes share the weights (model.parallel)")

@@ -259,12 +259,13 @@ class Run:
             self._save_unless_saved()
             self.say(f"interrupted: saved step {self.step}; the same command continues")
 
-    def save_before_stop(self) -> None:
-        """Save the last step that has trained, evaluated or not, before a judge's error ends the
-        run."""
-        if self.last_metrics.get("step") == self.step or self.unevaluated is not None:
+    def save_before_stop(self, why: str) -> None:
+        """Save the last step that has trained, evaluated or not, before an error ends the run;
+        nothing when some updates of the next step have been made. Collective."""
+        is_recorded = self.last_metrics.get("step") == self.step or self.unevaluated is not None
+        if is_recorded and not self.learner.is_within_step:
             self._save_unless_saved()
-            self.say(f"a judge failed: step {self.step} is saved; the same command continues")
+            self.say(f"{why}: step {self.step} is saved; the same command continues")
 
     def heed(self) -> None:
         """Do what signals ask of any rank: save this step and go on, or end."""

@@ -58,6 +58,36 @@ def test_runs_that_differ_in_seed_alone_are_one_group():
     ]
 
 
+def test_the_demos_arms_of_one_seed_were_averaged_as_seeds():
+    """Their environments differ, which settings do not show: 0.88 and 0.00 became 0.44."""
+    told, untold, other = (
+        {"name": name, "config": {"run": name, "seed": seed, "lr": lr}}
+        for name, seed, lr in (("sdpo", 0, 1), ("sdpo-told-nothing", 0, 1), ("grpo", 0, 2))
+    )
+    assert seed_groups([told, other, untold]) == [
+        {"name": "sdpo", "runs": [0]},
+        {"name": "grpo", "runs": [1]},
+        {"name": "sdpo-told-nothing", "runs": [2]},
+    ]
+
+
+def test_the_seeds_of_one_command_are_one_group():
+    """Each has a name of its own for services that show runs by name."""
+    runs = [
+        {
+            "name": f"x/seed-{seed}",
+            "config": {
+                "run": f"x/seed-{seed}",
+                "seed": seed,
+                "lr": 1,
+                "log": {"name": f"x-{seed}"},
+            },
+        }
+        for seed in range(3)
+    ]
+    assert seed_groups(runs) == [{"name": "x", "runs": [0, 1, 2]}]
+
+
 def test_what_is_not_a_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"has no metrics\.jsonl"):
         write_report([tmp_path])
