@@ -67,10 +67,12 @@ class ModelConfig(Config):
     is float32 always."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    parallel: Literal["auto", "replicate", "shard"] = "auto"
+    parallel: Literal["auto", "replicate", "shard", "shard_all"] = "auto"
     """What the processes of one run keep of weights, gradients, moments and teacher: `replicate`
-    all of each, `shard` an equal part (PyTorch's FSDP2). auto shards on several GPUs, unless only
-    adapters train or the model takes no packed sequences; on CPUs it replicates."""
+    all of each, `shard` an equal part with the others of their node (PyTorch's FSDP2; of several
+    nodes each holds everything), `shard_all` one with those of all nodes, for models too large for
+    a node. auto shards on several GPUs, unless only adapters train or the model takes no packed
+    sequences; on CPUs it replicates."""
     adapter: AdapterConfig = FullWeightsConfig()
     """Which weights train."""
     chat_template_kwargs: dict[str, bool | int | str] = Field(default_factory=dict)

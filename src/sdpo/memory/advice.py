@@ -55,6 +55,8 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
     config = plan.config
     if plan.mode == "replicate" and plan.cards.ranks > 1:
         yield "model.parallel=shard", {"model": {"parallel": "shard"}}
+    if plan.cards.nodes > 1 and config.model.parallel != "shard_all":
+        yield "model.parallel=shard_all", {"model": {"parallel": "shard_all"}}
     update = plan.phases["update"] > plan.cards.usable
     if update and not config.optim.gradient_checkpointing:
         yield (
