@@ -229,6 +229,11 @@ def _check_learns(config: RunConfig) -> None:
             "search keeps them whole on every process: set model.parallel = 'auto', and with a "
             "large model an adapter"
         )
+    if config.rollout.staleness:
+        raise ConfigError(
+            "rollout.staleness = 1 is a setting of `sdpo train`: in a search every batch of attempts "
+            "knows the one before; set rollout.staleness = 0"
+        )
     context = config.teacher.context
     if (
         isinstance(context, ContextConfig)

@@ -5,9 +5,9 @@ Bytes of weights follow `training/optim.py` and `teacher/schedule.py`, those of 
 settings allow: every prompt and every completion as long as it may be.
 
 With `parallel = "shard"` a rank has its part of every trained weight in float32, and of its
-gradient, moments and teacher, as many as a node has cards; adapters stay whole. While the policy trains it gathers what belongs
-to no layer, and two layers: the one that computes and the one that is fetched meanwhile. While it
-samples it holds the whole model in the compute type.
+gradient, moments and teacher: one of as many as a node has cards. Adapters stay whole. While the
+policy trains it gathers what belongs to no layer, and two layers: the one that computes and the one
+that is fetched meanwhile. While it samples it holds the whole model in the compute type.
 """
 
 from __future__ import annotations

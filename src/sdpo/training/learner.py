@@ -11,7 +11,7 @@ engine. It samples nothing of the policy, keeps no records and decides nothing a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, assert_never
 
@@ -181,8 +181,11 @@ class Learner:
         ]
         return samples if has_enough else self._parallel.share(samples)
 
-    def update(self, samples: StepSamples) -> StepResult:
+    def update(
+        self, samples: StepSamples, *, before_publishing: Callable[[], None] = lambda: None
+    ) -> StepResult:
         """Train on `samples` and publish the weights; losses and credit of all ranks.
+        `before_publishing` returns when nobody samples with the old ones any more.
 
         Raises `NonFiniteLossError`, naming the tasks, before the weights change.
         """
@@ -207,6 +210,7 @@ class Learner:
                 self.shards.fill()
             raise
         result.metrics.merge(samples.metrics)
+        before_publishing()
         self.publish()
         gather = self._parallel.gather
         lengths: dict[tuple[str, int], int] = {}
