@@ -231,8 +231,8 @@ def _check_learns(config: RunConfig) -> None:
         )
     if config.rollout.staleness:
         raise ConfigError(
-            "rollout.staleness = 1 is a setting of `sdpo train`: in a search every batch of attempts "
-            "knows the one before; set rollout.staleness = 0"
+            "rollout.staleness = 1 is a setting of `sdpo train`: a search learns from each batch "
+            "before it samples the next; set rollout.staleness = 0"
         )
     context = config.teacher.context
     if (
