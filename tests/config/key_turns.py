@@ -185,6 +185,8 @@ TURNS = {
     "RolloutConfig.stop": turn(
         '["a", "b", "c", "d", "e", "f", "g", "h"]', observe=trained_single_turn
     ),
+    # Refused beside the local engine; with servers: tests/unit/engines/test_staleness.py.
+    "RolloutConfig.staleness": turn("1"),
     "RolloutConfig.max_turns": turn("2", "rollout.max_completion_tokens=80", observe=trained),
     "ContextConfig.demonstration": turn("none"),
     "ContextConfig.own_demonstration": turn("true"),

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from test_processes import WORKER, two_processes
@@ -19,7 +20,8 @@ from stub_vllm import serving
 STEPS = 2
 
 
-def test_ranks_share_servers(tmp_path):
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_ranks_share_servers(tmp_path, staleness):
     model = tmp_path / "model"
     tiny_model(num_layers=1).save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
@@ -33,6 +35,7 @@ def test_ranks_share_servers(tmp_path):
             "teacher.context.max_tokens=400", "discover.window_tokens=400", "checkpoint.every=0",
             "rollout.engine.type=server", f"rollout.engine.urls={urls}",
             f"rollout.engine.weights.path={tmp_path / 'weights'}",
+            f"rollout.staleness={staleness}",
         ]  # fmt: skip
         two_processes(WORKER, json.dumps({str(run): overrides}))
         sent = [server.paths().count("/update_weight_version") for server in servers]
@@ -42,7 +45,9 @@ def test_ranks_share_servers(tmp_path):
     assert sent[0] == 1 + STEPS
     assert len(names) == 1
     steps = [row for row in read_rows(run / "metrics.jsonl") if "policy/sampler_gap_max" in row]
-    assert [row["policy/sampler_gap_max"] < 1e-4 for row in steps] == [True] * STEPS
+    is_fresh = [True] * STEPS if not staleness else [True, False]
+    assert [row["policy/sampler_gap_max"] < 1e-4 for row in steps] == is_fresh
+    assert [row.get("rollouts/staleness") for row in steps] == ([0, 1] if staleness else [None] * 2)
     for step in range(1, STEPS + 1):
         first, second = (load_file(f"{run}.step-{step}.rank-{rank}.safetensors") for rank in (0, 1))
         assert all(torch.equal(first[name], second[name]) for name in first)

@@ -33,20 +33,29 @@ COMMON = [
 SHARD = "model.parallel=shard"
 
 
-def processes(count: int, jobs: list[tuple[Path, list[str]]], *, timeout_s: float = 500) -> None:
+def processes(
+    count: int,
+    jobs: list[tuple[Path, list[str]]],
+    *,
+    per_node: int | None = None,
+    timeout_s: float = 500,
+) -> None:
     """Train `jobs` in `count` processes, each of which must end well. They are started as torchrun
-    starts them, without its agent, which would take another second of import."""
+    starts them, on one node or `per_node` on each of several, without its agent, which would take
+    another second of import."""
+    per_node = per_node or count
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = json.dumps([(str(run), overrides) for run, overrides in jobs])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    shared |= {"LOCAL_WORLD_SIZE": str(per_node), "OMP_NUM_THREADS": "1"}
+    shared |= {"CUDA_VISIBLE_DEVICES": ""}
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         started = []
         for rank, file in enumerate(files):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node)}
             process = subprocess.Popen(
                 [sys.executable, str(WORKER), arguments],
                 env={**os.environ, **shared, **own},

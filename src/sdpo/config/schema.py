@@ -67,10 +67,12 @@ class ModelConfig(Config):
     is float32 always."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    parallel: Literal["auto", "replicate", "shard"] = "auto"
+    parallel: Literal["auto", "replicate", "shard", "shard_all"] = "auto"
     """What the processes of one run keep of weights, gradients, moments and teacher: `replicate`
-    all of each, `shard` an equal part (PyTorch's FSDP2). auto shards on several GPUs, unless only
-    adapters train or the model takes no packed sequences; on CPUs it replicates."""
+    all of each, `shard` an equal part with the others of their node (PyTorch's FSDP2; of several
+    nodes each holds everything), `shard_all` one with those of all nodes, for models too large for
+    a node. auto shards on several GPUs, unless only adapters train or the model takes no packed
+    sequences; on CPUs it replicates."""
     adapter: AdapterConfig = FullWeightsConfig()
     """Which weights train."""
     chat_template_kwargs: dict[str, bool | int | str] = Field(default_factory=dict)
@@ -160,8 +162,22 @@ class RolloutConfig(Config):
     max_turns: PositiveInt | Literal["env"] = "env"
     """Completions per attempt at most: as many as the environment says (1 where it never replies),
     or another number."""
+    staleness: Literal[0, 1] = 0
+    """1: servers sample the next step's attempts while this step trains, with the weights before
+    it; the objective's truncated importance weights correct for that. A step then takes the longer
+    of both instead of their sum. Paper: 0."""
     engine: EngineConfig = LocalEngineConfig()
     """Who samples."""
+
+    @model_validator(mode="after")
+    def _servers_sample_ahead(self) -> Self:
+        if self.staleness and not isinstance(self.engine, ServerEngineConfig):
+            raise ValueError(
+                f"staleness = {self.staleness} samples while weights train, and engine.type = "
+                f"{self.engine.type!r} needs the same weights or their memory: set engine.type = "
+                "'server', or staleness = 0"
+            )
+        return self
 
 
 class OptimConfig(Config):
@@ -319,6 +335,17 @@ class RunConfig(Config):
     canaries: CanariesConfig = CanariesConfig()
     log: LogConfig = LogConfig()
     discover: DiscoverConfig = DiscoverConfig()
+
+    @model_validator(mode="after")
+    def _stale_attempts_are_corrected(self) -> Self:
+        wrong = ""
+        if getattr(self.objective, "importance", "token") == "logit":
+            wrong = "objective.importance = 'logit' does not know who sampled a token"
+        elif self.objective.type == "sft" or self.teacher.gate.type == "probe":
+            wrong = "the servers hold the self-teacher's weights when the next step is sampled"
+        if self.rollout.staleness and wrong:
+            raise ValueError(f"rollout.staleness = 1: {wrong}; set rollout.staleness = 0")
+        return self
 
     @model_validator(mode="after")
     def _one_mixture_of_targets(self) -> Self:

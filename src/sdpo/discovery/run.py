@@ -223,10 +223,16 @@ def _check_learns(config: RunConfig) -> None:
             "teacher.gate.type = 'probe' lets the self-teacher answer the task, which a search "
             "would have to count as attempts; set teacher.gate.type = 'none'"
         )
-    if config.model.parallel == "shard":
+    if config.model.parallel in ("shard", "shard_all"):
         raise ConfigError(
-            "model.parallel = 'shard' spreads the weights of `sdpo train`; a search keeps them "
-            "whole on every process: set model.parallel = 'auto', and with a large model an adapter"
+            f"model.parallel = {config.model.parallel!r} spreads the weights of `sdpo train`; a "
+            "search keeps them whole on every process: set model.parallel = 'auto', and with a "
+            "large model an adapter"
+        )
+    if config.rollout.staleness:
+        raise ConfigError(
+            "rollout.staleness = 1 is a setting of `sdpo train`: a search learns from each batch "
+            "before it samples the next; set rollout.staleness = 0"
         )
     context = config.teacher.context
     if (

@@ -53,8 +53,7 @@ def _fits(plan: MemoryPlan, changes: tuple[Change, ...], outlines: Outlines) -> 
 
 def _harmless(plan: MemoryPlan) -> Iterator[Change]:
     config = plan.config
-    if plan.mode == "replicate" and plan.cards.ranks > 1:
-        yield "model.parallel=shard", {"model": {"parallel": "shard"}}
+    yield from _sharing(plan)
     update = plan.phases["update"] > plan.cards.usable
     if update and not config.optim.gradient_checkpointing:
         yield (
@@ -90,6 +89,14 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
             pass  # They sample on other cards.
         case other:
             assert_never(other)
+
+
+def _sharing(plan: MemoryPlan) -> Iterator[Change]:
+    """More cards to share the weights."""
+    if plan.mode == "replicate" and plan.cards.ranks > 1:
+        yield "model.parallel=shard", {"model": {"parallel": "shard"}}
+    if plan.cards.nodes > 1 and plan.config.model.parallel != "shard_all":
+        yield "model.parallel=shard_all", {"model": {"parallel": "shard_all"}}
 
 
 def _all_of(changes: list[Change]) -> tuple[Change, ...]:

@@ -5,9 +5,9 @@ Bytes of weights follow `training/optim.py` and `teacher/schedule.py`, those of 
 settings allow: every prompt and every completion as long as it may be.
 
 With `parallel = "shard"` a rank has its part of every trained weight in float32, and of its
-gradient, moments and teacher; adapters stay whole. While the policy trains it gathers what belongs
-to no layer, and two layers: the one that computes and the one that is fetched meanwhile. While it
-samples it holds the whole model in the compute type.
+gradient, moments and teacher: one of as many as a node has cards. Adapters stay whole. While the
+policy trains it gathers what belongs to no layer, and two layers: the one that computes and the one
+that is fetched meanwhile. While it samples it holds the whole model in the compute type.
 """
 
 from __future__ import annotations
@@ -153,8 +153,10 @@ def dtype_of(config: RunConfig) -> torch.dtype:
 def mode_of(config: RunConfig, cards: Cards) -> Mode:
     """What `model.parallel` comes to on these cards."""
     match config.model.parallel:
-        case "replicate" | "shard":
-            return config.model.parallel if cards.ranks > 1 else "replicate"
+        case "shard" | "shard_all":
+            return "shard" if cards.ranks > 1 else "replicate"
+        case "replicate":
+            return "replicate"
         case "auto":
             is_full = isinstance(config.model.adapter, FullWeightsConfig)
             shards = cards.ranks > 1 and is_full and device_of(config) == "cuda"
@@ -163,9 +165,17 @@ def mode_of(config: RunConfig, cards: Cards) -> Mode:
             assert_never(other)
 
 
+def _share(config: RunConfig, cards: Cards, mode: Mode) -> int:
+    """Ranks that a sharded weight is spread over, as `models/sharding.py` does it."""
+    if mode == "replicate":
+        return 1
+    is_within = config.model.parallel != "shard_all" and cards.per_node > 1
+    return cards.per_node if is_within else cards.ranks
+
+
 def _standing(config: RunConfig, weights: WeightBytes, cards: Cards, mode: Mode) -> dict[str, int]:
     """What is there from the first update on to the end of the run."""
-    share = cards.ranks if mode == "shard" else 1
+    share = _share(config, cards, mode)
     is_split = share > 1 and isinstance(config.model.adapter, FullWeightsConfig)
     trained_share = share if is_split else 1
     wide = 4 * weights.num_trained // trained_share
@@ -317,7 +327,7 @@ def _checkpoint(config: RunConfig, weights: WeightBytes, cards: Cards, mode: Mod
     is_full = isinstance(config.model.adapter, FullWeightsConfig)
     saved = weights.all if is_full else weights.trained
     standing = _standing(config, weights, cards, mode)
-    ranks = cards.ranks if mode == "shard" and is_full else 1
+    ranks = _share(config, cards, mode) if is_full else 1
     state = ("float32 masters", "Adam moments", "teacher", "initial weights")
     # Sharded masters are more exact than the folder's weights and are saved beside them.
     return saved + ranks * sum(standing[name] for name in state)

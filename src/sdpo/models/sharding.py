@@ -1,7 +1,9 @@
 """A policy whose weights are spread over the processes of a run (PyTorch's FSDP2), and the whole
 copy of it that samples.
 
-Every process keeps 1/N of each weight in float32, and its gradient, moments and teacher likewise.
+Every process keeps 1/N of each weight in float32, and its gradient, moments and teacher likewise;
+N are the processes of a node, and the nodes repeat each other, so that between them only gradients
+travel. For a model too large for a node N can be all processes.
 A decoder layer is gathered in the compute type while it runs and forgotten after it; embeddings,
 final norm and head form one more unit, which stays gathered from the forward pass to the end of the
 backward pass, so that the fused head reads its matrix without another gathering (2.5 GB for the
@@ -19,11 +21,12 @@ All processes must run the same number of passes: see `hidden.py` and `packing.p
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -49,16 +52,21 @@ class Shards:
     module that samples.
 
     Example:
-        shards = Shards(policy.model, parallel)
+        shards = Shards(policy.model, init_device_mesh("cuda", (8,)))
         shards.empty(); train(shards.model); shards.fill()
     """
 
-    def __init__(self, whole: Any, parallel: Parallel) -> None:
-        """Shards a copy of `whole` on its device. Collective. Memory at its peak: `whole`, a layer
-        (or embeddings and head) in float32, and this process's part."""
+    def __init__(self, whole: Any, mesh: DeviceMesh) -> None:
+        """Shards a copy of `whole` over the last dimension of `mesh`, on its device. Collective.
+        Memory at its peak: `whole`, a layer (or embeddings and head) in float32, and this
+        process's part."""
         self.whole = whole
-        self.model = _sharded_copy(whole, parallel)
+        self.model = _sharded_copy(whole, mesh)
         reshard(self.model)
+        nodes, count = mesh.size() // mesh.size(-1), mesh.size(-1)
+        repeated = f" on each of {nodes} nodes" if nodes > 1 else ""
+        self.sharing = f"{count} processes{repeated} share the weights"
+        """What is spread, for the user."""
         named = dict(whole.named_parameters())
         self.trained: dict[str, DTensor] = {
             name: parameter
@@ -94,35 +102,49 @@ def shards_of(whole: Any, config: ModelConfig, parallel: Parallel) -> Shards | N
     """
     if config.parallel == "replicate":
         return None
-    kind = tree_kind_of(causal_lm(whole))
+    inner = causal_lm(whole)
+    kind = tree_kind_of(inner)
     is_new = hasattr(FSDPModule, "set_reduce_scatter_unused_params")
+    setting = f"model.parallel = {config.parallel!r}"
     if config.parallel == "auto":
-        pays = (
-            parallel.world_size > 1
-            and causal_lm(whole).device.type == "cuda"
-            and not isinstance(config.adapter, LoraConfig)
-        )
-        return Shards(whole, parallel) if pays and is_new and isinstance(kind, str) else None
+        pays = inner.device.type == "cuda" and not isinstance(config.adapter, LoraConfig)
+        if parallel.world_size == 1 or not pays or not is_new or isinstance(kind, Refusal):
+            return None
     if parallel.world_size == 1:
         raise ConfigError(
-            "model.parallel = 'shard', but there is one process: start several with torchrun, or "
+            f"{setting}, but there is one process: start several with torchrun, or "
             "leave it at 'auto'"
         )
     if not is_new:
         raise ConfigError(
-            f"model.parallel = 'shard' needs torch 2.13, not {torch.__version__}: update it, or "
+            f"{setting} needs torch 2.13, not {torch.__version__}: update it, or "
             "set model.parallel = 'replicate'"
         )
     if isinstance(kind, Refusal):
         raise ModelError(
-            f"model.parallel = 'shard': {name_of(causal_lm(whole))} runs one sequence at a time "
+            f"{setting}: {name_of(inner)} runs one sequence at a time "
             f"({kind.reason}), and processes with unequal numbers of sequences would wait for each "
             "other; set model.parallel = 'replicate'"
         )
-    return Shards(whole, parallel)
+    mesh = _mesh(inner.device, parallel, over_all=config.parallel == "shard_all")
+    return Shards(whole, mesh)
 
 
-def _sharded_copy(whole: Any, parallel: Parallel) -> Any:
+def _mesh(device: torch.device, parallel: Parallel, *, over_all: bool) -> DeviceMesh:
+    """The processes in one row that share weights, or in a row for each node; as `torchrun` counts
+    them, node after node. Collective."""
+    count = parallel.world_size
+    rows = set(parallel.gather(int(os.environ.get("LOCAL_WORLD_SIZE", count))))
+    per_node = rows.pop()
+    # Unequal nodes cannot repeat each other, and nodes of one process would share nothing.
+    if over_all or rows or per_node in (1, count):
+        return init_device_mesh(device.type, (count,))
+    return init_device_mesh(
+        device.type, (count // per_node, per_node), mesh_dim_names=("nodes", "of_node")
+    )
+
+
+def _sharded_copy(whole: Any, mesh: DeviceMesh) -> Any:
     """A second module around the weights of `whole`, sharded; `whole` keeps its own."""
     tensors = [*whole.parameters(), *whole.buffers()]
     model = copy.deepcopy(whole, {id(tensor): tensor for tensor in tensors})
@@ -131,7 +153,6 @@ def _sharded_copy(whole: Any, parallel: Parallel) -> Any:
     policy = MixedPrecisionPolicy(
         param_dtype=inner.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    mesh = init_device_mesh(inner.device.type, (parallel.world_size,))
     for unit in (*_layers(inner), inner):
         _widen(unit, kept)
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=kept)

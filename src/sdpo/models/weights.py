@@ -63,8 +63,9 @@ def part_of(whole: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
     """This process's part of `whole`, a view, if it is sharded as `like` is."""
     if not isinstance(like, DTensor):
         return whole
-    size = -(-len(whole) // like.device_mesh.size())
-    start = like.device_mesh.get_local_rank() * size
+    # Over the last dimension of its mesh; the first, if there are two, are nodes that repeat it.
+    size = -(-len(whole) // like.device_mesh.size(-1))
+    start = like.device_mesh.get_local_rank(-1) * size
     return whole[start : start + size]
 
 

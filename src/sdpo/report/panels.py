@@ -288,6 +288,13 @@ _COLLAPSE = (
         "is solved, nobody can be a demonstration. Both at 1: only feedback can teach.",
     ),
     Panel(
+        group="Signs of collapse", title="Age of attempts", axis="updates", bounds=POSITIVE,
+        keys={names.ROLLOUTS_STALENESS: "staleness"},
+        meaning="Updates between the weights that sampled the attempts and those that train on "
+        "them, with rollout.staleness = 1; importance weights correct for it, and the difference "
+        "between sampler and trainer includes it.",
+    ),
+    Panel(
         group="Signs of collapse", title="Turns of a conversation", axis="turns per attempt",
         keys={names.ROLLOUTS_TURNS: "turns"}, bounds=POSITIVE,
         meaning="Completions per attempt. Where an environment replies, a policy that stops asking "

@@ -1,7 +1,7 @@
 """env x engine -> groups with verdicts: every attempt of a step, played by `episodes.py`.
 
-Batch-first and turn-synchronous. These two files are all that would change for asynchronous
-rollouts. They compute no advantages and build no teacher contexts.
+Batch-first and turn-synchronous. These two files compute no advantages and build no teacher
+contexts.
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ class Collected:
     """Seconds the environment took, replies included."""
     left_out: list[Group] = field(default_factory=list)
     """Judged groups that others have replaced (`rollout.redraws`)."""
+    staleness: float | None = None
+    """Mean updates between the weights that sampled and those that train on it; None where they
+    are the same always."""
 
     def metrics(self) -> dict[str, float]:
         """The times, the share of attempts that could not be judged, and that of groups replaced
         by others."""
         drawn = [*self.groups, *self.left_out]
         verdicts = self.judged.verdicts
-        return {
+        stale = {} if self.staleness is None else {names.ROLLOUTS_STALENESS: self.staleness}
+        return stale | {
             names.ROLLOUTS_REDRAWN: len(self.left_out) / len(drawn) if drawn else 0.0,
             names.TIME_GENERATE_S: self.generate_s,
             names.TIME_JUDGE_S: self.judge_s,

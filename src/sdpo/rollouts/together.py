@@ -55,7 +55,7 @@ class Together:
                 parallel=self.parallel,
             )
         )
-        return self._whole(own, count=len(tasks), collector=collector)
+        return self.whole(own, count=len(tasks), collector=collector)
 
     def collect_in_contexts(
         self, collector: Collector, groups: Sequence[Group], *, sampling: Sampling, seed: int
@@ -66,7 +66,7 @@ class Together:
                 share_groups(groups, self.parallel), sampling=sampling, seed=seed
             )
         )
-        return self._whole(own, count=len(groups), collector=collector).groups
+        return self.whole(own, count=len(groups), collector=collector).groups
 
     def answer(
         self,
@@ -90,7 +90,7 @@ class Together:
 
         return self.parallel.agreed(divisible)
 
-    def _whole(self, own: Collected, *, count: int, collector: Collector) -> Collected:
+    def whole(self, own: Collected, *, count: int, collector: Collector) -> Collected:
         """The `count` groups of which this process has made `own`."""
         judged = self._judged(own.judged, collector)
         return replace(

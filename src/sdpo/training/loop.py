@@ -19,7 +19,6 @@ from sdpo.envs.base import Env
 from sdpo.errors import ConfigError, EngineError, JudgeError, NonFiniteLossError
 from sdpo.metrics.clock import Clock
 from sdpo.models.policy import Policy
-from sdpo.rollouts.curriculum import tasks_of_step
 from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
 from sdpo.signals import BrokenOff, Signals, exit_status
 from sdpo.training.opening import open_run
@@ -157,7 +156,6 @@ def _train_seeds(config: RunConfig, env: Env | None, on_step: OnStep | None) -> 
 def train_steps(run: Run) -> Generator[Mapping[str, float]]:
     """The run, a step at a time; each step's row of metrics.jsonl once it is done."""
     config, learner = run.config, run.learner
-    tasks = run.env.load("train")
     if run.start():
         run.begin(run.evaluate())
         yield run.last_metrics
@@ -167,14 +165,12 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         yield run.last_metrics
     while run.step < config.steps:
         clock = Clock()
-        step_tasks = tasks_of_step(
-            tasks, step=run.step, count=config.rollout.tasks_per_step, seed=config.seed
-        )
-        collected = run.collect(step_tasks)
+        collected = run.collect(run.tasks_of(run.step))
         with run.signals.undivided():
             with clock("update"):
                 groups = learner.with_contexts(collected.groups)
                 samples = learner.samples(groups)
+                run.sample_ahead()
                 losses = learner.update(samples)
             metrics = run.measure(groups, losses, collected.left_out)
             metrics |= learner.follow(metrics)
@@ -183,6 +179,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
             # An engine that cannot take the weights leaves a step that has trained.
             run.unevaluated = metrics | clock.seconds()
             with clock("update"):
+                run.land()
                 learner.publish()
             run.complete(metrics | clock.seconds())
         run.heed()

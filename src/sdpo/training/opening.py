@@ -85,7 +85,7 @@ def open_run(
         for line in (*(() if is_quiet else (opening_line(sampler, config),)), *conditions):
             run.say(line)
         if learner.shards is not None:
-            run.say(f"{parallel.world_size} processes share the weights (model.parallel)")
+            run.say(f"{learner.shards.sharing} (model.parallel)")
         yield run
 
 

@@ -138,16 +138,21 @@ class Optimizer:
     def _reduced_norm(self, parallel: Parallel) -> float:
         """The norm of the whole gradient, which afterwards is complete on every process: that of
         sharded weights is since the backward pass."""
-        shards, whole = [], []
+        shards, whole, copies = [], [], 1
         for name, master in self._masters.items():
-            is_shard = isinstance(self._parameters[name], DTensor)
-            (shards if is_shard else whole).append(master.grad)
+            parameter = self._parameters[name]
+            if isinstance(parameter, DTensor):
+                shards.append(master.grad)
+                # Nodes repeat each other's parts.
+                copies = parallel.world_size // parameter.device_mesh.size(-1)
+            else:
+                whole.append(master.grad)
         parallel.sum_gradients(whole)
         norm = float(torch.nn.utils.get_total_norm(whole))
         if not shards:
             return norm
         (squares,) = parallel.sum([float(torch.nn.utils.get_total_norm(shards)) ** 2])
-        return math.sqrt(squares + norm**2)
+        return math.sqrt(squares / copies + norm**2)
 
     def _make_room(self) -> list[torch.Tensor]:
         """The gradient sums, allocated as zeros where there are none yet, like the moments before

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sdpo.config.schema import RunConfig
-from sdpo.engines.base import Sampling
 from sdpo.errors import CanaryStop
 from sdpo.inspection.held_out import TaskSet, own_tasks, probe
 from sdpo.metrics import names
@@ -23,8 +24,9 @@ from sdpo.metrics.rollout_stats import num_completion_tokens, rollout_metrics
 from sdpo.metrics.writer import MetricsWriter
 from sdpo.parallel import Parallel
 from sdpo.records import Group, Task, Verdict
+from sdpo.rollouts.ahead import Ahead
 from sdpo.rollouts.collect import Collected, drop_empty
-from sdpo.rollouts.curriculum import other_tasks
+from sdpo.rollouts.curriculum import other_tasks, tasks_of_step
 from sdpo.rollouts.record import LEFT_OUT, RolloutRecorder
 from sdpo.rollouts.redraw import collect_varied
 from sdpo.rollouts.sampler import Sampler
@@ -65,6 +67,8 @@ class Run:
         self._holdouts = holdouts
         self._parallel = parallel
         self._together = Together(parallel=parallel, signals=signals)
+        self._ahead = Ahead(self._together)
+        self.land = self._ahead.land
         self._checkpoints = Checkpoints(
             run_dir, keep=config.checkpoint.keep, parallel=parallel, layout=learner.layout
         )
@@ -115,21 +119,42 @@ class Run:
         self.last_metrics = self._parallel.from_main(self._writer.last)
         return not steps
 
+    def tasks_of(self, step: int) -> list[Task]:
+        """The tasks of the step after `step` completed ones."""
+        return tasks_of_step(
+            self.env.load("train"),
+            step=step,
+            count=self.config.rollout.tasks_per_step,
+            seed=self.config.seed,
+        )
+
+    def sample_ahead(self) -> None:
+        """Begin to sample for the next step, where the config asks for it: with the weights that
+        the engine has now, which it keeps until `land` returns."""
+        self._ahead.clear()
+        if not self.config.rollout.staleness or self.step + 1 >= self.config.steps:
+            return
+        tasks, collector = self.tasks_of(self.step + 1), self._sampler.collector
+        work = partial(
+            collector.collect, tasks, parallel=self._parallel, **self._drawn(self.step + 1)
+        )
+        self._ahead.begin(collector, work, count=len(tasks))
+
     def collect(self, tasks: Sequence[Task]) -> Collected:
         """Judged groups of all ranks for `tasks`, in their order, without those of which no attempt
         could be judged, and with others in the place of flat ones where the config asks for it.
         Raises `JudgeError` on every rank, as it does an interrupt of any."""
         others = other_tasks(self.env.load("train"), tasks, step=self.step, seed=self.config.seed)
-        return collect_varied(self._collect, tasks, others, rounds=self.config.rollout.redraws)
+        found = collect_varied(self._collect, tasks, others, rounds=self.config.rollout.redraws)
+        if not self.config.rollout.staleness:
+            return found
+        versions = [r.policy_version for g in found.groups for r in g.rollouts]
+        stale = self.learner.optimizer.num_updates - fmean(versions) if versions else 0.0
+        return replace(found, staleness=stale)
 
     def _collect(self, tasks: Sequence[Task]) -> Collected:
-        collector = self._sampler.collector
-        collected = self._together.collect(
-            collector,
-            tasks,
-            group_size=self.config.rollout.group_size,
-            sampling=self._sampling(),
-            seed=derive(self.config.seed, "rollout", self.step),
+        collected = self._ahead.take() or self._together.collect(
+            self._sampler.collector, tasks, **self._drawn(self.step)
         )
         self.heed()
         return replace(collected, groups=drop_empty(collected.groups))
@@ -325,6 +350,7 @@ class Run:
             )
         state = self._parallel.agreed(lambda: self._checkpoints.load(target, self.learner.model))
         self.learner.roll_back(state)
+        self._ahead.clear()
         self._canaries.restart(self.step)
         self._history.restored(self.step, target)
         self.say(
@@ -335,9 +361,14 @@ class Run:
         self._parallel.barrier()
         self.save()
 
-    def _sampling(self) -> Sampling:
-        temperature = self.config.rollout.temperature
-        return self._sampler.sampling(self.config, temperature=temperature)
+    def _drawn(self, step: int) -> dict[str, Any]:
+        """How the attempts of the step after `step` completed ones are drawn."""
+        rollout = self.config.rollout
+        return {
+            "group_size": rollout.group_size,
+            "sampling": self._sampler.sampling(self.config, temperature=rollout.temperature),
+            "seed": derive(self.config.seed, "rollout", step),
+        }
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -345,6 +376,7 @@ class Run:
             "canaries": self._canaries.state(),
             "evaluations": self._history.state(),
             "unevaluated": self.unevaluated,
+            "ahead": self._ahead.state(),
         } | self.learner.state()
 
     def _load(self, step: int) -> None:
@@ -354,3 +386,4 @@ class Run:
         self._canaries.load_state(state["canaries"])
         self._history.load_state(state.get("evaluations", ()))
         self.unevaluated = state.get("unevaluated")
+        self._ahead.load_state(state.get("ahead"), self.env.load("train"))

@@ -134,6 +134,22 @@ def test_the_papers_recipe_fits_on_four_cards_of_96_gb_and_not_on_one():
     assert "model.adapter.type=lora" in advice(alone, outlines)
 
 
+def test_a_second_node_saves_memory_only_where_weights_are_shared_over_both():
+    outlines = Outlines()
+    standing = {}
+    for cards, parallel in (("8x80", "auto"), ("2x8x80", "auto"), ("2x8x80", "shard_all")):
+        config = load_config(["qwen3-8b-8gpu", f"model.parallel={parallel}"])
+        plan = plan_memory(config, Cards.parse(cards), outlines)
+        standing[cards, parallel] = plan.parts["Adam moments"]
+        assert plan.checkpoint == pytest.approx(18 * plan.weights.num_all)
+    assert standing["2x8x80", "auto"] == standing["8x80", "auto"]
+    assert standing["2x8x80", "shard_all"] == standing["8x80", "auto"] / 2
+    config = load_config(["qwen3-8b-8gpu", "rollout.engine.memory_fraction=0.5"])
+    small = plan_memory(config, Cards.parse("4x2x80"), outlines)
+    assert not small.fits
+    assert "model.parallel=shard_all" in advice(small, outlines)
+
+
 def test_a_smaller_micro_batch_is_advised_where_it_is_enough():
     outlines = Outlines()
     config = load_config(["learn-schema", "optim.micro_batch_tokens=65536"])
