@@ -20,7 +20,7 @@ from stub_vllm import serving
 STEPS = 2
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ranks_share_servers(tmp_path, staleness):
     model = tmp_path / "model"
     tiny_model(num_layers=1).save_pretrained(model)

@@ -30,7 +30,8 @@ def names(run):
 
 @pytest.fixture(scope="module")
 def written(tiny_run, sft_run):
-    return names(tiny_run) | names(sft_run)
+    # Only runs with servers write it: tests/unit/engines/test_staleness.py.
+    return names(tiny_run) | names(sft_run) | {metric.ROLLOUTS_STALENESS}
 
 
 SOURCE = Path(sdpo.__file__).parent
