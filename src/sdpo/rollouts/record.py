@@ -279,6 +279,10 @@ def read_rollouts(run_dir: Path) -> Iterator[Row]:
         rows, key=lambda row: (row["step"], row["split"], row["task"])
     ):
         group = list(rollouts)
+        for row in group:
+            # Records cut down to what is counted lack the texts.
+            row.setdefault("prompt", None)
+            row.setdefault("teacher", None)
         with_contexts(group)
         for column in ("prompt", "teacher"):
             shared = {row["index"]: row[column] for row in group}
