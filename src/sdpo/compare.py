@@ -186,10 +186,16 @@ def _load(path: Path) -> RunScores:
         row["step"]: int(row.get(names.ROLLOUTS_TOTAL) or 0) for row in read_rows(path / METRICS)
     }
     counts: dict[str, dict[int, dict[str, list[bool]]]] = {"eval": {}}
-    for row in read_rollouts(path):
-        if row["split"] not in (TRAINED, LEFT_OUT):
-            steps = counts.setdefault(row["split"], {})
-            steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
+    try:
+        for row in read_rollouts(path):
+            if row["split"] not in (TRAINED, LEFT_OUT):
+                steps = counts.setdefault(row["split"], {})
+                steps.setdefault(row["step"], {}).setdefault(row["task"], []).append(row["solved"])
+    except KeyError as error:
+        raise ConfigError(
+            f"{path / ROLLOUTS}: a row has no {error}; a comparison needs step, split, task, index "
+            "and solved of each attempt, as training writes them"
+        ) from error
     rates = {
         split.removeprefix(names.HOLDOUT): {
             step: {task: statistics.fmean(solved) for task, solved in tasks.items()}

@@ -14,7 +14,7 @@ from sdpo.records import Rollout
 from sdpo.rollouts.judging import judge_all
 
 TEXT = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    sdpo (.*)$", TEXT, re.MULTILINE)
+COMMANDS = re.findall(r"^sdpo (.*)$", TEXT, re.MULTILINE)
 RUN = re.sub(r"^<!-- read, not run.*?-->\n\n```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
 BLOCKS = re.findall(r"^```python\n(.*?)^```", RUN, re.MULTILINE | re.DOTALL)
 

@@ -122,6 +122,21 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         compare([[tmp_path]])
 
 
+def without(run, *columns):
+    """Takes columns out of the record of a run."""
+    path = run / "rollouts.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [{name: row[name] for name in row if name not in columns} for row in rows]
+    path.write_text("".join(dumps(row) + "\n" for row in kept))
+    return run
+
+
+def test_a_record_without_what_is_counted_names_the_column(tmp_path):
+    run = without(write_run(tmp_path / "run", 0, {0: {"a": 0.5}}), "solved")
+    with pytest.raises(ConfigError, match=r"rollouts\.jsonl: a row has no 'solved'"):
+        compare([[run]])
+
+
 def test_files_of_eval_compare_too(tmp_path):
     before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
     before.write_text('{"id":"a","samples":4,"solved":1}\n{"id":"b","samples":4,"solved":0}\n')
