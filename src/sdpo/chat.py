@@ -192,7 +192,9 @@ class Chat:
     def _find_stop_ids(self, model_stop_ids: Sequence[int]) -> tuple[int, ...]:
         """End-of-turn ids, the template's own first. Raises `ModelError` when there is none."""
         found: list[int] = []
-        after = self.text_ids(after_answer) if (after_answer := self._probe_end_of_turn()) else ()
+        # What the template puts right after an assistant's message, found by rendering one.
+        said = self._rendered(_ANSWERED, what="a question and its answer").rpartition(_MARK)[2]
+        after = self.text_ids(said) if said else ()
         if after and after[0] in self._special.values():
             found.append(after[0])
         if self.tokenizer.eos_token_id is not None:
@@ -204,10 +206,6 @@ class Chat:
                 "set eos_token in its config"
             )
         return tuple(dict.fromkeys(found))
-
-    def _probe_end_of_turn(self) -> str:
-        """Text the template puts right after an assistant's message, found by rendering one."""
-        return self._rendered(_ANSWERED, what="a question and its answer").rpartition(_MARK)[2]
 
     def _check_boundary(self) -> None:
         """Raises `ModelError` where a prompt ends before the text with which the template opens an

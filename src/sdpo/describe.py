@@ -94,22 +94,10 @@ def _routing(rule: Rule) -> Iterator[str]:
 
 def _probe(*solved: bool) -> Group:
     """A group with one rollout per argument."""
-    rollouts = [
-        Rollout(
-            task_id="probe",
-            index=index,
-            prompt_ids=(),
-            completion_ids=(),
-            sampler_logprobs=(),
-            text="",
-            truncated=False,
-            policy_version=0,
-        )
-        for index in range(len(solved))
-    ]
+    task = Task(id="probe", messages=())
     return Group(
-        task=Task(id="probe", messages=()),
-        rollouts=tuple(rollouts),
+        task=task,
+        rollouts=tuple(Rollout.written(task, "", index=i) for i in range(len(solved))),
         verdicts=tuple(Verdict(reward=float(s), solved=s) for s in solved),
     )
 

@@ -4,7 +4,7 @@ training."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -154,31 +154,20 @@ def discovery_at_k(first_solved: Sequence[int | None], k: int) -> float:
     return sum(first is not None and first <= k for first in first_solved) / len(first_solved)
 
 
-def bootstrap(
-    values: Sequence[float],
-    *,
-    level: float = 0.9,
-    seed: int = 0,
-    statistic: Callable[[np.ndarray], np.ndarray] = lambda x: x.mean(axis=-1),
-) -> Interval:
-    """Percentile bootstrap of `statistic` over `values`; resampling is seeded, so equal inputs give
+def bootstrap(values: Sequence[float], *, level: float = 0.9) -> Interval:
+    """Percentile bootstrap of the mean of `values`; resampling is seeded, so equal inputs give
     equal intervals.
 
-    `statistic` reduces the last axis. With a single value the interval has no width. Raises
-    `ValueError` for no values.
+    With a single value the interval has no width. Raises `ValueError` for no values.
     """
     if not values:
         raise ValueError("bootstrap needs at least one value")
     data = np.asarray(values, dtype=np.float64)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = max(1, SLICE_VALUES // len(data))
+    slices = [min(rows, BOOTSTRAP_SAMPLES - i) for i in range(0, BOOTSTRAP_SAMPLES, rows)]
     found = np.concatenate(
-        [
-            statistic(
-                data[rng.integers(0, len(data), size=(min(rows, BOOTSTRAP_SAMPLES - i), len(data)))]
-            )
-            for i in range(0, BOOTSTRAP_SAMPLES, rows)
-        ]
+        [data[rng.integers(0, len(data), size=(n, len(data)))].mean(axis=-1) for n in slices]
     )
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean=float(statistic(data)), low=float(low), high=float(high), level=level)
+    return Interval(mean=float(data.mean()), low=float(low), high=float(high), level=level)

@@ -141,13 +141,13 @@ def write_any_text() -> None:
 
 
 @contextmanager
-def showing_progress(console: Console | None = None) -> Generator[None]:
+def showing_progress() -> Generator[None]:
     """Show on standard error where the computation inside the block stands: one line that changes
     in a terminal and goes at the end, elsewhere a line every ten seconds. The main process does."""
     if not is_main_process():
         yield
         return
-    console = console or Console(stderr=True)
+    console = Console(stderr=True)
     live = Live(console=console, auto_refresh=False, transient=True)
     wait = REFRESH_S if console.is_terminal else SECONDS_BETWEEN_LINES
     shown_at = time.monotonic()

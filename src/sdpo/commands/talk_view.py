@@ -50,11 +50,9 @@ def show_answers(
         console.print(f"solved: {', '.join(counts)}", highlight=False)
 
 
-def show_lines(
-    answers: Iterable[Sequence[tuple[Moment, str]]], console: Console | None = None
-) -> None:
+def show_lines(answers: Iterable[Sequence[tuple[Moment, str]]]) -> None:
     """Print the answers to each line as they come."""
-    console = console or Console()
+    console = Console()
     for found in answers:
         _side_by_side(console, [[_titled(moment, text)] for moment, text in found])
 

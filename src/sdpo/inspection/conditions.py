@@ -42,14 +42,14 @@ class PromptFacts:
     """What the template writes of the time: format to text, empty for most."""
 
 
-def prompt_facts(chat: Chat, now: datetime | None = None) -> PromptFacts:
-    """How `chat` renders prompts at this moment; `now` says what the clock is thought to show."""
+def prompt_facts(chat: Chat) -> PromptFacts:
+    """How `chat` renders prompts at this moment."""
     masked = chat.probe(_MASKED)
     formats = dict.fromkeys(_CLOCK.findall(masked))
     return PromptFacts(
         digest=_digest(chat.probe()),
         apart_from_clock=_digest(masked),
-        clock={each: (now or datetime.now()).strftime(each) for each in formats},
+        clock={each: datetime.now().strftime(each) for each in formats},
     )
 
 

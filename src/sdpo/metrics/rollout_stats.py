@@ -111,16 +111,16 @@ def num_completion_tokens(rollout: Rollout) -> int:
     return len(rollout.completion_ids)
 
 
-def repeated_ngrams(rollout: Rollout, size: int = NGRAM) -> float:
+def repeated_ngrams(rollout: Rollout) -> float:
     """Share of token n-grams that occurred before in the attempt; 0 for attempts shorter than two
     n-grams."""
     ids: Sequence[int] = rollout.completion_ids
     if rollout.turns:
         ids = [token for turn in rollout.turns for token in turn.completion_ids]
-    total = len(ids) - size + 1
+    total = len(ids) - NGRAM + 1
     if total < 2:
         return 0.0
-    distinct = len({tuple(ids[i : i + size]) for i in range(total)})
+    distinct = len({tuple(ids[i : i + NGRAM]) for i in range(total)})
     return 1.0 - distinct / total
 
 

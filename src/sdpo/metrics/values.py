@@ -68,52 +68,41 @@ class Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class Sum:
-    """A total, for instance of tokens."""
+class _One:
+    """A value that is its own report."""
 
     value: float
+
+    def reduce(self) -> float:
+        return self.value
+
+    def numbers(self) -> tuple[float, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum(_One):
+    """A total, for instance of tokens."""
 
     def merge(self, other: Sum) -> Sum:
         return Sum(self.value + other.value)
 
-    def reduce(self) -> float:
-        return self.value
-
-    def numbers(self) -> tuple[float, ...]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
-class Last:
+class Last(_One):
     """The latest observation: of a quantity that is the same everywhere, such as the learning
     rate."""
-
-    value: float
 
     def merge(self, other: Last) -> Last:
         return other
 
-    def reduce(self) -> float:
-        return self.value
-
-    def numbers(self) -> tuple[float, ...]:
-        return (self.value,)
-
 
 @dataclass(frozen=True, slots=True)
-class Max:
+class Max(_One):
     """The largest observation: of the seconds of processes that wait for the slowest."""
-
-    value: float
 
     def merge(self, other: Max) -> Max:
         return Max(max(self.value, other.value))
-
-    def reduce(self) -> float:
-        return self.value
-
-    def numbers(self) -> tuple[float, ...]:
-        return (self.value,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,25 @@ def fast_path_of(model: PreTrainedModel) -> FastPath | Refusal:
     return FastPath(model=model, backbone=backbone_of(model), cache=found)
 
 
+@once
 def tree_kind_of(model: PreTrainedModel) -> TreeKind | Refusal:
     """How `model` attends to a packed tree, or why every sequence gets a row of its own, which the
     log then says. Raises `ModelError` for a model whose logits are not finite."""
-    return _kind_of(model)
+    with evaluating(model):
+        with torch.no_grad():
+            found = _against_trees(model) or _fastest_kind(model)
+        if not isinstance(found, Refusal):
+            with torch.enable_grad():
+                difference = trials.gradient_difference(model, found)
+            if difference:
+                found = Refusal(reason=f"{difference} on packed sequences")
+    if isinstance(found, Refusal):
+        _logger.warning(
+            "%s is trained on one sequence at a time, which takes several times as long: %s",
+            name_of(model),
+            found.reason,
+        )
+    return found
 
 
 def check_trainable(model: torch.nn.Module) -> None:
@@ -110,30 +125,7 @@ def _cache_of(model: PreTrainedModel) -> CacheShape | Refusal:
     with torch.no_grad(), evaluating(model):
         found = _against_trees(model) or _look_at_cache(model)
     if isinstance(found, Refusal):
-        _logger.warning(
-            "%s is sampled the slow way: %s",
-            name_of(model),
-            found.reason,
-        )
-    return found
-
-
-@once
-def _kind_of(model: PreTrainedModel) -> TreeKind | Refusal:
-    with evaluating(model):
-        with torch.no_grad():
-            found = _against_trees(model) or _fastest_kind(model)
-        if not isinstance(found, Refusal):
-            with torch.enable_grad():
-                difference = trials.gradient_difference(model, found)
-            if difference:
-                found = Refusal(reason=f"{difference} on packed sequences")
-    if isinstance(found, Refusal):
-        _logger.warning(
-            "%s is trained on one sequence at a time, which takes several times as long: %s",
-            name_of(model),
-            found.reason,
-        )
+        _logger.warning("%s is sampled the slow way: %s", name_of(model), found.reason)
     return found
 
 

@@ -131,9 +131,12 @@ def lessons_of(tokenizer: PreTrainedTokenizerBase) -> list[Lesson]:
         failed: _Failed, num_known: int, weight: int, has_sibling: bool, rules: ContextConfig
     ) -> None:
         text, feedback = failed
-        rollouts, verdicts = (_rollout(0, text),), (_verdict(feedback),)
+        rollouts, verdicts = (Rollout.written(task, text),), (_verdict(feedback),)
         if has_sibling:
-            rollouts, verdicts = (*rollouts, _rollout(1, _CODE)), (*verdicts, _verdict(None))
+            rollouts, verdicts = (
+                (*rollouts, Rollout.written(task, _CODE, index=1)),
+                (*verdicts, _verdict(None)),
+            )
         group = Group(task=task, rollouts=rollouts, verdicts=verdicts)
         context = teacher_contexts(group, rules, random.Random(0), _READING)[0]
         assert context.messages is not None
@@ -162,19 +165,6 @@ def lessons_of(tokenizer: PreTrainedTokenizerBase) -> list[Lesson]:
 def _verdict(feedback: str | None) -> Verdict:
     is_solved = feedback is None
     return Verdict(reward=float(is_solved), solved=is_solved, feedback=feedback)
-
-
-def _rollout(index: int, text: str) -> Rollout:
-    return Rollout(
-        task_id="toy",
-        index=index,
-        prompt_ids=(),
-        completion_ids=(),
-        sampler_logprobs=(),
-        text=text,
-        truncated=False,
-        policy_version=0,
-    )
 
 
 class _Examples:

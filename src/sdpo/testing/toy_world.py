@@ -59,9 +59,9 @@ class ToyEnv(FunctionEnv):
         failures = {}
         tasks = self.load("train")
         for task in tasks:
-            if not self._verdict(task, _attempt(task, task.reference)).solved:
+            if not self._verdict(task, Rollout.written(task, task.reference)).solved:
                 failures[task.id] = f"the code {task.reference!r} does not pass"
-            elif self._verdict(task, _attempt(task, "")).solved:
+            elif self._verdict(task, Rollout.written(task, "")).solved:
                 failures[task.id] = "an empty answer passes"
         return CheckReport(num_tasks=len(tasks), failures=failures, skipped=0)
 
@@ -157,16 +157,3 @@ def _tasks(num_tasks: int, seed: int) -> list[Task]:
         name, code = random_name(rng), random_code(rng)
         names.setdefault(name, code)
     return [Task(id=name, messages=question(name), reference=code) for name, code in names.items()]
-
-
-def _attempt(task: Task, text: str) -> Rollout:
-    return Rollout(
-        task_id=task.id,
-        index=0,
-        prompt_ids=(),
-        completion_ids=(),
-        sampler_logprobs=(),
-        text=text,
-        truncated=False,
-        policy_version=0,
-    )
