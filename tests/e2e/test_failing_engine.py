@@ -1,9 +1,10 @@
 """Runs that end of what is neither a judge nor a signal: an engine that cannot sample, or cannot
-take the new weights, and losses that are not finite."""
+take the new weights, losses that are not finite, and errors of the user's own functions."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from test_runs import TASKS, config, judge, model, rows  # noqa: F401 - model is a fixture
 
 import sdpo
@@ -65,3 +66,26 @@ def test_a_step_of_which_half_is_trained_is_not_saved(model, tmp_path, monkeypat
     with pytest.raises(NonFiniteLossError):
         train(config(model, tmp_path, *halves), env=ENV)
     assert Checkpoints(tmp_path, keep=2).steps() == [2]
+
+
+def test_an_error_of_on_step_lost_every_step_since_the_last_checkpoint(
+    whole, model, tmp_path  # noqa: F811
+):  # fmt: skip
+    def on_step(row):
+        if row["step"] == 4:
+            raise ZeroDivisionError("in on_step")
+
+    with pytest.raises(ZeroDivisionError):
+        train(config(model, tmp_path, *OVERRIDES), env=ENV, on_step=on_step)
+    assert Checkpoints(tmp_path, keep=2).steps() == [4]
+    assert train(config(model, tmp_path, *OVERRIDES), env=ENV).finished
+    assert rows(tmp_path) == whole
+
+
+def test_weights_of_which_an_error_left_some_moved_are_not_saved(
+    model, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    fails_at(monkeypatch, torch.optim.AdamW, "step", MemoryError("none left"), 5)
+    with pytest.raises(MemoryError):
+        train(config(model, tmp_path, *OVERRIDES, "checkpoint.every=3"), env=ENV)
+    assert Checkpoints(tmp_path, keep=2).steps() == [3]

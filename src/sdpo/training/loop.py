@@ -16,7 +16,14 @@ from statistics import fmean
 
 from sdpo.config.schema import RunConfig
 from sdpo.envs.base import Env
-from sdpo.errors import ConfigError, EngineError, JudgeError, NonFiniteLossError
+from sdpo.errors import (
+    CanaryStop,
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    JudgeError,
+    NonFiniteLossError,
+)
 from sdpo.metrics.clock import Clock
 from sdpo.models.policy import Policy
 from sdpo.run_folder import CHECKPOINTS, checkpoint_steps
@@ -25,7 +32,8 @@ from sdpo.training.opening import open_run
 from sdpo.training.run import Run
 
 _ON_EVERY_RANK = (JudgeError, EngineError, NonFiniteLossError)
-"""What ends a run in all of its processes alike, so that they can still save it together."""
+"""What ends a run in all of its processes alike, so that they can still save it together; a single
+process can after any error."""
 OnStep = Callable[[Mapping[str, float]], object]
 """Receives a row of metrics.jsonl; what it returns is not looked at."""
 
@@ -109,10 +117,12 @@ def _train(run: Run, on_step: OnStep | None) -> TrainResult:
                 if on_step is not None:
                     on_step(row)
             return _result(run)
-        except BrokenOff:
+        except (BrokenOff, CanaryStop, CheckpointError):
             raise
-        except _ON_EVERY_RANK as error:
-            run.save_before_stop("a judge failed" if isinstance(error, JudgeError) else "stopped")
+        except Exception as error:
+            if run.is_alone or isinstance(error, _ON_EVERY_RANK):
+                has_judge = isinstance(error, JudgeError)
+                run.save_before_stop("a judge failed" if has_judge else "stopped")
             raise
         except KeyboardInterrupt as stop:
             run.save_interrupted()

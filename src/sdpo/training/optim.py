@@ -125,6 +125,8 @@ class Optimizer:
             torch._foreach_mul_(gradients, self._config.grad_clip / norm)
         for group in self._adamw.param_groups:
             group["lr"] = self.lr
+        # First: weights of which an error leaves some moved belong to no step.
+        self.num_updates += 1
         self._adamw.step()
         for name, master in self._masters.items():
             parameter = self._parameters[name]
@@ -132,7 +134,6 @@ class Optimizer:
                 parameter.copy_(master)
         reshard(self._module)
         self.clear()
-        self.num_updates += 1
         return norm
 
     def _reduced_norm(self, parallel: Parallel) -> float:

@@ -119,6 +119,11 @@ class Run:
         self.last_metrics = self._parallel.from_main(self._writer.last)
         return not steps
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process takes part."""
+        return self._parallel.world_size == 1
+
     def tasks_of(self, step: int) -> list[Task]:
         """The tasks of the step after `step` completed ones."""
         return tasks_of_step(
