@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdpo.compare import compare
 from sdpo.errors import ConfigError
 from sdpo.metrics.jsonl import dumps, read_rows
 from sdpo.metrics.writer import ALERTS, METRICS
+from sdpo.report.comparison_table import shown
 from sdpo.report.outcome import Outcome, describe_outcome
 from sdpo.report.panels import PANELS, STEP_SECONDS, TIME_PARTS, UNDRAWN
 from sdpo.report.rollouts import CreditIndex, RolloutIndex
@@ -84,10 +86,29 @@ class ReportReader:
             "time": {"whole": STEP_SECONDS, "parts": [part.row() for part in TIME_PARTS]},
         }
 
+    def differences(self, groups: Sequence[Row]) -> list[str]:
+        """What `sdpo compare` says of each of `groups` but the first, beside the first; nothing
+        where there is nothing to compare. Reads all rollouts anew."""
+        paths = [run.path for run in self._runs if run.has_steps()]
+        try:
+            found = compare([[paths[i] for i in group["runs"]] for group in groups]).differences
+        except ConfigError:
+            return []
+        return [
+            f"{shown(each.gap, sign=True)}, better on {each.wins} tasks, worse on {each.losses}"
+            for each in found
+        ]
+
 
 def load_report(run_dirs: Sequence[Path]) -> Row:
     """Everything the page of these directories shows, once."""
-    return ReportReader(run_dirs).load()
+    reader = ReportReader(run_dirs)
+    data = reader.load()
+    groups = data["groups"]
+    if len(groups) > 1:
+        for group, text in zip(groups[1:], reader.differences(groups), strict=False):
+            group["difference"] = text
+    return data
 
 
 def run_outcome(run_dir: Path, *, through: int | None = None) -> Outcome | None:

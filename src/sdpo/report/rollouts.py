@@ -73,7 +73,7 @@ class RolloutIndex:
         for place, line in self._lines.new():
             row = self._lines.parse(line)
             self._count(row)
-            if row["text"] is None:
+            if row.get("text") is None:
                 continue  # log.rollouts kept its verdict only
             key = (row["step"], row["split"], row["task"])
             if self._groups and self._groups[-1].key == key:

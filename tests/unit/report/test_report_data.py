@@ -1,16 +1,20 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import pytest
 from synthetic_run import make_run
 
+from sdpo.compare import compare
 from sdpo.errors import ConfigError
 from sdpo.metrics.jsonl import dumps
 from sdpo.report import data
 from sdpo.report.data import load_report, metric_columns, run_names, seed_groups
 from sdpo.report.packed import Packed, gzip_json
 from sdpo.report.page import write_report
+
+RECORDS = Path(__file__).parents[3] / "benchmarks" / "records" / "learn-schema"
 
 
 def test_metrics_become_columns_with_gaps_as_null():
@@ -30,6 +34,23 @@ def test_long_runs_are_averaged_into_bins_that_keep_sparse_values(monkeypatch):
     assert columns["step"] == columns["tokens_total"] == list(range(9, 100, 10))
     assert columns["x"][0] == 4.5
     assert columns["eval/solved"] == [None] * 5 + [0.5] + [None] * 4
+
+
+def test_groups_are_compared_with_the_first_as_sdpo_compare_does():
+    arms = [[RECORDS / arm / f"seed-{seed}" for seed in (3, 4)] for arm in ("grpo", "main")]
+    (gap,) = compare(arms).differences
+    first, second = load_report([path for paths in arms for path in paths])["groups"]
+    assert "difference" not in first
+    assert second["difference"].startswith(f"{gap.gap.mean:+.3f} [{gap.gap.low:+.3f}, ")
+    assert f"better on {gap.wins} tasks" in second["difference"]
+
+
+def test_runs_without_tasks_in_common_are_not_compared(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    groups = load_report([tmp_path / "a", tmp_path / "b"])["groups"]
+    assert ["difference" in group for group in groups] == [False, False]
 
 
 def test_names_take_parents_when_directories_share_their_last_part(tmp_path):

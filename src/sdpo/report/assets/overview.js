@@ -121,6 +121,7 @@ function alertList(alerts, showRun) {
 }
 
 function comparison(data) {
+  const isCompared = data.groups.some((group) => group.difference);
   const rows = data.groups.map((group, g) => {
     const runs = group.runs.map((i) => data.runs[i]);
     const over = (read) => {
@@ -138,6 +139,7 @@ function comparison(data) {
       el("td", { className: "num", textContent: String(runs.length) }),
       el("td", { className: "num", textContent: pair(ends, "eval/solved") }),
       el("td", { className: "num", textContent: number(over((run) => ends(run, "eval/solved")?.best)) }),
+      ...(isCompared ? [el("td", { className: "num", textContent: group.difference ?? "" })] : []),
       el("td", { className: "num", textContent: pair(tenths, "train/solved") }),
       el("td", { className: "num", textContent: number(over((run) => Math.max(...run.metrics.step))) }),
       el("td", { className: "num", textContent: duration(over(runSeconds) || 0) }),
@@ -151,6 +153,7 @@ function comparison(data) {
     "Seeds",
     "Held out, first → last",
     "Best",
+    ...(isCompared ? [`Held out, minus ${data.groups[0].name}`] : []),
     "Training, first → last tenth",
     "Steps",
     "Time",
@@ -171,8 +174,17 @@ function comparison(data) {
       ),
       el("tbody", {}, ...rows),
     ),
-    el("p", { className: "soft small", textContent: "Seeds of the same settings are averaged." }),
+    ...comparisonNotes(data, isCompared).map((textContent) => el("p", { className: "soft small", textContent })),
   );
+}
+
+function comparisonNotes(data, isCompared) {
+  const notes = [];
+  if (data.groups.some((group) => group.runs.length > 1)) notes.push("Seeds of the same settings are averaged.");
+  if (isCompared) {
+    notes.push("Differences are paired by tasks, and by seeds where both have them; [low, high] is 90%, as sdpo compare.");
+  }
+  return notes;
 }
 
 function swatch(index) {
