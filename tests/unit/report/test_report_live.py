@@ -1,6 +1,7 @@
 """The page that follows a run, in Chromium: the records of a real run, appended step by step."""
 
 import threading
+from contextlib import closing
 
 import pytest
 from chromium import Browser, find
@@ -34,7 +35,8 @@ class Replayed:
         """Append what the run wrote at `step`, the metrics last, as training does."""
         for name in FILES:
             rows = (row for row in read_rows(self._source / name) if row["step"] == step)
-            JsonLines(self.folder / name).append(rows)
+            with closing(JsonLines(self.folder / name)) as lines:
+                lines.append(rows)
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_the_page_grows_with_the_run_and_the_reader_stays_where_they_are(run, pa
     assert page.evaluate("document.querySelector('#rollouts .detail').textContent") == chosen
     assert page.evaluate("document.querySelectorAll('#rollouts .item').length") > count
     badges = "[...document.querySelectorAll('#rollouts .item .badge')].map((n) => n.textContent)"
-    assert set(page.evaluate(badges)) == {"wrong answer"}
+    assert set(page.evaluate(badges)) <= {"wrong answer", "not solved"}
     assert page.evaluate("document.querySelector('.headline').textContent").count("over 6 tasks")
     assert page.errors == []
     origin = server.address

@@ -294,7 +294,7 @@ def test_curves_that_lie_on_each_other_are_both_seen(page, flat_run, tmp_path):
     page.open(write_report([flat_run], tmp_path / "report.html"))
     page.wait(PLOT.format("Groups") + "?.classList.contains('js-plotly-plot')")
     dashes = page.evaluate(PLOT.format("Groups") + ".data.map((t) => t.line.dash)")
-    assert dashes == ["solid", "5px,6px", "solid"]
+    assert dashes == ["solid", "5px,6px", "solid", "5px,6px"]
     shown = page.evaluate(PLOT.format("Groups") + ".layout.yaxis.range")
     assert shown == [-0.02, 1.02]
 
