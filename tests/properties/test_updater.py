@@ -10,6 +10,7 @@ average are worked out here.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from dataclasses import dataclass, replace
@@ -458,6 +459,14 @@ def test_what_the_teacher_said_was_kept_for_a_whole_update(
     assert max(sizes) <= 12
 
 
+@functools.cache
+def same_model():
+    """The model of all comparisons, which is looked at once, and its first weights."""
+    model = tiny_model(num_layers=1).double()
+    noisy(model, 0.05, seed=1)
+    return model, clones(model.state_dict())
+
+
 def clones(weights):
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
@@ -498,8 +507,8 @@ def follows(schedule, optimizer, teacher, initial):
 def compare_updates(objective, schedule, *, passes, micro_batch_tokens=120):
     config = settings(objective, schedule, passes)
     config = with_settings(config, {"optim": {"micro_batch_tokens": micro_batch_tokens}})
-    model = tiny_model(num_layers=1).double()
-    noisy(model, 0.05, seed=1)
+    model, begun = same_model()
+    model.load_state_dict(begun)
     initial = clones(trainable(model))
     watched = TeacherSchedule(config.teacher.schedule, model, keep_initial=True)
     noisy(model, 0.03, seed=2)  # the student has moved since

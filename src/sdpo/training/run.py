@@ -62,6 +62,7 @@ class Run:
         self.last_metrics: dict[str, float] = {}
         self.unevaluated: dict[str, float] | None = None
         """The metrics of a step that has trained and whose evaluation is still to come."""
+        self._has_acted = True
         self._sampler = sampler
         self._own = own_tasks(sampler, config)
         self._holdouts = holdouts
@@ -210,12 +211,14 @@ class Run:
         if self.is_due(self.config.eval.every):
             metrics = {**metrics, **self.evaluate()}
         with self.signals.undivided():
+            self._has_acted = False
             alerts = self.watch(metrics)
             self.record(metrics, alerts)
             self.unevaluated = None
             # Before any save: a run killed in between resumes before the alert and acts on it
             # again.
             self.act(alerts)
+            self._has_acted = True
 
     def evaluate(self) -> dict[str, float]:
         """The `eval/*` metrics of the current weights on held-out tasks, and where the config asks
@@ -291,9 +294,10 @@ class Run:
 
     def save_before_stop(self, why: str) -> None:
         """Save the last step that has trained, evaluated or not, before an error ends the run;
-        nothing when some updates of the next step have been made. Collective."""
+        nothing when some updates of the next step have been made, or an alert is not acted on.
+        Collective."""
         is_recorded = self.last_metrics.get("step") == self.step or self.unevaluated is not None
-        if is_recorded and not self.learner.is_within_step:
+        if is_recorded and self._has_acted and not self.learner.is_within_step:
             self._save_unless_saved()
             self.say(f"{why}: step {self.step} is saved; the same command continues")
 
