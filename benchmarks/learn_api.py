@@ -1,0 +1,64 @@
+"""The runs behind "A library no attempt can guess" in docs/results.md: `learn-api` under several
+settings ("arms"), one run a call, and what git keeps of it (as benchmarks/learn_schema.py does).
+
+    python benchmarks/learn_api.py main --seed 2 --model PATH --keep runs/api-2
+    python benchmarks/learn_api.py next_version --seed 2 --model runs/api-2
+    sdpo compare benchmarks/records/learn-api/main -- benchmarks/records/learn-api/grpo
+
+Every run is evaluated on `python-basics`, as the quickstart does, before and after: what the library costs of Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from learn_schema import MODEL, record
+
+import sdpo
+
+RECORDS = Path(__file__).parent / "records" / "learn-api"
+
+FULL_WEIGHTS = ("model.adapter={type='none'}", "optim.lr=1e-5")
+
+ARMS: dict[str, tuple[str, ...]] = {
+    "main": (),
+    "grpo": ("objective.type=grpo",),
+    "next_version": ("env.tasks=private-api-v2",),
+    "next_version_alone": ("env.tasks=private-api-v2",),
+    "frozen_teacher": ("teacher.schedule={type='frozen'}",),
+    "full_weights": FULL_WEIGHTS,
+}
+"""What each arm changes in the recipe. `next_version` goes on from the run that `--model` names,
+`next_version_alone` begins with the base model."""
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--model", default=MODEL, help="a base model, or the folder of a run")
+    parser.add_argument("--keep", help="folder for the run itself, weights included")
+    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
+    given = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(given.keep or Path(scratch, "run"))
+        sdpo.train(
+            "learn-api",
+            f"run={folder}",
+            f"seed={given.seed}",
+            f"steps={given.steps}",
+            f"model.name={given.model}",
+            "eval.holdout=['quickstart']",
+            *ARMS[given.arm],
+            *given.overrides,
+        )
+        record(folder, RECORDS / given.arm / f"seed-{given.seed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
