@@ -21,7 +21,7 @@ import sdpo
 
 RECORDS = Path(__file__).parent / "records" / "learn-api"
 
-FULL_WEIGHTS = ("model.adapter={type='none'}", "optim.lr=1e-5")
+FULL_WEIGHTS = ("model.adapter={type='full'}", "optim.lr=1e-5")
 
 ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
