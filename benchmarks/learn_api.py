@@ -5,7 +5,7 @@ settings ("arms"), one run a call, and what git keeps of it (as benchmarks/learn
     python benchmarks/learn_api.py next_version --seed 2 --model runs/api-2
     sdpo compare benchmarks/records/learn-api/main -- benchmarks/records/learn-api/grpo
 
-Every run is evaluated on `python-basics`, as the quickstart does, before and after: what the library costs of Python.
+Every run is evaluated on the quickstart's tasks before and after: what the library costs of Python.
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+"""The runs behind "Where rewards are not flat" in docs/results.md: questions on a database of which
+the prompt lists one table of three, so that a third of them can be answered from the start. One run
+a call; what git keeps of it is as benchmarks/learn_schema.py says.
+
+    python benchmarks/sample_efficiency.py grpo --seed 2 --lr 2e-4 --model PATH
+    sdpo compare benchmarks/records/half-shown/hybrid -- benchmarks/records/half-shown/grpo
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from learn_schema import MODEL, record
+
+import sdpo
+from sdpo.config.load import load_config
+from sdpo.envs.sql import SqlEnv
+
+RECORDS = Path(__file__).parent / "records" / "half-shown"
+ARMS = ("grpo", "hybrid", "sdpo", "srpo")
+"""`objective.type`; everything else is `learn-schema`'s, the rate aside."""
+
+
+class OneTableShown(SqlEnv):
+    """Prompts list the database's first table and say nothing of the others."""
+
+    def table_heads(self, task: sdpo.Task) -> str:
+        """The first table with its columns."""
+        return super().table_heads(task).splitlines()[0]
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--lr", default="2e-4")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
+    given = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "run")
+        config = load_config(
+            [
+                "learn-schema",
+                f"run={folder}",
+                f"seed={given.seed}",
+                f"steps={given.steps}",
+                f"model.name={given.model}",
+                "env.tables=shown",
+                "eval.every=2",
+                f"objective.type={given.arm}",
+                f"optim.lr={given.lr}",
+                *given.overrides,
+            ]
+        )
+        with closing(OneTableShown(config.env)) as env:
+            sdpo.train(config, env=env)
+        record(folder, RECORDS / f"{given.arm}-{given.lr}" / f"seed-{given.seed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
