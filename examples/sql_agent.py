@@ -19,6 +19,7 @@ import sdpo
 from sdpo.config.environments import SqlEnvConfig
 from sdpo.envs.base import FunctionEnv
 from sdpo.envs.sql import SqlEnv
+from sdpo.envs.sql.formats import REQUEST
 from sdpo.envs.tool_calls import tool_calls
 
 LIST_TABLES = {
@@ -68,12 +69,18 @@ class SqlAgent:
         return replace(self.judged, feedback=None, metrics={"has_asked": float(self.has_asked)})
 
 
+def bare(task: sdpo.Task) -> sdpo.Task:
+    """The question alone: "Answer with one SQL query only" would forbid the call."""
+    question = task.messages[-1]["content"].removesuffix(f" {REQUEST}")
+    return replace(task, messages=({"role": "user", "content": question},))
+
+
 def make_env() -> FunctionEnv:
     """The questions of the built-in company, without worked examples; `env.path` takes it too."""
     sql = SqlEnv(SqlEnvConfig(worked_examples=False, hints="none"))
     return sdpo.env(
-        sql.load("train"),
-        eval_tasks=sql.load("eval"),
+        [bare(task) for task in sql.load("train")],
+        eval_tasks=[bare(task) for task in sql.load("eval")],
         episode=lambda task, attempt: SqlAgent(sql, task),
         tools=[LIST_TABLES],
         max_turns=4,
@@ -86,6 +93,8 @@ SETTINGS = (
     "run=runs/sql-agent",
     "rollout.max_completion_tokens=320",
     "teacher.context.max_tokens=768",
+    "optim.lr=1e-4",
+    "optim.passes=1",
 )
 
 if __name__ == "__main__":
