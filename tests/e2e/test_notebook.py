@@ -38,7 +38,6 @@ def test_every_judging_function_raised_in_jupyter(tmp_path):
     assert "finished at 1" in json.dumps(notebook.cells[0].outputs)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_notebook_of_the_examples_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
