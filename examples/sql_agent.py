@@ -34,9 +34,9 @@ ASK_FIRST = (
     "Nobody told which tables there are. Call list_tables, without arguments, before the query."
 )
 ANSWER_NOW = "The tables are known. Answer with one SQL query, without another call."
-TABLES = "{tables}\n\nWrite the SQL query that answers the question in a ```sql block."
-"""The tool's answer, which ends with the form of what comes next: told "Now answer with one SQL
-query", a model of 0.5B parameters calls again in half of all attempts; told so, in none."""
+TABLES = "{tables}\n\nQuestion: {question}\n{request}"
+"""The tool's answer. With the question again, 14 of 45 queries that a model of 0.5B parameters wrote
+after it were right; with "Write the SQL query that answers the question" none was."""
 
 
 class SqlAgent:
@@ -63,7 +63,8 @@ class SqlAgent:
         if call.name != "list_tables":
             return f"There is no tool {call.name}; there is list_tables."
         self.has_asked = True
-        return TABLES.format(tables=self.sql.table_heads(self.task))
+        question, tables = self.task.messages[-1]["content"], self.sql.table_heads(self.task)
+        return TABLES.format(tables=tables, question=question, request=REQUEST)
 
     def verdict(self) -> sdpo.Verdict:
         return replace(self.judged, feedback=None, metrics={"has_asked": float(self.has_asked)})
@@ -93,7 +94,7 @@ SETTINGS = (
     "run=runs/sql-agent",
     "rollout.max_completion_tokens=320",
     "teacher.context.max_tokens=768",
-    "optim.lr=1e-4",
+    "optim.lr=5e-5",
     "optim.passes=1",
 )
 
