@@ -35,8 +35,8 @@ ASK_FIRST = (
 )
 ANSWER_NOW = "The tables are known. Answer with one SQL query, without another call."
 TABLES = "{tables}\n\nQuestion: {question}\n{request}"
-"""The tool's answer. With the question again, 14 of 45 queries that a model of 0.5B parameters wrote
-after it were right; with "Write the SQL query that answers the question" none was."""
+"""The tool's answer. With the question again, 14 of 45 queries that a 0.5B model wrote next were
+right; with "Write the SQL query that answers the question" none was."""
 
 
 class SqlAgent:
