@@ -1,9 +1,10 @@
 """The runs behind "Where rewards are not flat" in docs/results.md: questions on a database of which
-the prompt lists one table of three, so that a third of them can be answered from the start. One run
-a call; what git keeps of it is as benchmarks/learn_schema.py says.
+the prompt lists all tables, or one of three, so that some can be answered from the start. One run a
+call; what git keeps of it is as benchmarks/learn_schema.py says.
 
-    python benchmarks/sample_efficiency.py grpo --seed 2 --lr 2e-4 --model PATH
-    sdpo compare benchmarks/records/half-shown/hybrid -- benchmarks/records/half-shown/grpo
+    python benchmarks/sample_efficiency.py grpo --tables all --seed 2 --lr 2e-4 --model PATH
+    cd benchmarks/records/sample-efficiency/all
+    sdpo compare grpo-2e-4 -- hybrid-2e-4 --reach 0.7
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sdpo
 from sdpo.config.load import load_config
 from sdpo.envs.sql import SqlEnv
 
-RECORDS = Path(__file__).parent / "records" / "half-shown"
+RECORDS = Path(__file__).parent / "records" / "sample-efficiency"
 ARMS = ("grpo", "hybrid", "sdpo", "srpo")
 """`objective.type`; everything else is `learn-schema`'s, the rate aside."""
 
@@ -37,6 +38,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("arm", choices=ARMS)
+    parser.add_argument("--tables", choices=("all", "one"), default="all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--lr", default="2e-4")
@@ -59,9 +61,11 @@ def main() -> None:
                 *given.overrides,
             ]
         )
-        with closing(OneTableShown(config.env)) as env:
+        kind = OneTableShown if given.tables == "one" else SqlEnv
+        with closing(kind(config.env)) as env:
             sdpo.train(config, env=env)
-        record(folder, RECORDS / f"{given.arm}-{given.lr}" / f"seed-{given.seed}")
+        to = RECORDS / given.tables / f"{given.arm}-{given.lr}" / f"seed-{given.seed}"
+        record(folder, to)
 
 
 if __name__ == "__main__":
