@@ -28,7 +28,6 @@ ARMS = {"before_turns": "before_turn", "at_start": "at_start", "never": "never"}
 
 SMALL = (
     "rollout.tasks_per_step=4",
-    "rollout.max_turns=3",
     "eval.every=4",
     "eval.samples=1",
 )

@@ -4,9 +4,10 @@
     python examples/sql_agent.py model.name=FOLDER steps=1         # any model that knows tools
 
 The built-in company's tables are not in the prompt. An attempt that calls `list_tables` reads them
-and can answer; one that does not can only guess names. What is said of a turn that should have been
-a call stands before that turn when the teacher re-reads the attempt, so that the policy learns to
-ask first. Queries run in the sandbox of `env.type = "sql"` (Linux).
+and can answer; one that does not could only guess names, and ends. What is said of a turn that
+should have been a call stands before that turn when the teacher re-reads the attempt, so that the
+policy learns to ask first, and what SQLite says of the answer stands before the answer. Queries run
+in the sandbox of `env.type = "sql"` (Linux).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ right; with "Write the SQL query that answers the question" none was."""
 
 
 class SqlAgent:
-    """One attempt: calls of the tool, then an answer, which ends it; feedback is about turns."""
+    """One attempt: a call of the tool, then an answer. All that is said is about one of the two."""
 
     def __init__(self, sql: SqlEnv, task: sdpo.Task) -> None:
         self.sql, self.task = sql, task
@@ -48,23 +49,17 @@ class SqlAgent:
         self.judged = sdpo.Verdict(reward=0.0, solved=False, info={"category": "no_answer"})
 
     def step(self, turn: sdpo.Turn) -> sdpo.Reply:
-        knew, calls = self.has_asked, tool_calls(turn.text)
-        messages = tuple({"role": "tool", "content": self.run(call)} for call in calls)
+        calls = tool_calls(turn.text)
         if not calls:
             self.judged = self.sql.judge_text(self.task, turn.text, is_truncated=turn.truncated)
+        if self.has_asked:
+            return sdpo.Reply(feedback=ANSWER_NOW if calls else self.judged.feedback)
+        self.has_asked = any(call.name == "list_tables" for call in calls)
         if not self.has_asked:
-            return sdpo.Reply(messages=messages, feedback=ASK_FIRST)
-        wasted = ANSWER_NOW if knew else None
-        return sdpo.Reply(messages=messages, feedback=wasted if calls else self.judged.feedback)
-
-    def run(self, call) -> str:
-        if call.problem is not None:
-            return call.problem
-        if call.name != "list_tables":
-            return f"There is no tool {call.name}; there is list_tables."
-        self.has_asked = True
+            return sdpo.Reply(feedback=ASK_FIRST)
         question, tables = self.task.messages[-1]["content"], self.sql.table_heads(self.task)
-        return TABLES.format(tables=tables, question=question, request=REQUEST)
+        said = TABLES.format(tables=tables, question=question, request=REQUEST)
+        return sdpo.Reply(messages=({"role": "tool", "content": said},))
 
     def verdict(self) -> sdpo.Verdict:
         return replace(self.judged, feedback=None, metrics={"has_asked": float(self.has_asked)})
@@ -84,7 +79,7 @@ def make_env() -> FunctionEnv:
         eval_tasks=[bare(task) for task in sql.load("eval")],
         episode=lambda task, attempt: SqlAgent(sql, task),
         tools=[LIST_TABLES],
-        max_turns=4,
+        max_turns=2,
         close=sql.close,
     )
 
@@ -94,7 +89,7 @@ SETTINGS = (
     "run=runs/sql-agent",
     "rollout.max_completion_tokens=320",
     "teacher.context.max_tokens=768",
-    "optim.lr=5e-5",
+    "optim.lr=1e-4",
     "optim.passes=1",
 )
 

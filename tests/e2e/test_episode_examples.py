@@ -86,10 +86,23 @@ def test_the_agent_that_does_not_ask_is_told_about_that_turn(agent):
     (turn,) = found.rollouts[0].turns
     assert "Call list_tables" in turn.feedback
     assert not found.verdicts[0].solved
-    for said, answer in (("<tool_call>x", "cannot be read"), ('<tool_call>{"name": "rm"}', "rm;")):
-        texts = iter([said, "SELECT 1"])
+    for said in ("<tool_call>x", '<tool_call>{"name": "rm", "arguments": {}}'):
+        found = group(agent, task, lambda ids, seed, t=said: t, tokenizer_with_tools())
+        (turn,) = found.rollouts[0].turns
+        assert "Call list_tables" in turn.feedback
+        assert found.verdicts[0].info["category"] == "no_answer"
+
+
+def test_the_agent_is_told_about_its_answer_where_it_stands(agent):
+    task = agent.load("train")[0]
+    for said, heard in ((CALL, "without another call"), ("SELECT 1", "expected")):
+        texts = iter([CALL, said])
         found = group(agent, task, lambda ids, seed, t=texts: next(t), tokenizer_with_tools())
-        assert answer in found.rollouts[0].turns[0].reply[0]["content"]
+        asked, answered = found.rollouts[0].turns
+        assert asked.feedback is None
+        assert heard in answered.feedback
+        assert found.verdicts[0].feedback is None
+        assert not found.verdicts[0].solved
 
 
 def test_every_pair_of_rooms_can_be_won_by_following_what_is_said():
