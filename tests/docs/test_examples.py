@@ -47,6 +47,25 @@ def test_tasks_from_a_csv_file(start, tmp_path, capsys):
     assert "runs/csv" in capsys.readouterr().out
 
 
+def test_tasks_from_a_data_set_of_the_hub(start, tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"question": f"What is {n} + 1?", "answer": f"One more.\n#### {n + 1}"} for n in range(9)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "sums.parquet"))
+    start("hf_dataset.py", "sums.parquet")
+    assert "runs/hf-dataset" in capsys.readouterr().out
+
+
+def test_a_weighting_of_ones_own_then_plain_transformers(start, capsys):
+    start("own_weighting.py")
+    said = capsys.readouterr().out
+    assert "license" in said or "---" in said
+    recorded = json.loads(Path("runs/own-weighting/config.json").read_text(encoding="utf-8"))
+    assert "own_weighting.py" in json.dumps(recorded["custom"])
+    assert {"model.safetensors", "tokenizer.json"} <= {f.name for f in Path("exported").iterdir()}
+
+
 def test_three_seeds_compared(start, capsys):
     start("compare_seeds.py")
     assert "srpo - grpo" in capsys.readouterr().out

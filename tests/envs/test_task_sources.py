@@ -147,6 +147,18 @@ def test_a_data_set_of_the_hub_is_named_by_its_id(monkeypatch):
     assert asked[1] == ("openai/gsm8k", None)
 
 
+def test_the_librarys_own_splits_are_read(tmp_path, monkeypatch):
+    """The real `datasets`, which takes a folder where it takes a name of the hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name, question in (("train", "Two?"), ("test", "Three?")):
+        rows = datasets.Dataset.from_list([GSM8K | {"question": question}])
+        rows.to_parquet(str(tmp_path / "data" / f"{name}.parquet"))
+    found = sources.load_hub(str(tmp_path / "data"), None)
+    assert list(found) == ["train", "test"]
+    assert [row["question"] for row in found["test"]] == ["Three?"]
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [

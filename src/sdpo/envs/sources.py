@@ -139,8 +139,8 @@ def _table_rows(path: Path, delimiter: str) -> Iterator[Line]:
 
 def _parquet_rows(path: Path, setting: str) -> Iterator[Line]:
     try:
-        import pyarrow  # ty: ignore[import-not-found]  # an extra
-        from pyarrow import parquet  # ty: ignore[import-not-found]
+        import pyarrow  # an extra
+        from pyarrow import parquet
     except ImportError as error:
         raise ConfigError(
             NEEDS_EXTRA.format(setting=setting, source=str(path), package="pyarrow")
@@ -194,9 +194,10 @@ def _hub_splits(splits: Mapping[str, Any], wanted: str, where: str) -> list[tupl
 
 def load_hub(name: str, configuration: str | None) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     """The splits of a data set of the Hugging Face hub; the only call of ours that loads one."""
-    import datasets  # ty: ignore[import-not-found]  # an extra
+    import datasets  # an extra
 
-    return datasets.load_dataset(name, configuration)
+    found = datasets.load_dataset(name, configuration)
+    return {str(split): rows for split, rows in found.items()}
 
 
 def renamed(line: Line, fields: Mapping[str, str]) -> Line:
