@@ -89,7 +89,11 @@ SETTINGS = (
     "run=runs/sql-agent",
     "rollout.max_completion_tokens=320",
     "teacher.context.max_tokens=768",
-    "optim.lr=1e-4",
+    # A solved sibling would show the tables before the call, and a teacher that knows them answers.
+    "teacher.context.demonstration=none",
+    "teacher.context.templates.solve='Take the first turn again.'",
+    "optim.lr=5e-5",
+    "optim.decay_steps=0",
     "optim.passes=1",
 )
 
