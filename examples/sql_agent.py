@@ -34,7 +34,9 @@ LIST_TABLES = {
 ASK_FIRST = (
     "Nobody told which tables there are. Call list_tables, without arguments, before the query."
 )
-ANSWER_NOW = "The tables are known. Answer with one SQL query, without another call."
+ANSWER_NOW = "Answer in a ```sql block that begins with SELECT."
+"""After it the model's block is SQL in 98 to 100 of 100 cases, 91 of 100 without a hint. Told "The
+tables are known. Answer with one SQL query, without another call", it is a call in 43 to 71."""
 TABLES = "{tables}\n\nQuestion: {question}\n{request}"
 """The tool's answer. With the question again, 14 of 45 queries that a 0.5B model wrote next were
 right; with "Write the SQL query that answers the question" none was."""

@@ -95,7 +95,7 @@ def test_the_agent_that_does_not_ask_is_told_about_that_turn(agent):
 
 def test_the_agent_is_told_about_its_answer_where_it_stands(agent):
     task = agent.load("train")[0]
-    for said, heard in ((CALL, "without another call"), ("SELECT 1", "expected")):
+    for said, heard in ((CALL, "begins with SELECT"), ("SELECT 1", "expected")):
         texts = iter([CALL, said])
         found = group(agent, task, lambda ids, seed, t=texts: next(t), tokenizer_with_tools())
         asked, answered = found.rollouts[0].turns
