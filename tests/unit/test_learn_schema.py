@@ -65,3 +65,16 @@ def test_the_arms_of_the_documents_are_those_on_record():
     assert [tuple(map(float, row)) for row in written[: len(arms)]] == [
         pytest.approx(row, abs=0.006) for row in measured
     ]
+
+
+def test_the_table_where_rewards_are_not_flat_is_that_on_record():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (GRPO|`hybrid`)[^|]* \| (\S+) \| (\d) \|(.+)\|$", text, re.MULTILINE)
+    assert len(rows) == 7
+    for arm, rate, seed, cells in rows:
+        folder = ROOT / "benchmarks" / "records" / "sample-efficiency" / "all"
+        folder = folder / f"{arm.strip('`').lower()}-{rate}" / f"seed-{seed}"
+        curve = sdpo.Run.open(folder).metrics()
+        solved = dict(zip(curve["step"], curve["eval/solved"], strict=True))
+        shown = [float(cell) for cell in cells.split("|")]
+        assert shown == pytest.approx([solved[n] for n in (0, 2, 4, 6, 8, 12)], abs=0.0051), folder
