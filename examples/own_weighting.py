@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,7 +18,7 @@ from sdpo.losses.weighting import TaughtTokens
 def first_words(tokens: TaughtTokens, *, half_life: float = 16.0) -> torch.Tensor:
     """Weights [T] that halve every `half_life` tokens: a program is often decided by its first
     lines, and what follows them is a consequence."""
-    places = torch.arange(len(tokens.teacher_logprob), dtype=tokens.teacher_logprob.dtype)
+    places = torch.ones_like(tokens.teacher_logprob).cumsum(0) - 1
     return 0.5 ** (places / half_life)
 
 
@@ -36,7 +34,7 @@ def main() -> None:
             }
         },
     )
-    export_run(result.run_dir, Path("exported"))
+    export_run(result.run_dir, "exported")
     model = AutoModelForCausalLM.from_pretrained("exported")
     tokenizer = AutoTokenizer.from_pretrained("exported")
     chat = [{"role": "user", "content": "Write a Python function double(n)."}]
@@ -44,8 +42,7 @@ def main() -> None:
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     answer = model.generate(**prompt, max_new_tokens=48)[0, prompt["input_ids"].shape[1] :]
-    print(tokenizer.decode(answer))
-    print((Path("exported") / "README.md").read_text(encoding="utf-8")[:200])
+    print("answer:", tokenizer.decode(answer))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
     python examples/sql_agent.py model.name=FOLDER steps=1         # any model that knows tools
 
 The built-in company's tables are not in the prompt. An attempt that calls `list_tables` reads them
-and can answer; one that does not could only guess names, and ends. What is said of a turn that
-should have been a call stands before that turn when the teacher re-reads the attempt, so that the
-policy learns to ask first, and what SQLite says of the answer stands before the answer. Queries run
-in the sandbox of `env.type = "sql"` (Linux).
+and can answer; one that does not call it ends there. When the teacher re-reads an attempt, what was
+said of each turn stands before that turn. Qwen2.5-Coder-0.5B learns to ask so, and then to ask
+again where it should answer: the example shows the form, not a success (docs/results.md). Queries
+run in the sandbox of `env.type = "sql"` (Linux).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ASK_FIRST = (
     "Nobody told which tables there are. Call list_tables, without arguments, before the query."
 )
 ANSWER_NOW = "Answer in a ```sql block that begins with SELECT."
-"""After it the model's block is SQL in 98 to 100 of 100 cases, 91 of 100 without a hint. Told "The
-tables are known. Answer with one SQL query, without another call", it is a call in 43 to 71."""
+"""Qwen2.5-Coder-0.5B then writes SQL with a probability of 0.98 to 1.00, without a hint 0.87 to 0.95,
+and 0.29 to 0.57 after "The tables are known. Answer with one SQL query, without another call"."""
 TABLES = "{tables}\n\nQuestion: {question}\n{request}"
 """The tool's answer. With the question again, 14 of 45 queries that a 0.5B model wrote next were
 right; with "Write the SQL query that answers the question" none was."""
