@@ -10,18 +10,15 @@ Every run is evaluated on the quickstart's tasks before and after: what the libr
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from learn_schema import MODEL, record
+from learn_schema import options, record, told
 
 import sdpo
 
 RECORDS = Path(__file__).parent / "records" / "learn-api"
-
-FULL_WEIGHTS = ("model.adapter={type='full'}", "optim.lr=1e-5")
 
 ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
@@ -29,7 +26,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "next_version": ("env.tasks=private-api-v2",),
     "next_version_alone": ("env.tasks=private-api-v2",),
     "frozen_teacher": ("teacher.schedule={type='frozen'}",),
-    "full_weights": FULL_WEIGHTS,
+    "full_weights": ("model.adapter={type='full'}", "optim.lr=1e-5"),
 }
 """What each arm changes in the recipe. `next_version` goes on from the run that `--model` names,
 `next_version_alone` begins with the base model."""
@@ -37,22 +34,14 @@ ARMS: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=ARMS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--model", default=MODEL, help="a base model, or the folder of a run")
+    parser = options(__doc__, ARMS)
     parser.add_argument("--keep", help="folder for the run itself, weights included")
-    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
     given = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(given.keep or Path(scratch, "run"))
         sdpo.train(
             "learn-api",
-            f"run={folder}",
-            f"seed={given.seed}",
-            f"steps={given.steps}",
-            f"model.name={given.model}",
+            *told(given, folder),
             "eval.holdout=['quickstart']",
             *ARMS[given.arm],
             *given.overrides,

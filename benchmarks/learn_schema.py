@@ -78,24 +78,37 @@ class OtherDatabase(SqlEnv):
         return replace(verdict, feedback=swapped)
 
 
-def run(arm: str, *, seed: int, steps: int, model: str, overrides: Iterable[str]) -> None:
+def options(about: str | None, arms: Iterable[str], *, steps: int = 12) -> argparse.ArgumentParser:
+    """What every script of runs is told: arm, seed, steps, model and overrides."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("arm", choices=arms)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--model", default=MODEL, help="a base model, or the folder of a run")
+    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
+    return parser
+
+
+def told(given: argparse.Namespace, folder: Path) -> tuple[str, ...]:
+    """The settings that `options` stands for, with the run's folder; overrides come after the
+    arm's own."""
+    return (
+        f"run={folder}",
+        f"seed={given.seed}",
+        f"steps={given.steps}",
+        f"model.name={given.model}",
+    )
+
+
+def run(given: argparse.Namespace) -> None:
     """Train one arm and keep its record."""
+    arm = given.arm
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "run")
-        config = load_config(
-            [
-                "learn-schema",
-                f"run={folder}",
-                f"seed={seed}",
-                f"steps={steps}",
-                f"model.name={model}",
-                *ARMS[arm],
-                *overrides,
-            ]
-        )
+        config = load_config(["learn-schema", *told(given, folder), *ARMS[arm], *given.overrides])
         env = OtherDatabase(config.env) if arm == "other_database" else None
         sdpo.train(config, env=env)
-        record(folder, RECORDS / arm / f"seed-{seed}")
+        record(folder, RECORDS / arm / f"seed-{given.seed}")
 
 
 def record(run_dir: Path, to: Path) -> None:
@@ -183,23 +196,11 @@ def _shares(runs: list[list[Mapping[str, int]]]) -> tuple[list[int], list[list[f
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=[*ARMS, "plot"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
-    given = parser.parse_intermixed_args()
+    given = options(__doc__, [*ARMS, "plot"]).parse_intermixed_args()
     if given.arm == "plot":
         plot()
-        return
-    run(
-        given.arm,
-        seed=given.seed,
-        steps=given.steps,
-        model=given.model,
-        overrides=given.overrides,
-    )
+    else:
+        run(given)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ call; what git keeps of it is as benchmarks/learn_schema.py says.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from learn_schema import MODEL, record
+from learn_schema import options, record, told
 
 import sdpo
 from sdpo.config.load import load_config
@@ -36,24 +35,16 @@ class OneTableShown(SqlEnv):
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=ARMS)
+    parser = options(__doc__, ARMS)
     parser.add_argument("--tables", choices=("all", "one"), default="all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--lr", default="2e-4")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
     given = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "run")
         config = load_config(
             [
                 "learn-schema",
-                f"run={folder}",
-                f"seed={given.seed}",
-                f"steps={given.steps}",
-                f"model.name={given.model}",
+                *told(given, folder),
                 "env.tables=shown",
                 "eval.every=2",
                 f"objective.type={given.arm}",

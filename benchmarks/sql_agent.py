@@ -7,13 +7,12 @@ turns in three places, and what git keeps of each run (as benchmarks/learn_schem
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from contextlib import closing
 from pathlib import Path
 
-from learn_schema import MODEL, record
+from learn_schema import options, record, told
 
 import sdpo
 
@@ -36,22 +35,13 @@ SMALL = (
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("arm", choices=ARMS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("overrides", nargs="*", help="key=value on top of the arm's")
-    given = parser.parse_intermixed_args()
+    given = options(__doc__, ARMS, steps=8).parse_intermixed_args()
     with tempfile.TemporaryDirectory() as scratch, closing(make_env()) as env:
         folder = Path(scratch, "run")
         sdpo.train(
             *SETTINGS,
             *SMALL,
-            f"run={folder}",
-            f"seed={given.seed}",
-            f"steps={given.steps}",
-            f"model.name={given.model}",
+            *told(given, folder),
             f"teacher.context.turn_feedback={ARMS[given.arm]}",
             *given.overrides,
             env=env,

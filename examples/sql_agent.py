@@ -35,8 +35,9 @@ ASK_FIRST = (
     "Nobody told which tables there are. Call list_tables, without arguments, before the query."
 )
 ANSWER_NOW = "Answer in a ```sql block that begins with SELECT."
-"""Qwen2.5-Coder-0.5B then writes SQL with a probability of 0.98 to 1.00, without a hint 0.87 to 0.95,
-and 0.29 to 0.57 after "The tables are known. Answer with one SQL query, without another call"."""
+"""Qwen2.5-Coder-0.5B then writes SQL with a probability of 0.98 to 1.00, of 0.87 to 0.95 without a
+hint, and of 0.29 to 0.57 after "The tables are known. Answer with one SQL query, without another
+call"."""
 TABLES = "{tables}\n\nQuestion: {question}\n{request}"
 """The tool's answer. With the question again, 14 of 45 queries that a 0.5B model wrote next were
 right; with "Write the SQL query that answers the question" none was."""

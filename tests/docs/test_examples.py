@@ -62,7 +62,8 @@ def test_a_weighting_of_ones_own_then_plain_transformers(start, capsys):
     assert "answer:" in capsys.readouterr().out
     recorded = json.loads(Path("runs/own-weighting/config.json").read_text(encoding="utf-8"))
     assert "own_weighting.py" in json.dumps(recorded["custom"])
-    assert {"model.safetensors", "tokenizer.json", "README.md"} <= {f.name for f in Path("exported").iterdir()}
+    written = {file.name for file in Path("exported").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= written
 
 
 def test_three_seeds_compared(start, capsys):
