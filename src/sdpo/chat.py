@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from sdpo.errors import ModelError, PromptTooLongError, first_line
+from sdpo.printable import mend
 from sdpo.records import Message
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ THINKING_MARKERS = (
 )
 """Opening and closing texts of hidden reasoning in templates of the supported families."""
 
-_LONE = re.compile("[\ud800-\udfff]")
 _MARK = "\u241eanswer\u241e"
 """Stands for an assistant's message when the template is asked what it puts around one."""
 
@@ -251,12 +251,6 @@ def _cure(roles: Sequence[str]) -> str:
             "take a model whose template has a system role"
         )
     return "write the task as the template takes it, or repair chat_template.jinja"
-
-
-def mend(text: str) -> str:
-    """`text` with U+FFFD for every half of a surrogate pair: bytes that were no text when they were
-    read (`errors="surrogateescape"`), which no tokenizer takes."""
-    return text if text.isprintable() else _LONE.sub("\ufffd", text)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:

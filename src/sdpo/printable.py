@@ -5,9 +5,11 @@ terminal obeys (titles, links, the clipboard), and characters that reverse what 
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from typing import Any
 
+_LONE = re.compile("[\ud800-\udfff]")
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories: control, format, surrogate, line and paragraph separator."""
 
@@ -32,3 +34,9 @@ def printable_json(value: Any) -> str:
     return "".join(
         json.dumps(char)[1:-1] if unicodedata.category(char) in _UNSAFE else char for char in text
     )
+
+
+def mend(text: str) -> str:
+    """`text` with U+FFFD for every half of a surrogate pair: bytes that were not text when they
+    were read (`errors="surrogateescape"`), which no tokenizer takes."""
+    return text if text.isprintable() else _LONE.sub("\ufffd", text)

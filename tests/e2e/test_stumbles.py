@@ -11,13 +11,13 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import sdpo
-from sdpo.chat import mend
 from sdpo.cli import main, run
 from sdpo.config.load import load, load_config
 from sdpo.config.toml import to_toml
 from sdpo.errors import ConfigError, ModelError, TaskError
 from sdpo.models.policy import load_policy
 from sdpo.models.quiet import quiet
+from sdpo.printable import mend
 from sdpo.rollouts.responses import judge_file
 from sdpo.testing import byte_tokenizer, tiny_model
 
@@ -61,6 +61,12 @@ def test_bytes_that_were_no_text_broke_the_tokenizer_in_mid_run(small):
     assert read
     assert all(f"not {NO_TEXT}" in text for text in read), "records keep what the judge wrote"
     assert mend(NO_TEXT) == "caf\ufffd"
+    assert result.metrics["rollouts/mended"] == 1
+
+
+def test_text_that_is_text_is_not_counted_as_mended(small):
+    env = sdpo.env(["say é", "b"], lambda task, rollout: (0.0, "not caf\ufffd, é"))
+    assert sdpo.train("quickstart", env=env, **small).metrics["rollouts/mended"] == 0
 
 
 def test_blank_feedback_counted_as_feedback(small):

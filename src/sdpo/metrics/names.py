@@ -35,6 +35,7 @@ ROLLOUTS_FORMAT_ERRORS = "rollouts/format_errors"
 ROLLOUTS_REPEATED_NGRAMS = "rollouts/repeated_ngrams"
 ROLLOUTS_TURNS = "rollouts/turns"
 ROLLOUTS_HEDGING_WORDS = "rollouts/hedging_words"
+ROLLOUTS_MENDED = "rollouts/mended"
 
 POLICY_ENTROPY = "policy/entropy"
 POLICY_ENTROPY_TRAINED = "policy/entropy_trained"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from sdpo.metrics import names
 from sdpo.metrics.values import Mean, Metrics, Percentile
+from sdpo.printable import mend
 from sdpo.records import GATED, Group, Rollout, TeacherContext, Verdict
 
 NGRAM = 6
@@ -70,6 +71,9 @@ def _add_outcome(metrics: Metrics, rollout: Rollout, verdict: Verdict) -> None:
     metrics.add(names.ROLLOUTS_REPEATED_NGRAMS, repeated_ngrams(rollout))
     metrics.add(names.ROLLOUTS_TURNS, float(len(texts)))
     metrics.add(names.ROLLOUTS_HEDGING_WORDS, float(sum(count_hedges(text) for text in texts)))
+    said = [verdict.feedback, *(turn.feedback for turn in rollout.turns)]
+    said += [message["content"] for turn in rollout.turns for message in turn.reply]
+    metrics.add(names.ROLLOUTS_MENDED, float(any(mend(text) != text for text in said if text)))
     for name, value in verdict.metrics.items():
         metrics.add(f"{names.ENV}{name}", float(value))
 

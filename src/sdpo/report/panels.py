@@ -225,6 +225,12 @@ _TEACHER = (
         "decides which of them are distilled. Much cut text: raise teacher.context.max_tokens.",
     ),
     Panel(
+        group="Policy and teacher", title="Feedback with broken text", axis=_ATTEMPTS,
+        keys={names.ROLLOUTS_MENDED: "mended"}, bounds=SHARE,
+        meaning="Attempts whose feedback or replies held bytes that are not text (halves of "
+        "surrogate pairs). The model reads U+FFFD in their place: decode them in the environment.",
+    ),
+    Panel(
         group="Policy and teacher", title="Tasks kept from the teacher", axis="share of tasks",
         keys={names.TEACHER_GATED: "not distilled"}, bounds=SHARE,
         meaning="Tasks of the step whose self-teacher was probed and solved too little "
