@@ -14,6 +14,7 @@ import atexit
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,30 +63,14 @@ class Parallel:
         """Element-wise sums over all ranks, in float64."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        if dist.get_backend() == "nccl":
-            total = total.cuda()
+        total = _to_send(torch.tensor(values, dtype=torch.float64))
         dist.all_reduce(total)
         return total.tolist()
 
     def sum_gradients(self, gradients: Iterable[torch.Tensor]) -> None:
-        """Sum each tensor over all ranks in place; losses are already divided by global counts.
-
-        Tensors travel in buckets, of which the next is packed while one is on its way; that takes
-        the memory of two buckets.
-        """
-        if self.world_size == 1:
-            return
-        under_way: list[_Bucket] = []
-        for bucket in _buckets(gradients):
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            work = dist.all_reduce(flat, async_op=True)
-            assert work is not None
-            under_way.append(_Bucket(tensors=bucket, flat=flat, work=work))
-            if len(under_way) == _BUCKETS_UNDER_WAY:
-                under_way.pop(0).unpack()
-        for bucket in under_way:
-            bucket.unpack()
+        """Sum each tensor over all ranks in place; losses are already divided by global counts."""
+        if self.world_size > 1:
+            GradientSums(gradients).finish()
 
     def gather(self, item: T) -> list[T]:
         """`item` of every rank in rank order, on every rank."""
@@ -141,6 +126,46 @@ class Parallel:
             dist.barrier()
 
 
+class GradientSums:
+    """Sums of `gradients` over all ranks, in place, which travel while a backward pass makes more.
+
+    They travel in buckets, the last tensors first, since a backward pass completes those first;
+    a bucket starts once it is complete and all before it have started, so that every rank sends
+    the same ones in the same order. A rank that holds nothing back calls `finish` alone. At most
+    two are under way, which is the memory this takes.
+
+    Example:
+        sums = GradientSums(gradients); sums.complete(gradients[-1]); sums.finish()
+    """
+
+    def __init__(self, gradients: Iterable[torch.Tensor]) -> None:
+        self._waiting = deque(_buckets(reversed(list(gradients))))
+        self._missing = {id(tensor) for bucket in self._waiting for tensor in bucket}
+        self._under_way: deque[_Bucket] = deque()
+
+    def complete(self, gradient: torch.Tensor) -> None:
+        """This rank adds nothing more to `gradient`."""
+        self._missing.discard(id(gradient))
+        while self._waiting and not any(id(t) in self._missing for t in self._waiting[0]):
+            self._start(self._waiting.popleft())
+
+    def finish(self) -> None:
+        """Wait until every tensor is its sum. Collective."""
+        while self._waiting:
+            self._start(self._waiting.popleft())
+        while self._under_way:
+            self._under_way.popleft().unpack()
+
+    @torch.no_grad()
+    def _start(self, tensors: Sequence[torch.Tensor]) -> None:
+        flat = _to_send(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._under_way.append(_Bucket(tensors=tensors, flat=flat, work=work))
+        if len(self._under_way) == _BUCKETS_UNDER_WAY:
+            self._under_way.popleft().unpack()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bucket:
     """Tensors whose sum over all ranks is on its way in one flat tensor."""
@@ -155,6 +180,11 @@ class _Bucket:
         parts = self.flat.split([tensor.numel() for tensor in self.tensors])
         for tensor, part in zip(self.tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def _to_send(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` where the backend can send it from: nccl knows no CPU."""
+    return tensor.cuda() if dist.get_backend() == "nccl" else tensor
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Generator[list[torch.Tensor]]:

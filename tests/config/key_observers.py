@@ -10,6 +10,7 @@ import collections
 import contextlib
 import json
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -277,6 +278,19 @@ def placed(config: RunConfig) -> Any:
     with _in_fresh_directory(config):
         result = train(config, env=QUIET_ENV)
         return str(result.run_dir), (Path(config.run) / "metrics.jsonl").exists()
+
+
+def written_by(config: RunConfig) -> Any:
+    """The threads that write the states of checkpoints."""
+    write, threads = torch.save, set()
+
+    def watched(*arguments: Any) -> None:
+        threads.add(threading.current_thread().name)
+        write(*arguments)
+
+    with mock.patch.object(torch, "save", watched):
+        trained_single_turn(config)
+    return threads
 
 
 def worked(config: RunConfig) -> Any:

@@ -26,6 +26,7 @@ from key_observers import (
     trained,
     trained_single_turn,
     worked,
+    written_by,
 )
 
 from sdpo.config.schema import RunConfig
@@ -249,6 +250,7 @@ TURNS = {
     "OptimConfig.passes": turn("2"),
     "OptimConfig.micro_batch_tokens": turn("40", observe=worked),
     "OptimConfig.gradient_checkpointing": turn("true", observe=worked),
+    "OptimConfig.offload": turn("true", observe=counted),
     "EvalConfig.every": turn("1", observe=trained_single_turn),
     "EvalConfig.samples": turn("2", observe=trained_single_turn),
     "EvalConfig.max_tasks": turn("2", observe=trained_single_turn),
@@ -258,6 +260,7 @@ TURNS = {
     "EvalConfig.top_p": turn("0.01", observe=trained_single_turn),
     "CheckpointConfig.every": turn("1", observe=trained_single_turn),
     "CheckpointConfig.keep": turn("1", "checkpoint.every=1", observe=trained_single_turn),
+    "CheckpointConfig.background": turn("true", observe=written_by),
     "CreditConfig.rollouts": turn("1", observe=trained_single_turn),
     "CanariesConfig.action": turn("stop", *CANARY, observe=trained_single_turn),
     "CanariesConfig.patience": turn("3", *CANARY, observe=trained_single_turn),

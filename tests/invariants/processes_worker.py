@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 import sdpo
+from sdpo import parallel
 from sdpo.config.load import load_config
 from sdpo.training.learner import Learner
 
@@ -52,6 +53,8 @@ def train(run: Path, overrides: list[str]) -> None:
 
 def main(jobs: dict[str, list[str]]) -> None:
     torch.set_num_threads(1)
+    # Gradients of a tiny model in several buckets, so that some travel during the backward pass.
+    parallel._BUCKET_BYTES = 8192
     touched: set[str] = set()
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 
 from sdpo.export.folder import export_run
 from sdpo.metrics.jsonl import read_rows
+from sdpo.models.shard_files import read_shards
 from sdpo.testing import byte_tokenizer, tiny_model
 
 WORKER = Path(__file__).with_name("sharding_worker.py")
@@ -132,6 +134,8 @@ def runs(tmp_path_factory) -> Path:
     train(folder / "one", common)
     jobs = [(folder / "two", [*common, SHARD])]
     jobs.append((copy_at(folder / "one", folder / "two-of-one", step=1), [*common, SHARD]))
+    jobs.append((folder / "behind", [*common, SHARD, "checkpoint.background=true"]))
+    jobs.append((folder / "offloaded", [*common, SHARD, "optim.offload=true"]))
     jobs.append((folder / "not-finite", [*common, SHARD]))
     processes(2, jobs)
     train(copy_at(folder / "two", folder / "one-of-two", step=1), common)
@@ -142,10 +146,34 @@ def test_two_processes_train_what_one_trains(runs):
     assert_same_training(runs / "one", runs / "two", steps=2)
 
 
+def test_offloaded_state_trains_the_same(runs):
+    assert_same_training(runs / "one", runs / "offloaded", steps=2)
+
+
 @pytest.mark.parametrize("run", ["two-of-one", "one-of-two"])
 def test_another_number_of_processes_goes_on(runs, run):
     assert list(read_rows(runs / run / "metrics.jsonl"))[-1]["step"] == 2
     assert_same_weights(runs / "one", runs / run, step=2)
+
+
+def test_a_checkpoint_written_while_the_run_goes_on_is_the_same(runs):
+    for step in (1, 2):
+        states = []
+        for run in ("two", "behind"):
+            folder = runs / run / "checkpoints" / f"step-{step}"
+            state = torch.load(folder / "state.pt", weights_only=True)
+            states.append(read_shards(state, folder / "shards", None, torch.device("cpu")))
+        found = [dict(tensors_of(state)) for state in states]
+        assert found[0].keys() == found[1].keys()
+        assert all(found[1][path].equal(tensor) for path, tensor in found[0].items())
+
+
+def tensors_of(node: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(node, torch.Tensor):
+        yield path, node
+    items = node.items() if isinstance(node, dict) else ()
+    for key, value in enumerate(node) if isinstance(node, list | tuple) else items:
+        yield from tensors_of(value, f"{path}/{key}")
 
 
 def test_each_process_keeps_its_half(runs):

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from sdpo import parallel as module
-from sdpo.parallel import Parallel
+from sdpo.parallel import GradientSums, Parallel
 
 
 @pytest.fixture
@@ -42,3 +42,25 @@ def test_a_bucket_holds_one_kind_and_no_more_than_fits(monkeypatch):
     # 48 + 4 + 0 bytes, 160 alone, bfloat16 alone, the rest.
     assert [len(bucket) for bucket in buckets] == [3, 1, 1, 1]
     assert list(module._buckets([])) == []
+
+
+def test_a_bucket_travels_once_it_and_all_before_it_are_complete(group, monkeypatch):
+    """Ranks whose micro-batches reached other weights send the same buckets in the same order."""
+    monkeypatch.setattr(module, "_BUCKET_BYTES", 16)
+    sent = []
+    all_reduce = dist.all_reduce
+    monkeypatch.setattr(
+        dist,
+        "all_reduce",
+        lambda flat, **named: (sent.append(len(flat)), all_reduce(flat, **named))[1],
+    )
+    given = [torch.ones(4), torch.ones(1), torch.ones(2), torch.ones(3)]
+    sums = GradientSums(given)
+    sums.complete(given[1])  # Its bucket waits for the other tensor of it, and for the one before.
+    sums.complete(given[2])
+    assert sent == []
+    sums.complete(given[3])
+    assert sent == [3, 3]
+    sums.finish()
+    assert sent == [3, 3, 4]
+    assert all(tensor.eq(1).all() for tensor in given)

@@ -203,6 +203,10 @@ class OptimConfig(Config):
     """Packed tokens per forward pass; changes memory and speed, never the result."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload: bool = False
+    """Keep AdamW's moments, and float32 weights and gradient sums that are not shared out, in the
+    CPU's memory and run AdamW there: a GPU has 8 to 16 bytes a weight less, and updates are
+    slower. GPUs only."""
 
 
 class EvalConfig(Config):
@@ -231,6 +235,10 @@ class CheckpointConfig(Config):
     """Steps between checkpoints; also after the last step. 0: only after the last."""
     keep: PositiveInt = 2
     """Newest checkpoints kept; with `canaries.action = "rollback"` the one to return to besides."""
+    background: bool = False
+    """Write optimizer state and teacher while the run goes on, from a copy in CPU memory; the
+    model's own files are written before. A run that is killed meanwhile continues from the
+    checkpoint before."""
 
 
 class CreditConfig(Config):

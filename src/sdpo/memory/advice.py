@@ -55,6 +55,8 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
     config = plan.config
     yield from _sharing(plan)
     update = plan.phases["update"] > plan.cards.usable
+    if not config.optim.offload and plan.device == "cuda":
+        yield "optim.offload=true", {"optim": {"offload": True}}
     if update and not config.optim.gradient_checkpointing:
         yield (
             "optim.gradient_checkpointing=true",

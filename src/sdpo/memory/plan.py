@@ -70,6 +70,8 @@ class MemoryPlan:
     """What is held, by name."""
     phases: dict[str, int]
     """The most that is held at once, by what the run is doing."""
+    in_cpu: int
+    """What `optim.offload` keeps in CPU memory for it."""
     checkpoint: int
     """Size on disk of one checkpoint, of all ranks together."""
 
@@ -115,8 +117,9 @@ def plan_memory(config: RunConfig, cards: Cards, outlines: Outlines | None = Non
     weights, mode = passes.weights(), mode_of(config, cards)
     micro_batch = max(config.optim.micro_batch_tokens, _longest(config))
     student = passes.student(micro_batch, micro_batch, sides=_sides(config))
+    standing = _standing(config, weights, cards, mode)
     parts = {
-        **_standing(config, weights, cards, mode),
+        **(_without_offloaded(standing, mode) if config.optim.offload else standing),
         **_of_update(config, passes, student, cards, micro_batch),
         **_of_sampling(config, passes, weights, cards, mode),
     }
@@ -133,6 +136,8 @@ def plan_memory(config: RunConfig, cards: Cards, outlines: Outlines | None = Non
         micro_batch=micro_batch,
         parts=parts,
         phases=_phases(config, parts, passes, student, micro_batch),
+        # Masters, gradient and two moments.
+        in_cpu=2 * standing["Adam moments"] if config.optim.offload else 0,
         checkpoint=_checkpoint(config, weights, cards, mode),
     )
 
@@ -206,6 +211,15 @@ def _standing(config: RunConfig, weights: WeightBytes, cards: Cards, mode: Mode)
         "teacher": teacher,
         "initial weights": initial,
     }
+
+
+def _without_offloaded(standing: dict[str, int], mode: Mode) -> dict[str, int]:
+    """What a card keeps of it: of sharded weights the float32 parameters themselves, which are
+    their own masters, and their gradient."""
+    moved = ("Adam moments",)
+    if mode == "replicate":
+        moved = ("gradients", "float32 masters", "Adam moments")
+    return {name: 0 if name in moved else size for name, size in standing.items()}
 
 
 def _num_narrow(weights: WeightBytes) -> int:

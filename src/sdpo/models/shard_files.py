@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.distributed.tensor as dtensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -50,14 +51,14 @@ class Layout:
         return self.parameters.get(name)
 
 
-def write_shards(state: Mapping[str, Any], folder: Path, layout: Layout) -> Any:
-    """Write what is sharded in `state` into `folder`, each process its part; the tree of the rest.
-    Collective; a failure of one process is raised on all."""
+def parted(state: Any, layout: Layout | None) -> tuple[dict[str, DTensor], Any]:
+    """What is sharded in `state`, by a name, and the tree of the rest, in which its names stand.
+    Without a `layout` nothing is sharded. Copies nothing."""
     shards: dict[str, DTensor] = {}
     known: dict[int, str] = {}
 
     def take(path: _Path, tensor: Any) -> Any:
-        parameter = layout.parameter(path)
+        parameter = layout.parameter(path) if layout is not None else None
         if parameter is None or not isinstance(tensor, torch.Tensor):
             return tensor
         if id(tensor) not in known:  # a frozen teacher is the initial model
@@ -73,12 +74,19 @@ def write_shards(state: Mapping[str, Any], folder: Path, layout: Layout) -> Any:
         return {_KEY: known[id(tensor)]}
 
     rest = _mapped(state, take)
-    dcp.save(shards, checkpoint_id=str(folder))
-    return rest
+    return shards, rest
+
+
+def write_shards(
+    shards: Mapping[str, DTensor], folder: Path, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write `shards` into `folder`, each process its part. Collective, over `group` where another
+    thread exchanges something meanwhile; a failure of one process is raised on all."""
+    dcp.save(dict(shards), checkpoint_id=str(folder), process_group=group)
 
 
 def read_shards(state: Any, folder: Path, layout: Layout | None, device: torch.device) -> Any:
-    """`state` as `write_shards` returned it, with its tensors: this process's parts, or whole ones
+    """`state` as `parted` left it, with its tensors: this process's parts, or whole ones
     without a `layout`. Collective with a `layout`."""
     keys: list[str] = []
     _mapped(state, lambda _, leaf: keys.append(leaf[_KEY]) if _is_named(leaf) else None)

@@ -12,11 +12,12 @@ from sdpo.memory.cards import RESERVED
 
 
 def memory_lines(plan: MemoryPlan) -> list[tuple[str, str]]:
-    """Name and gigabytes of every part, then of every phase, then the checkpoint's."""
+    """Name and gigabytes of every part, then of every phase, then what is not on the card."""
     parts = [(name, _gigabytes(size)) for name, size in plan.parts.items()]
     parts = [(name, size) for name, size in parts if float(size)]
     phases = [(f"peak while {_PHASES[name]}", _gigabytes(s)) for name, s in plan.phases.items()]
-    return [*parts, *phases, ("one checkpoint on disk", _gigabytes(plan.checkpoint))]
+    in_cpu = [("CPU memory beside it", _gigabytes(plan.in_cpu))] if plan.in_cpu else []
+    return [*parts, *phases, *in_cpu, ("one checkpoint on disk", _gigabytes(plan.checkpoint))]
 
 
 _PHASES = {

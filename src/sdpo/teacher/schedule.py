@@ -120,7 +120,7 @@ class TeacherSchedule:
         assert self._weights is not None
         for name, master in masters.items():
             average = self._average[name]
-            average.lerp_(master.detach().float(), share)
+            average.lerp_(master.detach().to(average.device, torch.float32), share)
             if self._weights[name] is not average:
                 self._weights[name].copy_(average)
 

@@ -2,22 +2,26 @@
 
 `checkpoints/step-N/` is an ordinary Hugging Face folder plus `state.pt` for exact resume, and of
 sharded weights a folder that all processes write (`models/shard_files.py`). An interrupted or
-failed write leaves the older checkpoints alone.
+failed write leaves the older checkpoints alone, whether the run waits for it or not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.errors import CheckpointError
@@ -28,11 +32,12 @@ from sdpo.models.shard_files import (
     Layout,
     in_format,
     own_parts,
+    parted,
     read_shards,
     write_shards,
 )
 from sdpo.models.weights import reshard, set_weight, trainable
-from sdpo.parallel import Parallel
+from sdpo.parallel import PATIENCE, Parallel
 from sdpo.run_folder import CHECKPOINTS, STATE, checkpoint_steps
 
 WEIGHTS = "trainable.safetensors"
@@ -40,6 +45,12 @@ WEIGHTS = "trainable.safetensors"
 other names: for mixtures whose experts transformers fuses in memory."""
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError)
 """What a disk that is full, read-only or damaged raises."""
+_TO_CPU = StagingOptions(
+    use_pinned_memory=False,
+    use_shared_memory=False,
+    use_async_staging=False,
+    use_non_blocking_copy=False,
+)
 _ALONE = Parallel()
 
 
@@ -51,15 +62,22 @@ class Checkpoints:
         run_dir: Path,
         *,
         keep: int,
+        in_background: bool = False,
         parallel: Parallel = _ALONE,
         layout: Layout | None = None,
     ) -> None:
         """`layout` says which tensors of a state are this process's parts of weights that all
-        processes share; without it the first process writes everything."""
+        processes share; without it the first process writes everything. Collective."""
         self.folder = run_dir / CHECKPOINTS
         self._keep = keep
+        self._in_background = in_background
         self._parallel = parallel
         self._layout = layout
+        self._group: dist.ProcessGroup | None = None
+        """Of the thread that writes, which must not meet what the run exchanges meanwhile."""
+        if in_background and layout is not None:
+            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._under_way: Future[None] | None = None
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
@@ -73,35 +91,17 @@ class Checkpoints:
         state: Mapping[str, Any],
         *,
         protect: int | None = None,
-    ) -> Path:
+    ) -> None:
         """Write `step-N`, then delete all but the newest `keep` (and `protect`). `model` holds
         whole weights. Collective: every process calls it, and sharded states are written by all.
+        In the background `state` is copied to the CPU and written while the run goes on; one
+        checkpoint at a time.
 
         Raises `CheckpointError` when the disk is full or read-only; nothing older is lost and no
         partial folder remains.
         """
+        self._parallel.agreed(self.finish)
         final = self.folder / f"step-{step}"
-        if self._layout is not None:
-            self._write_together(final, model, tokenizer, state, self._layout)
-        elif self._parallel.is_main:
-            with self._explained(final), atomic_write(final) as partial:
-                partial.mkdir()
-                _write(partial, model, tokenizer, state)
-        for old in self.steps()[: -self._keep] if self._parallel.is_main else ():
-            if old not in (protect, step):
-                delete_folder(self.folder / f"step-{old}")
-        return final
-
-    def _write_together(
-        self,
-        final: Path,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        state: Mapping[str, Any],
-        layout: Layout,
-    ) -> None:
-        """The first process makes the folder, all write their parts into it, and it takes its place
-        once the first has added the rest. What fails on one is raised on all."""
         with ExitStack() as stack:
 
             def begin() -> str:
@@ -110,19 +110,43 @@ class Checkpoints:
                 with self._explained(final):
                     partial = stack.enter_context(atomic_write(final))
                     partial.mkdir()
+                    _write_model(partial, model, tokenizer)
                     return str(partial)
 
-            def end() -> bool:
-                with self._explained(final):
-                    if self._parallel.is_main:
-                        _write(partial, model, tokenizer, rest)
-                    stack.close()
-                return True
-
             partial = Path(self._parallel.gather(self._parallel.agreed(begin))[0])
-            with self._explained(final):
-                rest = write_shards(state, partial / SHARDS, layout)
-            self._parallel.agreed(end)
+            shards, rest = parted(state, self._layout)
+            if self._in_background:
+                staged = DefaultStager(_TO_CPU).stage({"shards": shards, "rest": rest})
+                assert isinstance(staged, dict)
+                shards, rest = staged["shards"], staged["rest"]
+            begun = stack.pop_all()
+
+        def complete() -> None:
+            with self._explained(final), begun:
+                if self._layout is not None:
+                    write_shards(shards, partial / SHARDS, self._group)
+                if self._parallel.is_main:
+                    torch.save(rest, partial / STATE)
+            if self._parallel.is_main:
+                self._prune(step, protect)
+
+        if self._in_background:
+            self._under_way = _in_thread(complete)
+        else:
+            self._parallel.agreed(complete)
+
+    def finish(self) -> None:
+        """Wait for what is being written in the background. Raises its `CheckpointError`."""
+        if self._under_way is not None:
+            wait([self._under_way])
+            # An interrupt leaves it under way.
+            done, self._under_way = self._under_way, None
+            done.result()
+
+    def _prune(self, step: int, protect: int | None) -> None:
+        for old in self.steps()[: -self._keep]:
+            if old not in (protect, step):
+                delete_folder(self.folder / f"step-{old}")
 
     @contextlib.contextmanager
     def _explained(self, final: Path) -> Generator[None]:
@@ -177,19 +201,28 @@ class Checkpoints:
         return in_format(state, {name: p.dtype for name, p in trainable(model).items()})
 
 
-def _write(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    state: Mapping[str, Any],
-) -> None:
+def _write_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     save_model(model, folder)
     tokenizer.save_pretrained(folder)
     trained = trainable(model)
     if not trained.keys() <= _saved_names(folder):
         weights = {name: p.detach().cpu().contiguous() for name, p in trained.items()}
         save_file(weights, folder / WEIGHTS)
-    torch.save(dict(state), folder / STATE)
+
+
+def _in_thread(work: Callable[[], None]) -> Future[None]:
+    """`work` under way in a thread that does not keep an ending process alive: a checkpoint that is
+    not complete is none."""
+    found: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as problem:  # noqa: BLE001 - raised where it is waited for
+            found.set_exception(problem)
+
+    Thread(target=run, daemon=True, name="checkpoint").start()
+    return found
 
 
 def _saved_names(folder: Path) -> set[str]:

@@ -24,7 +24,7 @@ from sdpo.config.schema import OptimConfig, RunConfig
 from sdpo.config.teacher import NoGateConfig, ProbeGateConfig
 from sdpo.engines.base import Sleeping
 from sdpo.envs.base import reference_answers
-from sdpo.errors import NonFiniteLossError
+from sdpo.errors import ConfigError, NonFiniteLossError
 from sdpo.inspection.tokens import choose_inspected
 from sdpo.losses.specs import ObjectiveSpec
 from sdpo.metrics import names
@@ -335,7 +335,18 @@ class Learner:
 
 def make_trainable(model: PreTrainedModel, optim: OptimConfig) -> None:
     """Prepare `model` for updates, once: activations are recomputed where `optim` asks for it.
-    Raises `ModelError` for a model that cannot be trained, or where nothing can be recomputed."""
+    Raises `ModelError` for a model that cannot be trained, or where nothing can be recomputed,
+    `ConfigError` where nothing can be moved to the CPU."""
     check_trainable(model)
+    check_offload(model.device, optim)
     if optim.gradient_checkpointing:
         enable_checkpointing(model)
+
+
+def check_offload(device: torch.device, optim: OptimConfig) -> None:
+    """Raises `ConfigError` for `optim.offload` on a CPU."""
+    if optim.offload and device.type == "cpu":
+        raise ConfigError(
+            "optim.offload = true moves optimizer state to the CPU's memory, and the model is on "
+            "the CPU already: set optim.offload = false"
+        )

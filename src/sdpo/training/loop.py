@@ -196,6 +196,7 @@ def train_steps(run: Run) -> Generator[Mapping[str, float]]:
         if run.is_due(config.checkpoint.every):
             run.save()
         yield run.last_metrics
+    run.settle()
 
 
 def _result(run: Run, exit_status: int = 0) -> TrainResult:

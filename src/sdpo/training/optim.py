@@ -5,7 +5,8 @@ float32 as autograd produces them, so the sum does not depend on the number of m
 rounding. For float32 parameters that sum is autograd's own `.grad`.
 
 Sharded parameters are float32: their master is this process's part itself, and FSDP adds the
-gradients of all processes to its gradient after every micro-batch.
+gradients of all processes to its gradient after every micro-batch. With `optim.offload` masters are
+copies on the CPU, whatever the parameters are.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from torch.distributed.tensor import DTensor
 from sdpo.config.schema import OptimConfig
 from sdpo.errors import NonFiniteLossError
 from sdpo.models.weights import own_part, reshard, trainable
-from sdpo.parallel import Parallel
+from sdpo.parallel import GradientSums, Parallel
 
 
 class Optimizer:
     """Owns the master weights and gradients of a module's trainable parameters.
 
     Memory per trained weight: 8 bytes of moments and 4 of gradient, plus 4 for the master copy when
-    the module is not float32.
+    the module is not float32. With `optim.offload` that is CPU memory, the gradient of sharded
+    weights aside.
     """
 
     def __init__(self, config: OptimConfig, module: torch.nn.Module) -> None:
         self._config = config
         self._module = module
         self._parameters = trainable(module)
-        self._masters = {name: _master(p) for name, p in self._parameters.items()}
+        self._masters = {
+            name: _master(p, offload=config.offload) for name, p in self._parameters.items()
+        }
         decayed = [m for m in self._masters.values() if m.ndim >= 2]
         plain = [m for m in self._masters.values() if m.ndim < 2]
         self._adamw = torch.optim.AdamW(
@@ -51,6 +55,8 @@ class Optimizer:
         """Training steps completed, which warm-up counts as the paper's scheduler does."""
         self.lr_scale = 1.0
         """Factor on the learning rate; a canary's rollback halves it."""
+        self._sums: GradientSums | None = None
+        """Gradients on their way to the other ranks."""
 
     @property
     def lr(self) -> float:
@@ -84,15 +90,18 @@ class Optimizer:
         def add(parameter: torch.nn.Parameter, master: torch.nn.Parameter) -> None:
             assert parameter.grad is not None
             assert master.grad is not None
-            master.grad.add_(parameter.grad)
-            parameter.grad = None
+            if parameter is not master:
+                master.grad.add_(parameter.grad.to(master.device))
+                parameter.grad = None
+            if self._sums is not None:
+                self._sums.complete(master.grad)
 
         handles = [
             parameter.register_post_accumulate_grad_hook(
                 lambda parameter, master=self._masters[name]: add(parameter, master)
             )
             for name, parameter in self._parameters.items()
-            if parameter is not self._masters[name] and not isinstance(parameter, DTensor)
+            if not isinstance(parameter, DTensor)
         ]
         try:
             yield
@@ -100,17 +109,49 @@ class Optimizer:
             for handle in handles:
                 handle.remove()
 
+    def begin_sums(self, parallel: Parallel) -> None:
+        """The next backward pass is this rank's last of an update: what it completes travels to
+        the other ranks while it goes on. Not for weights that are sharded: gathering them is
+        communication too, which must come in one order on all ranks."""
+        whole = self._whole_gradients()
+        if parallel.world_size > 1 and len(whole) == len(self._masters):
+            self._sums = GradientSums(whole)
+
+    @torch.no_grad()
+    def finish_sums(self, parallel: Parallel) -> None:
+        """Complete the gradient of an update, before anything else is exchanged: afterwards every
+        rank has the sum over all, whatever its micro-batches reached. Sharded weights have theirs
+        since the backward pass. Collective."""
+        self._make_room()
+        if self._sums is None:
+            parallel.sum_gradients(self._whole_gradients())
+        else:
+            self._sums.finish()
+        self._sums = None
+        if not self._config.offload:
+            return
+        for name, parameter in self._parameters.items():
+            if isinstance(parameter, DTensor):
+                assert parameter.grad is not None
+                self._masters[name].grad = own_part(parameter.grad).to("cpu")
+                parameter.grad = None
+
+    def _whole_gradients(self) -> list[torch.Tensor]:
+        """The gradient sums of weights that are not sharded."""
+        named = ((self._parameters[name], master) for name, master in self._masters.items())
+        gradients = [m.grad for p, m in named if not isinstance(p, DTensor)]
+        return [gradient for gradient in gradients if gradient is not None]
+
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:
-        """One AdamW step on the accumulated gradients; the global norm before clipping. A gradient
-        that is zero on all ranks changes nothing.
+        """One AdamW step on gradients that are complete (`finish_sums`); the global norm before
+        clipping. A gradient that is zero on all ranks changes nothing.
 
         Raises `NonFiniteLossError` before any weight changes when the norm is not finite; `where`
         names step and tasks.
         """
-        # Every rank and every parameter takes part, whatever its micro-batches reached.
-        gradients = self._make_room()
-        norm = self._reduced_norm(parallel)
+        gradients = [m.grad for m in self._masters.values() if m.grad is not None]
+        norm = self._norm(parallel)
         if not math.isfinite(norm):
             self.clear()
             raise NonFiniteLossError(
@@ -129,56 +170,52 @@ class Optimizer:
         self.num_updates += 1
         self._adamw.step()
         for name, master in self._masters.items():
-            parameter = self._parameters[name]
-            if parameter is not master and not isinstance(parameter, DTensor):
-                parameter.copy_(master)
+            self._take(name, master)
         reshard(self._module)
         self.clear()
         return norm
 
-    def _reduced_norm(self, parallel: Parallel) -> float:
-        """The norm of the whole gradient, which afterwards is complete on every process: that of
-        sharded weights is since the backward pass."""
-        shards, whole, copies = [], [], 1
-        for name, master in self._masters.items():
-            parameter = self._parameters[name]
-            if isinstance(parameter, DTensor):
-                shards.append(master.grad)
-                # Nodes repeat each other's parts.
-                copies = parallel.world_size // parameter.device_mesh.size(-1)
-            else:
-                whole.append(master.grad)
-        parallel.sum_gradients(whole)
-        norm = float(torch.nn.utils.get_total_norm(whole))
-        if not shards:
+    def _take(self, name: str, master: torch.Tensor) -> None:
+        """Give the parameter `name` the value of its master, where that is a copy."""
+        own = own_part(self._parameters[name])
+        if own.data_ptr() != master.data_ptr():
+            own.copy_(master)
+
+    def _norm(self, parallel: Parallel) -> float:
+        """The norm of the whole gradient."""
+        norm = float(torch.nn.utils.get_total_norm(self._whole_gradients()))
+        sharded = {name: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
+        if not sharded:
             return norm
+        shards = [g for name in sharded if (g := self._masters[name].grad) is not None]
+        # Nodes repeat each other's parts.
+        copies = parallel.world_size // next(iter(sharded.values())).device_mesh.size(-1)
         (squares,) = parallel.sum([float(torch.nn.utils.get_total_norm(shards)) ** 2])
         return math.sqrt(squares / copies + norm**2)
 
-    def _make_room(self) -> list[torch.Tensor]:
+    def _make_room(self) -> None:
         """The gradient sums, allocated as zeros where there are none yet, like the moments before
         the first update. Allocated lazily they would land between activations and fragment the
         heap, so that a CPU's allocator could not reuse the memory around them."""
-        gradients = []
         for name, master in self._masters.items():
             parameter = self._parameters[name]
             if isinstance(parameter, DTensor):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                master.grad = own_part(parameter.grad)
+                if not self._config.offload:
+                    master.grad = own_part(parameter.grad)
             elif master.grad is None:
                 master.grad = torch.zeros_like(master)
-            gradients.append(master.grad)
             if master not in self._adamw.state:
                 self._adamw.state[master] = {
                     "step": torch.zeros((), dtype=torch.float32, device=master.device),
                     "exp_avg": torch.zeros_like(master),
                     "exp_avg_sq": torch.zeros_like(master),
                 }
-        return gradients
 
     def clear(self) -> None:
         """Forget the accumulated gradients."""
+        self._sums = None
         for parameter in (*self._parameters.values(), *self._masters.values()):
             parameter.grad = None
 
@@ -202,15 +239,20 @@ class Optimizer:
         self._adamw.load_state_dict(state["adamw"])  # ty: ignore[invalid-argument-type]
         for name, master in state["masters"].items():  # ty: ignore[missing-attribute]
             self._masters[name].copy_(master)
+            if isinstance(self._parameters[name], DTensor):
+                self._take(name, self._masters[name])
         self.num_updates = int(state["num_updates"])  # ty: ignore[invalid-argument-type]
         self.num_steps = int(state["num_steps"])  # ty: ignore[invalid-argument-type]
         self.lr_scale = float(state["lr_scale"])  # ty: ignore[invalid-argument-type]
 
 
-def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+def _master(parameter: torch.nn.Parameter, *, offload: bool) -> torch.nn.Parameter:
     """What AdamW moves for `parameter`: itself if that is float32 and whole, else a float32
-    copy; of a sharded one this process's part, in the same memory."""
+    copy, with `offload` always, on the CPU; of a sharded one this process's part, in the same
+    memory."""
+    own = own_part(parameter)
+    if offload:
+        return torch.nn.Parameter(own.to("cpu", torch.float32, copy=True))
     if isinstance(parameter, DTensor):
-        return torch.nn.Parameter(own_part(parameter))
-    is_wide = parameter.dtype == torch.float32
-    return parameter if is_wide else torch.nn.Parameter(parameter.detach().float())
+        return torch.nn.Parameter(own)
+    return parameter if own.dtype == torch.float32 else torch.nn.Parameter(own.float())

@@ -71,7 +71,11 @@ class Run:
         self._ahead = Ahead(self._together)
         self.land = self._ahead.land
         self._checkpoints = Checkpoints(
-            run_dir, keep=config.checkpoint.keep, parallel=parallel, layout=learner.layout
+            run_dir,
+            keep=config.checkpoint.keep,
+            in_background=config.checkpoint.background,
+            parallel=parallel,
+            layout=learner.layout,
         )
         self._canaries = Canaries(config.canaries.action, config.canaries.patience)
         self._history = EvaluationHistory()
@@ -107,9 +111,7 @@ class Run:
         same files as an uninterrupted one; without a checkpoint they begin anew beside the `.bak`
         of what they held. Raises `CanaryStop` when a canary has ended the run.
         """
-        # The main rank looks: a file system may show new files to other machines later.
-        steps = self._parallel.from_main(self._checkpoints.steps)
-        if steps:
+        if steps := self._saved():
             self._load(steps[-1])
             if self._canaries.action == "stop" and (fired := self._canaries.fired()):
                 raise CanaryStop(
@@ -250,8 +252,7 @@ class Run:
         alerts = self._canaries.observe(self.step, metrics)
         if not alerts:
             return alerts
-        steps = self._parallel.from_main(self._checkpoints.steps)
-        target = self._history.newest_good(steps, min(alert.good for alert in alerts))
+        target = self._history.newest_good(self._saved(), min(alert.good for alert in alerts))
         return [replace(a, restored=target) if a.action == "rollback" else a for a in alerts]
 
     def record(self, metrics: Mapping[str, float], alerts: Sequence[Alert] = ()) -> None:
@@ -265,26 +266,25 @@ class Run:
         self._parallel.from_main(write)
 
     def save(self) -> None:
-        """Write a checkpoint of this step. The one a rollback would need is kept beyond
-        `checkpoint.keep`."""
+        """Write a checkpoint of this step, which `settle` waits for. The one a rollback would need
+        is kept beyond `checkpoint.keep`."""
+        protect = None
+        if self._canaries.action == "rollback":
+            protect = self._history.newest_good(self._saved(), self._canaries.good(self.step))
+        policy = self._sampler.policy
+        self._checkpoints.save(
+            self.step, policy.model, policy.tokenizer, self._state(), protect=protect
+        )
 
-        def write() -> None:
-            good = self._canaries.good(self.step)
-            self._checkpoints.save(
-                self.step,
-                self._sampler.policy.model,
-                self._sampler.policy.tokenizer,
-                self._state(),
-                protect=self._history.newest_good(self._checkpoints.steps(), good)
-                if self._canaries.action == "rollback"
-                else None,
-            )
+    def settle(self) -> None:
+        """Wait until the last checkpoint stands. Collective."""
+        self._parallel.agreed(self._checkpoints.finish)
 
-        if self.learner.layout is None:
-            self._parallel.from_main(write)
-        else:
-            # All ranks write, and agree within.
-            write()
+    def _saved(self) -> list[int]:
+        """Steps with a checkpoint, on every rank. The main rank looks: a file system may show new
+        files to other machines later."""
+        self.settle()
+        return self._parallel.from_main(self._checkpoints.steps)
 
     def save_interrupted(self) -> None:
         """Save the run after an interrupt, unless it has not written its first row yet."""
@@ -316,6 +316,7 @@ class Run:
         last good checkpoint."""
         if any(alert.action == "stop" for alert in alerts):
             self.save()
+            self.settle()
             messages = "; ".join(f"{alert.canary}: {alert.message}" for alert in alerts)
             raise CanaryStop(
                 f"stopped at step {self.step}, saved in {self._checkpoints.folder}: "
@@ -339,8 +340,9 @@ class Run:
             )
 
     def _save_unless_saved(self) -> None:
-        if self.step not in self._parallel.from_main(self._checkpoints.steps):
+        if self.step not in self._saved():
             self.save()
+            self.settle()
 
     def say(self, text: str) -> None:
         """One line for the user."""

@@ -193,6 +193,7 @@ class Updater:
             scored = scored if len(parts) == 1 else None
             if problem and not is_sharded(causal_lm(self.model)):
                 break
+        self.optimizer.finish_sums(parallel)
         # All ranks stop together; one that raised alone would leave the others waiting for it.
         if problem := next(filter(None, parallel.gather(problem)), ""):
             self.optimizer.clear()
@@ -237,6 +238,8 @@ class Updater:
         with self.optimizer.accumulating():
             for chosen, hidden in packed:
                 done += len(chosen)
+                if done == total:
+                    self.optimizer.begin_sums(self._parallel)
                 if chosen and not problem:
                     problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
                 if not chosen or problem:

@@ -54,6 +54,33 @@ def test_bfloat16_weights_move_by_less_than_their_resolution():
     assert moved.max() > 1.5e-3, "300 steps of 1e-5 add up in the master weights"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_state_trains_the_same_weights(dtype):
+    """On a CPU the copies are elsewhere in the same memory; what a GPU adds is the way there."""
+    near, far = module(dtype), module(dtype)
+    first = Optimizer(OptimConfig(lr=1e-2), near)
+    second = Optimizer(OptimConfig(lr=1e-2, offload=True), far)
+    assert all(master is not far.get_parameter(name) for name, master in second.masters.items())
+    for _ in range(3):
+        for optimizer, model in ((first, near), (second, far)):
+            with optimizer.accumulating():
+                backward(model)
+                backward(model, 0.5)
+            assert model is near or model.weight.grad is None, "the sum is with the master"
+            optimizer.finish_sums(Parallel())
+            optimizer.update(Parallel(), where="test")
+        assert torch.equal(near.weight, far.weight)
+    resumed = module(dtype)
+    resumed.load_state_dict(far.state_dict())
+    third = Optimizer(OptimConfig(lr=1e-2, offload=True), resumed)
+    third.load_state(second.state())
+    for optimizer, model in ((first, near), (third, resumed)):
+        with optimizer.accumulating():
+            backward(model)
+        optimizer.update(Parallel(), where="test")
+    assert torch.equal(near.weight, resumed.weight)
+
+
 def test_a_zero_gradient_changes_nothing_although_there_is_momentum_and_decay():
     """An all-flat step moved the weights by 6.7e-4 at a rate of 1e-3."""
     model = module()
