@@ -387,6 +387,14 @@ def sampled_with(config: RunConfig) -> Any:
         return type(sampler.collector.engine).__name__, opened
 
 
+def refused_or_sampled(config: RunConfig) -> Any:
+    """As `sampled_with`, or why not."""
+    try:
+        return sampled_with(config)
+    except SdpoError as error:
+        return str(error)
+
+
 def mirrored(config: RunConfig) -> Any:
     """Services that a run opened, and what it is called there."""
     opened: list[Any] = []

@@ -22,6 +22,7 @@ from key_observers import (
     mirrored,
     placed,
     recorded,
+    refused_or_sampled,
     sampled_with,
     trained,
     trained_single_turn,
@@ -171,6 +172,8 @@ TURNS = {
     "CustomEnvConfig.path": turn("{folder}/other_custom.py:ENV", observe=judged),
     "LocalEngineConfig.max_sequences": turn("2", observe=worked),
     "VllmEngineConfig.memory_fraction": turn("0.9", observe=sampled_with),
+    # Refused where there is one process.
+    "VllmEngineConfig.tensor_parallel": turn("2", observe=refused_or_sampled),
     "ServerEngineConfig.urls": turn('["http://a:1", "http://b:2"]', observe=sampled_with),
     "ServerEngineConfig.timeout_s": turn("3", observe=sampled_with),
     "FolderTransferConfig.path": turn("{folder}/elsewhere", observe=sampled_with),

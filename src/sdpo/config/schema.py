@@ -105,6 +105,9 @@ class VllmEngineConfig(Config):
     """vLLM in process; needs the extra `vllm`."""
     memory_fraction: Fraction = 0.4
     """Share of the device's memory for vLLM."""
+    tensor_parallel: PositiveInt = 1
+    """Processes of a node that hold one copy of vLLM's weights together and sample as one: less
+    memory for weights, more for the cache. Divides their number."""
 
 
 class FolderTransferConfig(Config):

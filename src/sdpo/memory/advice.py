@@ -78,11 +78,11 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
                     f"rollout.engine.max_sequences={rows}",
                     {"rollout": {"engine": {"max_sequences": rows}}},
                 )
-        case VllmEngineConfig(memory_fraction=fraction):
+        case VllmEngineConfig(memory_fraction=fraction, tensor_parallel=count):
             while fraction > _SMALLEST_FRACTION:
                 fraction = max(round(fraction - 0.05, 2), _SMALLEST_FRACTION)
                 # Its own copy of the weights is in its share.
-                if fraction * plan.cards.gigabytes * 1e9 > 1.2 * plan.weights.all:
+                if fraction * plan.cards.gigabytes * 1e9 > 1.2 * plan.weights.all / count:
                     yield (
                         f"rollout.engine.memory_fraction={fraction:g}",
                         {"rollout": {"engine": {"memory_fraction": fraction}}},

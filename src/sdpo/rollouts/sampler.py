@@ -24,6 +24,7 @@ from sdpo.config.schema import (
     VllmEngineConfig,
 )
 from sdpo.engines.base import Engine, Sampling, StopTexts
+from sdpo.engines.peers import check_peers
 from sdpo.engines.trial import check_sampler
 from sdpo.envs.base import Closing, Env
 from sdpo.envs.episodes import Equipping, Limiting, Opening, Replying
@@ -190,11 +191,18 @@ def open_engine(config: RunConfig, policy: Policy, parallel: Parallel = _ALONE) 
             from sdpo.engines.local import LocalEngine
 
             return LocalEngine(policy.model, max_sequences=max_sequences)
-        case VllmEngineConfig(memory_fraction=memory_fraction):
-            from sdpo.engines.vllm import VllmEngine
+        case VllmEngineConfig(memory_fraction=memory_fraction, tensor_parallel=count):
+            from sdpo.engines.vllm import JointVllmEngine, VllmEngine
 
-            engine = VllmEngine(
-                policy.model, memory_fraction=memory_fraction, max_model_len=_longest(config)
+            check_peers(count, parallel)
+            sizes: dict[str, Any] = {
+                "memory_fraction": memory_fraction,
+                "max_model_len": _longest(config),
+            }
+            engine = (
+                VllmEngine(policy.model, **sizes)
+                if count == 1
+                else JointVllmEngine(policy.model, count=count, parallel=parallel, **sizes)
             )
         case ServerEngineConfig():
             engine = _open_servers(wanted, config, policy, parallel)

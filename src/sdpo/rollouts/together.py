@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from sdpo.config.schema import RunConfig
 from sdpo.engines.base import Sampling
+from sdpo.engines.peers import Joint
 from sdpo.envs.base import Env
 from sdpo.models.policy import Policy
 from sdpo.parallel import Parallel, joined
@@ -53,7 +54,8 @@ class Together:
                 sampling=sampling,
                 seed=seed,
                 parallel=self.parallel,
-            )
+            ),
+            collector,
         )
         return self.whole(own, count=len(tasks), collector=collector)
 
@@ -64,7 +66,8 @@ class Together:
         own = self._each(
             lambda: collector.collect_in_contexts(
                 share_groups(groups, self.parallel), sampling=sampling, seed=seed
-            )
+            ),
+            collector,
         )
         return self.whole(own, count=len(groups), collector=collector).groups
 
@@ -78,17 +81,26 @@ class Together:
     ) -> list[Result | None]:
         """As `Collector.answer`, by all processes and for all of them."""
         own = self._each(
-            lambda: collector.answer(self.parallel.share(questions), sampling=sampling, seed=seed)
+            lambda: collector.answer(self.parallel.share(questions), sampling=sampling, seed=seed),
+            collector,
         )
         self._judged(own.judged, collector)
         return self.parallel.gather_shares(own.results)
 
-    def _each(self, work: Callable[[], T]) -> T:
-        def divisible() -> T:
-            with self.signals.divisible():
-                return work()
+    def _each(self, work: Callable[[], T], collector: Collector) -> T:
+        engine = collector.engine
 
-        return self.parallel.agreed(divisible)
+        def own() -> T:
+            if not isinstance(engine, Joint):
+                with self.signals.divisible():
+                    return work()
+            # Undivided: one that is interrupted while all sample would leave the others waiting.
+            try:
+                return work()
+            finally:
+                engine.attend()
+
+        return self.parallel.agreed(own)
 
     def whole(self, own: Collected, *, count: int, collector: Collector) -> Collected:
         """The `count` groups of which this process has made `own`."""
