@@ -24,12 +24,18 @@ ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
     "grpo": ("objective.type=grpo",),
     "next_version": ("env.tasks=private-api-v2",),
+    "next_version_at_last_rate": (
+        "env.tasks=private-api-v2",
+        "optim.lr=8e-5",
+        "optim.decay_steps=0",
+    ),
     "next_version_alone": ("env.tasks=private-api-v2",),
     "frozen_teacher": ("teacher.schedule={type='frozen'}",),
     "full_weights": ("model.adapter={type='full'}", "optim.lr=1e-5"),
 }
 """What each arm changes in the recipe. `next_version` goes on from the run that `--model` names,
-`next_version_alone` begins with the base model."""
+`next_version_at_last_rate` with the rate that it ended with; `next_version_alone` begins with the
+base model."""
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ COMMON = [
     "eval.samples=1", "eval.max_tasks=1", "checkpoint.every=1", "objective.type=sdpo",
 ]  # fmt: skip
 SHARD = "model.parallel=shard"
+ADAPTERS = ("model.adapter.type=lora", "model.adapter.rank=4", "optim.micro_batch_tokens=64")
 
 
 def processes(
@@ -132,10 +133,12 @@ def runs(tmp_path_factory) -> Path:
     common = [f"model.name={save_model(folder / 'model', num_layers=1)}", *COMMON]
     common.append("model.dtype=float32")
     train(folder / "one", common)
+    train(folder / "one-lora", [*common, *ADAPTERS])
     jobs = [(folder / "two", [*common, SHARD])]
     jobs.append((copy_at(folder / "one", folder / "two-of-one", step=1), [*common, SHARD]))
     jobs.append((folder / "behind", [*common, SHARD, "checkpoint.background=true"]))
     jobs.append((folder / "offloaded", [*common, SHARD, "optim.offload=true"]))
+    jobs.append((folder / "two-lora", [*common, SHARD, *ADAPTERS]))
     jobs.append((folder / "not-finite", [*common, SHARD]))
     processes(2, jobs)
     train(copy_at(folder / "two", folder / "one-of-two", step=1), common)
@@ -144,6 +147,11 @@ def runs(tmp_path_factory) -> Path:
 
 def test_two_processes_train_what_one_trains(runs):
     assert_same_training(runs / "one", runs / "two", steps=2)
+
+
+def test_whole_adapters_wait_for_passes_that_gather_what_is_under_them(runs):
+    """One process has two groups and the other one, so that the other's last passes are idle."""
+    assert_same_training(runs / "one-lora", runs / "two-lora", steps=2)
 
 
 def test_offloaded_state_trains_the_same(runs):

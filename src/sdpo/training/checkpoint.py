@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdpo.errors import CheckpointError
@@ -114,11 +115,7 @@ class Checkpoints:
                     return str(partial)
 
             partial = Path(self._parallel.gather(self._parallel.agreed(begin))[0])
-            shards, rest = parted(state, self._layout)
-            if self._in_background:
-                staged = DefaultStager(_TO_CPU).stage({"shards": shards, "rest": rest})
-                assert isinstance(staged, dict)
-                shards, rest = staged["shards"], staged["rest"]
+            shards, rest = self._parallel.agreed(lambda: self._parts(state))
             begun = stack.pop_all()
 
         def complete() -> None:
@@ -134,6 +131,16 @@ class Checkpoints:
             self._under_way = _in_thread(complete)
         else:
             self._parallel.agreed(complete)
+
+    def _parts(self, state: Mapping[str, Any]) -> tuple[dict[str, DTensor], Any]:
+        """What is sharded in `state` and the rest, as they are now: copies, where they are written
+        later."""
+        shards, rest = parted(state, self._layout)
+        if not self._in_background:
+            return shards, rest
+        staged = DefaultStager(_TO_CPU).stage({"shards": shards, "rest": rest})
+        assert isinstance(staged, dict)
+        return staged["shards"], staged["rest"]
 
     def finish(self) -> None:
         """Wait for what is being written in the background. Raises its `CheckpointError`."""

@@ -111,11 +111,10 @@ class Optimizer:
 
     def begin_sums(self, parallel: Parallel) -> None:
         """The next backward pass is this rank's last of an update: what it completes travels to
-        the other ranks while it goes on. Not for weights that are sharded: gathering them is
-        communication too, which must come in one order on all ranks."""
-        whole = self._whole_gradients()
-        if parallel.world_size > 1 and len(whole) == len(self._masters):
-            self._sums = GradientSums(whole)
+        the other ranks while it goes on. Not where weights are sharded, adapters or not: ranks
+        gather them together, in passes of which some have nothing to train."""
+        if parallel.world_size > 1:
+            self._sums = GradientSums(self._whole_gradients())
 
     @torch.no_grad()
     def finish_sums(self, parallel: Parallel) -> None:

@@ -238,7 +238,7 @@ class Updater:
         with self.optimizer.accumulating():
             for chosen, hidden in packed:
                 done += len(chosen)
-                if done == total:
+                if done == total and not is_sharded(causal_lm(self.model)):
                     self.optimizer.begin_sums(self._parallel)
                 if chosen and not problem:
                     problem = self._micro_batch(chosen, hidden, targets, weights, batch, result)
