@@ -26,6 +26,7 @@ from sdpo.errors import CheckpointError, ConfigError, EngineError, TaskError
 from sdpo.inspection import reach
 from sdpo.rollouts.collect import Collector
 from sdpo.rollouts.record import RolloutRecorder
+from sdpo.training import checkpoint
 from sdpo.training.checkpoint import Checkpoints
 from sdpo.training.samples import SampleBuilder
 
@@ -190,7 +191,7 @@ def main(folder: Path, model: Path) -> None:
             lambda: train("rollouts"),
         ),
         "train: save": (
-            failing(Checkpoints, "save", CheckpointError("cannot write"), rank=0),
+            failing(checkpoint, "save_model", OSError(28, "cannot write"), rank=0),
             lambda: train("save"),
         ),
         "train: resume": (
