@@ -20,14 +20,21 @@ import sdpo
 
 RECORDS = Path(__file__).parent / "records" / "learn-api"
 
+BEGINS = "Answer in a ```python block that begins with `def answer`."
+
 ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
+    "asked_to_begin": (f"teacher.context.templates.solve={BEGINS!r}",),
     "grpo": ("objective.type=grpo",),
     "next_version": ("env.tasks=private-api-v2",),
     "next_version_at_last_rate": (
         "env.tasks=private-api-v2",
         "optim.lr=8e-5",
         "optim.decay_steps=0",
+    ),
+    "next_version_asked_to_begin": (
+        "env.tasks=private-api-v2",
+        f"teacher.context.templates.solve={BEGINS!r}",
     ),
     "next_version_alone": ("env.tasks=private-api-v2",),
     "frozen_teacher": ("teacher.schedule={type='frozen'}",),
