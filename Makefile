@@ -1,4 +1,4 @@
-# Seven words: setup quickstart test test-all check fmt bench. Everything runs in .venv, made on first use.
+# Eight words: setup quickstart test test-long test-all check fmt bench. Everything runs in .venv, made on first use.
 # Four more, seldom: `docs` builds the site strictly into build/site; `golden` writes tests/golden anew after a change that
 # means to alter training; `models` writes docs/models.md anew for another transformers (three to five minutes of one core);
 # `release` builds what is published into dist/ and proves it.
@@ -6,9 +6,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # An interpreter with trl 1.16 (benchmarks/README.md); without one `bench` times our side alone.
 TRL_PYTHON ?=
+IN_TWO := -q -n 2 --dist loadscope --no-loadscope-reorder
 export SDPO_SHARED_DATA ?= $(abspath ../shared/data)
 
-.PHONY: setup quickstart test test-all check fmt bench docs golden models release
+.PHONY: setup quickstart test test-long test-all check fmt bench docs golden models release
 
 setup: .venv/.ready
 
@@ -25,7 +26,11 @@ quickstart: setup
 # The tests of a module run in one process, which makes what they share once; modules in the order of their folders, of which
 # the last has many short ones, so that both processes end together.
 test: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest $(IN_TWO) -m 'not long and not slow and not gpu and not browser'
+
+# What CI runs besides: whole runs, several processes, every family of models.
+test-long: setup
+	$(BIN)/python -m pytest $(IN_TWO) -m 'long and not slow and not gpu and not browser'
 
 test-all: setup
 	$(BIN)/python -m pytest -q

@@ -19,6 +19,21 @@ settings.load_profile("sdpo")
 ROOT = Path(__file__).parent.parent
 
 
+LONG = frozenset(
+    """
+    config/test_every_key.py
+    """.split()
+)
+"""Modules that `make test-long` runs and `make test` does not: whole runs, several processes, every
+family of models."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in LONG:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)
