@@ -20,12 +20,39 @@ ROOT = Path(__file__).parent.parent
 
 
 LONG = frozenset(
-    """
-    config/test_every_key.py
-    """.split()
+    [
+        "config/test_every_key.py",
+        "docs/test_code_blocks.py",
+        "docs/test_examples.py",
+        "e2e/test_background_checkpoints.py",
+        "e2e/test_collapse.py",
+        "e2e/test_demo.py",
+        "e2e/test_discovery.py",
+        "e2e/test_doors.py",
+        "e2e/test_episode_runs.py",
+        "e2e/test_export.py",
+        "e2e/test_failing_engine.py",
+        "e2e/test_failing_judge.py",
+        "e2e/test_follow_ups.py",
+        "e2e/test_init_env.py",
+        "e2e/test_notebook.py",
+        "e2e/test_other_systems.py",
+        "e2e/test_signs_of_life.py",
+        "e2e/test_toy_learning.py",
+        "envs/test_languages.py",
+        "families/test_families.py",
+        "invariants/test_joint.py",
+        "invariants/test_processes.py",
+        "invariants/test_processes_meet.py",
+        "invariants/test_server_ranks.py",
+        "invariants/test_sharding.py",
+        "invariants/test_sharing.py",
+    ]
 )
-"""Modules that `make test-long` runs and `make test` does not: whole runs, several processes, every
-family of models."""
+"""Modules that `make test-long` runs and `make test` does not, so that the latter stays below four
+minutes: whole runs, several processes, every family of models."""
+_MISSING = sorted(name for name in LONG if not (ROOT / "tests" / name).is_file())
+assert not _MISSING, f"no such modules: {_MISSING}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
