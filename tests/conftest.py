@@ -18,7 +18,6 @@ settings.load_profile("sdpo")
 
 ROOT = Path(__file__).parent.parent
 
-
 LONG = frozenset(
     [
         "config/test_every_key.py",
