@@ -24,7 +24,6 @@ BEGINS = "Answer in a ```python block that begins with `def answer`."
 
 ARMS: dict[str, tuple[str, ...]] = {
     "main": (),
-    "asked_to_begin": (f"teacher.context.templates.solve={BEGINS!r}",),
     "grpo": ("objective.type=grpo",),
     "next_version": ("env.tasks=private-api-v2",),
     "next_version_at_last_rate": (

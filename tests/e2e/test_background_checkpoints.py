@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from sdpo.errors import CheckpointError
 from sdpo.run_folder import checkpoint_steps
 from sdpo.testing import byte_tokenizer, tiny_model
 from sdpo.training.loop import train
+from sdpo.training.optim import Optimizer
 from sdpo.training.run import Run
 
 TASKS = [{"id": f"t{i}", "prompt": f"say {i}"} for i in range(6)]
@@ -177,6 +179,27 @@ def test_killed_while_it_is_written_the_run_continues_from_the_one_before(model,
     assert not (run / "checkpoints" / ".partial-step-3").exists()
     train(config(model, tmp_path / "whole"), env=ENV)
     assert rows(run) == rows(tmp_path / "whole")
+
+
+def test_an_error_inside_an_update_waits_for_what_is_being_written(model, tmp_path, monkeypatch):
+    """The update is lost, and the checkpoint before it must not be."""
+    write, update = torch.save, Optimizer.update
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        write(*arguments)
+
+    def broken(self, *arguments, **named):
+        update(self, *arguments, **named)
+        if self.num_updates == 3:
+            raise ValueError("a bug")
+        return 1.0
+
+    monkeypatch.setattr(torch, "save", slow)
+    monkeypatch.setattr(Optimizer, "update", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        train(config(model, tmp_path / "run"), env=ENV)
+    assert checkpoint_steps(tmp_path / "run" / "checkpoints") == [1, 2]
 
 
 def test_an_interrupt_waits_for_what_is_being_written(model, tmp_path, monkeypatch):

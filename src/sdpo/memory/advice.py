@@ -55,8 +55,6 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
     config = plan.config
     yield from _sharing(plan)
     update = plan.phases["update"] > plan.cards.usable
-    if not config.optim.offload and plan.device == "cuda":
-        yield "optim.offload=true", {"optim": {"offload": True}}
     if update and not config.optim.gradient_checkpointing:
         yield (
             "optim.gradient_checkpointing=true",
@@ -68,6 +66,9 @@ def _harmless(plan: MemoryPlan) -> Iterator[Change]:
         while tokens > longest:
             tokens = max(tokens // 2, longest)
             yield f"optim.micro_batch_tokens={tokens}", {"optim": {"micro_batch_tokens": tokens}}
+    # After what costs less time.
+    if not config.optim.offload and plan.device == "cuda":
+        yield "optim.offload=true", {"optim": {"offload": True}}
     if plan.phases["sampling"] <= plan.cards.usable:
         return
     match config.rollout.engine:

@@ -119,7 +119,7 @@ def plan_memory(config: RunConfig, cards: Cards, outlines: Outlines | None = Non
     student = passes.student(micro_batch, micro_batch, sides=_sides(config))
     standing = _standing(config, weights, cards, mode)
     parts = {
-        **(_without_offloaded(standing, mode) if config.optim.offload else standing),
+        **(_without_offloaded(config, standing, mode) if config.optim.offload else standing),
         **_of_update(config, passes, student, cards, micro_batch),
         **_of_sampling(config, passes, weights, cards, mode),
     }
@@ -213,11 +213,11 @@ def _standing(config: RunConfig, weights: WeightBytes, cards: Cards, mode: Mode)
     }
 
 
-def _without_offloaded(standing: dict[str, int], mode: Mode) -> dict[str, int]:
+def _without_offloaded(config: RunConfig, standing: dict[str, int], mode: Mode) -> dict[str, int]:
     """What a card keeps of it: of sharded weights the float32 parameters themselves, which are
-    their own masters, and their gradient."""
+    their own masters, and their gradient. Adapters are never sharded."""
     moved = ("Adam moments",)
-    if mode == "replicate":
+    if mode == "replicate" or not isinstance(config.model.adapter, FullWeightsConfig):
         moved = ("gradients", "float32 masters", "Adam moments")
     return {name: 0 if name in moved else size for name, size in standing.items()}
 

@@ -137,9 +137,11 @@ class Optimizer:
 
     def _whole_gradients(self) -> list[torch.Tensor]:
         """The gradient sums of weights that are not sharded."""
-        named = ((self._parameters[name], master) for name, master in self._masters.items())
-        gradients = [m.grad for p, m in named if not isinstance(p, DTensor)]
-        return [gradient for gradient in gradients if gradient is not None]
+        return [
+            master.grad
+            for name, master in self._masters.items()
+            if master.grad is not None and not isinstance(self._parameters[name], DTensor)
+        ]
 
     @torch.no_grad()
     def update(self, parallel: Parallel, *, where: str) -> float:
@@ -238,8 +240,7 @@ class Optimizer:
         self._adamw.load_state_dict(state["adamw"])  # ty: ignore[invalid-argument-type]
         for name, master in state["masters"].items():  # ty: ignore[missing-attribute]
             self._masters[name].copy_(master)
-            if isinstance(self._parameters[name], DTensor):
-                self._take(name, self._masters[name])
+            self._take(name, self._masters[name])
         self.num_updates = int(state["num_updates"])  # ty: ignore[invalid-argument-type]
         self.num_steps = int(state["num_steps"])  # ty: ignore[invalid-argument-type]
         self.lr_scale = float(state["lr_scale"])  # ty: ignore[invalid-argument-type]

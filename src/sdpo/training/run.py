@@ -271,10 +271,8 @@ class Run:
         protect = None
         if self._canaries.action == "rollback":
             protect = self._history.newest_good(self._saved(), self._canaries.good(self.step))
-        policy = self._sampler.policy
-        self._checkpoints.save(
-            self.step, policy.model, policy.tokenizer, self._state(), protect=protect
-        )
+        model, tokenizer = self._sampler.policy.model, self._sampler.policy.tokenizer
+        self._checkpoints.save(self.step, model, tokenizer, self._state(), protect=protect)
 
     def settle(self) -> None:
         """Wait until the last checkpoint stands. Collective."""
@@ -294,8 +292,9 @@ class Run:
 
     def save_before_stop(self, why: str) -> None:
         """Save the last step that has trained, evaluated or not, before an error ends the run;
-        nothing when some updates of the next step have been made, or an alert is not acted on.
-        Collective."""
+        nothing when some updates of the next step have been made, or an alert is not acted on. What
+        is being written is waited for. Collective."""
+        self.settle()
         is_recorded = self.last_metrics.get("step") == self.step or self.unevaluated is not None
         if is_recorded and self._has_acted and not self.learner.is_within_step:
             self._save_unless_saved()

@@ -151,14 +151,14 @@ def test_a_second_node_saves_memory_only_where_weights_are_shared_over_both():
 
 
 def test_offloading_is_counted_and_advised(tmp_path):
-    """Qwen3-1.7B on one card of 48 GB: 16 of 24 bytes a weight are AdamW's."""
+    """Qwen3-1.7B on one card of 40 GB: 16 of 24 bytes a weight are AdamW's."""
     shape = {**QWEN3_8B.to_dict(), "hidden_size": 2048, "num_hidden_layers": 28}
     shape |= {"num_attention_heads": 16, "intermediate_size": 6144, "tie_word_embeddings": True}
     del shape["layer_types"]
     (tmp_path / "config.json").write_text(json.dumps(shape))
     outlines = Outlines(tmp_path / "config.json")
     told = ["quickstart", "model.name=nobody/none", "optim.micro_batch_tokens=1024"]
-    plan = plan_memory(load_config(told), Cards.parse("1x48"), outlines)
+    plan = plan_memory(load_config(told), Cards.parse("1x40"), outlines)
     assert not plan.fits
     assert advice(plan, outlines).startswith("fits with optim.offload=true")
     moved = plan_memory(load_config([*told, "optim.offload=true"]), plan.cards, outlines)
@@ -173,6 +173,10 @@ def test_offloading_is_counted_and_advised(tmp_path):
     here, there = (plan_memory(config, Cards.parse("4x96"), outlines) for config in shared)
     assert here.phases["update"] - there.phases["update"] == here.parts["Adam moments"]
     assert there.in_cpu == 16 * here.weights.num_trained / 4
+    # Adapters are whole everywhere, and all that AdamW keeps of them moves.
+    adapted = ["qwen3-8b-lora-1gpu", "model.parallel=shard", "optim.offload=true"]
+    parts = plan_memory(load_config(adapted), Cards.parse("2x48"), outlines).parts
+    assert parts["gradients"] == parts["float32 masters"] == parts["Adam moments"] == 0
 
 
 def test_a_smaller_micro_batch_is_advised_where_it_is_enough():

@@ -22,6 +22,13 @@ def backward(model, scale=1.0):
     (model(inputs).square().mean() * scale).backward()
 
 
+def learn(optimizer, model):
+    """One update."""
+    with optimizer.accumulating():
+        backward(model)
+    optimizer.update(Parallel(), where="test")
+
+
 def test_matches_torch_adamw_with_clipping():
     ours, theirs = module(), module()
     optimizer = Optimizer(OptimConfig(lr=1e-2, grad_clip=0.05), ours)
@@ -75,9 +82,7 @@ def test_offloaded_state_trains_the_same_weights(dtype):
     third = Optimizer(OptimConfig(lr=1e-2, offload=True), resumed)
     third.load_state(second.state())
     for optimizer, model in ((first, near), (third, resumed)):
-        with optimizer.accumulating():
-            backward(model)
-        optimizer.update(Parallel(), where="test")
+        learn(optimizer, model)
     assert torch.equal(near.weight, resumed.weight)
 
 
@@ -179,15 +184,11 @@ def test_resumed_optimizer_continues_exactly():
     straight, first = module(), module()
     one, two = Optimizer(OptimConfig(lr=1e-2), straight), Optimizer(OptimConfig(lr=1e-2), first)
     for optimizer, model in ((one, straight), (two, first)):
-        with optimizer.accumulating():
-            backward(model)
-        optimizer.update(Parallel(), where="")
+        learn(optimizer, model)
     resumed = module()
     resumed.load_state_dict(first.state_dict())
     three = Optimizer(OptimConfig(lr=1e-2), resumed)
     three.load_state(two.state())
     for optimizer, model in ((one, straight), (three, resumed)):
-        with optimizer.accumulating():
-            backward(model)
-        optimizer.update(Parallel(), where="")
+        learn(optimizer, model)
     assert torch.equal(straight.weight, resumed.weight)
